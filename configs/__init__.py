@@ -1,0 +1,1 @@
+"""The YAML that `llmos init` copies out: one folder per template."""

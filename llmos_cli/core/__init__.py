@@ -1,0 +1,1 @@
+"""The git half: files, hashes, refs, runs. Never imports torch."""

@@ -1,0 +1,36 @@
+"""A section of a config: frozen, strict about its keys, and aware of which of its keys were ever read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+
+class Section(BaseModel):
+    """Base of every options class.
+
+    Fields are read as attributes; `unread()` then tells the keys that were set and never looked at:
+    an option that nothing reads is a lie, and the run reports it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+    _read: set[str] = PrivateAttr(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if not name.startswith("_") and name in type(self).model_fields:
+            self.__pydantic_private__["_read"].add(name)  # type: ignore[index]
+        return value
+
+    def unread(self, prefix: str = "") -> list[str]:
+        """Dotted names of the keys that were set explicitly and never read, this section's children included."""
+        dead = []
+        for name in sorted(self.model_fields_set):
+            value = self.__dict__.get(name)
+            if isinstance(value, Section):
+                dead += value.unread(f"{prefix}{name}.")
+            elif name not in self._read:
+                dead.append(prefix + name)
+        return dead

@@ -1,0 +1,1 @@
+"""Sources, fingerprints, tokenising, packing, augmentation."""

@@ -1,0 +1,88 @@
+"""What can go wrong, and the exit code of each.
+
+    LlmosError                 1   failed (port in use, disk full, nothing changed...)
+    ├── UsageError             2   a flag or argument that cannot be right
+    │   ├── ConfigError        2   a YAML key or value that cannot be right, with its place in the file
+    │   └── AmbiguousRevision  2   a prefix that names several checkpoints
+    ├── GateFailed             3   a checkpoint is worse than what was required of it
+    ├── NotFound               4   no such revision, workspace, run, file
+    ├── Corrupt                5   bytes that are not what their hash says, a truncated file
+    ├── Untrusted              5   code, a pickle, a signature or a key that is not trusted
+    ├── Conflict               6   a ref moved meanwhile
+    │   └── LockTimeout        6   somebody else held the lock too long
+    ├── Interrupted          130   Ctrl-C, state saved
+    └── Terminated           143   SIGTERM, state saved
+
+An error is one sentence (what, which) and a hint (the way out). `app.py` shows it and exits; nothing else catches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LlmosError(Exception):
+    """`message`: one sentence saying what and which; `hint`: how to go on."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LlmosError):
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a YAML file: `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    frame: str = ""
+
+
+class ConfigError(UsageError):
+    def __init__(self, message: str, *, hint: str = "", place: Place | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.place = place
+
+
+class AmbiguousRevision(UsageError):
+    pass
+
+
+class GateFailed(LlmosError):
+    exit_code = 3
+
+
+class NotFound(LlmosError):
+    exit_code = 4
+
+
+class Corrupt(LlmosError):
+    exit_code = 5
+
+
+class Untrusted(LlmosError):
+    exit_code = 5
+
+
+class Conflict(LlmosError):
+    exit_code = 6
+
+
+class LockTimeout(Conflict):
+    pass
+
+
+class Interrupted(LlmosError):
+    exit_code = 130
+
+
+class Terminated(LlmosError):
+    exit_code = 143

@@ -1,0 +1,105 @@
+"""What operations say while they work: runs write events to `events.jsonl`, the terminal shows them.
+
+An operation takes `emit: Emit` and calls it; it never prints. Every event is a frozen dataclass whose fields
+are plain JSON values, so that the file and the screen cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """`at` is seconds since the epoch."""
+
+    at: float = field(default_factory=time.time, kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": type(self).__name__.lower(), **asdict(self)}
+
+
+Emit = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """An `Emit` for callers that do not want to hear."""
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """A run began in process `pid`, itself started at `pid_started` (so that a reused pid is not mistaken for it)."""
+
+    run: str
+    operation: str
+    pid: int
+    pid_started: float
+    host: str
+    base: str
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """`step` of `total` (0 when unknown) `unit`s of `stage`; `rate` in `rate_unit` per second, `eta` and `elapsed` in seconds, `memory` in bytes."""
+
+    stage: str
+    step: int
+    total: int = 0
+    unit: str = "step"
+    values: Mapping[str, float] = field(default_factory=dict)
+    rate: float = 0.0
+    rate_unit: str = ""
+    elapsed: float = 0.0
+    eta: float | None = None
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Metric(Event):
+    """One measured number: `split` says on which data, `step` when in the run, `checkpoint` (an id) of what."""
+
+    name: str
+    value: float
+    split: str = ""
+    step: int | None = None
+    checkpoint: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer(Event):
+    """What a compressing method did to one layer; `skipped` holds the reason where it left it alone."""
+
+    name: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something the user should know; `level` is `info` or `warning`."""
+
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A checkpoint was committed; `moved` is the branch that now points at it, empty when none moved."""
+
+    checkpoint: str
+    moved: str = ""
+
+
+@dataclass(frozen=True)
+class Ended(Event):
+    """`status`: done, failed, interrupted, terminated; `message` is the error's sentence."""
+
+    status: str
+    exit_code: int = 0
+    message: str = ""

@@ -1,0 +1,1 @@
+"""Samplers for hyperparameter search: one file each."""

@@ -1,0 +1,1 @@
+"""Our small architectures: PreTrainedModel classes, one file each."""

@@ -1,0 +1,1 @@
+"""One story per verb, read top to bottom."""

@@ -1,0 +1,190 @@
+"""What each verb may be told: one class per section, one root per `configs/<verb>.yaml`.
+
+A method's own options live beside the method and appear as `<verb>.<method>`: hence `extra="allow"` on the verbs
+that have methods; `core/config.py` checks those keys against the catalog and the method's `Options` class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from llmos_cli.core.section import Section
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+
+
+class Methodical(Section):
+    """A verb with methods: options of method NAME stand under the key NAME."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def of_method(self, name: str) -> dict[str, Any]:
+        """The keys set for one method, to be read by its `Options`."""
+        return dict((self.__pydantic_extra__ or {}).get(name) or {})
+
+
+class TrainOptions(Methodical):
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps; with `max_seconds` too, whichever comes first."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Wall-clock budget of the loop, validation and compiling included; the schedule follows it."""
+    max_epochs: float | None = Field(None, gt=0)
+    save_every: int | None = Field(None, ge=1)
+    """Steps between resume states; every validation when absent."""
+    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    """Samples (sequences for language models) in a forward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes in an optimizer step."""
+    optimizer: str = "adamw"
+    """A file of `methods/train/`: its own options are `train.<optimizer>.<option>`."""
+    schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    """Share of the run spent warming up."""
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between validations; ten in a run when absent."""
+    patience: int | None = Field(None, ge=1)
+    """Validations without improvement before stopping."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the checkpoint holds: the best validation's or the last step's."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic: bf16 autocast where the hardware computes it faster, by `auto`."""
+    gradient_checkpointing: bool = False
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    teacher: str | None = None
+    """REV whose logits the model learns to match (KL), beside the labels."""
+    teacher_weight: float = Field(0.5, ge=0, le=1)
+    """Share of the teacher's KL in the loss; the rest is cross-entropy to the labels."""
+    temperature: float = Field(1.0, gt=0)
+
+
+class PruneOptions(Methodical):
+    method: str = "wanda"
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of the weights of each pruned layer set to zero."""
+    pattern: str = "unstructured"
+    """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs)."""
+    heal: int = Field(0, ge=0)
+    """Steps of distillation from the parent with the mask held."""
+    calibration_samples: int = Field(64, ge=1)
+    ignore: list[str] = []
+    """Glob patterns of modules to leave alone, beside embeddings and output heads."""
+
+
+class QuantizeOptions(Methodical):
+    method: str = "gptq"
+    bits: int = Field(4, ge=2, le=8)
+    group_size: int = Field(128, ge=-1)
+    """Inputs that share a scale; -1: one scale per output channel."""
+    heal: int = Field(0, ge=0)
+    calibration_samples: int = Field(64, ge=1)
+    ignore: list[str] = []
+
+
+class HealOptions(Section):
+    """Distillation after compressing: optimizer steps of `--heal` run with these."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+
+
+class TuneOptions(Methodical):
+    space: dict[str, Any] = {}
+    """Config key -> `{low, high, log, step}` or `{choices: [...]}` (or a bare list of choices)."""
+    trials: int = Field(20, ge=1)
+    sampler: str = "tpe"
+    pruner: Literal["none", "median", "hyperband"] = "median"
+    objectives: dict[str, Literal["minimize", "maximize"]] = {}
+    """Metric -> direction; the task's own metric when empty. Several give a Pareto front."""
+    jobs: int = Field(1, ge=1)
+    study: str | None = None
+    """Name to resume by; made from the config's hash when absent."""
+    storage: str | None = None
+    """Optuna storage URL; a SQLite file of the workspace when absent."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Budget of each trial's training."""
+    max_steps: int | None = Field(None, ge=1)
+    startup_trials: int | None = Field(None, ge=1)
+
+
+class EvalOptions(Methodical):
+    split: Literal["train", "validation", "test"] = "test"
+    batch_size: int = Field(16, ge=1)
+    require: list[str] = []
+    folds: int | None = Field(None, ge=2)
+    """k-fold cross-validation: trains and evaluates k times with the checkpoint's own config."""
+    latency: bool = True
+    """Measure latency, throughput and peak memory too."""
+
+
+class DeployOptions(Section):
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    """0: any free port."""
+    slots: int = Field(16, ge=1)
+    """Requests decoded at once."""
+    queue: int = Field(64, ge=0)
+    """Requests that may wait; one more is answered 429."""
+    max_request_bytes: int = Field(1_000_000, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    """Upper bound on a request's max_tokens."""
+    context: int | None = Field(None, ge=8)
+    """Positions in the KV cache of each slot; the model's own when absent."""
+    warm: Literal["off", "background", "full"] = "background"
+    api_key_file: str | None = None
+    drain_seconds: float = Field(30.0, ge=0)
+
+
+class TrainConfig(Section):
+    seed: int = 0
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    train: TrainOptions = TrainOptions()
+
+
+class PruneConfig(Section):
+    seed: int = 0
+    data: DataOptions = DataOptions()
+    prune: PruneOptions = PruneOptions()
+    heal: HealOptions = HealOptions()
+
+
+class QuantizeConfig(Section):
+    seed: int = 0
+    data: DataOptions = DataOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    heal: HealOptions = HealOptions()
+
+
+class TuneConfig(Section):
+    """A trial is a training run: `configs/train.yaml` with the trial's values; this file holds the search."""
+
+    seed: int = 0
+    tune: TuneOptions = TuneOptions()
+
+
+class EvalConfig(Section):
+    seed: int = 0
+    data: DataOptions = DataOptions()
+    eval: EvalOptions = EvalOptions()
+
+
+class DeployConfig(Section):
+    deploy: DeployOptions = DeployOptions()
+
+
+ROOTS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "prune": PruneConfig,
+    "quantize": QuantizeConfig,
+    "tune": TuneConfig,
+    "eval": EvalConfig,
+    "deploy": DeployConfig,
+}

@@ -1,0 +1,1 @@
+"""The decoding engine, the HTTP interface, and the registry of loaded models."""

@@ -1,0 +1,1 @@
+"""One file per kind of task: data -> batch -> scored positions -> metrics."""

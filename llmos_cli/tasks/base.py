@@ -1,0 +1,102 @@
+"""What every task is: positions to be classified.
+
+A next token, a label of a text, a tag of a word and a digit of an image are all one thing: a row of logits and the
+right class. So training loss, distillation, KL between two checkpoints, perplexity and accuracy are written once, over
+`Scored`, and a task file only says how its data becomes batches and which numbers its users expect.
+
+Shapes: B samples, L positions in a sample, N scored positions in a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+
+Batch = dict[str, Tensor]
+"""Keyword arguments of the model's forward, without labels, plus `labels` (int64, -100 where nothing is scored)."""
+
+
+class Split(Protocol):
+    """Samples that can be batched: `len(split)` of them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int], *, augment_seed: int | None = None) -> Batch:
+        """Samples `rows` as one batch on the CPU; the same rows and seed give the same bits."""
+        ...
+
+    def bytes(self, rows: Sequence[int]) -> int:
+        """UTF-8 bytes of text that the scored positions of `rows` stand for; 0 where it has no meaning."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data source made ready for one model.
+
+    `facts` are the configuration keys that the data decides (vocab_size, num_labels, id2label, image_size...);
+    `fingerprint` says exactly which data it was (JSON values); `processor` is what the checkpoint keeps beside its weights
+    (a tokenizer; None where the configuration says it all).
+    """
+
+    splits: Mapping[str, Split]
+    facts: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    processor: Any = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits of the scored positions and their classes; `sample_N` is the row of the batch each belongs to."""
+
+    logits_NC: Tensor
+    labels_N: Tensor
+    sample_N: Tensor
+
+
+@dataclass
+class Outcome:
+    """What an evaluation keeps of every scored position, on the CPU: enough for any metric and its interval."""
+
+    nll_N: Tensor
+    predicted_N: Tensor
+    labels_N: Tensor
+    confidence_N: Tensor
+    sample_N: Tensor
+    """Global index of the sample (the unit that is resampled for intervals)."""
+    bytes: int = 0
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Further per-position columns, such as `kl` to another checkpoint."""
+
+
+class Task:
+    """Base of the four tasks; `TASK` in each task's file is its only instance."""
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    """Suffix of the transformers class: `ForCausalLM`..."""
+    metric: ClassVar[str]
+    lower_is_better: ClassVar[bool]
+    default_dtype: ClassVar[torch.dtype] = torch.float32
+
+    def prepare(
+        self, data: DataOptions, model: ModelOptions, *, seed: int, cache: Path, processor: Path | None = None
+    ) -> Prepared:
+        """Load, split, tokenise and index `data`. `processor`: a checkpoint directory whose tokenizer and labels must be used."""
+        raise NotImplementedError
+
+    def scored(self, logits: Tensor, batch: Batch) -> Scored:
+        """Pick the positions that count out of the model's logits ([B, L, C] or [B, C])."""
+        raise NotImplementedError
+
+    def metrics(self, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, float]:
+        """The task's numbers, its `metric` among them."""
+        raise NotImplementedError
