@@ -36,7 +36,7 @@ _RELATIVE = re.compile(
     rf"(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?:(?P<metric>{_METRIC})@)?(?P<revision>{_REVISION})", re.ASCII
 )
 
-_FORM = "Write METRIC OP BOUND, for example 'bits_per_byte <= 1.9' or 'bits_per_byte <= 1.05 * base'."
+_FORM = "write METRIC OP BOUND, for example 'bits_per_byte <= 1.9' or 'bits_per_byte <= 1.05 * base'"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def parse(text: str) -> Requirement:
     """Read one requirement; UsageError for anything that is not METRIC OP BOUND."""
     match = _REQUIREMENT.fullmatch(text)
     if match is None:
-        raise UsageError(f"The requirement {text!r} is not METRIC OP BOUND.", hint=_FORM)
+        raise UsageError(f"the requirement {text!r} is not METRIC OP BOUND", hint=_FORM)
     return Requirement(
         text=" ".join(text.split()),
         metric=match["metric"],
@@ -86,7 +86,7 @@ def _parse_bound(bound: str, metric: str, text: str) -> Bound:
     match = _RELATIVE.fullmatch(bound)
     if match is None:
         raise UsageError(
-            f"The bound {bound!r} of the requirement {text!r} is neither a number nor a revision.", hint=_FORM
+            f"the bound {bound!r} of the requirement {text!r} is neither a number nor a revision", hint=_FORM
         )
     return Bound(_finite(match["factor"] or "1", text), match["metric"] or metric, match["revision"])
 
@@ -94,7 +94,7 @@ def _parse_bound(bound: str, metric: str, text: str) -> Bound:
 def _finite(number: str, text: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise UsageError(f"The number {number} in the requirement {text!r} is too large.", hint=_FORM)
+        raise UsageError(f"the number {number} in the requirement {text!r} is too large", hint=_FORM)
     return value
 
 
@@ -137,6 +137,6 @@ def enforce(verdicts: Iterable[Verdict]) -> None:
     if failed:
         reasons = "; ".join(f"{verdict.requirement!r} ({verdict.reason})" for verdict in failed)
         raise GateFailed(
-            f"The gate failed: {reasons}.",
-            hint="Compare the checkpoints with `llmos diff`, or require less.",
+            f"the gate failed: {reasons}",
+            hint="compare the checkpoints with `llmos diff`",
         )
