@@ -4,7 +4,7 @@ A next token, a label of a text, a tag of a word and a digit of an image are all
 right class. So training loss, distillation, KL between two checkpoints, perplexity and accuracy are written once, over
 `Scored`, and a task file only says how its data becomes batches and which numbers its users expect.
 
-Shapes: B samples, L positions in a sample, N scored positions in a batch, C classes.
+Shapes: B samples, L positions in a sample, N scored positions, C classes, S samples in all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 
 Batch = dict[str, Tensor]
-"""Keyword arguments of the model's forward, without labels, plus `labels` (int64, -100 where nothing is scored)."""
+"""Keyword arguments of the model's forward, plus `labels` (int64, -100 where nothing is scored), which stand where the
+logits that they judge stand: a language model's are shifted already. Never pass them to the model, which would shift again."""
+
+UNSCORED = -100
 
 
 class Split(Protocol):
@@ -44,13 +47,14 @@ class Prepared:
 
     `facts` are the configuration keys that the data decides (vocab_size, num_labels, id2label, image_size...);
     `fingerprint` says exactly which data it was (JSON values); `processor` is what the checkpoint keeps beside its weights
-    (a tokenizer; None where the configuration says it all).
+    (a tokenizer; None where the configuration says it all); `notes` are sentences that the user should see.
     """
 
     splits: Mapping[str, Split]
     facts: Mapping[str, Any]
     fingerprint: Mapping[str, Any]
     processor: Any = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,32 @@ class Outcome:
     bytes: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Further per-position columns, such as `kl` to another checkpoint."""
+    bytes_S: Tensor | None = None
+    """UTF-8 bytes of each sample; `bytes` is their sum."""
+    weights_N: Tensor | None = None
+    """How often each position counts (a resample's multiplicities); once when None."""
+
+    def mean(self, column_N: Tensor) -> float:
+        """Average of a column over the positions, as often as each counts."""
+        values = column_N.double()
+        if self.weights_N is None:
+            return float(values.mean())
+        return float((values * self.weights_N).sum() / self.weights_N.sum())
+
+    def positions(self) -> float:
+        """How many positions count."""
+        return float(len(self.nll_N)) if self.weights_N is None else float(self.weights_N.sum())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one row, as JSON values: `probabilities` by class, `tags` for each word, `scores` of a text."""
+
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    confidences: tuple[float, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 class Task:
@@ -85,18 +115,43 @@ class Task:
     """Suffix of the transformers class: `ForCausalLM`..."""
     metric: ClassVar[str]
     lower_is_better: ClassVar[bool]
+    columns: ClassVar[tuple[str, ...]]
+    """Canonical names of the columns it learns from: the input, then what is to be predicted (if it is a column)."""
     default_dtype: ClassVar[torch.dtype] = torch.float32
 
     def prepare(
-        self, data: DataOptions, model: ModelOptions, *, seed: int, cache: Path, processor: Path | None = None
+        self,
+        data: DataOptions,
+        model: ModelOptions,
+        *,
+        seed: int,
+        cache: Path,
+        processor: Path | None = None,
+        relabel: bool = False,
     ) -> Prepared:
-        """Load, split, tokenise and index `data`. `processor`: a checkpoint directory whose tokenizer and labels must be used."""
+        """Load, split, tokenise and index `data`.
+
+        `processor`: a checkpoint directory whose tokenizer and labels must be used; with `relabel` its tokenizer alone (a
+        new head for new classes). Relative paths are those of the workspace that `cache` (`.llmos/cache`) lies in.
+        """
         raise NotImplementedError
 
     def scored(self, logits: Tensor, batch: Batch) -> Scored:
         """Pick the positions that count out of the model's logits ([B, L, C] or [B, C])."""
-        raise NotImplementedError
+        labels = batch["labels"]
+        counts = labels != UNSCORED
+        return Scored(logits[counts], labels[counts], counts.nonzero()[:, 0])
 
     def metrics(self, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, float]:
-        """The task's numbers, its `metric` among them."""
+        """The task's numbers, its `metric` among them; `facts` are those of `prepare` or the checkpoint's config.json."""
+        raise NotImplementedError
+
+    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
+        """Rows without labels (texts, lists of words, images) as a split to predict on."""
+        raise NotImplementedError
+
+    def predictions(
+        self, logits: Tensor, batch: Batch, rows: Sequence[Any], facts: Mapping[str, Any]
+    ) -> list[Prediction]:
+        """What the logits of `inputs(rows)`'s batch say of each row."""
         raise NotImplementedError

@@ -1,0 +1,66 @@
+"""Fingerprints: which rows exactly, in which order, as SHA-256.
+
+A row's digest is over its columns' names, kinds, lengths and bytes, so no two different rows run together; a split's is
+over the digests of its rows in order; a source's names them all. The same digests decide the split of a row (equal rows
+always fall together) and key the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmos_cli.data.rows import Rows
+
+
+def digests(rows: Rows, columns: Sequence[str] | None = None) -> list[bytes]:
+    """One SHA-256 per row over `columns` (all of them when None)."""
+    names = sorted(columns or rows.columns)
+    return [of_values(zip(names, values, strict=True)) for values in zip(*(rows[n] for n in names), strict=True)]
+
+
+def of_values(values: Iterable[tuple[str, Any]]) -> bytes:
+    hasher = hashlib.sha256()
+    for name, value in values:
+        content = _bytes(value)
+        hasher.update(f"{name}:{len(content)}:".encode())
+        hasher.update(content)
+    return hasher.digest()
+
+
+def of_split(row_digests: Sequence[bytes]) -> dict[str, Any]:
+    return {"rows": len(row_digests), "sha256": hashlib.sha256(b"".join(row_digests)).hexdigest()}
+
+
+def of_json(value: Any) -> str:
+    """Of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fraction(digest: bytes) -> float:
+    """A digest as a number in [0, 1): the place of its row among the splits."""
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_of(digest: bytes, fractions: Mapping[str, float]) -> str:
+    """The split whose share of [0, 1) holds this digest, `fractions` in order from 0; `train` beyond them."""
+    at, end = fraction(digest), 0.0
+    for name, share in fractions.items():
+        end += share
+        if at < end:
+            return name
+    return "train"
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return b"b" + value
+    if isinstance(value, str):
+        return b"s" + value.encode("utf-8", "surrogatepass")
+    if isinstance(value, np.ndarray):
+        return f"a{value.dtype.str}{value.shape}".encode() + value.tobytes()
+    return b"j" + json.dumps(value, ensure_ascii=True, default=str).encode()

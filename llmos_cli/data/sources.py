@@ -1,0 +1,122 @@
+"""Sources: from the `data` section of a config to named splits of rows under canonical names.
+
+`builtin:NAME` is the function `load` of `builtin_NAME.py` beside this file. Everything else is read by `files.py`: a
+file, a folder, a saved `datasets` directory, a hub id, an fsspec URL. Several sources are put one after the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.data import fingerprint, splits
+from llmos_cli.data.rows import Rows, concatenated
+from llmos_cli.errors import UsageError
+from llmos_cli.options.data import DataOptions, Source
+
+BUILTIN = "builtin:"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`fingerprint` says which rows of which sources (JSON); `notes` are sentences that the user should see."""
+
+    splits: Mapping[str, Rows]
+    fingerprint: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded:
+    """The rows of `options.source` with `columns` (canonical names, the last one being the target of a classifier)."""
+    sources = _sources(options)
+    parts = {source.source: _one(source.source, options, columns, cache=cache) for source in sources}
+    named = {name: _of_split(name, sources, parts, options) for name in splits.NAMES}
+    kept = {name: concatenated(rows) for name, rows in named.items() if rows}
+    described, notes = _described(kept, sources)
+    return Loaded(kept, described, notes)
+
+
+def builtins() -> list[str]:
+    """Names of the data sets that need no network, by file name."""
+    return sorted(path.stem.removeprefix("builtin_") for path in Path(__file__).parent.glob("builtin_*.py"))
+
+
+def _sources(options: DataOptions) -> list[Source]:
+    given = options.source
+    if given is None and options.splits:
+        given = ""
+    if given is None:
+        raise UsageError(
+            "data.source is not set",
+            hint=f"Give a file, a folder, a hub id or one of {', '.join(BUILTIN + name for name in builtins())}.",
+        )
+    several = given if isinstance(given, list) else [given]
+    sources = [Source(source=source) if isinstance(source, str) else source for source in several]
+    names = [source.source for source in sources]
+    if not names:
+        raise UsageError("data.source is an empty list", hint="Name at least one source.")
+    if options.evaluate is not None and options.evaluate not in names:
+        raise UsageError(f"data.evaluate is {options.evaluate}, which is not a source", hint=f"Sources: {', '.join(names)}.")
+    return sources
+
+
+def _one(source: str, options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
+    if source.startswith(BUILTIN):
+        return _builtin(source, columns, cache=cache)
+    from llmos_cli.data import files
+
+    read = files.read(source, options, columns, cache=cache)
+    return splits.completed(read, options, source=source or "data.splits", inputs=columns[:1])
+
+
+def _builtin(source: str, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
+    name = source.removeprefix(BUILTIN)
+    if name not in builtins():
+        close = get_close_matches(name, builtins(), n=1)
+        hint = f"Did you mean {BUILTIN}{close[0]}?" if close else f"There are: {', '.join(builtins())}."
+        raise UsageError(f"there is no data set {source}", hint=hint)
+    loaded: dict[str, Rows] = importlib.import_module(f"llmos_cli.data.builtin_{name}").load(cache)
+    there = list(loaded["train"].columns)
+    missing = [column for column in columns if column not in there]
+    if missing:
+        raise UsageError(
+            f"{source} has no column {missing[0]} (it has {', '.join(there)})",
+            hint="Choose a data set that fits data.task.",
+        )
+    return {split: Rows({column: rows[column] for column in columns}) for split, rows in loaded.items()}
+
+
+def _of_split(
+    name: str, sources: Sequence[Source], parts: Mapping[str, Mapping[str, Rows]], options: DataOptions
+) -> list[Rows]:
+    """What each source gives to one split: repeated for training, only the chosen source for evaluation."""
+    if name == "train":
+        return [parts[s.source][name] for s in sources if name in parts[s.source] for _ in range(s.repeat)]
+    return [
+        parts[s.source][name]
+        for s in sources
+        if name in parts[s.source] and options.evaluate in (None, s.source) and len(parts[s.source][name])
+    ]
+
+
+def _described(kept: Mapping[str, Rows], sources: Sequence[Source]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    rows = {name: fingerprint.digests(rows) for name, rows in kept.items()}
+    described = {
+        "sources": [source.model_dump() for source in sources],
+        "splits": {name: fingerprint.of_split(digests) for name, digests in rows.items()},
+    }
+    return described, tuple(_leaks(rows))
+
+
+def _leaks(rows: Mapping[str, Sequence[bytes]]) -> list[str]:
+    trained = set(rows.get("train", ()))
+    counts = {name: sum(digest in trained for digest in rows.get(name, ())) for name in ("validation", "test")}
+    return [
+        f"{count} of {len(rows[name])} {name} rows also stand in the training split"
+        for name, count in counts.items()
+        if count
+    ]

@@ -1,0 +1,60 @@
+"""Splits: `train`, `validation` and `test`, the source's own or made by content hash.
+
+A row goes where the SHA-256 of its content says, so that the same rows always fall the same way, equal rows fall
+together, and rows that are added later move none of those that were there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmos_cli.data.fingerprint import digests, split_of
+from llmos_cli.data.rows import Rows
+from llmos_cli.errors import UsageError
+from llmos_cli.options.data import DataOptions
+
+NAMES = ("train", "validation", "test")
+
+
+def completed(splits: Mapping[str, Rows], options: DataOptions, *, source: str, inputs: Sequence[str]) -> dict[str, Rows]:
+    """`splits` with the missing ones cut out of `train`, by the hash of the columns `inputs`."""
+    missing = [name for name in ("test", "validation") if name not in splits]
+    if not missing or "train" not in splits:
+        return dict(splits)
+    shares = {"test": options.test_fraction, "validation": options.validation_fraction}
+    made = _cut(splits["train"], {name: shares[name] for name in missing}, source=source, inputs=inputs)
+    return {name: made[name] if name in made else splits[name] for name in NAMES}
+
+
+def _cut(rows: Rows, shares: Mapping[str, float], *, source: str, inputs: Sequence[str]) -> dict[str, Rows]:
+    keys = digests(rows, inputs)
+    places = {key: split_of(key, shares) for key in keys}
+    _fill(places, ("train", *shares), source)
+    if "label" in rows.columns:
+        _train_every_label(rows["label"], keys, places)
+    chosen: dict[str, list[int]] = {name: [] for name in ("train", *shares)}
+    for index, key in enumerate(keys):
+        chosen[places[key]].append(index)
+    return {name: rows.take(indices) for name, indices in chosen.items()}
+
+
+def _fill(places: dict[bytes, str], names: Sequence[str], source: str) -> None:
+    """So few rows that a split got none: it takes the one whose hash is nearest, from the largest split."""
+    if len(places) < len(names):
+        raise UsageError(
+            f"{source} has {len(places)} different rows, too few for {', '.join(names)}",
+            hint="Add rows, or name a file for each split under data.splits.",
+        )
+    for name in names:
+        if name not in places.values():
+            members = {n: [key for key in sorted(places) if places[key] == n] for n in names}
+            largest = max(members.values(), key=len)
+            places[largest[-1 if name == "train" else 0]] = name
+
+
+def _train_every_label(labels: Sequence[str], keys: Sequence[bytes], places: dict[bytes, str]) -> None:
+    """A class so rare that the hash put all of it outside training moves into it."""
+    trained = {label for label, key in zip(labels, keys, strict=True) if places[key] == "train"}
+    for label, key in zip(labels, keys, strict=True):
+        if label not in trained:
+            places[key] = "train"

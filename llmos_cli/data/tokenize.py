@@ -1,0 +1,164 @@
+"""How text becomes tokens: a byte-level BPE trained on the training text alone, or the tokenizer of a directory.
+
+Every tokenizer is a transformers fast one, so that a checkpoint carries it in the form that transformers, vLLM and the
+server read. Special tokens that stand in the user's text are encoded as the text they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmos_cli.data.cache import entry
+from llmos_cli.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+END, PAD, CLASS = "<|endoftext|>", "<|pad|>", "<|class|>"
+TRAINING_TEXT = 100_000_000
+"""Characters that a BPE is trained on at most: more changes no merge worth having."""
+BATCH = 256
+
+
+def bpe(texts: Sequence[str], *, vocab_size: int, key: Any, cache: Path, classifies: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (GPT-2's rule of words, no prefix space) over `texts`, made once per `key`, which must name them.
+
+    Language models need END alone, to part documents. Classifiers also PAD, and CLASS in front of each text, whose
+    position encoders read the class from.
+    """
+
+    def build(directory: Path) -> None:
+        _trained(texts, vocab_size, classifies).save(str(directory / "tokenizer.json"))
+
+    directory = entry(cache, "tokenizers", ["bpe/1", vocab_size, classifies, key], build)
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": PAD, "cls_token": CLASS} if classifies else {"pad_token": END, "bos_token": END}
+    return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), eos_token=END, **special)
+
+
+def _trained(texts: Sequence[str], vocab_size: int, classifies: bool) -> Backend:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special = [END, PAD, CLASS] if classifies else [END]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(_at_most(texts, TRAINING_TEXT), trainer)
+    if classifies:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{CLASS} $A", special_tokens=[(CLASS, special.index(CLASS))]
+        )
+    return backend
+
+
+def _at_most(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
+
+
+def existing(place: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that a checkpoint directory, another directory or a hub id holds."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(place))
+    except (OSError, ValueError) as error:
+        raise NotFound(
+            f"there is no tokenizer at {place}",
+            hint="data.tokenizer.path takes a directory with tokenizer.json, or the id of a model on the hub (needs network).",
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UsageError(
+            f"the tokenizer at {place} has no tokenizer.json",
+            hint="Load it once with transformers and save it again with save_pretrained() to get one.",
+        )
+    return tokenizer
+
+
+def identity(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of everything that decides how text becomes ids."""
+    return hashlib.sha256(backend_of(tokenizer).to_str().encode()).hexdigest()
+
+
+def backend_of(tokenizer: PreTrainedTokenizerFast) -> Backend:
+    """The Rust tokenizer, without truncation or padding left over from its last use."""
+    backend: Backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id that parts documents."""
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id):
+        if token is not None:
+            return int(token)
+    raise UsageError(
+        "the tokenizer has no end-of-text token to part documents with",
+        hint="Set its eos_token and save it again, or train one with data.tokenizer.type: bpe.",
+    )
+
+
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, special: bool) -> Iterator[Encoding]:
+    """One encoding a text, in order, a few hundred at a time; `special`: with the tokens that a classifier expects around it."""
+    backend = backend_of(tokenizer)
+    for batch in _batches(texts, BATCH):
+        yield from backend.encode_batch(batch, add_special_tokens=special)
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class ByteCounter:
+    """UTF-8 bytes of text behind each token, so that every byte of a text is counted exactly once.
+
+    A byte-level vocabulary says it token by token (one character of a token is one byte). Any other tokenizer is asked
+    where in the text its tokens end: a token stands for the bytes since the end of the one before, the last one for what
+    is left (trailing characters that a normalizer dropped).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        backend = tokenizer.backend_tokenizer
+        self.lengths = np.zeros(backend.get_vocab_size(with_added_tokens=True), np.int64)
+        for token, index in backend.get_vocab(with_added_tokens=True).items():
+            self.lengths[index] = len(token)
+
+    def __call__(self, text: str, encoding: Encoding) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = self.lengths[np.asarray(encoding.ids, np.int64)]
+        if int(lengths.sum()) == len(text.encode("utf-8", "surrogatepass")):
+            return lengths
+        return self._by_offsets(text, encoding)
+
+    def _by_offsets(self, text: str, encoding: Encoding) -> NDArray[np.int64]:
+        if not encoding.ids:
+            return np.zeros(0, np.int64)
+        sizes = [0, *(len(character.encode("utf-8", "surrogatepass")) for character in text)]
+        before = np.cumsum(sizes)  # bytes before each character, and in all
+        ends = np.maximum.accumulate(np.asarray([end for _, end in encoding.offsets], np.int64))
+        ends[-1] = len(text)
+        return np.diff(before[ends], prepend=0)

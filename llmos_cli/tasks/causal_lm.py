@@ -1,0 +1,86 @@
+"""causal-lm: predict the next token of packed text; judged in bits per byte, which no choice of tokenizer can flatter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmos_cli.data.pack import Packed, packed
+from llmos_cli.data.sources import load
+from llmos_cli.data.tokenize import end_of_text, identity
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+from llmos_cli.tasks.base import Batch, Outcome, Prediction, Prepared, Split, Task
+from llmos_cli.tasks.text import check_length, tokenizer_for
+
+
+class CausalLM(Task):
+    name = "causal-lm"
+    architecture = "ForCausalLM"
+    metric = "bits_per_byte"
+    lower_is_better = True
+    columns = ("text",)
+    default_dtype = torch.bfloat16
+
+    def prepare(
+        self,
+        data: DataOptions,
+        model: ModelOptions,
+        *,
+        seed: int,
+        cache: Path,
+        processor: Path | None = None,
+        relabel: bool = False,
+    ) -> Prepared:
+        check_length(data, model, processor)
+        loaded = load(data, self.columns, cache=cache)
+        seen = loaded.fingerprint["splits"]
+        tokenizer = tokenizer_for(
+            loaded.splits["train"]["text"] if "train" in loaded.splits else [],
+            data,
+            processor=processor,
+            fingerprint=seen.get("train", {}),
+            cache=cache,
+            classifies=False,
+        )
+        splits = {}
+        for name, rows in loaded.splits.items():
+            stream = packed(rows["text"], tokenizer, key=seen[name], cache=cache)
+            limit = data.max_samples if name == "train" else data.max_eval_samples
+            splits[name] = Packed(stream, length=data.sequence_length, end=end_of_text(tokenizer), limit=limit)
+        facts = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": end_of_text(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_position_embeddings": data.sequence_length,
+        }
+        fingerprint = {**loaded.fingerprint, "tokenizer": identity(tokenizer)}
+        return Prepared(splits, facts, fingerprint, tokenizer, loaded.notes)
+
+    def metrics(self, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, float]:
+        """`loss` in nats per token, its exponential, bits per byte (the END after each document counted in the bits)."""
+        loss = outcome.mean(outcome.nll_N)
+        metrics = {
+            "bits_per_byte": loss * outcome.positions() / math.log(2) / outcome.bytes,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "loss": loss,
+            "accuracy": outcome.mean(outcome.predicted_N == outcome.labels_N),
+        }
+        return metrics | {name: outcome.mean(column) for name, column in outcome.extra.items()}
+
+    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
+        raise NotImplementedError
+
+    def predictions(
+        self, logits: Tensor, batch: Batch, rows: Sequence[Any], facts: Mapping[str, Any]
+    ) -> list[Prediction]:
+        raise NotImplementedError
+
+
+TASK = CausalLM()

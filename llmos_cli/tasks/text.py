@@ -1,0 +1,57 @@
+"""What the tasks on text share: which tokenizer, and whether the model is long enough for the sequences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.data.tokenize import bpe, existing
+from llmos_cli.errors import UsageError
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+POSITIONS = ("max_position_embeddings", "n_positions")
+"""Keys under which transformers' configurations keep the longest sequence."""
+
+
+def tokenizer_for(
+    texts: Sequence[str],
+    data: DataOptions,
+    *,
+    processor: Path | None,
+    fingerprint: Mapping[str, Any],
+    cache: Path,
+    classifies: bool,
+) -> PreTrainedTokenizerFast:
+    """The checkpoint's own, else the one that `data.tokenizer` names, else a BPE of the training texts."""
+    if processor is not None:
+        return existing(processor)
+    if data.tokenizer.type == "from":
+        if not data.tokenizer.path:
+            raise UsageError("data.tokenizer.path is not set", hint="`type: from` needs a directory or a hub id there.")
+        return existing(data.tokenizer.path)
+    return bpe(texts, vocab_size=data.tokenizer.vocab_size, key=fingerprint, cache=cache, classifies=classifies)
+
+
+def check_length(data: DataOptions, model: ModelOptions, processor: Path | None) -> None:
+    """Refuse sequences longer than the positions that the model has or is asked to have."""
+    widths = model.widths()
+    config = config_of(processor) if processor is not None else {}
+    limits = [int(keys[name]) for keys in (widths, config) for name in POSITIONS if keys.get(name)]
+    if limits and data.sequence_length > min(limits):
+        raise UsageError(
+            f"data.sequence_length is {data.sequence_length}, but the model has {min(limits)} positions",
+            hint=f"Set data.sequence_length to at most {min(limits)}.",
+        )
+
+
+def config_of(processor: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; empty for a directory with a tokenizer alone."""
+    path = processor / "config.json"
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return loaded
