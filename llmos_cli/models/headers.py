@@ -1,0 +1,169 @@
+"""What a checkpoint's weights are, from the headers of its safetensors files alone: names, types, shapes, places.
+
+A safetensors file is 8 bytes (length of the header, little-endian), the header (JSON), the tensors' bytes. A header that
+does not fit its file, or whose tensors do not, is `Corrupt`: a truncated file is found before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.errors import Corrupt, NotFound
+
+INDEX = "model.safetensors.index.json"
+LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors' own limit."""
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: `start` and `end` are bytes of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
+
+def of_directory(directory: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint directory, sorted by name.
+
+    Raises:
+        NotFound: no safetensors file. Corrupt: a file is missing, truncated or does not hold what the index says.
+    """
+    entries = {name: entry for file in files(directory) for name, entry in of_file(file).items()}
+    if missing := sorted(set(_weight_map(directory)) - set(entries)):
+        raise Corrupt(f"{INDEX} of {directory} names {missing[0]!r}, which no file holds.", hint="llmos fsck")
+    return dict(sorted(entries.items()))
+
+
+def files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory: those its index names, else all there are."""
+    named = sorted(set(_weight_map(directory).values()))
+    found = [_inside(directory, name) for name in named] or sorted(directory.glob("*.safetensors"))
+    if not found:
+        raise NotFound(
+            f"{directory} holds no safetensors file.", hint="A checkpoint is a Hugging Face model directory."
+        )
+    return found
+
+
+def of_file(file: Path) -> dict[str, Entry]:
+    """Every tensor of one safetensors file, checked against the file's size."""
+    size = file.stat().st_size if file.is_file() else 0
+    header, offset = _read_header(file, size)
+    entries = {name: _entry(file, name, value, offset) for name, value in header.items() if name != "__metadata__"}
+    if max([offset, *(entry.end for entry in entries.values())]) != size:
+        raise _corrupt(file, "its tensors do not fill it: it was cut short or something was appended")
+    return entries
+
+
+def parameters(directory: Path) -> int:
+    """Weights of the model, counted as the dense ones they stand for (a packed layer counts its real shape)."""
+    return sum(math.prod(shape) for shape in dense_shapes(of_directory(directory)).values())
+
+
+def dense_shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
+    """The shape of every dense weight the stored tensors stand for: scales, zero points and counters left out."""
+    shapes = {}
+    for name, entry in entries.items():
+        if name.endswith("_packed"):
+            shapes[name.removesuffix("_packed")] = _stored_shape(entries[name.removesuffix("_packed") + "_shape"])
+        elif not _belongs_to_quantized(name, entries) and not name.endswith("num_batches_tracked"):
+            shapes[name] = entry.shape
+    return shapes
+
+
+def bytes_by_layer(entries: Mapping[str, Entry]) -> dict[str, int]:
+    """Stored bytes of each module: a layer's packed weight, scales and bias together."""
+    total: dict[str, int] = {}
+    for name, entry in entries.items():
+        layer = name.rpartition(".")[0]
+        total[layer] = total.get(layer, 0) + entry.bytes
+    return total
+
+
+def quantized_names(names: Iterable[str]) -> list[str]:
+    """Dense names of the weights stored as codes: those with a `_scale` beside them."""
+    known = set(names)
+    bases = (name.removesuffix("_scale") for name in known if name.endswith("_scale"))
+    return sorted(base for base in bases if base in known or f"{base}_packed" in known)
+
+
+def _belongs_to_quantized(name: str, entries: Mapping[str, Entry]) -> bool:
+    for suffix in ("_scale", "_zero_point", "_shape"):
+        base = name.removesuffix(suffix)
+        if base != name and (base in entries or f"{base}_packed" in entries):
+            return True
+    return False
+
+
+def _stored_shape(entry: Entry) -> tuple[int, ...]:
+    """The int64 values of a `weight_shape` tensor: a few bytes, read from the file."""
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        return struct.unpack(f"<{entry.bytes // 8}q", stream.read(entry.bytes))
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((directory / INDEX).read_bytes())["weight_map"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as problem:
+        raise _corrupt(directory / INDEX, "it is not an index of tensors") from problem
+
+
+def _inside(directory: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise _corrupt(directory / INDEX, f"it names {name!r}, a path outside the directory")
+    return directory / name
+
+
+def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
+    if size < 8:
+        raise _corrupt(file, "it is missing or shorter than a header")
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > min(LARGEST_HEADER, size - 8):
+            raise _corrupt(file, f"its header claims {length} bytes")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as problem:
+            raise _corrupt(file, "its header is not JSON") from problem
+    if not isinstance(header, dict):
+        raise _corrupt(file, "its header is not a table")
+    return header, 8 + length
+
+
+def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
+    try:
+        start, end = value["data_offsets"]
+        entry = Entry(file, value["dtype"], tuple(value["shape"]), offset + start, offset + end)
+        fits = entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype] and start >= 0
+    except (KeyError, TypeError, ValueError) as problem:
+        raise _corrupt(file, f"the header's entry for {name!r} makes no sense") from problem
+    if not fits:
+        raise _corrupt(file, f"{name!r} has {entry.bytes} bytes, not what its shape and type need")
+    return entry
+
+
+def _corrupt(file: Path, reason: str) -> Corrupt:
+    return Corrupt(
+        f"{file} is corrupt: {reason}.", hint="`llmos fsck` lists what is damaged; import or train it again."
+    )

@@ -1,0 +1,191 @@
+"""Writing quantized checkpoints from a dense one, shard by shard.
+
+Linear layers are stored as compressed-tensors (`pack-quantized`; `int-quantized` for W8A8), which transformers and vLLM read.
+Convolutions and LSTMs have no format there: in our own architectures they are int8 per output channel under their own name,
+with a `_scale` beside them, listed in config.json as `llmos_int8`. `dequantize` reads all of it back.
+
+Shapes: O outputs, I inputs, G groups of inputs that share a scale.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.models import headers, packing
+from llmos_cli.models.architectures.base import SmallModel
+from llmos_cli.models.dequantize import CONFIG_KEY, INT8_KEY, is_quantized
+from llmos_cli.models.load import skeleton
+from llmos_cli.models.save import write_streamed
+
+Scheme = Literal["weights", "w8a8"]
+"""`weights`: codes for the weights alone; `w8a8`: 8-bit weights, and inputs rounded to int8 as they come."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One weight as codes. `codes` int8 in the weight's own shape, `scales_OG`, `zeros_OG` (codes; None: symmetric);
+    `group_size` inputs share a scale, all of them with -1. Round the scales to the dtype they will be stored in (that of
+    the dense weight) *before* choosing codes: the file keeps them so."""
+
+    codes: Tensor
+    scales_OG: Tensor
+    bits: int
+    group_size: int = -1
+    zeros_OG: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        return packing.dequantize(self.codes, self.scales_OG, self.zeros_OG)
+
+
+def why_not(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    """Why a layer cannot be stored quantized; None where it can."""
+    if isinstance(module, nn.Linear):
+        return None
+    if isinstance(module, nn.Conv2d | nn.LSTM):
+        return (
+            None
+            if isinstance(model, SmallModel)
+            else f"no format that transformers reads holds a quantized {type(module).__name__}"
+        )
+    return f"{type(module).__name__} has no quantized format"
+
+
+def write_quantized(directory: Path, source: Path, layers: Mapping[str, Quantized], scheme: Scheme = "weights") -> None:
+    """Write checkpoint `source` to `directory` with some weights as codes, one shard in memory at a time.
+
+    `layers`: by module name, or by the weight's full name where a module has several (an LSTM).
+    """
+    config = json.loads((source / "config.json").read_bytes())
+    if is_quantized(config):
+        raise UsageError(f"{source.name} is quantized already.", hint="Quantize the checkpoint it was made from.")
+    entries = headers.of_directory(source)
+    linear = [name for name, module in skeleton(source).named_modules() if isinstance(module, nn.Linear)]
+    codes = {_stored_name(key, entries): value for key, value in layers.items()}
+    packed = {name for name in codes if name.removesuffix(".weight") in linear}
+    directory.mkdir(parents=True, exist_ok=True)
+    _copy_others(source, directory)
+    _write_weights(directory, entries, codes, packed, scheme)
+    config |= _config_entries(codes, packed, linear, scheme)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _stored_name(key: str, entries: Mapping[str, headers.Entry]) -> str:
+    for name in (key, f"{key}.weight"):
+        if name in entries:
+            return name
+    raise LlmosError(
+        f"{key} is stored under another name, so its codes cannot be.", hint="Leave it alone with `ignore`."
+    )
+
+
+def _copy_others(source: Path, directory: Path) -> None:
+    """Tokenizer, generation settings, card, licence: whatever is neither weights nor ours to rewrite."""
+    for file in sorted(source.iterdir()):
+        skip = file.suffix == ".safetensors" or file.name in (headers.INDEX, "config.json", "manifest.json")
+        if file.is_file() and not skip:
+            shutil.copyfile(file, directory / file.name)
+
+
+def _write_weights(
+    directory: Path,
+    entries: Mapping[str, headers.Entry],
+    codes: Mapping[str, Quantized],
+    packed: set[str],
+    scheme: Scheme,
+) -> None:
+    by_file: dict[Path, list[str]] = {}
+    for name, entry in entries.items():
+        by_file.setdefault(entry.file, []).append(name)
+
+    def read(group: list[str]) -> dict[str, Tensor]:
+        shard: dict[str, Tensor] = {}
+        with safe_open(entries[group[0]].file, "pt") as opened:
+            for name in group:
+                value = opened.get_tensor(name)
+                if name in codes:
+                    shard |= _stored(name, codes[name], value, pack=name in packed and scheme == "weights")
+                else:
+                    shard[name] = value
+        return shard
+
+    write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
+
+
+def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> dict[str, Tensor]:
+    """The tensors one weight becomes. Scales are kept in the dense weight's dtype."""
+    if quantized.codes.shape != dense.shape:
+        raise LlmosError(f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}.")
+    stored = {f"{name}_scale": quantized.scales_OG.to(dense.dtype)}
+    if not pack:
+        return stored | {name: quantized.codes.to(torch.int8)}
+    stored |= {
+        f"{name}_packed": packing.pack(quantized.codes, quantized.bits),
+        f"{name}_shape": torch.tensor(dense.shape, dtype=torch.int64),
+    }
+    if quantized.zeros_OG is not None:
+        stored[f"{name}_zero_point"] = packing.pack(quantized.zeros_OG.t(), quantized.bits).t()
+    return stored
+
+
+def _config_entries(
+    codes: Mapping[str, Quantized], packed: set[str], linear: Sequence[str], scheme: Scheme
+) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    if int8 := sorted(set(codes) - packed):
+        entries[INT8_KEY] = int8
+    if packed:
+        layers = {name.removesuffix(".weight"): codes[name] for name in sorted(packed)}
+        entries[CONFIG_KEY] = _quantization_config(layers, linear, scheme)
+    return entries
+
+
+def _quantization_config(layers: Mapping[str, Quantized], linear: Sequence[str], scheme: Scheme) -> dict[str, Any]:
+    """The shape compressed-tensors 0.20 writes. Layers of one kind are targeted as `Linear`, several kinds by name."""
+    kinds: dict[tuple[int, int, bool], list[str]] = {}
+    for name, quantized in layers.items():
+        kinds.setdefault((quantized.bits, quantized.group_size, quantized.zeros_OG is None), []).append(name)
+    groups = {
+        f"group_{index}": {
+            "targets": ["Linear"] if len(kinds) == 1 else names,
+            "input_activations": _int_args(8, "token", symmetric=True, dynamic=True) if scheme == "w8a8" else None,
+            "output_activations": None,
+            "weights": _weight_args(bits, group_size, symmetric),
+        }
+        for index, ((bits, group_size, symmetric), names) in enumerate(sorted(kinds.items()))
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized" if scheme == "w8a8" else "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": sorted(set(linear) - set(layers)),
+        "kv_cache_scheme": None,
+        "config_groups": groups,
+    }
+
+
+def _weight_args(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
+    strategy = "channel" if group_size == -1 else "group"
+    args = _int_args(bits, strategy, symmetric=symmetric, dynamic=False)
+    return args | {"group_size": None if group_size == -1 else group_size, "observer": "minmax"}
+
+
+def _int_args(bits: int, strategy: str, *, symmetric: bool, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": strategy,
+        "group_size": None,
+        "dynamic": dynamic,
+        "actorder": None,
+    }
