@@ -31,7 +31,9 @@ def ignore(event: Event) -> None:
 
 @dataclass(frozen=True)
 class Started(Event):
-    """A run began in process `pid`, itself started at `pid_started` (so that a reused pid is not mistaken for it)."""
+    """A run began, or was resumed, in process `pid`, itself started at `pid_started` (so that a reused pid is not mistaken
+    for it). `base` is the branch (or the detached id) that was current, `base_checkpoint` what it pointed at; `parents`
+    are the checkpoints in use while the run lives; `name` is what users call it (a deployment's name)."""
 
     run: str
     operation: str
@@ -40,6 +42,9 @@ class Started(Event):
     host: str
     base: str
     argv: tuple[str, ...] = ()
+    base_checkpoint: str = ""
+    parents: tuple[str, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,13 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint was committed; `moved` is the branch that now points at it, empty when none moved."""
+    """A checkpoint was committed; `moved` is the branch that now points at it, empty when none moved. `size`: bytes of its
+    files; `stored`: those that were new on this disk."""
 
     checkpoint: str
     moved: str = ""
+    size: int = 0
+    stored: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Disk writes: whole or not at all.
+
+Everything is written beside its place under another name, fsynced, renamed into place, and the directory fsynced too:
+a reader, a kill or a power cut sees the old file or the new one. A write that the system refuses becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmos_cli.errors import LlmosError
+
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "free some space (`llmos gc --dry-run` lists what could go) and try again"),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "free some space (`llmos gc --dry-run` lists what could go) and try again",
+    ),
+    errno.EROFS: ("the file system is read-only", "copy the workspace to a place you can write"),
+    errno.EACCES: ("permission denied", "the workspace must be writable by you"),
+    errno.EPERM: ("operation not permitted", "the workspace must be writable by you"),
+}
+
+
+def write_text(path: Path, text: str, *, scratch: Path | None = None) -> None:
+    write_bytes(path, text.encode(), scratch=scratch)
+
+
+def write_bytes(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
+    """Replace the content of `path`, making its folder when missing.
+
+    `scratch` is the folder (of the same file system) for the unfinished file; beside `path` when absent.
+    """
+    with refusals(path):
+        make_directory(path.parent)
+        unfinished = (scratch or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            _write_synced(unfinished, data)
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """`os.write` may write less than it was given (a nearly full disk); the next call then says why."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def publish(directory: Path, final: Path) -> bool:
+    """Rename a finished directory to its final name. False: `final` exists already, and `directory` is left alone."""
+    with refusals(final):
+        sync_directory(directory)
+        make_directory(final.parent)
+        try:
+            directory.rename(final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        sync_directory(final.parent)
+        return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file for good; one that is not there is fine."""
+    with refusals(path):
+        path.unlink(missing_ok=True)
+        if path.parent.exists():
+            sync_directory(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and its missing parents, each entry synced."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> None:
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def refusals(path: Path | str) -> Iterator[None]:
+    """Say in one sentence why the system would not write `path`; errors that are not refusals pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        reason, hint = _REFUSALS[error.errno]
+        raise LlmosError(f"cannot write {path}: {reason}", hint=hint) from error

@@ -1,0 +1,39 @@
+"""Which checkpoints had their weights removed: an empty file `.llmos/dropped/<id>` each, written before the weights go.
+
+The manifest stays, so that the line of ancestors stays whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmos_cli.core import atomic, manifest
+from llmos_cli.core.objects import files_below
+
+
+class Dropped:
+    def __init__(self, dot: Path) -> None:
+        self._directory = dot / "dropped"
+
+    def __contains__(self, checkpoint: str) -> bool:
+        return (self._directory / checkpoint).exists()
+
+    def all(self) -> set[str]:
+        try:
+            return {path.name for path in self._directory.iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def drop(self, directory: Path) -> None:
+        """Remove all files of a checkpoint but its manifest. A crash in between is finished by dropping it again."""
+        with atomic.refusals(directory):
+            atomic.write_bytes(self._directory / directory.name, b"")
+            for name in files_below(directory):
+                if name != manifest.NAME:
+                    (directory / name).unlink(missing_ok=True)
+            for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+                folder.rmdir()
+            atomic.sync_directory(directory)
+
+    def restore(self, checkpoint: str) -> None:
+        atomic.remove(self._directory / checkpoint)

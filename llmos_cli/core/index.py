@@ -1,0 +1,323 @@
+"""The index: what the files say of checkpoints and runs, kept in SQLite so that `log` need not read thousands of them.
+
+A cache and nothing else. `refresh()` compares the times of `checkpoints/` and `runs/` with those it saw last, and reads
+only what is new. Deleted or damaged, it is made anew without a word; where it cannot be written, it lives in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmos_cli.core import manifest, records
+from llmos_cli.core.records import RunRecord
+from llmos_cli.core.refs import ID
+from llmos_cli.errors import Corrupt
+from llmos_cli.events import Metric
+
+_SCHEMA = 4
+_TABLES = """
+CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
+CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
+CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
+CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT);
+CREATE INDEX IF NOT EXISTS runs_open ON runs(open);
+CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split TEXT, at REAL, event TEXT,
+                     PRIMARY KEY (checkpoint, name, split, run));
+CREATE TABLE IF NOT EXISTS saved(checkpoint TEXT, run TEXT, at REAL, stored INTEGER, PRIMARY KEY (checkpoint, run));
+"""
+_SETTLED = 2.0
+"""A folder changed less than this many seconds ago may change again within one tick of its clock: not to be trusted yet."""
+
+_UNUSABLE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint in a list. `label` says in a word how the operation was told to work; `size` in bytes."""
+
+    id: str
+    time: str
+    operation: str
+    label: str
+    parents: tuple[str, ...]
+    size: int
+
+
+class Index:
+    def __init__(self, root: Path, dot: Path) -> None:
+        self._checkpoints = root / "checkpoints"
+        self._runs = root / "runs"
+        self._path = dot / "index.sqlite"
+        self._guard = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner = 0
+
+    # What is asked
+
+    def entry(self, checkpoint: str) -> Entry | None:
+        rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
+        return _entry(rows[0]) if rows else None
+
+    def entries(self, limit: int = -1) -> list[Entry]:
+        """The newest checkpoints first."""
+        return [_entry(row) for row in self._ask("SELECT * FROM checkpoints ORDER BY time DESC, id LIMIT ?", limit)]
+
+    def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
+        rows = self._ask("SELECT event FROM metrics WHERE checkpoint = ? ORDER BY at", checkpoint)
+        found = [_metric(json.loads(event)) for (event,) in rows]
+        return {(metric.name, metric.split): metric for metric in found}
+
+    def records(self) -> list[RunRecord]:
+        """All runs, oldest first."""
+        return [self._record(*row) for row in self._ask("SELECT id, record FROM runs ORDER BY started, id")]
+
+    def open_records(self) -> list[RunRecord]:
+        """Runs that have not said how they ended: alive, or died."""
+        return [self._record(*row) for row in self._ask("SELECT id, record FROM runs WHERE open ORDER BY started, id")]
+
+    def record(self, run: str) -> RunRecord | None:
+        rows = self._ask("SELECT id, record FROM runs WHERE id = ?", run)
+        return self._record(*rows[0]) if rows else None
+
+    def last_run(self, operation: str) -> RunRecord | None:
+        rows = self._ask("SELECT id, record FROM runs WHERE operation = ? ORDER BY started DESC, id LIMIT 1", operation)
+        return self._record(*rows[0]) if rows else None
+
+    def makers(self, checkpoint: str) -> list[tuple[str, int]]:
+        """Runs that committed this very checkpoint, and the bytes that were new on disk then; oldest first."""
+        return [
+            (run, stored)
+            for run, stored in self._ask("SELECT run, stored FROM saved WHERE checkpoint = ? ORDER BY at", checkpoint)
+        ]
+
+    def file_times(self, checkpoint: str) -> dict[str, int]:
+        """Modification times (ns) of a checkpoint's files when they were last known to be good."""
+        rows = self._ask("SELECT times FROM files WHERE id = ?", checkpoint)
+        return json.loads(rows[0][0]) if rows else {}
+
+    def note_file_times(self, checkpoint: str, times: dict[str, int]) -> None:
+        self._do(lambda db: _write(db, "INSERT OR REPLACE INTO files VALUES (?, ?)", [(checkpoint, json.dumps(times))]))
+
+    def _record(self, run: str, text: str) -> RunRecord:
+        value = json.loads(text)
+        for key in ("checkpoints", "argv", "parents"):
+            value[key] = tuple(value[key])
+        return RunRecord(id=run, path=self._runs / run, **value).judged()
+
+    def _ask(self, query: str, *values: Any) -> list[Any]:
+        def ask(db: sqlite3.Connection) -> list[Any]:
+            self._refresh(db)
+            return db.execute(query, values).fetchall()
+
+        return self._do(ask)
+
+    # How it keeps up
+
+    def _refresh(self, db: sqlite3.Connection) -> None:
+        self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints)
+        fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
+        if not fresh:
+            self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
+
+    def _refresh_folder(
+        self, db: sqlite3.Connection, name: str, folder: Path, read: Callable[[sqlite3.Connection, set[str]], None]
+    ) -> bool:
+        """Read a folder whose time has changed; whether it had."""
+        mtime = _mtime(folder)
+        row = db.execute("SELECT mtime FROM seen WHERE folder = ?", (name,)).fetchone()
+        if row and mtime and row[0] == mtime:
+            return False
+        names = {entry.name for entry in os.scandir(folder)} if mtime else set()
+        read(db, names)
+        settled = mtime if time.time() - mtime / 1e9 > _SETTLED else 0
+        if row is None or row[0] != settled:
+            _write(db, "INSERT OR REPLACE INTO seen VALUES (?, ?)", [(name, settled)])
+        return True
+
+    def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
+        known = {identifier for (identifier,) in db.execute("SELECT id FROM checkpoints")}
+        present = {name for name in names if ID.fullmatch(name)}
+        rows = [row for name in sorted(present - known) if (row := self._checkpoint_row(name)) is not None]
+        _write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
+        _write(db, "DELETE FROM checkpoints WHERE id = ?", [(name,) for name in known - present])
+        _write(db, "DELETE FROM files WHERE id = ?", [(name,) for name in known - present])
+
+    def _checkpoint_row(self, name: str) -> tuple[Any, ...] | None:
+        try:
+            found = manifest.read(self._checkpoints / name)
+        except Corrupt:
+            return None  # `fsck`, and whoever reads this checkpoint, will tell
+        made = found.made
+        return name, made.time, made.operation, _label(made), json.dumps(made.parents), found.size
+
+    def _read_runs(self, db: sqlite3.Connection, names: set[str]) -> None:
+        known = {run for (run,) in db.execute("SELECT id FROM runs")}
+        present = {name for name in names if not name.startswith(".")}
+        for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run")):
+            _write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
+        self._read_some_runs(db, sorted(present))
+
+    def _read_some_runs(self, db: sqlite3.Connection, runs: Iterable[str]) -> None:
+        """Read on in those event files that have grown."""
+        for run in runs:
+            row = db.execute("SELECT consumed, record FROM runs WHERE id = ?", (run,)).fetchone()
+            length = _length(self._runs / run / records.EVENTS)
+            if row is None or length != row[0]:
+                self._read_run(db, run, *(row if row and length > row[0] else (0, None)))
+
+    def _read_run(self, db: sqlite3.Connection, run: str, consumed: int, text: str | None) -> None:
+        before = self._record(run, text) if text else RunRecord(run, self._runs / run)
+        # Whether the process lives is judged on reading, not stored.
+        before = replace(before, status="running") if before.status == "died" and before.pid else before
+        events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
+        after = records.fold(before, events)
+        _write(
+            db,
+            "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)",
+            [(run, after.operation, after.started, after.status in ("running", "died"), consumed, _stored(after))],
+        )
+        metrics = [event for event in events if event.get("event") == "metric" and event.get("checkpoint")]
+        _write(
+            db,
+            "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
+            [(run, m["checkpoint"], m["name"], m.get("split", ""), m["at"], json.dumps(m)) for m in metrics],
+        )
+        saved = [event for event in events if event.get("event") == "saved"]
+        _write(
+            db,
+            "INSERT OR IGNORE INTO saved VALUES (?, ?, ?, ?)",
+            [(event["checkpoint"], run, event["at"], event.get("stored", 0)) for event in saved],
+        )
+
+    # How it survives
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Carry out `work`; on a damaged file with a new one, on one that cannot be used in memory."""
+        with self._guard:
+            try:
+                return self._in_transaction(self._connected(self._open), work)
+            except sqlite3.DatabaseError as error:
+                anew = self._open_in_memory if _unusable(error) else self._open_anew
+            try:
+                return self._in_transaction(self._connected(anew, again=True), work)
+            except sqlite3.DatabaseError:
+                return self._in_transaction(self._connected(self._open_in_memory, again=True), work)
+
+    def _connected(self, opened: Callable[[], sqlite3.Connection], *, again: bool = False) -> sqlite3.Connection:
+        """The connection of this process: one must not be carried over a fork."""
+        if again or self._connection is None or self._owner != os.getpid():
+            self._connection = None
+            self._connection, self._owner = opened(), os.getpid()
+        return self._connection
+
+    def _in_transaction(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Committed when it wrote; nothing is locked by reading alone."""
+        try:
+            result = work(db)
+            if db.in_transaction:
+                db.commit()
+        except BaseException:
+            db.rollback()
+            raise
+        return result
+
+    def _open(self) -> sqlite3.Connection:
+        # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
+        db = sqlite3.connect(self._path, timeout=10, check_same_thread=False, isolation_level="IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _SCHEMA):
+            db.close()
+            raise sqlite3.DatabaseError("made by another version")
+        if version == 0:
+            _create(db)
+        return db
+
+    def _open_anew(self) -> sqlite3.Connection:
+        try:
+            self._path.unlink(missing_ok=True)
+            self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from error
+        return self._open()
+
+    def _open_in_memory(self) -> sqlite3.Connection:
+        db = sqlite3.connect(":memory:", check_same_thread=False)
+        _create(db)
+        return db
+
+
+def _unusable(error: sqlite3.DatabaseError) -> bool:
+    """Busy for too long, or not to be written or opened here: another file would fare no better."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNUSABLE
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {_SCHEMA};COMMIT;")
+
+
+def _write(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:  # an empty executemany would still begin a transaction, and so take the lock
+        db.executemany(statement, rows)
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    identifier, time_, operation, label, parents, size = row
+    return Entry(identifier, time_, operation, label, tuple(json.loads(parents)), size)
+
+
+def _metric(event: dict[str, Any]) -> Metric:
+    known = ("name", "value", "split", "step", "checkpoint", "low", "high", "at")
+    return Metric(**{key: event[key] for key in known if key in event})
+
+
+def _stored(record: RunRecord) -> str:
+    value = asdict(record)
+    del value["id"], value["path"]
+    return json.dumps(value)
+
+
+def _label(made: manifest.Made) -> str:
+    """`wanda 0.5`, `gptq 4`, `llama`: the few values of the config that tell one checkpoint from the next."""
+    section = made.config.get(made.operation)
+    model = made.config.get("model")
+    words: list[Any] = []
+    if isinstance(section, dict):
+        words += [section.get("method"), section.get("sparsity")]
+        words += [section.get("pattern") if section.get("pattern") != "unstructured" else None]
+        words += [f"{section['bits']} bits" if section.get("bits") else None]
+        words += [f"heal {section['heal']}" if section.get("heal") else None]
+    if isinstance(model, dict):
+        words.append(model.get("arch"))
+    return " ".join(str(word) for word in words if word is not None)
+
+
+def _mtime(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,158 @@
+"""The manifest: what a checkpoint holds and how it was made; the hash of that is its id.
+
+    {"id": ..., "tree": {name: {"sha256", "size"}}, "made": {operation, parents, config, data, environment, seed, time}}
+
+The id is the SHA-256 of the canonical JSON (RFC 8785) of `tree` and `made`. `manifest.json` itself is not in the tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.errors import Corrupt, LlmosError
+
+NAME = "manifest.json"
+_EXACT = 2**53 - 1
+"""The largest integer that JSON numbers (IEEE 754 doubles) hold exactly, with all below it."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """`size` in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a checkpoint came to be. `parents`: full ids; `time`: ISO 8601, UTC; the mappings hold plain JSON values."""
+
+    operation: str
+    parents: tuple[str, ...]
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seed: int
+    time: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; LlmosError where one has no exact form."""
+        return {
+            "operation": self.operation,
+            "parents": list(self.parents),
+            "config": plain(self.config, "config"),
+            "data": plain(self.data, "data"),
+            "environment": plain(self.environment, "environment"),
+            "seed": plain(self.seed, "seed"),
+            "time": self.time,
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    id: str
+    tree: Mapping[str, FileEntry]
+    made: Made
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.tree.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, **_content(self.tree, self.made)}
+
+    def write(self, directory: Path) -> None:
+        """Into a staged directory: synced, read-only."""
+        path = directory / NAME
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_json(), file, indent=1, sort_keys=True, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        path.chmod(0o444)
+
+
+def manifest(tree: Mapping[str, FileEntry], made: Made) -> Manifest:
+    return Manifest(identify(tree, made), dict(sorted(tree.items())), made)
+
+
+def identify(tree: Mapping[str, FileEntry], made: Made) -> str:
+    """64 hexadecimal digits."""
+    import rfc8785  # here: only committing and `fsck` need it
+
+    return hashlib.sha256(rfc8785.dumps(_content(tree, made))).hexdigest()
+
+
+def _content(tree: Mapping[str, FileEntry], made: Made) -> dict[str, Any]:
+    files = {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in sorted(tree.items())}
+    return {"tree": files, "made": made.to_json()}
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of a checkpoint directory; Corrupt when it is missing or makes no sense."""
+    path = directory / NAME
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        raise Corrupt(f"{path} is missing", hint="`llmos fsck` tells what else is affected") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{path} is not a manifest: {error}", hint="`llmos fsck` tells what else is affected") from error
+
+
+def parse(text: bytes) -> Manifest:
+    value = json.loads(text)
+    made = value["made"]
+    return Manifest(
+        str(value["id"]),
+        {name: FileEntry(str(entry["sha256"]), int(entry["size"])) for name, entry in value["tree"].items()},
+        Made(
+            operation=str(made["operation"]),
+            parents=tuple(str(parent) for parent in made["parents"]),
+            config=made["config"],
+            data=made["data"],
+            environment=made["environment"],
+            seed=int(made["seed"]),
+            time=str(made["time"]),
+        ),
+    )
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` in JSON's own types; tuples become lists, paths text. LlmosError for what JSON cannot hold exactly."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, int):
+        if abs(value) > _EXACT:
+            raise LlmosError(f"{where} is {value}, and a manifest holds integers up to 2^53 - 1 only")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise LlmosError(f"{where} is {value}, which a manifest cannot hold")
+        return float(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key), where): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(items)]
+    if isinstance(value, os.PathLike):
+        return _text(str(os.fspath(value)), where)
+    raise LlmosError(f"{where} is a {type(value).__name__}, which a manifest cannot hold")
+
+
+def _text(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise LlmosError(f"{where} is {value!r}, which is not Unicode text") from None
+    return value

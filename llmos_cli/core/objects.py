@@ -1,0 +1,190 @@
+"""The object store: equal files of different checkpoints share their bytes on disk.
+
+`.llmos/objects/aa/bbbb...` holds one file per content, named by its SHA-256. A checkpoint's own files share an object's
+extents (reflink) or its inode (hard link). Where the file system can do neither, nothing is shared and nothing is
+stored here: each checkpoint has its own copy. So the store only ever saves space: a checkpoint is whole without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from llmos_cli.core.atomic import make_directory, refusals, sync_directory, sync_file, write_text
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.errors import LlmosError
+
+Mode = Literal["reflink", "hardlink", "copy"]
+
+_FICLONE = 0x40049409  # _IOW(0x94, 9, int), <linux/fs.h>
+_CANNOT = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.EMLINK}
+
+
+def hash_file(path: Path) -> FileEntry:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(digest, os.fstat(file.fileno()).st_size)
+
+
+def hash_files(paths: Iterable[Path]) -> dict[Path, FileEntry]:
+    """Hash several files at once: hashlib lets go of the interpreter lock."""
+    from concurrent.futures import ThreadPoolExecutor  # here: `status` and `log` hash nothing and start faster
+
+    listed = list(paths)
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
+        return dict(zip(listed, pool.map(hash_file, listed), strict=True))
+
+
+def cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def files_below(directory: Path) -> list[str]:
+    """Names, relative and with `/`, of all files in a directory tree, sorted."""
+    return sorted(_walk(str(directory), ""))
+
+
+def _walk(directory: str, prefix: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name
+
+
+class Objects:
+    """`mode` is what the file system can do; None until the first file is stored."""
+
+    def __init__(self, dot: Path) -> None:
+        self.directory = dot / "objects"
+        self._scratch = dot / "tmp"
+        self._mode_file = dot / "storage"
+
+    @property
+    def mode(self) -> Mode | None:
+        try:
+            text = self._mode_file.read_text().strip()
+        except FileNotFoundError:
+            return None
+        return next((mode for mode in ("reflink", "hardlink", "copy") if mode == text), None)
+
+    def path(self, sha256: str) -> Path:
+        return self.directory / sha256[:2] / sha256[2:]
+
+    def adopt(self, directory: Path, tree: Mapping[str, FileEntry]) -> int:
+        """Make the files of a staged directory share their bytes with equal ones stored before.
+
+        Afterwards all of them are read-only and synced. Returns the bytes that are new on this disk.
+        """
+        mode = self._probe()
+        with refusals(self.directory):
+            new = sum(self._adopt_file(directory / name, entry, mode) for name, entry in tree.items())
+            self._sync(tree.values())
+        return new
+
+    def _adopt_file(self, staged: Path, entry: FileEntry, mode: Mode) -> int:
+        if not stat.S_ISREG(staged.lstat().st_mode):
+            raise LlmosError(f"a checkpoint holds plain files only, and {staged.name} is something else")
+        staged.chmod(0o444)
+        sync_file(staged)
+        if mode == "copy":
+            return entry.size
+        stored = self.path(entry.sha256)
+        # Compared byte for byte, so that an object damaged on disk is never spread to a checkpoint whose bytes are good.
+        if stored.exists() and _same_bytes(stored, staged):
+            _replace(staged, self._duplicate(stored, mode))
+            return 0
+        make_directory(stored.parent)
+        _replace(stored, self._duplicate(staged, mode))
+        return entry.size
+
+    def _duplicate(self, source: Path, mode: Mode) -> Path:
+        """A second name in the scratch folder for the bytes of `source`."""
+        copy = self._scratch / f"object-{os.getpid()}-{os.urandom(6).hex()}"
+        if mode == "hardlink":
+            os.link(source, copy)
+        else:
+            _reflink(source, copy)
+            copy.chmod(0o444)
+            sync_file(copy)
+        return copy
+
+    def _sync(self, entries: Iterable[FileEntry]) -> None:
+        for folder in {self.path(entry.sha256).parent for entry in entries}:
+            if folder.exists():
+                sync_directory(folder)
+
+    def _probe(self) -> Mode:
+        """Try what this file system can do, each time: the workspace may have been moved to another."""
+        first = self._scratch / f"probe-{os.getpid()}-{os.urandom(6).hex()}"
+        second = first.with_suffix(".copy")
+        write_text(first, "probe")
+        try:
+            mode = _best_mode(first, second)
+        finally:
+            first.unlink(missing_ok=True)
+            second.unlink(missing_ok=True)
+        if mode != self.mode:
+            write_text(self._mode_file, mode + "\n", scratch=self._scratch)
+        return mode
+
+    def names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Every stored object: its SHA-256 and its directory entry."""
+        if not self.directory.exists():
+            return
+        for folder in sorted(self.directory.iterdir()):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield folder.name + entry.name, entry
+
+
+def _best_mode(first: Path, second: Path) -> Mode:
+    try:
+        _reflink(first, second)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    else:
+        return "reflink"
+    second.unlink(missing_ok=True)
+    try:
+        os.link(first, second)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return "copy"
+    return "hardlink"
+
+
+def _reflink(source: Path, target: Path) -> None:
+    """Clone: another inode that shares the extents until one of the two is written (btrfs, XFS, bcachefs, ...)."""
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "no FICLONE here")
+    with open(source, "rb") as origin, open(target, "xb") as clone:
+        fcntl.ioctl(clone.fileno(), _FICLONE, origin.fileno())
+
+
+def _replace(target: Path, source: Path) -> None:
+    """Rename, minding that rename(2) does nothing where both are already one inode."""
+    source.replace(target)
+    source.unlink(missing_ok=True)
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with open(one, "rb") as first, open(other, "rb") as second:
+        while chunk := first.read(1 << 20):
+            if chunk != second.read(1 << 20):
+                return False
+    return True

@@ -1,0 +1,265 @@
+"""The operation log: every move of a ref is one operation, recorded with what was before, so that it can be undone.
+
+`.llmos/operations.jsonl` has one line per operation. An operation may change several refs and files of the workspace
+(a config that `tune --apply` edits): it is written to `.llmos/pending.json` first, then carried out, then logged; one
+that was cut off by a kill or a power failure is finished by the next one to take the lock. So all of it happens or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmos_cli.core import atomic
+from llmos_cli.core.locks import lock
+from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Refs
+from llmos_cli.errors import Conflict, UsageError
+from llmos_cli.events import Emit, ignore
+
+WINDOW = 30 * 24 * 3600.0
+"""Seconds for which operations protect the checkpoints they moved from and to."""
+_TAIL = 1 << 20
+"""More than one line can be: a config file before and after."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """`what`: a ref (`HEAD`, `refs/...`) or a file of the workspace (`configs/train.yaml`); its content, None: absent."""
+
+    what: str
+    before: str | None
+    after: str | None
+
+    @property
+    def is_ref(self) -> bool:
+        return self.what == HEAD or self.what.startswith("refs/")
+
+    def reversed(self) -> Change:
+        return Change(self.what, self.after, self.before)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. Without changes (weights
+    that were removed) it cannot be undone."""
+
+    id: str
+    name: str
+    changes: tuple[Change, ...]
+    time: float
+    run: str = ""
+    kind: Literal["do", "undo", "redo"] = "do"
+    of: str = ""
+
+
+class OperationLog:
+    def __init__(self, root: Path, dot: Path, refs: Refs) -> None:
+        self._root = root
+        self._dot = dot
+        self._refs = refs
+        self.path = dot / "operations.jsonl"
+        self._pending = dot / "pending.json"
+
+    def apply(self, name: str, changes: Sequence[Change], *, run: str = "", emit: Emit = ignore) -> Operation:
+        """Make all the changes, or none and a Conflict when something is not as `before` says."""
+        return self._apply(_new(name, changes, run), emit)
+
+    def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
+        """Reverse the last operation that is still in force, or the one whose id begins with `which`."""
+        done, _ = self._stacks()
+        target = _pick(done, which, "undo")
+        if not target.changes:
+            raise UsageError(
+                f"operation {target.id} ({target.name}) cannot be undone",
+                hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
+            )
+        changes = [change.reversed() for change in reversed(target.changes)]
+        return self._apply(_new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
+
+    def redo(self, *, emit: Emit = ignore) -> Operation:
+        """Do again what the last `undo` reversed."""
+        _, undone = self._stacks()
+        target = _pick(undone, None, "redo")
+        return self._apply(_new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
+
+    def operations(self) -> Iterator[Operation]:
+        """All operations, oldest first; a line cut off by a crash is skipped."""
+        try:
+            with open(self.path, "rb") as file:
+                for line in file:
+                    if (operation := _parse(line)) is not None:
+                        yield operation
+        except FileNotFoundError:
+            return
+
+    def protected(self, since: float) -> set[str]:
+        """Ids that operations at or after `since` moved a ref from or to."""
+        return {
+            value
+            for operation in self.operations()
+            if operation.time >= since
+            for change in operation.changes
+            if change.is_ref
+            for value in (change.before, change.after)
+            if value and not value.startswith(SYMBOLIC)
+        }
+
+    def left_for(self, checkpoint: str) -> tuple[str, float] | None:
+        """Where the branch (or detached HEAD) was when a run moved it to `checkpoint`: that id and the time."""
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        # A substring first: parsing thousands of lines would take longer than the rest of `log`.
+        for line in text.split(b"\n"):
+            if checkpoint.encode() in line and (operation := _parse(line)) is not None and operation.run:
+                for change in operation.changes:
+                    if change.after == checkpoint and change.before:
+                        return change.before, operation.time
+        return None
+
+    def _stacks(self) -> tuple[list[Operation], list[Operation]]:
+        """What can be undone and what can be redone, the next one last."""
+        done: dict[str, Operation] = {}
+        undone: dict[str, Operation] = {}
+        for operation in self.operations():
+            if operation.kind == "undo" and operation.of in done:
+                undone[operation.of] = done.pop(operation.of)
+            elif operation.kind == "redo" and operation.of in undone:
+                done[operation.of] = undone.pop(operation.of)
+            elif operation.kind == "do":
+                done[operation.id] = operation
+                undone.clear()
+        return list(done.values()), list(undone.values())
+
+    def _apply(self, operation: Operation, emit: Emit) -> Operation:
+        with lock(self._dot / "locks" / "refs", emit=emit):
+            self._finish_pending()
+            self._compare(operation)
+            if operation.changes:
+                atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+            try:
+                self._carry_out(operation)
+            except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
+                if not self._logged(operation):
+                    self._set([change.reversed() for change in operation.changes])
+                self._pending.unlink(missing_ok=True)
+                raise
+        return operation
+
+    def _finish_pending(self) -> None:
+        try:
+            operation = _parse(self._pending.read_bytes())
+        except FileNotFoundError:
+            return
+        if operation is not None:
+            self._carry_out(operation)
+
+    def _compare(self, operation: Operation) -> None:
+        for change in operation.changes:
+            now = self._current(change)
+            if now != change.before:
+                raise Conflict(
+                    f"{_short(change.what)} is at {_value(now)} and not at {_value(change.before)} any more",
+                    hint="`llmos op log` shows what moved it",
+                )
+
+    def _current(self, change: Change) -> str | None:
+        if change.is_ref:
+            return self._refs.read(change.what)
+        try:
+            return (self._root / change.what).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def _carry_out(self, operation: Operation) -> None:
+        """Idempotent, since it is repeated after a crash."""
+        self._set(operation.changes)
+        if not self._logged(operation):
+            self._append(operation)
+        if operation.changes:
+            atomic.remove(self._pending)
+
+    def _set(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if self._current(change) == change.after:
+                continue
+            if change.is_ref:
+                self._refs.write(change.what, change.after)
+            elif change.after is None:
+                atomic.remove(self._root / change.what)
+            else:
+                atomic.write_text(self._root / change.what, change.after)
+
+    def _logged(self, operation: Operation) -> bool:
+        """Whether it is among the last ones: nothing is logged while another is pending."""
+        return f'"id": "{operation.id}"'.encode() in self._tail()
+
+    def _tail(self) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - _TAIL, 0))
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def _append(self, operation: Operation) -> None:
+        # A crash may have cut the last line off: ours must not be glued to it.
+        start = "" if self._tail()[-1:] in (b"", b"\n") else "\n"
+        with atomic.refusals(self.path):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                atomic.write_all(descriptor, (start + _line(operation)).encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _new(
+    name: str, changes: Sequence[Change], run: str, kind: Literal["do", "undo", "redo"] = "do", of: str = ""
+) -> Operation:
+    return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of)
+
+
+def _line(operation: Operation) -> str:
+    return json.dumps(asdict(operation)) + "\n"
+
+
+def _parse(line: bytes) -> Operation | None:
+    try:
+        value = json.loads(line)
+        changes = tuple(Change(**change) for change in value.pop("changes"))
+        return Operation(changes=changes, **value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
+    if which is None:
+        if not stack:
+            raise UsageError(f"there is nothing to {verb}", hint="`llmos op log` lists the operations")
+        return stack[-1]
+    found = [operation for operation in stack if operation.id.startswith(which)]
+    if len(found) != 1:
+        raise UsageError(
+            f"{which} names {len(found) or 'no'} operation{'s' if len(found) > 1 else ''} to {verb}",
+            hint="`llmos op log` lists the operations",
+        )
+    return found[0]
+
+
+def _short(what: str) -> str:
+    return what.removeprefix(HEADS).removeprefix("refs/")
+
+
+def _value(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    if value.startswith(SYMBOLIC):
+        return value.removeprefix(SYMBOLIC + HEADS)
+    return value[:12] if len(value) == 64 else "what was recorded"

@@ -1,0 +1,72 @@
+"""Who is alive: a process is its pid, the time it started, and its host.
+
+The start time tells a process from a later one that was given the same pid.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Process:
+    """`started`: seconds since boot on Linux, since the epoch elsewhere; only ever compared for equality."""
+
+    pid: int
+    started: float
+    host: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> Process:
+        return cls(int(value["pid"]), float(value["started"]), str(value["host"]))
+
+    def alive(self) -> bool:
+        """A process of another host counts as alive: nothing here can know better."""
+        return self.host != host() or start_time(self.pid) == self.started
+
+
+def this_process() -> Process:
+    # Not cached: a fork is another process.
+    pid = os.getpid()
+    return Process(pid, start_time(pid) or 0.0, host())
+
+
+@functools.cache
+def host() -> str:
+    return platform.node() or "localhost"
+
+
+def start_time(pid: int) -> float | None:
+    """When `pid` started, or None when there is no such process (a zombie is none: it only waits to be reaped)."""
+    if sys.platform == "linux":
+        return _start_time_from_proc(pid)
+    return _start_time_from_psutil(pid)
+
+
+def _start_time_from_proc(pid: int) -> float | None:
+    """Fields 3 (state) and 22 (start time in clock ticks since boot) of /proc/PID/stat, see proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in field 2 may hold spaces and parentheses; nothing after its last ")" does.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _start_time_from_psutil(pid: int) -> float | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None

@@ -1,0 +1,127 @@
+"""What is known of a run: its `events.jsonl` folded into one value.
+
+Folding goes on from where it stopped, so that a growing file is read once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.core.processes import Process
+
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`status`: running, done, failed, interrupted, terminated, or died (its process is gone without a word).
+
+    `started` (the first time) and `ended` are seconds since the epoch; `checkpoint` is the last one it committed, empty when none;
+    `progress` the last Progress event.
+    """
+
+    id: str
+    path: Path
+    operation: str = ""
+    status: str = "died"
+    started: float = 0.0
+    ended: float | None = None
+    checkpoint: str = ""
+    checkpoints: tuple[str, ...] = ()
+    name: str = ""
+    pid: int = 0
+    pid_started: float = 0.0
+    host: str = ""
+    base: str = ""
+    base_checkpoint: str = ""
+    argv: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    exit_code: int = 0
+    message: str = ""
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        return self.status == "running"
+
+    def judged(self) -> RunRecord:
+        """With `running` turned to `died` where the process is gone."""
+        if self.status == "running" and not Process(self.pid, self.pid_started, self.host).alive():
+            return replace(self, status="died")
+        return self
+
+
+def fold(record: RunRecord, events: Iterable[Mapping[str, Any]]) -> RunRecord:
+    changed: dict[str, Any] = {}
+    checkpoints = list(record.checkpoints)
+    for event in events:
+        kind = event.get("event")
+        if kind == "started":
+            changed |= _started(event)
+            changed["started"] = record.started or changed.get("started") or event["at"]
+        elif kind == "progress":
+            changed["progress"] = event
+        elif kind == "saved":
+            checkpoints.append(str(event["checkpoint"]))
+        elif kind == "ended":
+            changed |= {
+                "status": event["status"],
+                "ended": event["at"],
+                "exit_code": event.get("exit_code", 0),
+                "message": event.get("message", ""),
+            }
+    return replace(
+        record,
+        **changed,
+        checkpoints=tuple(dict.fromkeys(checkpoints)),
+        checkpoint=checkpoints[-1] if checkpoints else "",
+    )
+
+
+def _started(event: Mapping[str, Any]) -> dict[str, Any]:
+    same = ("operation", "pid", "pid_started", "host", "base", "base_checkpoint", "name")
+    return {
+        "status": "running",
+        "ended": None,
+        "message": "",
+        "exit_code": 0,
+        "argv": tuple(event.get("argv", ())),
+        "parents": tuple(event.get("parents", ())),
+        **{key: event.get(key, "") for key in same},
+    }
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The events of a file from a byte offset on, and the offset after the last whole line; other lines are skipped."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            text = file.read()
+    except FileNotFoundError:
+        return [], 0
+    whole = text[: text.rfind(b"\n") + 1]
+    return list(_parsed(whole)), offset + len(whole)
+
+
+def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
+    last_progress: bytes | None = None
+    for line in text.split(b"\n"):
+        # A long training writes little else than progress, and only its last counts.
+        if line.startswith(b'{"event": "progress"'):
+            last_progress = line
+        elif (event := _parse(line)) is not None:
+            yield event
+    if last_progress and (event := _parse(last_progress)) is not None:
+        yield event
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

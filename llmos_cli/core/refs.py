@@ -1,0 +1,129 @@
+"""Refs: names of checkpoints, one small file each, as git keeps them.
+
+    .llmos/HEAD              `ref: refs/heads/main`, or an id when detached
+    .llmos/refs/heads/NAME   branches: move when a run commits
+    .llmos/refs/tags/NAME    tags: stay
+    .llmos/refs/runs/RUN     what a run committed: makes it findable, protects nothing
+
+This file reads and writes single refs. Whatever moves or removes one does so through the operation log (`oplog.py`),
+which compares before it swaps, under a lock, and can be undone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos_cli.core import atomic
+from llmos_cli.errors import Corrupt, UsageError
+
+HEAD = "HEAD"
+HEADS = "refs/heads/"
+TAGS = "refs/tags/"
+RUNS = "refs/runs/"
+SYMBOLIC = "ref: "
+ID = re.compile(r"[0-9a-f]{64}")
+_BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+
+
+@dataclass(frozen=True)
+class Head:
+    """`branch` is None when HEAD is detached, `checkpoint` is None while the branch has none yet."""
+
+    branch: str | None
+    checkpoint: str | None
+
+    @property
+    def name(self) -> str:
+        """The branch, or the id of a detached HEAD."""
+        return self.branch or self.checkpoint or ""
+
+
+class Refs:
+    def __init__(self, dot: Path) -> None:
+        self._dot = dot
+        self._root = f"{dot}/"
+
+    def read(self, name: str) -> str | None:
+        """What a ref says (an id; for HEAD perhaps `ref: NAME`), None when there is no such ref."""
+        try:
+            with open(self._root + name, encoding="utf-8") as file:
+                value = file.read().strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        if not ID.fullmatch(value) and not (name == HEAD and value.startswith(SYMBOLIC + HEADS)):
+            raise Corrupt(
+                f"{name} holds {value[:80]!r}, which is no checkpoint id", hint="`llmos fsck` checks all of them"
+            )
+        return value
+
+    def write(self, name: str, value: str | None) -> None:
+        """Set or, with None, remove a ref, unconditionally: see `oplog.py` for who may."""
+        path = self._dot / name
+        if value is None:
+            atomic.remove(path)
+        else:
+            atomic.write_text(path, value + "\n", scratch=self._dot / "tmp")
+
+    def head(self) -> Head:
+        value = self.read(HEAD)
+        if value is None:
+            raise Corrupt("HEAD is missing", hint="`llmos checkout BRANCH` writes it anew")
+        if value.startswith(SYMBOLIC):
+            ref = value.removeprefix(SYMBOLIC)
+            return Head(ref.removeprefix(HEADS), self.read(ref))
+        return Head(None, value)
+
+    def under(self, prefix: str) -> dict[str, str]:
+        """Short name -> id of all refs below a prefix (`HEADS`, `TAGS`, `RUNS`), sorted by name."""
+        return {name: value for name in sorted(self.names(prefix)) if (value := self.read(prefix + name))}
+
+    def names(self, prefix: str) -> Iterator[str]:
+        yield from _files(self._root + prefix, "")
+
+    def pointing(self) -> dict[str, list[str]]:
+        """Id -> short names of the branches and tags that name it."""
+        found: dict[str, list[str]] = {}
+        for prefix in (HEADS, TAGS):
+            for name, value in self.under(prefix).items():
+                found.setdefault(value, []).append(name)
+        return found
+
+
+def _files(directory: str, prefix: str) -> Iterator[str]:
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from _files(entry.path, f"{prefix}{entry.name}/")
+                else:
+                    yield prefix + entry.name
+    except FileNotFoundError:
+        return
+
+
+def check_name(kind: str, name: str) -> str:
+    """A name that is fit for a ref, by git's rules; UsageError otherwise. `kind` is `branch` or `tag`."""
+    parts = name.split("/")
+    bad = (
+        not name
+        or _BAD.search(name)
+        or name.startswith("-")
+        or name in (HEAD, "@")
+        or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
+        or len(name.encode(errors="replace")) > 200
+        or not name.isprintable()
+    )
+    if bad:
+        raise UsageError(
+            f"{name!r} is not a name for a {kind}",
+            hint="letters, digits, `-`, `_`, `.` and `/` are fine: `base`, `try/wanda-50`",
+        )
+    if ID.fullmatch(name):
+        raise UsageError(f"{name!r} looks like a checkpoint id", hint=f"choose another name for the {kind}")
+    return name

@@ -1,0 +1,297 @@
+"""Runs: each operation is a transaction with a folder and a process with a life.
+
+    runs/20261122-104501-train-3f2a/
+      config.yaml    the resolved config        configs/     the user's config files, verbatim
+      events.jsonl   what happened              log.txt      the same for people
+      state/         what `--resume` needs, while it can be resumed
+
+A run commits its checkpoint whole or leaves the workspace as it was. No lock is held while it computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.core import atomic, journal
+from llmos_cli.core.locks import lock
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.processes import this_process
+from llmos_cli.core.records import EVENTS, RunRecord
+from llmos_cli.core.refs import HEAD, HEADS, RUNS
+from llmos_cli.errors import AmbiguousRevision, Conflict, Interrupted, LlmosError, NotFound, Terminated, UsageError
+from llmos_cli.events import Emit, Ended, Event, Saved, Started
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+__all__ = ["Run", "RunRecord", "Runs"]
+
+
+class Runs:
+    """All runs of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.directory = workspace.root / "runs"
+
+    def list(self) -> list[RunRecord]:
+        """Oldest first."""
+        return self._workspace.index.records()
+
+    def alive(self) -> Sequence[RunRecord]:
+        return [record for record in self._workspace.index.open_records() if record.alive]
+
+    def find(self, name: str) -> RunRecord:
+        """By id, by the name of a deployment (the living or else the newest one), or by a unique beginning of either."""
+        records = self._workspace.index.records()
+        for record in reversed(records):
+            if record.id == name:
+                return record
+        named = sorted(
+            (record for record in records if record.name and record.name == name), key=lambda r: (r.alive, r.started)
+        )
+        return named[-1] if named else _by_prefix(name, records)
+
+    @contextlib.contextmanager
+    def resume(self, run: str, *, argv: Sequence[str] | None = None) -> Iterator[Run]:
+        """Reopen a run that ended without a result. Conflict when it is still running, UsageError when it is done."""
+        record = self.find(run)
+        with lock(self._workspace.dot / "locks" / f"run-{record.id}", emit=self._workspace.emit):
+            record = self.find(record.id)
+            _check_resumable(record)
+            resumed = Run(self._workspace, record.id, _restarted(record, argv))
+            resumed.emit(resumed.started)
+            # The index trusts a run that has ended until the folder's time changes.
+            os.utime(self.directory)
+        with resumed:
+            yield resumed
+
+
+def _by_prefix(name: str, records: Sequence[RunRecord]) -> RunRecord:
+    found = [
+        r
+        for r in records
+        if name and (r.id.startswith(name) or r.id.endswith(f"-{name}") or (r.name and r.name.startswith(name)))
+    ]
+    if len(found) > 1:
+        listed = ", ".join(record.name or record.id for record in found[-8:])
+        raise AmbiguousRevision(f"{name} could be any of {len(found)} runs: {listed}", hint="give more of its name")
+    if not found:
+        raise NotFound(f"no run is called {name!r}", hint="`llmos ps --all` lists runs and deployments")
+    return found[0]
+
+
+def _check_resumable(record: RunRecord) -> None:
+    if record.alive:
+        raise Conflict(
+            f"run {record.id} is still running (process {record.pid})", hint=f"`llmos logs {record.id}` follows it"
+        )
+    if record.status == "done":
+        raise UsageError(f"run {record.id} is done: there is nothing to resume")
+
+
+def _restarted(record: RunRecord, argv: Sequence[str] | None) -> Started:
+    return _started(
+        record.id,
+        record.operation,
+        record.base,
+        record.base_checkpoint,
+        tuple(sys.argv if argv is None else argv),
+        record.parents,
+        record.name,
+    )
+
+
+def _started(
+    run: str,
+    operation: str,
+    base: str,
+    base_checkpoint: str,
+    argv: tuple[str, ...],
+    parents: tuple[str, ...],
+    name: str,
+) -> Started:
+    process = this_process()
+    return Started(
+        run,
+        operation,
+        process.pid,
+        process.started,
+        process.host,
+        base,
+        argv=argv,
+        base_checkpoint=base_checkpoint,
+        parents=parents,
+        name=name,
+    )
+
+
+class Run:
+    """One run while it lives: made by `Workspace.begin` or `Runs.resume`, used as a context manager.
+
+    `base` is the branch (or the detached id) that was current when it first started.
+    """
+
+    def __init__(self, workspace: Workspace, identifier: str, started: Started) -> None:
+        self._workspace = workspace
+        self.id = identifier
+        self.path = workspace.root / "runs" / identifier
+        self.state = self.path / "state"
+        self.started = started
+        self.base = started.base
+        self._listeners: list[Emit] = []
+        self._journal = journal.Journal(self.path)
+        self._handler: Any = None
+
+    def listen(self, emit: Emit) -> None:
+        """Let `emit` hear every event of this run too."""
+        self._listeners.append(emit)
+
+    def emit(self, event: Event) -> None:
+        self._journal.write(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def commit(self, staged: Path, made: Made, *, move: bool = True) -> Checkpoint:
+        """Make the staged directory a checkpoint, whole or not at all, and move the branch that was current at the start.
+
+        Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`.
+        """
+        checkpoint, stored = self._workspace.store(staged, made)
+        self._workspace.refs.write(RUNS + self.id, checkpoint.id)
+        saved = Saved(checkpoint.id, size=checkpoint.manifest.size, stored=stored)
+        if not move:
+            self.emit(saved)
+            return checkpoint
+        try:
+            self._move(checkpoint.id)
+        except Conflict as conflict:
+            self.emit(saved)
+            raise self._moved_meanwhile(checkpoint.id) from conflict
+        self.emit(Saved(saved.checkpoint, self.base, saved.size, saved.stored))
+        return checkpoint
+
+    def _move(self, checkpoint: str) -> None:
+        detached = self.base == self.started.base_checkpoint
+        ref = HEAD if detached else HEADS + self.base
+        before = self.started.base_checkpoint or None
+        if before != checkpoint:
+            self._workspace.oplog.apply(
+                f"{self.started.operation} on {self.base[:12] if detached else self.base}",
+                [Change(ref, before, checkpoint)],
+                run=self.id,
+                emit=self.emit,
+            )
+
+    def _moved_meanwhile(self, checkpoint: str) -> Conflict:
+        where = self.base[:12]
+        now = self._workspace.refs.read(HEADS + self.base) or ""
+        return Conflict(
+            f"{self.base if now else 'HEAD'} moved to {now[:12] or 'another checkpoint'} while this run made {checkpoint[:12]}"
+            + (f" from {self.started.base_checkpoint[:12]}" if self.started.base_checkpoint else ""),
+            hint=f"nothing is lost: `llmos branch NAME {checkpoint[:12]}` keeps it, `llmos branch -f {where} {checkpoint[:12]}` moves {where} to it",
+        )
+
+    def __enter__(self) -> Run:
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, _terminate)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+        try:
+            self._end(error)
+        finally:
+            self._journal.close()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"{self.started.operation} was interrupted", hint=self._way_on()) from None
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            shutil.rmtree(self.state, ignore_errors=True)
+            self.emit(Ended("done"))
+            return
+        # A full disk may be what ended it, and then there is no room to say so: the run will show as died.
+        with contextlib.suppress(LlmosError, OSError):
+            self.emit(_ended(error))
+
+    def _way_on(self) -> str:
+        resumable = self.state.is_dir() and any(self.state.iterdir())
+        return f"`llmos {self.started.operation} --resume` goes on where it stopped" if resumable else ""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated("terminated by SIGTERM")
+
+
+def _ended(error: BaseException) -> Ended:
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return Ended("interrupted", Interrupted.exit_code, "interrupted")
+    if isinstance(error, Terminated):
+        return Ended("terminated", Terminated.exit_code, error.message)
+    if isinstance(error, LlmosError):
+        return Ended("failed", error.exit_code, error.message)
+    if isinstance(error, SystemExit | GeneratorExit):
+        code = getattr(error, "code", 1)
+        return Ended("done" if code in (None, 0) else "failed", code if isinstance(code, int) else 1)
+    return Ended("failed", 1, f"{type(error).__name__}: {error}")
+
+
+def begin(
+    workspace: Workspace,
+    operation: str,
+    *,
+    config: Mapping[str, Any],
+    files: Sequence[Path],
+    argv: Sequence[str] | None,
+    parents: Sequence[str],
+    name: str,
+) -> Run:
+    """Make the run's folder, complete before it appears under its name, with its Started event inside."""
+    head = workspace.head()
+    identifier = _identifier(operation)
+    started = _started(
+        identifier,
+        operation,
+        head.name,
+        head.checkpoint or "",
+        tuple(sys.argv if argv is None else argv),
+        tuple(parents),
+        name,
+    )
+    with workspace.stage() as folder:
+        _write_config(folder / "config.yaml", config)
+        for file in files:
+            atomic.write_bytes(folder / "configs" / file.name, file.read_bytes())
+        atomic.write_text(folder / EVENTS, journal.line(started))
+        atomic.write_text(folder / "log.txt", journal.sentence(started))
+        if not atomic.publish(folder, workspace.root / "runs" / identifier):
+            raise Conflict(f"run {identifier} exists already", hint="try again")
+    return Run(workspace, identifier, started)
+
+
+def _identifier(operation: str) -> str:
+    """Sorts by time: UTC, because local time repeats an hour each autumn."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    import yaml
+
+    with path.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), file, sort_keys=False, allow_unicode=True)
