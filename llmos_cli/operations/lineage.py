@@ -1,0 +1,52 @@
+"""Where a checkpoint comes from: its line of first parents, the ancestor that nothing compressed yet, the data it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.core.manifest import Manifest
+from llmos_cli.options.data import DataOptions
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+COMPRESSING = frozenset({"prune", "quantize", "compress"})
+"""Operations whose result is an approximation of its parent."""
+
+
+def line(ws: Workspace, checkpoint: str) -> Iterator[Manifest]:
+    """The manifests of a checkpoint (a full id) and of its first parents, nearest first."""
+    manifest = ws.manifest(checkpoint)
+    yield manifest
+    while manifest.made.parents:
+        manifest = ws.manifest(manifest.made.parents[0])
+        yield manifest
+
+
+def uncompressed(ws: Workspace, checkpoint: str) -> Manifest:
+    """The nearest one of the line whose own line was never compressed: itself, or what compression started from.
+
+    Where even the root was made by compressing, it is the root.
+    """
+    ancestors = list(line(ws, checkpoint))
+    compressed = [at for at, manifest in enumerate(ancestors) if manifest.made.operation in COMPRESSING]
+    return ancestors[min(max(compressed) + 1, len(ancestors) - 1)] if compressed else ancestors[0]
+
+
+def recorded_data(ws: Workspace, checkpoint: str) -> dict[str, Any]:
+    """The `data` section that the checkpoint, or the nearest ancestor that recorded one, was made with; empty for none."""
+    sections = (manifest.made.config.get("data") for manifest in line(ws, checkpoint))
+    return dict(next((section for section in sections if section and section.get("source")), {}))
+
+
+def effective_data(ws: Workspace, checkpoint: str, asked: DataOptions) -> DataOptions:
+    """The recorded data with what `asked` sets explicitly on top; where it names its own source, only that.
+
+    Task and sequence length stay the checkpoint's in either case, unless `asked` says otherwise.
+    """
+    recorded = recorded_data(ws, checkpoint)
+    said = {name: getattr(asked, name) for name in asked.model_fields_set}
+    if said.get("source") is not None or said.get("splits"):
+        recorded = {name: recorded[name] for name in ("task", "sequence_length") if name in recorded}
+    return DataOptions(**recorded | {name: value for name, value in said.items() if value is not None})
