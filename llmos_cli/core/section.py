@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -16,6 +16,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
+    has_methods: ClassVar[bool] = False
+    """Whether unknown keys are the names of methods, each holding that method's own options."""
+
     _read: set[str] = PrivateAttr(default_factory=set)
 
     def __getattribute__(self, name: str) -> Any:
@@ -23,6 +26,12 @@ class Section(BaseModel):
         if not name.startswith("_") and name in type(self).model_fields:
             self.__pydantic_private__["_read"].add(name)  # type: ignore[index]
         return value
+
+    @classmethod
+    def is_section(cls, name: str) -> bool:
+        """Whether the field `name` is itself a section."""
+        annotation = cls.model_fields[name].annotation
+        return isinstance(annotation, type) and issubclass(annotation, Section)
 
     def unread(self, prefix: str = "") -> list[str]:
         """Dotted names of the keys that were set explicitly and never read, this section's children included."""

@@ -25,4 +25,6 @@ class ModelOptions(Section):
 
     def widths(self) -> dict[str, Any]:
         """The keys for the architecture's configuration class."""
-        return dict(self.__pydantic_extra__ or {})
+        widths = dict(self.__pydantic_extra__ or {})
+        self._read.update(widths)
+        return widths

@@ -6,7 +6,7 @@ that have methods; `core/config.py` checks those keys against the catalog and th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -19,9 +19,11 @@ class Methodical(Section):
     """A verb with methods: options of method NAME stand under the key NAME."""
 
     model_config = ConfigDict(extra="allow")
+    has_methods: ClassVar[bool] = True
 
     def of_method(self, name: str) -> dict[str, Any]:
         """The keys set for one method, to be read by its `Options`."""
+        self._read.add(name)
         return dict((self.__pydantic_extra__ or {}).get(name) or {})
 
 

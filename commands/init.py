@@ -1,0 +1,27 @@
+"""Begin a workspace, with the configs of a template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import JsonFlag, QuietFlag, session
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="The folder; made if needed.", show_default="here")] = Path(),
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template", "-t", help="causal-lm, image-classification, text-classification or token-classification."
+        ),
+    ] = "causal-lm",
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations.init import init as operation
+
+        s.ui.show(operation(directory, template))

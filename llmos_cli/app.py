@@ -1,0 +1,292 @@
+"""The root of the command line: commands found by their files and imported one at a time, and the one error boundary.
+
+    llmos COMMAND --help        imports that command's file alone
+    llmos --help                imports none of them
+
+Whatever goes wrong ends here: an LlmosError is a sentence and a hint, a full disk one sentence, and anything unforeseen one
+sentence whose traceback is kept in a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from llmos_cli import __version__, catalog
+from llmos_cli.core.places import cache_home
+from llmos_cli.errors import Interrupted, LlmosError, UsageError
+from llmos_cli.ui import Ui
+
+PANELS = {
+    "Start": ("init", "doctor", "config", "import"),
+    "Stages": ("train", "tune", "prune", "quantize", "eval", "generate", "predict", "deploy", "export"),
+    "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "rm", "path"),
+    "Processes": ("ps", "logs", "stop"),
+    "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
+}
+"""The order in which help tells the story; a command that is not listed here appears under "More"."""
+
+
+class _Command(TyperCommand):
+    """A command whose help also lists the methods of its verb and, with `--method X`, the options of X."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        self._said = list(args)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        verb = str(self.name)
+        if any("--method" in parameter.opts for parameter in self.params):
+            _list_methods(verb, _option_value(self._said, "--method"), formatter)
+        super().format_epilog(ctx, formatter)
+
+
+def _option_value(args: Sequence[str], option: str) -> str | None:
+    """What `--method X` or `--method=X` said, before anything is parsed: help comes first."""
+    for at, arg in enumerate(args):
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2]
+        if arg == option and at + 1 < len(args):
+            return args[at + 1]
+    return None
+
+
+def _list_methods(verb: str, chosen: str | None, formatter: Any) -> None:
+    with formatter.section("Methods"):
+        formatter.write_dl([(name, entry.help) for name, entry in catalog.methods(verb).items()])
+    if chosen is not None:
+        options = catalog.options(catalog.method(verb, chosen))
+        with formatter.section(f"Options of {chosen} (-s {verb}.{chosen}.NAME=VALUE)"):
+            formatter.write_dl([(f"{o.name} <{o.type}>", o.told) for o in options] or [("none", "")])
+
+
+class _Commands(TyperGroup):
+    """The files of `commands/`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        known = catalog.commands()
+        told = [name for panel in PANELS.values() for name in panel if name in known]
+        return told + [name for name in known if name not in told]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _build(catalog.command(cmd_name))
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Names and first lines, panel by panel, importing nothing."""
+        known = dict(catalog.commands())
+        panels = {title: [name for name in names if name in known] for title, names in PANELS.items()}
+        panels["More"] = [name for name in known if not any(name in names for names in PANELS.values())]
+        widest = max(map(len, known), default=0)
+        for title, names in panels.items():
+            if names:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(widest), known[name].help) for name in names])
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any) -> None:  # type: ignore[override]
+        """typer's own `main` turns errors into exits of its own; ours all go to the boundary."""
+        program = prog_name or "llmos"
+        self._main_shell_completion(ctx_args={}, prog_name=program, complete_var=None)
+        with self.make_context(program, list(sys.argv[1:] if args is None else args)) as ctx:
+            self.invoke(ctx)
+
+
+app = typer.Typer(
+    name="llmos",
+    cls=_Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Git for the life of a model: train, prune, quantize, tune, evaluate and deploy from one workspace, with proof.",
+    epilog="`llmos COMMAND --help` explains a command; `llmos completion` sets up the shell.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Ui().write(f"llmos {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    directory: Annotated[str | None, typer.Option("-C", metavar="DIR", help="Work as if started in DIR.")] = None,
+    wait: Annotated[
+        str | None, typer.Option("--wait", metavar="SECONDS", help="Wait this long for a lock (60).")
+    ] = None,
+) -> None:
+    if directory is not None:
+        _enter(directory)
+    if wait is not None:
+        _wait(wait)
+
+
+def _enter(directory: str) -> None:
+    if not Path(directory).is_dir():
+        raise UsageError(f"-C: there is no folder {directory!r}")
+    os.chdir(directory)
+
+
+def _wait(seconds: str) -> None:
+    """Passed on through the environment, so that a run's child processes wait as long."""
+    if not seconds.replace(".", "", 1).isdigit():
+        raise UsageError(f"--wait takes a number of seconds, not {seconds!r}")
+    os.environ["LLMOS_WAIT"] = seconds
+
+
+def _build(entry: catalog.Entry) -> Any:
+    """Import one command's file and make a typer command of its function, or a group of its `app`."""
+    module = entry.load()
+    typed = getattr(module, "app", None) or typer.Typer(add_completion=False, rich_markup_mode=None)
+    if not hasattr(module, "app"):
+        function: Callable[..., None] = getattr(module, entry.module_name.rpartition(".")[2])
+        typed.command(entry.name, cls=_Command, help=_paragraphs(module.__doc__ or ""))(function)
+    command = get_command(typed)
+    command.name = entry.name
+    for each in (command, *getattr(command, "commands", {}).values()):
+        for parameter in each.params:
+            _convert_cheaply(parameter)
+    return command
+
+
+def _paragraphs(docstring: str) -> str:
+    """The docstring as help: indented examples keep their lines, which typer would fill otherwise."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(f"\b\n{text}" if text.startswith("    ") else text for text in paragraphs)
+
+
+def _convert_cheaply(parameter: Any) -> None:
+    """Give a parameter of a plain type a plain converter: typer's own would import pydantic, a third of `status`'s time."""
+    annotation = parameter.type_descriptor.annotation
+    if annotation in (bool, str, int, float, Path, list[str], list[Path]) and not parameter.type_descriptor.is_ranged:
+        parameter._runtime_param = _Plain(annotation)
+
+
+class _Plain:
+    """Converts what the command line says to a plain type; None was not said."""
+
+    def __init__(self, annotation: Any) -> None:
+        self._one = {list[str]: str, list[Path]: Path}.get(annotation, annotation)
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        if param.multiple or param.nargs == -1:
+            return tuple(self._convert(item, param) for item in value or ())
+        return None if value is None else self._convert(value, param)
+
+    def _convert(self, value: Any, param: Any) -> Any:
+        try:
+            return self._one(value)
+        except ValueError:
+            kind = "a whole number" if self._one is int else "a number"
+            raise UsageError(f"{_spelling(param)} takes {kind}, not {value!r}") from None
+
+
+def _spelling(parameter: Any) -> str:
+    return str(parameter.opts[-1] if parameter.param_type_name == "option" else parameter.name.upper())
+
+
+def main() -> None:
+    """The entry point: run a command and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """The error boundary: run `args`, show what went wrong, return the exit code."""
+    ui = Ui(json="--json" in args)
+    try:
+        app(list(args) or ["--help"], prog_name="llmos")
+        sys.stdout.flush()
+    except typer.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        return _reader_left()
+    except LlmosError as error:
+        ui.error(error)
+        return error.exit_code
+    except TyperException as error:
+        ui.error(_as_usage(error))
+        return UsageError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        ui.error(Interrupted("interrupted"))
+        return Interrupted.exit_code
+    except Exception as error:  # noqa: BLE001 - the one boundary
+        ui.error(_plainly(error))
+        return 1
+    return 0
+
+
+def _as_usage(error: TyperException) -> UsageError:
+    """typer's usage errors in our words: one sentence, and where help is."""
+    context = getattr(error, "ctx", None)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    path = context.command_path if context else "llmos"
+    return UsageError(message[:1].lower() + message[1:], hint=f"`{path} --help` lists what it takes")
+
+
+def _reader_left() -> int:
+    """`llmos log | head`: the reader has what it wanted. Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _plainly(error: Exception) -> LlmosError:
+    """Anything else in one sentence: the disk's troubles as they are, the unforeseen with its traceback in a file."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        message, hint = _DISK[error.errno]
+        where = f": {error.filename}" if error.filename else ""
+        return LlmosError(f"{message}{where}", hint=hint)
+    said = " ".join(str(error).split())[:300]
+    kept = _keep_traceback(error)
+    return LlmosError(
+        f"llmos failed unexpectedly: {type(error).__name__}: {said}"
+        if said
+        else f"llmos failed unexpectedly: {type(error).__name__}",
+        hint=f"the traceback is in {kept}" if kept else "the traceback could not be written anywhere",
+    )
+
+
+_DISK = {
+    errno.ENOSPC: ("the disk is full", "free some space (`llmos gc`, `llmos du`) and try again: nothing was lost"),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "free some space (`llmos gc`, `llmos du`) and try again: nothing was lost",
+    ),
+    errno.EROFS: ("the file system is read-only", "work on a writable copy of the workspace"),
+    errno.EACCES: ("permission denied", "check the owner and mode of the file or folder"),
+    errno.EPERM: ("operation not permitted", "check the owner and mode of the file or folder"),
+}
+
+
+def _keep_traceback(error: Exception) -> Path | None:
+    """Write the traceback into the workspace, else the user's cache folder; None where neither can be written."""
+    import traceback
+    from time import strftime
+
+    for folder in (*_crash_folder_here(), cache_home() / "crash"):
+        path = folder / f"{strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError:
+            continue
+        return path
+    return None
+
+
+def _crash_folder_here() -> list[Path]:
+    here = Path.cwd()
+    return [folder / ".llmos" / "crash" for folder in (here, *here.parents) if (folder / ".llmos").is_dir()][:1]

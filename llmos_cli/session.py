@@ -1,0 +1,69 @@
+"""What a command is handed: the workspace around the current folder, and the ui.
+
+def tag(name: Annotated[str, typer.Argument(help="...")], json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations.tag import tag as operation
+        s.ui.show(operation(s.workspace, name))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmos_cli.ui import Ui
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Workspace
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only results, warnings and errors.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+ConfigFiles = Annotated[
+    list[Path] | None, typer.Option("-c", "--config", help="A config file, over configs/; repeatable.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a config key; repeatable.")
+]
+Unsets = Annotated[list[str] | None, typer.Option("--unset", metavar="KEY", help="Forget a config key; repeatable.")]
+
+
+class Session:
+    def __init__(self, ui: Ui) -> None:
+        self.ui = ui
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Found from the current folder upwards; NotFound (exit 4) where there is none."""
+        from llmos_cli.core.workspace import Workspace
+
+        return Workspace.find()
+
+    def resolve(
+        self,
+        verb: str,
+        *,
+        files: Sequence[Path] | None = None,
+        sets: Sequence[str] | None = None,
+        unsets: Sequence[str] | None = None,
+        flags: Mapping[str, Any] | None = None,
+    ) -> Resolved:
+        """The config of `verb`, everything the command line said included; `flags` that are None were not given."""
+        from llmos_cli.operations.config import resolve
+
+        return resolve(self.workspace, verb, files=files or (), sets=sets or (), unsets=unsets or (), flags=flags or {})
+
+
+@contextmanager
+def session(*, json: bool = False, quiet: bool = False) -> Iterator[Session]:
+    ui = Ui(json=json, quiet=quiet)
+    try:
+        yield Session(ui)
+    finally:
+        ui.close()

@@ -1,0 +1,136 @@
+"""What every test has: an isolated home, no network, one thread, the command line as a callable, and a tiny workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    NO_COLOR="1",
+    COLUMNS="100",
+    LLMOS_COMPILE="off",
+)
+
+import pytest
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+SKIPS_ALLOWED = (
+    "needs an accelerator",
+    "needs root",
+    "needs the tool",
+)
+"""Reasons for which a test may be skipped; any other skip fails the run: a test that silently stops running is worse than none."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one command did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        import json
+
+        return json.loads(self.out)
+
+
+Llmos = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing a test does reaches the user's folders, and none of the user's settings reach a test."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("LLMOS_") and name != "LLMOS_COMPILE"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LLMOS_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("LLMOS_CACHE_HOME", str(home / "cache"))
+    return home
+
+
+@pytest.fixture
+def llmos() -> Llmos:
+    """`llmos("tag", "base")` runs the command in this process, as the entry point would."""
+    from llmos_cli import app
+
+    def run(*args: object, stdin: str = "") -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdin", io.StringIO(stdin))
+            patch.setattr("sys.argv", ["llmos", *map(str, args)])
+            code = app.run([str(arg) for arg in args])
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An initialised workspace with a tiny causal-lm config; the current folder is its root."""
+    return make_workspace(tmp_path / "workspace", monkeypatch)
+
+
+def make_workspace(directory: Path, monkeypatch: pytest.MonkeyPatch, template: str = "causal-lm") -> Workspace:
+    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.operations.init import init
+
+    init(directory, template)
+    (directory / "configs" / "train.yaml").write_text(TINY[template])
+    monkeypatch.chdir(directory)
+    return Workspace.find()
+
+
+TINY = {
+    "causal-lm": """\
+seed: 0
+model: {arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
+data: {task: causal-lm, source: "builtin:pydoc", sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}}
+train: {max_steps: 4, batch_size: 4}
+""",
+    "image-classification": """\
+seed: 0
+model: {arch: cnn}
+data: {task: image-classification, source: "builtin:digits", max_samples: 128, max_eval_samples: 64}
+train: {max_steps: 4, batch_size: 16}
+""",
+    "text-classification": """\
+seed: 0
+model: {arch: bert, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
+data: {task: text-classification, source: "builtin:docstrings", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}
+train: {max_steps: 4, batch_size: 8}
+""",
+    "token-classification": """\
+seed: 0
+model: {arch: bert, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
+data: {task: token-classification, source: "builtin:pytokens", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}
+train: {max_steps: 4, batch_size: 8}
+""",
+}
+"""Configs that train in a second or two: what a test checks is never how good a model is."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    report: Any = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not any(allowed in reason for allowed in SKIPS_ALLOWED):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: this skip is not in SKIPS_ALLOWED of tests/conftest.py: {reason}"
+    return report
