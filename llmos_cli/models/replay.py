@@ -1,0 +1,107 @@
+"""A model run one block at a time: every block computes once per batch and pass, whatever stands between the blocks.
+
+Cached activations are handed on by the model's own forward: blocks before the one of interest answer from the cache or with a
+placeholder, the block itself runs, and the rest never starts. So masks, rotary tables, pooling between convolutions, reversed
+copies for backward LSTMs are all the model's business and none of ours, and only one block's inputs are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from llmos_cli.errors import LlmosError
+from llmos_cli.models.blocks import Block
+
+Output = Any
+"""What a block returns: a tensor or a nest of them."""
+
+
+@contextmanager
+def replaying(model: nn.Module, stack: Sequence[Block]) -> Iterator[Replay]:
+    """A Replay in evaluation mode without gradients or generation caches; the model is as it was afterwards."""
+    training, config = model.training, getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
+    if use_cache:
+        config.use_cache = False  # type: ignore[union-attr]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield Replay(model, stack)
+    finally:
+        for block in stack:
+            block.module.__dict__.pop("forward", None)
+        if use_cache:
+            config.use_cache = use_cache  # type: ignore[union-attr]
+        model.train(training)
+
+
+class Replay:
+    """Runs the blocks of `stack` within `model`; made by `replaying`, which puts the blocks' own forwards back."""
+
+    def __init__(self, model: nn.Module, stack: Sequence[Block]) -> None:
+        self.model, self.stack = model, stack
+        self.forwards = [block.module.forward for block in stack]
+        self.blanks: dict[tuple[int, int], Output] = {}
+        self.kept: dict[tuple[int, int], Output] = {}
+
+    def run(self, index: int, number: int, batch: Mapping[str, Tensor], before: Output = None) -> Output:
+        """The output of block `index` on batch `number`, given that of the block before it (None for the first).
+
+        `index` = len(stack) runs what follows the last block, to the end of the model.
+        """
+        done: set[int] = set()
+        for position, block in enumerate(self.stack):
+            block.module.forward = partial(self._answer, position, index, number, before, done)
+        try:
+            self.model(**batch)
+        except _Reached as reached:
+            self._remember(index, number, reached.output)
+            return reached.output
+        if index < len(self.stack):
+            raise LlmosError(f"block {self.stack[index].name!r} takes no part in the model's forward pass")
+        return None
+
+    def _answer(
+        self, position: int, index: int, number: int, before: Output, done: set[int], *args: Any, **kwargs: Any
+    ) -> Output:
+        if position in done or position > index:
+            raise LlmosError(
+                f"block {self.stack[position].name!r} does not run once and in order, so it cannot be calibrated alone",
+                hint="methods that need no data (magnitude, rtn) still work",
+            )
+        done.add(position)
+        if position == index:
+            raise _Reached(self.forwards[position](*args, **kwargs))
+        if position == index - 1:
+            # A copy: the next block may work in place on what it is given.
+            return each_tensor(Tensor.clone, before)
+        return self.kept.get((position, number), self.blanks[position, number])
+
+    def _remember(self, index: int, number: int, output: Output) -> None:
+        self.blanks[index, number] = each_tensor(lambda value: value.new_zeros(()).expand(value.shape), output)
+        if self._ends_a_list(index):
+            self.kept[index, number] = output
+
+    def _ends_a_list(self, index: int) -> bool:
+        """Whether later blocks stand in another list, and may read this one's result at any time (a decoder its encoder's)."""
+        lists = [block.name.rpartition(".")[0] for block in self.stack]
+        return index + 1 < len(lists) and lists[index + 1] != lists[index]
+
+
+class _Reached(Exception):
+    """The block of interest has run: ends the forward pass that led to it."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.output = output
+
+
+def each_tensor(change: Callable[[Tensor], Tensor], nest: Output) -> Output:
+    return tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, nest)
