@@ -73,6 +73,7 @@ def configure(arch: str, widths: Mapping[str, Any], task: str, facts: Mapping[st
     values = _facts(arch, cls, chosen, facts) | chosen
     if not cls.__module__.startswith("llmos_cli."):
         values = _defaults(cls, values, task) | values
+        values |= _foreign_tokens(cls, values)
     _fits_together(arch, values, cls.attribute_map)
     try:
         return cls(**values)
@@ -190,6 +191,11 @@ def _defaults(cls: type[PreTrainedConfig], values: Mapping[str, Any], task: str)
     if isinstance(values.get("image_size"), int):
         defaults["patch_size"] = _patch_size(values["image_size"])
     return {key: value for key, value in defaults.items() if key in known and isinstance(known[key], int | bool | None)}
+
+
+def _foreign_tokens(cls: type[PreTrainedConfig], values: Mapping[str, Any]) -> dict[str, None]:
+    """Special tokens of the published model's tokenizer mean nothing to another: those nobody set are none."""
+    return {field.name: None for field in fields(cls) if field.name.endswith("_token_id") and field.name not in values}  # type: ignore[arg-type]
 
 
 def _patch_size(image_size: int) -> int:

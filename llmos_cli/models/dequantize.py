@@ -60,15 +60,27 @@ def dequantized(directory: Path, config: PreTrainedConfig | Mapping[str, Any], d
     shapes = headers.dense_shapes(entries)
     groups = _groups(config)
     with ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(file, "pt")) for file in {e.file for e in entries.values()}}
-
-        def read(name: str) -> Tensor | None:
-            return opened[entries[name].file].get_tensor(name) if name in entries else None
-
+        read = Read(entries, stack)
         return {
             name: _dense(name, shapes[name], read, groups, dtype) if name in names else _float(read(name), dtype)
             for name in shapes
         }
+
+
+class Read:
+    """Tensors of a checkpoint by name, each file opened once."""
+
+    def __init__(self, entries: Mapping[str, headers.Entry], stack: ExitStack) -> None:
+        self._entries = entries
+        self._opened = {
+            file: stack.enter_context(safe_open(file, "pt")) for file in {entry.file for entry in entries.values()}
+        }
+
+    def has(self, name: str) -> bool:
+        return name in self._entries
+
+    def __call__(self, name: str) -> Tensor:
+        return self._opened[self._entries[name].file].get_tensor(name)  # type: ignore[no-any-return]
 
 
 def without_quantization(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -83,19 +95,18 @@ def round_inputs(model: nn.Module, config: PreTrainedConfig | Mapping[str, Any])
     """Swap in `QuantizedLinear` wherever the configuration says that inputs are rounded."""
     quantization = _get(config, CONFIG_KEY) or {}
     groups = [group for group in _groups(config) if group.get("input_activations")]
-    if not groups:
-        return
     ignored = quantization.get("ignore") or ()
+    targets = [target for group in groups for target in group["targets"]]
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and not _matches(name, ignored) and _group_of(name, groups):
+        if isinstance(module, nn.Linear) and _matches(name, targets) and not _matches(name, ignored):
             model.set_submodule(name, QuantizedLinear.of(module))
 
 
-def bits_by_layer(config: Mapping[str, Any], entries: Mapping[str, headers.Entry]) -> dict[str, int]:
+def bits_by_layer(config: PreTrainedConfig | Mapping[str, Any], entries: Mapping[str, headers.Entry]) -> dict[str, int]:
     """Bits of each weight stored as codes, by the weight's name."""
-    groups = _groups(config)
+    shapes, groups = headers.dense_shapes(entries), _groups(config)
     return {
-        name: _group_of(name.removesuffix(".weight"), groups)["weights"]["num_bits"]
+        name: _bits(name, shapes[name][1], entries[f"{name}_packed"].shape[1], groups)
         if f"{name}_packed" in entries
         else 8
         for name in headers.quantized_names(entries)
@@ -113,38 +124,36 @@ def _groups(config: PreTrainedConfig | Mapping[str, Any]) -> list[dict[str, Any]
             f"llmos does not read weights quantized by {method} ({form or 'no format'}).",
             hint="It reads compressed-tensors, pack-quantized and int-quantized; import the dense model instead.",
         )
-    return sorted(quantization["config_groups"].values(), key=lambda group: "Linear" in group["targets"])
+    return list(quantization["config_groups"].values())
 
 
-def _group_of(name: str, groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The group that covers linear layer `name`; empty when none does."""
-    return next((group for group in groups if _matches(name, ["Linear", name], group["targets"])), {})
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether linear layer `name` is meant: by its class, its name, or a `re:` pattern of names."""
+    return any(p in ("Linear", name) or (p.startswith("re:") and re.match(p[3:], name)) for p in patterns)
 
 
-def _matches(name: str, patterns: Iterable[str], targets: Iterable[str] | None = None) -> bool:
-    if targets is None:
-        return any(p == name or (p.startswith("re:") and re.match(p[3:], name)) for p in patterns)
-    return any(t in patterns or (t.startswith("re:") and re.match(t[3:], name)) for t in targets)
-
-
-def _dense(
-    name: str, shape: Sequence[int], read: Any, groups: Sequence[Mapping[str, Any]], dtype: torch.dtype
-) -> Tensor:
+def _dense(name: str, shape: Sequence[int], read: Read, groups: Sequence[Group], dtype: torch.dtype) -> Tensor:
     scales_OG = read(f"{name}_scale").to(dtype).reshape(shape[0], -1)
-    words_OW = read(f"{name}_packed")
-    zeros = read(f"{name}_zero_point")
-    if words_OW is None:
+    zeros = read(f"{name}_zero_point") if read.has(f"{name}_zero_point") else None
+    if not read.has(f"{name}_packed"):
         return packing.dequantize(read(name), scales_OG, zeros)
-    args = _group_of(name.removesuffix(".weight"), groups).get("weights")
-    if args is None or words_OW.shape[1] != -(-shape[1] * args["num_bits"] // packing.WORD):
-        raise Corrupt(f"config.json does not describe how {name} is packed.", hint="Quantize or import it again.")
-    bits = args["num_bits"]
+    words_OW = read(f"{name}_packed")
+    bits = _bits(name, shape[1], words_OW.shape[1], groups)
     zeros_OG = None if zeros is None else packing.unpack(zeros.t(), bits, shape[0]).t()
     return packing.dequantize(packing.unpack(words_OW, bits, shape[1]), scales_OG, zeros_OG)
 
 
-def _float(value: Tensor | None, dtype: torch.dtype) -> Tensor:
-    assert value is not None
+def _bits(name: str, inputs: int, words: int, groups: Sequence[Group]) -> int:
+    """The declared width whose codes fill exactly `words` words a row. Which group a layer belongs to is said in names of
+    modules, which are not always the stored names; the sizes leave no doubt."""
+    declared = {group["weights"]["num_bits"] for group in groups if group.get("weights")}
+    fitting = [bits for bits in sorted(declared) if -(-inputs * bits // packing.WORD) == words]
+    if len(fitting) != 1:
+        raise Corrupt(f"config.json does not say how {name} is packed.", hint="Quantize or import it again.")
+    return fitting[0]
+
+
+def _float(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 

@@ -19,6 +19,7 @@ from llmos_cli.errors import Corrupt, NotFound
 INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -74,17 +75,19 @@ def of_file(file: Path) -> dict[str, Entry]:
 
 
 def parameters(directory: Path) -> int:
-    """Weights of the model, counted as the dense ones they stand for (a packed layer counts its real shape)."""
-    return sum(math.prod(shape) for shape in dense_shapes(of_directory(directory)).values())
+    """Weights of the model, counted as the dense ones they stand for (a packed layer counts its real shape); statistics of
+    batch norms are no weights."""
+    shapes = dense_shapes(of_directory(directory))
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.rpartition(".")[2] not in STATISTICS)
 
 
 def dense_shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
-    """The shape of every dense weight the stored tensors stand for: scales, zero points and counters left out."""
+    """The shape of every dense weight the stored tensors stand for: scales and zero points left out."""
     shapes = {}
     for name, entry in entries.items():
         if name.endswith("_packed"):
             shapes[name.removesuffix("_packed")] = _stored_shape(entries[name.removesuffix("_packed") + "_shape"])
-        elif not _belongs_to_quantized(name, entries) and not name.endswith("num_batches_tracked"):
+        elif not _belongs_to_quantized(name, entries):
             shapes[name] = entry.shape
     return shapes
 

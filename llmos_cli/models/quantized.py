@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.models import headers, packing
 from llmos_cli.models.architectures.base import SmallModel
 from llmos_cli.models.dequantize import CONFIG_KEY, INT8_KEY, is_quantized
 from llmos_cli.models.load import skeleton
-from llmos_cli.models.save import write_streamed
+from llmos_cli.models.save import stored_names, write_streamed
 
 Scheme = Literal["weights", "w8a8"]
 """`weights`: codes for the weights alone; `w8a8`: 8-bit weights, and inputs rounded to int8 as they come."""
@@ -47,17 +48,14 @@ class Quantized:
         return packing.dequantize(self.codes, self.scales_OG, self.zeros_OG)
 
 
-def why_not(model: nn.Module, name: str, module: nn.Module) -> str | None:
+def why_not(model: nn.Module, module: nn.Module) -> str | None:
     """Why a layer cannot be stored quantized; None where it can."""
     if isinstance(module, nn.Linear):
         return None
-    if isinstance(module, nn.Conv2d | nn.LSTM):
-        return (
-            None
-            if isinstance(model, SmallModel)
-            else f"no format that transformers reads holds a quantized {type(module).__name__}"
-        )
-    return f"{type(module).__name__} has no quantized format"
+    kind = type(module).__name__
+    if not isinstance(module, nn.Conv2d | nn.LSTM):
+        return f"{kind} has no quantized format"
+    return None if isinstance(model, SmallModel) else f"transformers reads no format that holds a quantized {kind}"
 
 
 def write_quantized(directory: Path, source: Path, layers: Mapping[str, Quantized], scheme: Scheme = "weights") -> None:
@@ -65,27 +63,41 @@ def write_quantized(directory: Path, source: Path, layers: Mapping[str, Quantize
 
     `layers`: by module name, or by the weight's full name where a module has several (an LSTM).
     """
-    config = json.loads((source / "config.json").read_bytes())
-    if is_quantized(config):
-        raise UsageError(f"{source.name} is quantized already.", hint="Quantize the checkpoint it was made from.")
-    entries = headers.of_directory(source)
-    linear = [name for name, module in skeleton(source).named_modules() if isinstance(module, nn.Linear)]
-    codes = {_stored_name(key, entries): value for key, value in layers.items()}
-    packed = {name for name in codes if name.removesuffix(".weight") in linear}
+    config, model, entries = _dense_config(source), skeleton(source), headers.of_directory(source)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    weights = {_weight_name(key, model): value for key, value in layers.items()}
+    packed = {name: value for name, value in weights.items() if name.removesuffix(".weight") in linear}
+    stored = _stored_names(weights, model, entries)
     directory.mkdir(parents=True, exist_ok=True)
     _copy_others(source, directory)
-    _write_weights(directory, entries, codes, packed, scheme)
-    config |= _config_entries(codes, packed, linear, scheme)
+    pack = {stored[name] for name in packed} if scheme == "weights" else set()
+    _write_weights(directory, entries, {stored[name]: value for name, value in weights.items()}, pack)
+    config |= _config_entries(packed, sorted(stored[name] for name in set(weights) - set(packed)), linear, scheme)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _stored_name(key: str, entries: Mapping[str, headers.Entry]) -> str:
-    for name in (key, f"{key}.weight"):
-        if name in entries:
-            return name
-    raise LlmosError(
-        f"{key} is stored under another name, so its codes cannot be.", hint="Leave it alone with `ignore`."
-    )
+def _dense_config(source: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((source / "config.json").read_bytes())
+    if is_quantized(config):
+        raise UsageError(f"{source.name} is quantized already.", hint="Quantize the checkpoint it was made from.")
+    return config
+
+
+def _weight_name(key: str, model: nn.Module) -> str:
+    """The weight's name in the model, from its own or its module's."""
+    names = dict(model.named_parameters())
+    return key if key in names else f"{key}.weight"
+
+
+def _stored_names(names: Iterable[str], model: PreTrainedModel, entries: Mapping[str, headers.Entry]) -> dict[str, str]:
+    """Where each weight is stored: transformers keeps some architectures under their original names."""
+    converted = stored_names(model)
+    found = {name: name if name in entries else converted.get(name, "") for name in names}
+    if lost := [name for name, place in found.items() if place not in entries]:
+        raise LlmosError(
+            f"{lost[0]} is not stored as one tensor, so it cannot hold codes.", hint="Leave it out with `ignore`."
+        )
+    return found
 
 
 def _copy_others(source: Path, directory: Path) -> None:
@@ -100,8 +112,7 @@ def _write_weights(
     directory: Path,
     entries: Mapping[str, headers.Entry],
     codes: Mapping[str, Quantized],
-    packed: set[str],
-    scheme: Scheme,
+    pack: set[str],
 ) -> None:
     by_file: dict[Path, list[str]] = {}
     for name, entry in entries.items():
@@ -113,7 +124,7 @@ def _write_weights(
             for name in group:
                 value = opened.get_tensor(name)
                 if name in codes:
-                    shard |= _stored(name, codes[name], value, pack=name in packed and scheme == "weights")
+                    shard |= _stored(name, codes[name], value, pack=name in pack)
                 else:
                     shard[name] = value
         return shard
@@ -126,25 +137,27 @@ def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> di
     if quantized.codes.shape != dense.shape:
         raise LlmosError(f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}.")
     stored = {f"{name}_scale": quantized.scales_OG.to(dense.dtype)}
+    zeros_OG = quantized.zeros_OG
     if not pack:
-        return stored | {name: quantized.codes.to(torch.int8)}
+        zeros = {} if zeros_OG is None else {f"{name}_zero_point": zeros_OG.to(torch.int8)}
+        return stored | zeros | {name: quantized.codes.to(torch.int8)}
     stored |= {
         f"{name}_packed": packing.pack(quantized.codes, quantized.bits),
         f"{name}_shape": torch.tensor(dense.shape, dtype=torch.int64),
     }
-    if quantized.zeros_OG is not None:
-        stored[f"{name}_zero_point"] = packing.pack(quantized.zeros_OG.t(), quantized.bits).t()
+    if zeros_OG is not None:
+        stored[f"{name}_zero_point"] = packing.pack(zeros_OG.t(), quantized.bits).t()
     return stored
 
 
 def _config_entries(
-    codes: Mapping[str, Quantized], packed: set[str], linear: Sequence[str], scheme: Scheme
+    packed: Mapping[str, Quantized], int8: list[str], linear: Sequence[str], scheme: Scheme
 ) -> dict[str, Any]:
     entries: dict[str, Any] = {}
-    if int8 := sorted(set(codes) - packed):
+    if int8:
         entries[INT8_KEY] = int8
     if packed:
-        layers = {name.removesuffix(".weight"): codes[name] for name in sorted(packed)}
+        layers = {name.removesuffix(".weight"): packed[name] for name in sorted(packed)}
         entries[CONFIG_KEY] = _quantization_config(layers, linear, scheme)
     return entries
 

@@ -42,8 +42,30 @@ def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
+    names = list(state)
     state = remove_tied_weights_from_state_dict(state, model)
-    return dict(revert_weight_conversion(model, state))
+    return _in_order(revert_weight_conversion(model, state), names)
+
+
+def stored_names(model: PreTrainedModel) -> dict[str, str]:
+    """On-disk name by state-dict name, of the tensors that are stored unchanged; fused ones that are stored apart are absent."""
+    state = dict(model.state_dict())
+    name_of = {id(value): name for name, value in state.items()}
+    stored = revert_weight_conversion(model, state)
+    return {name_of[id(value)]: name for name, value in stored.items() if id(value) in name_of}
+
+
+def _in_order(stored: Mapping[str, Tensor], module_names: list[str]) -> dict[str, Tensor]:
+    """What precedes the first block, the blocks, what follows: the order of the modules, which converted names have lost."""
+    position = {name: index for index, name in enumerate(module_names)}
+    first = next((index for name, index in position.items() if blocks.shard_of(name)), len(position))
+    last = len(position)
+
+    def place(name: str) -> tuple[int, int]:
+        index = position.get(name, last)
+        return (0 if index < first else 1 if blocks.shard_of(name) else 2), index
+
+    return {name: stored[name] for name in sorted(stored, key=place)}
 
 
 def save_config(model: PreTrainedModel, directory: Path, *, dtype: torch.dtype | None = None) -> None:
