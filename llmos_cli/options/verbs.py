@@ -49,6 +49,8 @@ class TrainOptions(Methodical):
     clip_norm: float | None = Field(1.0, gt=0)
     eval_every: int | None = Field(None, ge=1)
     """Steps between validations; ten in a run when absent."""
+    eval_samples: int = Field(256, ge=1)
+    """Samples (sequences for language models) that a validation looks at, at most."""
     patience: int | None = Field(None, ge=1)
     """Validations without improvement before stopping."""
     keep: Literal["best", "last"] = "best"

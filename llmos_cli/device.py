@@ -1,0 +1,265 @@
+"""The accelerator and the machine around it: which device, which arithmetic, how many threads, how much memory.
+
+One code path for CUDA, ROCm, XPU, MPS and the CPU: `torch.accelerator` decides, and what can be measured is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar, overload
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from llmos_cli.core import atomic
+from llmos_cli.core.places import cache_home
+from llmos_cli.errors import UsageError
+
+CGROUPS = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60
+"""cgroup v1 says "no limit" with a number about this large."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def pick(name: str | None = None) -> torch.device:
+    """The device called `name` (`cpu`, `cuda:1`...), else `$LLMOS_DEVICE`, else the accelerator torch sees, else the CPU."""
+    name = name or os.environ.get("LLMOS_DEVICE")
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = _parse(name)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        raise UsageError(f"There is no device {name} here.", hint=f"Use {found or 'cpu'}, or leave the device out.")
+    return device
+
+
+def _parse(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{name} is not a device.", hint="Name one as torch does: cpu, cuda, cuda:1, mps, xpu."
+        ) from error
+
+
+@overload
+def move(value: Tensor, device: torch.device) -> Tensor: ...
+@overload
+def move(value: Module, device: torch.device) -> Module: ...
+@overload
+def move(value: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]: ...
+def move(value: Tensor | nn.Module | dict[str, Tensor], device: torch.device) -> Tensor | nn.Module | dict[str, Tensor]:
+    """The one place where tensors change device: a tensor, a batch, or a module (in place)."""
+    if isinstance(value, dict):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+    return value.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work queued on `device`, before reading a clock."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def compute_dtype(device: torch.device | None = None) -> torch.dtype:
+    """bfloat16 where `device` multiplies it faster than float32, which is measured once per machine; else float32.
+
+    Having the instructions is no proof: processors without bf16 units emulate it several times slower.
+    """
+    return torch.bfloat16 if _bf16_repays(device or pick()) else torch.float32
+
+
+@functools.cache
+def _bf16_repays(device: torch.device) -> bool:
+    key = _hardware(device)
+    known = _measurements()
+    if key not in known:
+        known[key] = _speed(torch.bfloat16, device) / _speed(torch.float32, device)
+        _remember(known)
+    return known[key] > 1.2
+
+
+def _speed(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a square product, the best of several: a busy machine only ever makes one slower."""
+    size = 512 if device.type == "cpu" else 4096
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        left @ right
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return float(2 * size**3 / min(seconds))
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"{processor()} / torch {torch.__version__}"
+    return f"{device_name(device)} / torch {torch.__version__}"
+
+
+def _measurements() -> dict[str, float]:
+    try:
+        known = json.loads(_measurements_file().read_text())
+    except (OSError, ValueError):
+        return {}  # absent, or half-written by something else: measured again
+    return {str(key): float(value) for key, value in known.items()} if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, float]) -> None:
+    try:
+        atomic.write_text(_measurements_file(), json.dumps(known, indent=1))
+    except OSError:
+        return  # a read-only home only costs measuring again
+
+
+def _measurements_file() -> Path:
+    return cache_home() / "bf16-speed.json"
+
+
+@functools.cache
+def processor() -> str:
+    """The CPU by name, family, model and what it does for bf16."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    bf16 = sorted(flag for flag in facts.get("flags", "").split() if "bf16" in flag or flag.startswith("amx"))
+    named = [facts.get("model name", "CPU"), facts.get("cpu family", ""), facts.get("model", ""), *bf16]
+    return " ".join(part for part in named if part)
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor() if device.type == "cpu" else str(device)
+
+
+@functools.cache
+def threads() -> int:
+    """How many threads to compute with: the cores this process may use by affinity and cgroup quota, at least one.
+
+    One thread more than the quota is worse than one thread: the kernel stops all of them for the rest of each period.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    limits = [allowed, *_cpu_quotas(), *([int(asked)] if asked.isdigit() and int(asked) > 0 else [])]
+    return max(1, min(limits))
+
+
+def use_threads(count: int | None = None) -> int:
+    """Compute with `count` threads, never more than `threads()`; returns how many."""
+    count = min(count or threads(), threads())
+    torch.set_num_threads(count)
+    return count
+
+
+def _cpu_quotas() -> list[int]:
+    """Whole cores allowed by each cgroup around this process, rounded down."""
+    quotas = []
+    for folder in _cgroups("cpu"):
+        quota, period = _quota(folder)
+        if quota > 0 and period > 0:
+            quotas.append(max(1, quota // period))
+    return quotas
+
+
+def _quota(folder: Path) -> tuple[int, int]:
+    if text := _read(folder / "cpu.max"):  # version 2: "200000 100000" or "max 100000"
+        quota, _, period = text.partition(" ")
+        return (int(quota), int(period)) if quota.isdigit() else (-1, 1)
+    return _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup and of all above it, for `controller`, in versions 1 and 2."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        inside = root / path.lstrip("/")
+        yield from (folder for folder in (inside, *inside.parents) if folder == root or root in folder.parents)
+
+
+def _number(file: Path) -> int:
+    text = _read(file)
+    return int(text) if text.lstrip("-").isdigit() else -1
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def memory_used(device: torch.device | None = None) -> int:
+    """Bytes: allocated on an accelerator, resident in this process on the CPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def memory_peak(device: torch.device | None = None) -> int:
+    """The most bytes this process has had at once."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_free(device: torch.device | None = None) -> int:
+    """Bytes that can still be had: on the CPU, what the machine and every cgroup around this process have left."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min([int(psutil.virtual_memory().available), *_memory_quotas()])
+
+
+def _memory_quotas() -> list[int]:
+    left = []
+    for folder in _cgroups("memory"):
+        limit = max(_number(folder / "memory.max"), _number(folder / "memory.limit_in_bytes"))
+        used = max(_number(folder / "memory.current"), _number(folder / "memory.usage_in_bytes"))
+        if 0 < limit < UNLIMITED and used >= 0:
+            left.append(max(0, limit - used))
+    return left
+
+
+def keep_compiled() -> None:
+    """Have torch.compile keep its machine code in the user's cache folder: torch's own choice, /tmp, forgets it."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
+
+
+def seed(number: int) -> None:
+    """Seed every generator that training draws from."""
+    random.seed(number)
+    torch.manual_seed(number)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Kernels that give the same bits every time, where torch has them; a warning where it has not."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
