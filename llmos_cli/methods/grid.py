@@ -41,7 +41,8 @@ class Codes:
     def dequantized(self) -> Tensor:
         """[O, I] in fp32, in which readers multiply too."""
         codes_OGg = self.codes_OI.unflatten(1, (self.scale_OG.shape[1], -1)).float()
-        return (codes_OGg * self.scale_OG[:, :, None].float()).flatten(1)
+        values_OI: Tensor = (codes_OGg * self.scale_OG[:, :, None].float()).flatten(1)
+        return values_OI
 
 
 def usable_group(inputs: int, group: int) -> int:

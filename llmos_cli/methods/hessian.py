@@ -22,7 +22,8 @@ def damped(hessian_II: Tensor, share: float) -> Tensor:
     living_I = alive(hessian_II)
     diagonal_I = hessian_II.diagonal()
     mean = diagonal_I[living_I].mean() if living_I.any() else torch.ones((), device=hessian_II.device)
-    return hessian_II + torch.diag(torch.where(living_I, 0, mean) + share * mean)
+    raised_I: Tensor = torch.where(living_I, 0, mean) + share * mean
+    return hessian_II + torch.diag(raised_I)
 
 
 def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:

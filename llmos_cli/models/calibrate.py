@@ -104,6 +104,7 @@ def sequential(
             visit(block, {})
         return
     with replaying(model, stack) as replay:
+        replay.check(batches[0])
         streams = Streams(replay, batches, with_reference="drift" in needs)
         for index, (block, watched) in enumerate(stops):
             visit(block, streams.measure(index, watched, needs))

@@ -51,32 +51,41 @@ class Replay:
         self.blanks: dict[tuple[int, int], Output] = {}
         self.kept: dict[tuple[int, int], Output] = {}
 
+    def check(self, batch: Mapping[str, Tensor]) -> None:
+        """LlmosError unless every block runs exactly once and in order: all that follows rests on it."""
+        order: list[int] = []
+        hooks = [
+            block.module.register_forward_pre_hook(lambda module, args, index=index: order.append(index))
+            for index, block in enumerate(self.stack)
+        ]
+        try:
+            self.model(**batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for index, block in enumerate(self.stack):
+            if order[index : index + 1] != [index] or len(order) > len(self.stack):
+                raise LlmosError(
+                    f"block {block.name!r} does not run once and in order, so it cannot be calibrated by itself",
+                    hint="methods that need no data (magnitude, rtn) still work",
+                )
+
     def run(self, index: int, number: int, batch: Mapping[str, Tensor], before: Output = None) -> Output:
         """The output of block `index` on batch `number`, given that of the block before it (None for the first).
 
         `index` = len(stack) runs what follows the last block, to the end of the model.
         """
-        done: set[int] = set()
         for position, block in enumerate(self.stack):
-            block.module.forward = partial(self._answer, position, index, number, before, done)
+            block.module.forward = partial(self._answer, position, index, number, before)
         try:
             self.model(**batch)
         except _Reached as reached:
             self._remember(index, number, reached.output)
             return reached.output
-        if index < len(self.stack):
-            raise LlmosError(f"block {self.stack[index].name!r} takes no part in the model's forward pass")
+        assert index == len(self.stack), "check() has seen every block run"
         return None
 
-    def _answer(
-        self, position: int, index: int, number: int, before: Output, done: set[int], *args: Any, **kwargs: Any
-    ) -> Output:
-        if position in done or position > index:
-            raise LlmosError(
-                f"block {self.stack[position].name!r} does not run once and in order, so it cannot be calibrated alone",
-                hint="methods that need no data (magnitude, rtn) still work",
-            )
-        done.add(position)
+    def _answer(self, position: int, index: int, number: int, before: Output, *args: Any, **kwargs: Any) -> Output:
         if position == index:
             raise _Reached(self.forwards[position](*args, **kwargs))
         if position == index - 1:

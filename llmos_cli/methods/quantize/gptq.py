@@ -61,7 +61,7 @@ def moved_target(weight_OI: Tensor, statistics: Statistics, hessian_II: Tensor, 
     """argmin_T |X_ref W^T - X T^T|^2 = W (1 + H^-1 D)^T with drift D = X^T (X_ref - X), taken `share` of the way."""
     if share == 0 or statistics.drift_II is None:
         return weight_OI
-    move_II = torch.linalg.solve(hessian_II, statistics.drift_II)
+    move_II: Tensor = torch.linalg.solve(hessian_II, statistics.drift_II)
     return weight_OI + share * (weight_OI @ move_II.T)
 
 
