@@ -7,6 +7,7 @@ stored here: each checkpoint has its own copy. So the store only ever saves spac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -100,10 +101,12 @@ class Objects:
         if mode == "copy":
             return entry.size
         stored = self.path(entry.sha256)
-        # Compared byte for byte, so that an object damaged on disk is never spread to a checkpoint whose bytes are good.
-        if stored.exists() and _same_bytes(stored, staged):
-            _replace(staged, self._duplicate(stored, mode))
-            return 0
+        # `gc` may take an object away at any moment: then this file is stored anew.
+        with contextlib.suppress(FileNotFoundError):
+            # Compared byte for byte, so that an object damaged on disk is never spread to a checkpoint whose bytes are good.
+            if _same_bytes(stored, staged):
+                _replace(staged, self._duplicate(stored, mode))
+                return 0
         make_directory(stored.parent)
         _replace(stored, self._duplicate(staged, mode))
         return entry.size
@@ -137,6 +140,11 @@ class Objects:
         if mode != self.mode:
             write_text(self._mode_file, mode + "\n", scratch=self._scratch)
         return mode
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Safe at any time: checkpoints keep their files, which only share less with those that are yet to come."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
 
     def names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Every stored object: its SHA-256 and its directory entry."""

@@ -77,8 +77,8 @@ def duration(seconds: float) -> str:
 
 
 def short(identifier: str) -> str:
-    """The first 8 digits of a checkpoint's or run's id, as shown everywhere."""
-    return identifier[:8]
+    """The first 12 digits of a checkpoint's id, as shown everywhere."""
+    return identifier[:12]
 
 
 def number(value: float) -> str:

@@ -1,0 +1,16 @@
+"""Hash every byte again, follow every ref, and say what is damaged and whom it hurts."""
+
+from __future__ import annotations
+
+from llmos_cli.errors import Corrupt
+from llmos_cli.session import JsonFlag, QuietFlag, session
+
+
+def fsck(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations.fsck import fsck as operation
+
+        result = operation(s.workspace, emit=s.ui.emit)
+        s.ui.show(result)
+        if result.problems:
+            raise Corrupt(result.sentence, hint="`llmos log --all` shows what else there is to go back to")

@@ -1,0 +1,22 @@
+"""Take back the last operation: branches, tags, HEAD and configs return to what they were."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import JsonFlag, QuietFlag, session
+
+
+def undo(
+    operation: Annotated[
+        str | None, typer.Argument(metavar="ID", help="An operation of `llmos op log`; the last when omitted.")
+    ] = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations.undo import undo as take_back
+
+        s.ui.show(take_back(s.workspace, operation))

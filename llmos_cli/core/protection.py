@@ -1,0 +1,70 @@
+"""What protects a checkpoint from being removed: HEAD, branches, tags, living runs, and the operation log's window.
+
+A ref of a run (`refs/runs/`) protects nothing: it only makes the checkpoint findable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from llmos_cli.core.records import RunRecord
+from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.errors import Corrupt
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+
+def users(ws: Workspace, checkpoint: str) -> list[str]:
+    """Who names or uses this very checkpoint right now, in words: `branch main`, `tag base`, `deployment chat`."""
+    head = ws.head()
+    found = ["HEAD"] if head.checkpoint == checkpoint else []
+    found += [f"branch {name}" for name, value in ws.refs.under(HEADS).items() if value == checkpoint]
+    found += [f"tag {name}" for name, value in ws.refs.under(TAGS).items() if value == checkpoint]
+    found += [_called(record) for record in ws.runs.alive() if checkpoint in in_use(record)]
+    return found
+
+
+def _called(record: RunRecord) -> str:
+    return f"deployment {record.name or record.id}" if record.operation == "deploy" else f"the running {record.id}"
+
+
+def in_use(record: RunRecord) -> set[str]:
+    """Checkpoints that a run reads, started from or made."""
+    return {*record.parents, *record.checkpoints, record.base_checkpoint} - {""}
+
+
+def protected(ws: Workspace, since: float) -> set[str]:
+    """All checkpoints that must stay, ancestors included: a branch is worth its whole line. `since`: where the operation
+    log's window begins, in seconds since the epoch."""
+    named = set(ws.refs.pointing())
+    head = ws.head().checkpoint
+    used = {checkpoint for record in ws.runs.alive() for checkpoint in in_use(record)}
+    return with_ancestors(ws, named | used | ws.oplog.protected(since) | ({head} if head else set()))
+
+
+def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(checkpoints)
+    while waiting:
+        checkpoint = waiting.pop()
+        if checkpoint not in found:
+            found.add(checkpoint)
+            entry = ws.index.entry(checkpoint)
+            waiting += entry.parents if entry else ()
+    return found
+
+
+def holders(ws: Workspace) -> Counter[str]:
+    """SHA-256 -> in how many checkpoints that still have their weights a file with this content is."""
+    count: Counter[str] = Counter()
+    dropped = ws.dropped.all()
+    for entry in ws.index.entries():
+        if entry.id not in dropped:
+            try:
+                count.update({file.sha256 for file in ws.manifest(entry.id).tree.values()})
+            except Corrupt:
+                continue  # `fsck` tells; without a manifest it cannot be said what it holds
+    return count

@@ -1,0 +1,119 @@
+"""du: what each checkpoint takes on disk: its own bytes, and those it shares with others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos_cli.core.protection import holders
+from llmos_cli.core.view import Group, Lines, Table, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.operations.summary import SHORT
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes: `own` would be freed by `rm`, `shared` are in other checkpoints too; `stored` were new on this disk when it
+    was committed (None when its run is gone)."""
+
+    id: str
+    names: tuple[str, ...]
+    operation: str
+    size: int
+    own: int
+    shared: int
+    stored: int | None
+    removed: bool
+
+
+@dataclass(frozen=True)
+class DuResult:
+    """Bytes on disk: `checkpoints` with everything shared counted once, `unused` objects that `gc` would remove, `runs`, and
+    `cache` (safe to delete). `storage`: reflink, hardlink, copy or None."""
+
+    usage: tuple[Usage, ...]
+    checkpoints: int
+    unused: int
+    runs: int
+    cache: int
+    storage: str | None
+
+    def view(self) -> View:
+        rows = [
+            [
+                each.id[:SHORT],
+                each.operation,
+                size(each.size),
+                size(each.own),
+                size(each.shared),
+                _stored(each),
+                ", ".join(each.names),
+            ]
+            for each in self.usage
+        ]
+        table = Table(
+            ["checkpoint", "made by", "size", "own", "shared", "newly stored", "names"], rows, align="llrrrrl"
+        )
+        totals = [
+            f"checkpoints {size(self.checkpoints)}, {_how(self.storage)}",
+            f"runs {size(self.runs)}",
+            f"cache {size(self.cache)} (safe to delete)",
+        ]
+        if self.unused:
+            totals.append(f"unused objects {size(self.unused)} (`llmos gc` removes them)")
+        return Group([table if rows else "no checkpoints yet", Lines(totals)])
+
+
+def du(ws: Workspace) -> DuResult:
+    count = holders(ws)
+    nothing_shared = ws.objects.mode == "copy"
+    names, dropped = ws.refs.pointing(), ws.dropped.all()
+    usage, contents = [], {}
+    for entry in ws.index.entries():
+        try:
+            tree = ws.manifest(entry.id).tree
+        except Corrupt:
+            continue  # `fsck` tells
+        here = {} if entry.id in dropped else {file.sha256: file.size for file in tree.values()}
+        own = sum(length for sha256, length in here.items() if nothing_shared or count[sha256] == 1)
+        makers = ws.index.makers(entry.id)
+        contents.update(here)
+        usage.append(
+            Usage(
+                entry.id,
+                tuple(names.get(entry.id, ())),
+                f"{entry.operation} {entry.label}".strip(),
+                entry.size,
+                own,
+                sum(here.values()) - own,
+                makers[0][1] if makers else None,
+                entry.id in dropped,
+            )
+        )
+    total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
+    unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in count)
+    return DuResult(tuple(usage), total, unused, _bytes([ws.root / "runs"]), _bytes([ws.cache]), ws.objects.mode)
+
+
+def _bytes(folders: Iterable[Path]) -> int:
+    return sum(
+        os.lstat(Path(folder, name)).st_size for top in folders for folder, _, names in os.walk(top) for name in names
+    )
+
+
+def _stored(usage: Usage) -> str:
+    if usage.removed:
+        return "removed"
+    return "—" if usage.stored is None else size(usage.stored)
+
+
+def _how(storage: str | None) -> str:
+    how = {
+        "reflink": "shared by reflinks",
+        "hardlink": "shared by hard links",
+        "copy": "nothing shared on this file system",
+    }
+    return how.get(storage or "", "nothing stored yet")

@@ -1,0 +1,172 @@
+"""gc: remove what nothing names any more: old checkpoints, objects without a checkpoint, leftovers of killed processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos_cli.core.locks import lock
+from llmos_cli.core.oplog import WINDOW
+from llmos_cli.core.protection import holders, protected, with_ancestors
+from llmos_cli.core.refs import RUNS
+from llmos_cli.core.view import Group, Table, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import UsageError
+from llmos_cli.operations.summary import age
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """`kind`: checkpoint, object, state or leftover; `size` in bytes."""
+
+    kind: str
+    name: str
+    reason: str
+    size: int
+
+
+@dataclass(frozen=True)
+class GcResult:
+    """`grace`: seconds that an unnamed checkpoint is kept; `kept`: how many are within it."""
+
+    garbage: tuple[Garbage, ...]
+    kept: int
+    grace: float
+    dry_run: bool
+
+    def view(self) -> View:
+        total = size(sum(each.size for each in self.garbage))
+        if not self.garbage:
+            said = "nothing to remove"
+        else:
+            said = f"{'would free' if self.dry_run else 'freed'} {total}"
+        if self.kept:
+            said += f"; {self.kept} unnamed checkpoint{'s are' if self.kept > 1 else ' is'} younger than {_told(self.grace)} (--expire)"
+        rows = [[each.kind, each.name, each.reason, size(each.size)] for each in self.garbage]
+        return Group([Table(["what", "name", "why", "size"], rows, align="lllr") if rows else "", said])
+
+
+def gc(ws: Workspace, *, expire: str = "30d", dry_run: bool = False) -> GcResult:
+    grace = duration(expire)
+    # Under the lock of the refs: what is unnamed now stays unnamed until it is gone.
+    with lock(ws.dot / "locks" / "refs", emit=ws.emit):
+        now = time.time()
+        unnamed, young = _unnamed(ws, now, grace)
+        garbage = (*_checkpoints(ws, unnamed, now), *_objects(ws), *_states(ws, now, grace), *_leftovers(ws, now))
+        if not dry_run:
+            _remove(ws, garbage, unnamed)
+    return GcResult(tuple(garbage), len(young), grace, dry_run)
+
+
+def duration(text: str) -> float:
+    """`30d`, `12h`, `now` in seconds."""
+    if text in ("now", "0"):
+        return 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a duration", hint="`30d`, `12h`, `90m` or `now`")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _unnamed(ws: Workspace, now: float, grace: float) -> tuple[set[str], set[str]]:
+    """Checkpoints that may go, and those that nothing names either but that are still young (or ancestors of such)."""
+    kept = protected(ws, now - min(grace, WINDOW))
+    unnamed = {entry.id for entry in ws.index.entries()} - kept
+    young = (
+        with_ancestors(ws, {name for name in unnamed if now - (ws.checkpoints / name).stat().st_mtime < grace})
+        & unnamed
+    )
+    return unnamed - young, young
+
+
+def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garbage]:
+    left = holders(ws)
+    dropped = ws.dropped.all()
+    for name in sorted(unnamed):
+        tree = {} if name in dropped else {entry.sha256: entry.size for entry in ws.manifest(name).tree.values()}
+        left.subtract(tree.keys())
+        freed = sum(length for sha256, length in tree.items() if ws.objects.mode == "copy" or left[sha256] <= 0)
+        since = age((ws.checkpoints / name).stat().st_mtime, now)
+        yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed)
+
+
+def _objects(ws: Workspace) -> Iterator[Garbage]:
+    """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
+    held = holders(ws)
+    for name, entry in ws.objects.names():
+        if name not in held:
+            yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
+
+
+def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
+    """What a run would need to be resumed, of runs that nobody resumed."""
+    for record in ws.runs.list():
+        state = record.path / "state"
+        if record.alive or not state.is_dir() or now - state.stat().st_mtime < grace:
+            continue
+        yield Garbage(
+            "state",
+            record.id,
+            f"{record.status} {age(record.ended or record.started, now)}, never resumed",
+            _bytes(state),
+        )
+
+
+def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
+    dead = set(ws.leftovers())
+    for path in sorted((ws.dot / "tmp").iterdir()):
+        if path in dead:
+            yield Garbage("leftover", path.name, "its process is dead", _bytes(path))
+        elif now - path.lstat().st_mtime > _DAY and not path.name.startswith("stage_"):
+            yield Garbage("leftover", path.name, f"untouched since {age(path.lstat().st_mtime, now)}", _bytes(path))
+
+
+def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> None:
+    for each in garbage:
+        if each.kind == "checkpoint":
+            _remove_checkpoint(ws, each.name)
+        elif each.kind == "state":
+            shutil.rmtree(ws.root / "runs" / each.name / "state")
+        elif each.kind == "leftover":
+            _delete(ws.dot / "tmp" / each.name)
+    for run, checkpoint in ws.refs.under(RUNS).items():
+        if checkpoint in unnamed:
+            ws.refs.write(RUNS + run, None)
+    held = holders(ws)
+    ws.objects.remove({name for name, _ in ws.objects.names() if name not in held})
+
+
+def _remove_checkpoint(ws: Workspace, name: str) -> None:
+    """Renamed away first: half a checkpoint must not be found under its id."""
+    aside = ws.dot / "tmp" / f"removed-{name}"
+    (ws.checkpoints / name).rename(aside)
+    ws.dropped.restore(name)
+    shutil.rmtree(aside)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _bytes(path: Path) -> int:
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum(os.lstat(Path(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def _told(seconds: float) -> str:
+    for unit in ("d", "h", "m"):
+        if seconds >= _UNITS[unit]:
+            return f"{seconds / _UNITS[unit]:g}{unit}"
+    return f"{seconds:g}s"

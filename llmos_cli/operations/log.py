@@ -1,0 +1,187 @@
+"""log: the line of ancestors of a checkpoint, or all checkpoints by time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llmos_cli.core.index import Entry
+from llmos_cli.core.view import Group, Lines, Span, View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.graph import rows
+from llmos_cli.operations.summary import SHORT, Summary, age, short, summarize, told
+
+
+@dataclass(frozen=True)
+class Left:
+    """An older, unrelated line that the branch left at `checkpoint`; `time` in seconds since the epoch."""
+
+    checkpoint: str
+    time: float
+
+
+@dataclass(frozen=True)
+class LogResult:
+    """`current` is the checkpoint of HEAD, `branch` its branch; `more` tells that `-n` cut the list short."""
+
+    checkpoints: tuple[Summary, ...]
+    current: str | None
+    branch: str | None
+    left: Left | None
+    more: bool
+    graph: bool = False
+    oneline: bool = False
+
+    def view(self) -> View:
+        if not self.checkpoints:
+            return "no checkpoints yet: `llmos train` makes the first\n"
+        texts = [self._text(checkpoint) for checkpoint in self.checkpoints]
+        lines = drawn(self.checkpoints, texts) if self.graph else aligned(texts)
+        return Group([Lines(lines), Lines(self._after())])
+
+    def _text(self, checkpoint: Summary) -> list[str | Span]:
+        names = self._names(checkpoint)
+        named = Span(f"({names})", "name") if names else ""
+        if self.oneline:
+            return [short(checkpoint.id), checkpoint.made_by, named]
+        facts = [age(checkpoint.time), checkpoint.told_size, told(checkpoint.metrics)]
+        return [short(checkpoint.id), checkpoint.made_by, *facts, named]
+
+    def _names(self, checkpoint: Summary) -> str:
+        """`HEAD -> main, base`, as git writes it."""
+        names = list(checkpoint.names)
+        if checkpoint.id != self.current:
+            return ", ".join(names)
+        if self.branch in names:
+            names.remove(self.branch)
+            return ", ".join([f"HEAD -> {self.branch}", *names])
+        return ", ".join(["HEAD", *names])
+
+    def _after(self) -> list[str]:
+        if self.left is None:
+            return []
+        where = self.left.checkpoint[:SHORT]
+        return [f"an older, unrelated line was left at {where}, {age(self.left.time)}: `llmos log {where}` shows it"]
+
+
+def log(
+    ws: Workspace,
+    rev: str | None = None,
+    *,
+    limit: int | None = None,
+    everything: bool = False,
+    graph: bool = False,
+    oneline: bool = False,
+) -> LogResult:
+    head = ws.head()
+    if everything:
+        found = ws.index.entries(-1 if limit is None or graph else limit + 1)
+    elif rev is None and head.checkpoint is None:
+        found = []
+    else:
+        found = _first(_ancestors(ws, ws.resolve(rev or "HEAD")), None if limit is None else limit + 1)
+    ordered = _children_first(found) if graph else found
+    shown = ordered if limit is None else ordered[:limit]
+    names = ws.refs.pointing()
+    return LogResult(
+        tuple(summarize(ws, entry.id, names) for entry in shown),
+        head.checkpoint,
+        head.branch,
+        None if everything else _left(ws, shown),
+        len(ordered) > len(shown),
+        graph,
+        oneline,
+    )
+
+
+def _first(entries: Iterator[Entry], limit: int | None) -> list[Entry]:
+    return [entry for entry, _ in zip(entries, range(limit), strict=False)] if limit is not None else list(entries)
+
+
+def _ancestors(ws: Workspace, start: str) -> Iterator[Entry]:
+    """A checkpoint and all its ancestors, newest first; a manifest that cannot be read ends its line."""
+    waiting = [_aged(ws, start)]
+    seen = {start}
+    while waiting:
+        _, entry = heapq.heappop(waiting)
+        yield entry
+        for parent in entry.parents:
+            if parent not in seen:
+                seen.add(parent)
+                heapq.heappush(waiting, _aged(ws, parent))
+
+
+def _aged(ws: Workspace, checkpoint: str) -> tuple[_NewestFirst, Entry]:
+    entry = ws.index.entry(checkpoint) or Entry(checkpoint, "", "?", "", (), 0)
+    return _NewestFirst(entry.time, entry.id), entry
+
+
+class _NewestFirst:
+    """Orders a heap by falling time; ids only break ties."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, time: str, checkpoint: str) -> None:
+        self._key = (time, checkpoint)
+
+    def __lt__(self, other: _NewestFirst) -> bool:
+        return self._key > other._key
+
+
+def _children_first(entries: Sequence[Entry]) -> list[Entry]:
+    """By time, but never a parent before its child, whatever the clocks said: a graph cannot be drawn otherwise."""
+    by_id = {entry.id: entry for entry in entries}
+    children = dict.fromkeys(by_id, 0)
+    for entry in entries:
+        for parent in entry.parents:
+            if parent in children:
+                children[parent] += 1
+    ready = [(_NewestFirst(by_id[name].time, name), name) for name, count in children.items() if not count]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        _, name = heapq.heappop(ready)
+        ordered.append(by_id[name])
+        for parent in by_id[name].parents:
+            if parent in children:
+                children[parent] -= 1
+                if not children[parent]:
+                    heapq.heappush(ready, (_NewestFirst(by_id[parent].time, parent), parent))
+    return ordered
+
+
+def _left(ws: Workspace, shown: Sequence[Entry]) -> Left | None:
+    """Where a run started from scratch on a branch that was elsewhere: the line it left has nothing to do with this one."""
+    for entry in shown:
+        if not entry.parents and (left := ws.oplog.left_for(entry.id)) is not None:
+            return Left(*left)
+    return None
+
+
+def aligned(texts: Sequence[Sequence[str | Span]]) -> list[list[str | Span]]:
+    """Columns of equal width, two spaces apart, the last one ragged; without rich, which takes longer than all of `log`."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*texts, strict=True)]
+    return [_padded(row, widths) for row in texts]
+
+
+def _padded(row: Sequence[str | Span], widths: Sequence[int]) -> list[str | Span]:
+    line: list[str | Span] = []
+    blanks = 0
+    for cell, width in zip(row, widths, strict=True):
+        if str(cell):
+            line += [" " * blanks, cell]
+            blanks = 0
+        blanks += width - len(str(cell)) + (2 if width else 0)
+    return line
+
+
+def drawn(checkpoints: Sequence[Summary], texts: Sequence[Sequence[str | Span]]) -> list[list[str | Span]]:
+    """The same lines with the lineage drawn before them."""
+    graph = rows([(checkpoint.id, checkpoint.parents) for checkpoint in checkpoints])
+    margin = max(len(row.node) for row in graph) + 1
+    lines: list[list[str | Span]] = []
+    for row, line in zip(graph, aligned(texts), strict=True):
+        lines.append([row.node.ljust(margin), *line])
+        lines += [[edge] for edge in row.edges]
+    return lines

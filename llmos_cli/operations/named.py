@@ -1,0 +1,54 @@
+"""Lists of branches and tags, and what both must not be called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmos_cli.core.refs import HEADS
+from llmos_cli.core.view import Lines, Span, View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import UsageError
+from llmos_cli.operations.log import aligned
+from llmos_cli.operations.summary import Summary, age, short, summarize, told
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    checkpoint: Summary
+
+
+@dataclass(frozen=True)
+class NamedList:
+    """`kind`: branch or tag; `current`: the branch of HEAD, which may not have a checkpoint yet."""
+
+    kind: str
+    refs: tuple[Named, ...]
+    current: str | None
+
+    def view(self) -> View:
+        rows = [self._row(ref) for ref in self.refs]
+        if not rows:
+            return f"no {self.kind}{'es' if self.kind == 'branch' else 's'} yet"
+        return Lines(aligned(rows))
+
+    def _row(self, ref: Named) -> list[str | Span]:
+        mark = ("* " if ref.name == self.current else "  ") if self.kind == "branch" else ""
+        made = ref.checkpoint
+        return [mark + ref.name, short(made.id), made.made_by, age(made.time), told(made.metrics)]
+
+
+def listed(ws: Workspace, prefix: str) -> Iterator[tuple[str, Summary]]:
+    for name, checkpoint in ws.refs.under(prefix).items():
+        yield name, summarize(ws, checkpoint)
+
+
+def check_free(ws: Workspace, prefix: str, name: str) -> None:
+    """`a` and `a/b` cannot both be names: one would be a file and a folder."""
+    taken = [other for other in ws.refs.names(prefix) if other.startswith(f"{name}/") or name.startswith(f"{other}/")]
+    if taken:
+        kind = "branch" if prefix == HEADS else "tag"
+        raise UsageError(
+            f"{kind} {taken[0]} stands in the way of {name}", hint="choose a name that does not begin like it"
+        )

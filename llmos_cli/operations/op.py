@@ -1,0 +1,36 @@
+"""op log: the operations that moved refs or changed configs, newest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos_cli.core.oplog import Operation
+from llmos_cli.core.view import Lines, Span, View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.log import aligned
+from llmos_cli.operations.summary import age
+from llmos_cli.operations.undo import told_change
+
+
+@dataclass(frozen=True)
+class OpLogResult:
+    operations: tuple[Operation, ...]
+
+    def view(self) -> View:
+        if not self.operations:
+            return "no operations yet"
+        return Lines(aligned([_row(operation) for operation in self.operations]))
+
+
+def op_log(ws: Workspace, *, limit: int | None = None) -> OpLogResult:
+    operations = list(ws.oplog.operations())[::-1]
+    return OpLogResult(tuple(operations[:limit]))
+
+
+def _row(operation: Operation) -> list[str | Span]:
+    return [
+        Span(operation.id, "id"),
+        age(operation.time),
+        operation.name,
+        ", ".join(map(told_change, operation.changes)),
+    ]

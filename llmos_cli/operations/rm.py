@@ -1,0 +1,89 @@
+"""rm: drop the weights of checkpoints, and keep their manifests, so that lineage stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmos_cli.core.locks import lock
+from llmos_cli.core.manifest import Manifest
+from llmos_cli.core.protection import holders, users
+from llmos_cli.core.view import Lines, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import UsageError
+from llmos_cli.operations.summary import SHORT
+
+
+@dataclass(frozen=True)
+class Removed:
+    """`freed`: bytes given back to the disk; what other checkpoints share stays."""
+
+    id: str
+    size: int
+    freed: int
+
+
+@dataclass(frozen=True)
+class RmResult:
+    removed: tuple[Removed, ...]
+    dry_run: bool
+
+    def view(self) -> View:
+        verb = "would remove" if self.dry_run else "removed"
+        return Lines(
+            [
+                f"{verb} the weights of {each.id[:SHORT]}: {size(each.freed)} of {size(each.size)} freed"
+                for each in self.removed
+            ]
+        )
+
+
+def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool = False) -> RmResult:
+    """Nothing is removed unless all of them may be."""
+    checkpoints = list(dict.fromkeys(ws.resolve(rev) for rev in revs))
+    manifests = [ws.manifest(checkpoint) for checkpoint in checkpoints]
+    # Under the lock of the refs, so that nobody can tag what is being removed.
+    with lock(ws.dot / "locks" / "refs", emit=ws.emit):
+        if not force:
+            _check_unused(ws, checkpoints)
+        removed = _freed(ws, manifests)
+        if not dry_run:
+            _remove(ws, manifests)
+    if not dry_run:
+        ws.oplog.apply(f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}", [], emit=ws.emit)
+    return RmResult(removed, dry_run)
+
+
+def _check_unused(ws: Workspace, checkpoints: Sequence[str]) -> None:
+    for checkpoint in checkpoints:
+        if used := users(ws, checkpoint):
+            raise UsageError(
+                f"{checkpoint[:SHORT]} is in use by {', '.join(used)}",
+                hint="delete or move those first, or remove its weights all the same with --force",
+            )
+
+
+def _freed(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
+    """In the order of removing: what two of them share is freed with the second."""
+    count = holders(ws)
+    dropped = ws.dropped.all()
+    removed = []
+    for manifest in manifests:
+        tree = {} if manifest.id in dropped else {entry.sha256: entry.size for entry in manifest.tree.values()}
+        count.subtract(tree.keys())
+        freed = (
+            manifest.size
+            if ws.objects.mode == "copy" and tree
+            else sum(n for sha256, n in tree.items() if count[sha256] <= 0)
+        )
+        removed.append(Removed(manifest.id, manifest.size, freed))
+    return tuple(removed)
+
+
+def _remove(ws: Workspace, manifests: Sequence[Manifest]) -> None:
+    for manifest in manifests:
+        ws.dropped.drop(ws.checkpoints / manifest.id)
+    kept = holders(ws)
+    ws.objects.remove(
+        {entry.sha256 for manifest in manifests for entry in manifest.tree.values() if not kept[entry.sha256]}
+    )

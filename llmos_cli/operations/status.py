@@ -1,0 +1,119 @@
+"""status: where the workspace stands: HEAD, its numbers, what runs, which configs changed, how files are shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos_cli.core.records import RunRecord
+from llmos_cli.core.refs import Head
+from llmos_cli.core.view import Group, Line, Lines, Span, View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.summary import Summary, age, short, summarize, told
+
+_STORAGE = {
+    "reflink": "equal files share their blocks (reflinks)",
+    "hardlink": "equal files are hard links of one another",
+    "copy": "this file system can share nothing: each checkpoint has its own copy of every file",
+}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A living run; `since` in seconds since the epoch."""
+
+    run: str
+    operation: str
+    name: str
+    pid: int
+    since: float
+    progress: str
+
+
+@dataclass(frozen=True)
+class StatusResult:
+    """`changed`: configs that differ from what the last run of their verb was given; `storage`: reflink, hardlink, copy or
+    None before the first checkpoint; `resumable`: the last training run, where it was cut off and can go on."""
+
+    workspace: str
+    head: Head
+    checkpoint: Summary | None
+    running: tuple[Process, ...]
+    changed: tuple[str, ...]
+    storage: str | None
+    resumable: str | None
+
+    def view(self) -> View:
+        return Group([Lines(self._head()), Lines(self._rest())])
+
+    def _head(self) -> list[Line]:
+        where = ["on branch ", Span(self.head.branch, "name")] if self.head.branch else ["HEAD is detached"]
+        if self.checkpoint is None:
+            return [[*where, ": no checkpoint yet, `llmos train` makes the first"]]
+        facts = f" ({self.checkpoint.made_by}, {age(self.checkpoint.time)}, {self.checkpoint.told_size})"
+        lines: list[Line] = [[*where, " at ", short(self.checkpoint.id), facts]]
+        tags = [name for name in self.checkpoint.names if name != self.head.branch]
+        if tags:
+            lines.append(f"  also called {', '.join(tags)}")
+        if self.checkpoint.metrics:
+            lines.append(f"  {told(self.checkpoint.metrics)}")
+        return lines
+
+    def _rest(self) -> list[Line]:
+        lines: list[Line] = []
+        for process in self.running:
+            name = process.name or process.run
+            lines.append(
+                f"running: {process.operation} {name}, {age(process.since)}{process.progress and ', ' + process.progress}"
+            )
+        if self.resumable:
+            lines.append(f"interrupted: {self.resumable}, `llmos train --resume` goes on")
+        if self.changed:
+            lines.append(f"changed since its last run: {', '.join(self.changed)}")
+        if self.storage:
+            lines.append(f"storage: {_STORAGE[self.storage]}")
+        return lines
+
+
+def status(ws: Workspace) -> StatusResult:
+    head = ws.head()
+    return StatusResult(
+        ws.name,
+        head,
+        summarize(ws, head.checkpoint) if head.checkpoint else None,
+        tuple(_process(record) for record in ws.runs.alive()),
+        tuple(_changed_configs(ws)),
+        ws.objects.mode,
+        _resumable(ws, head),
+    )
+
+
+def _process(record: RunRecord) -> Process:
+    return Process(record.id, record.operation, record.name, record.pid, record.started, _progress(record))
+
+
+def _progress(record: RunRecord) -> str:
+    step, total = record.progress.get("step", 0), record.progress.get("total", 0)
+    if not record.progress:
+        return ""
+    return (
+        f"{record.progress.get('stage', '')} {step}/{total}" if total else f"{record.progress.get('stage', '')} {step}"
+    )
+
+
+def _changed_configs(ws: Workspace) -> list[str]:
+    """A run keeps the files it was given, word for word."""
+    changed = []
+    for path in sorted(ws.configs.glob("*.yaml")):
+        last = ws.index.last_run(path.stem)
+        kept = last.path / "configs" / path.name if last else None
+        if kept and kept.exists() and kept.read_bytes() != path.read_bytes():
+            changed.append(f"configs/{path.name}")
+    return changed
+
+
+def _resumable(ws: Workspace, head: Head) -> str | None:
+    last = ws.index.last_run("train")
+    if last is None or last.status in ("running", "done") or last.base != head.name:
+        return None
+    state = last.path / "state"
+    return last.id if state.is_dir() and any(state.iterdir()) else None

@@ -1,0 +1,50 @@
+"""tag: a name for a checkpoint that stays where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.refs import TAGS, check_name
+from llmos_cli.core.view import View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.operations.named import Named, NamedList, check_free, listed
+
+
+@dataclass(frozen=True)
+class TagResult:
+    """`checkpoint` is what the tag names now; empty when it was deleted."""
+
+    name: str
+    checkpoint: str
+    before: str | None
+
+    def view(self) -> View:
+        if not self.checkpoint:
+            return f"tag {self.name} deleted; it named {str(self.before)[:12]}"
+        moved = f"; it named {self.before[:12]}" if self.before else ""
+        return f"tag {self.name} names {self.checkpoint[:12]}{moved}"
+
+
+def tag(ws: Workspace, name: str, rev: str = "HEAD", *, force: bool = False) -> TagResult:
+    ref = TAGS + check_name("tag", name)
+    checkpoint, before = ws.resolve(rev), ws.refs.read(ref)
+    if before and before != checkpoint and not force:
+        raise UsageError(f"tag {name} names {before[:12]} already", hint=f"`llmos tag -f {name} {rev}` moves it")
+    check_free(ws, TAGS, name)
+    if before != checkpoint:
+        ws.oplog.apply(f"tag {name}", [Change(ref, before, checkpoint)], emit=ws.emit)
+    return TagResult(name, checkpoint, before if before != checkpoint else None)
+
+
+def delete_tag(ws: Workspace, name: str) -> TagResult:
+    before = ws.refs.read(TAGS + check_name("tag", name))
+    if before is None:
+        raise NotFound(f"there is no tag {name}", hint="`llmos tag` lists them")
+    ws.oplog.apply(f"tag -d {name}", [Change(TAGS + name, before, None)], emit=ws.emit)
+    return TagResult(name, "", before)
+
+
+def tags(ws: Workspace) -> NamedList:
+    return NamedList("tag", tuple(Named(name, summary) for name, summary in listed(ws, TAGS)), None)
