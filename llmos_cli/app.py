@@ -14,10 +14,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
@@ -97,9 +99,25 @@ class _Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any) -> None:  # type: ignore[override]
         """typer's own `main` turns errors into exits of its own; ours all go to the boundary."""
         program = prog_name or "llmos"
-        self._main_shell_completion(ctx_args={}, prog_name=program, complete_var=None)
+        if "_LLMOS_COMPLETE" in os.environ:
+            completion_init()
+            self._main_shell_completion(ctx_args={}, prog_name=program, complete_var="_LLMOS_COMPLETE")
         with self.make_context(program, list(sys.argv[1:] if args is None else args)) as ctx:
             self.invoke(ctx)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Names of commands, importing none of them."""
+        known = catalog.commands()
+        return [Offered(name, known[name].help) for name in self.list_commands(ctx) if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A word offered to the shell; the fields are those that typer's completion reads."""
+
+    value: str
+    help: str
+    type: str = "plain"
 
 
 app = typer.Typer(
@@ -160,7 +178,20 @@ def _build(entry: catalog.Entry) -> Any:
     for each in (command, *getattr(command, "commands", {}).values()):
         for parameter in each.params:
             _convert_cheaply(parameter)
+            _complete(parameter, entry.name)
     return command
+
+
+def _complete(parameter: Any, verb: str) -> None:
+    """Offer revisions, runs and methods to the shell, by the parameter's name."""
+    if parameter._custom_shell_complete is None:
+        parameter._custom_shell_complete = lambda ctx, param, incomplete: _offers(param.name, verb, incomplete)
+
+
+def _offers(parameter: str, verb: str, incomplete: str) -> list[str]:
+    from llmos_cli.operations.completion import names_for
+
+    return [name for name in names_for(parameter, verb) if name.startswith(incomplete)]
 
 
 def _paragraphs(docstring: str) -> str:

@@ -83,12 +83,12 @@ def _bf16_repays(device: torch.device) -> bool:
     key = _hardware(device)
     known = _measurements()
     if key not in known:
-        known[key] = _speed(torch.bfloat16, device) / _speed(torch.float32, device)
+        known[key] = speed(torch.bfloat16, device) / speed(torch.float32, device)
         _remember(known)
     return known[key] > 1.2
 
 
-def _speed(dtype: torch.dtype, device: torch.device) -> float:
+def speed(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square product, the best of several: a busy machine only ever makes one slower."""
     size = 512 if device.type == "cpu" else 4096
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))

@@ -43,7 +43,9 @@ class Session:
         """Found from the current folder upwards; NotFound (exit 4) where there is none."""
         from llmos_cli.core.workspace import Workspace
 
-        return Workspace.find()
+        workspace = Workspace.find()
+        workspace.emit = self.ui.emit
+        return workspace
 
     def resolve(
         self,
@@ -54,10 +56,18 @@ class Session:
         unsets: Sequence[str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> Resolved:
-        """The config of `verb`, everything the command line said included; `flags` that are None were not given."""
+        """The config of `verb`, everything the command line said included; `flags` that are None were not given.
+
+        Code that it names is asked about now, on a terminal, rather than in the middle of the work.
+        """
+        from llmos_cli.core.trust import require
         from llmos_cli.operations.config import resolve
 
-        return resolve(self.workspace, verb, files=files or (), sets=sets or (), unsets=unsets or (), flags=flags or {})
+        ws = self.workspace
+        resolved = resolve(ws, verb, files=files or (), sets=sets or (), unsets=unsets or (), flags=flags or {})
+        if module := resolved.mapping.get("model", {}).get("module"):
+            require(ws, ws.root / module.partition(":")[0], ask=self.ui.confirm)
+        return resolved
 
 
 @contextmanager

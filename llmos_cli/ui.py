@@ -57,7 +57,7 @@ class Ui:
             case Saved(checkpoint=checkpoint, moved=moved):
                 self._say(f"saved {short(checkpoint)}" + (f" ({moved})" if moved else ""))
             case Metric(name=name, value=value, split=split, step=int(step)):
-                self._say(f"step {step:,}  {split} {name} {number(value)}".replace("  ", " ", 0))
+                self._say(f"step {step:,}  {' '.join(filter(None, (split, name)))} {number(value)}")
             case Progress():
                 self._progress(event)
             case _:
@@ -187,7 +187,8 @@ def _paint(text: str, code: str, colour: bool) -> str:
 
 def _plain_table(table: Table) -> str:
     """Columns two spaces apart, no trailing blanks: pleasant to read, easy for `awk`."""
-    rows = [list(table.headers), *([_cell(cell) for cell in row] for row in table.rows)]
+    headers = [list(table.headers)] if any(table.headers) else []
+    rows = [*headers, *([_cell(cell) for cell in row] for row in table.rows)]
     widths = [max(_width(row[column]) for row in rows) for column in range(len(table.headers))]
     right = [_right(table, column) for column in range(len(table.headers))]
     lines = [
@@ -236,7 +237,12 @@ def _rich_table(table: Table, width: int) -> str:
 
     styles = {"id": "yellow", "name": "cyan", "good": "green", "bad": "red", "warn": "magenta"}
     grid = Grid(
-        box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, title=table.title or None, title_justify="left"
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        title=table.title or None,
+        title_justify="left",
+        show_header=any(table.headers),
     )
     for column, header in enumerate(table.headers):
         grid.add_column(Text(header), justify="right" if _right(table, column) else "left", overflow="fold")

@@ -85,8 +85,6 @@ def resolve(
 
 def check(tree: Node, root_model: type[Section], *, methods: Methods | None = None) -> Section:
     """The sections of `tree`, or ConfigError saying what is wrong first and where."""
-    if not isinstance(tree.value, dict):
-        raise ConfigError("a config is a mapping of sections", hint="such as `train:`", place=tree.place)
     tree = _without_empty_sections(tree, root_model)
     try:
         config = root_model.model_validate_json(json.dumps(tree.plain()), strict=True)
@@ -107,7 +105,10 @@ def read_file(path: Path, root: Path | None = None) -> Node:
         raise NotFound(f"there is no config file {name}", hint="`-c FILE` takes a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{name} is not UTF-8 text", hint="a config is a YAML file") from None
-    return yaml12.parse(text, name)
+    tree = yaml12.parse(text, name)
+    if not isinstance(tree.value, dict):
+        raise ConfigError("a config is a mapping of sections", hint="such as `train:`", place=tree.place)
+    return tree
 
 
 def merge(base: Node, over: Node) -> Node:

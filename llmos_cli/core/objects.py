@@ -133,7 +133,7 @@ class Objects:
         second = first.with_suffix(".copy")
         write_text(first, "probe")
         try:
-            mode = _best_mode(first, second)
+            mode = best_mode(first, second)
         finally:
             first.unlink(missing_ok=True)
             second.unlink(missing_ok=True)
@@ -156,7 +156,7 @@ class Objects:
                     yield folder.name + entry.name, entry
 
 
-def _best_mode(first: Path, second: Path) -> Mode:
+def best_mode(first: Path, second: Path) -> Mode:
     try:
         _reflink(first, second)
     except OSError as error:

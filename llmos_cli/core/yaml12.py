@@ -228,7 +228,7 @@ def dump(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{dump(str(key))}: {dump(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
-        return value if _plain_text(value) else json.dumps(value, ensure_ascii=False)
+        return value if _plain_text(value) else '"' + "".join(map(_escaped, value)) + '"'
     if isinstance(value, Sequence):
         return "[" + ", ".join(dump(item) for item in value) + "]"
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
@@ -239,3 +239,9 @@ def dump(value: Any) -> str:
 def _plain_text(text: str) -> bool:
     """Whether text may stand without quotes, also within [ ] and { }."""
     return bool(_PLAIN_TEXT.match(text)) and scalar(text) == text
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

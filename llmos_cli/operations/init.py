@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core.atomic import write_text
-from llmos_cli.core.view import Group, Lines, Span, View
+from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations import templates
 
@@ -25,23 +25,22 @@ class InitResult:
     """Relative to the current folder."""
     template: str
     files: tuple[str, ...]
+    kept: tuple[str, ...]
 
     def view(self) -> View:
         enter = [f"cd {self.root}"] if self.root != "." else []
-        steps = [*enter, "llmos config show train", "llmos train"]
-        return Group(
-            [
-                Lines([("A workspace for ", Span(self.template, "name"), f" in {self.root}: {', '.join(self.files)}")]),
-                Lines([Span("Next:", "bold"), *(f"  {step}" for step in steps)]),
-            ]
-        )
+        told: list[Line] = [("A workspace for ", Span(self.template, "name"), f" in {self.root}")]
+        if self.kept:
+            told.append(f"Kept what was there: {', '.join(self.kept)}")
+        steps = ["Next:", *(f"  {step}" for step in (*enter, "llmos config show train", "llmos train"))]
+        return Group([Lines(told), Lines(steps)])
 
 
 def init(directory: Path, template: str) -> InitResult:
-    configs = templates.read(template)
+    """Files that are there already are the user's: they stay."""
+    texts = {f"configs/{name}": text for name, text in templates.read(template).items()} | {".gitignore": GITIGNORE}
     workspace = Workspace.create(directory)
-    for name, text in configs.items():
-        write_text(workspace.configs / name, text)
-    if not (workspace.root / ".gitignore").exists():
-        write_text(workspace.root / ".gitignore", GITIGNORE)
-    return InitResult(os.path.relpath(workspace.root), template, tuple(f"configs/{name}" for name in configs))
+    new = [name for name in texts if not (workspace.root / name).exists()]
+    for name in new:
+        write_text(workspace.root / name, texts[name])
+    return InitResult(os.path.relpath(workspace.root), template, tuple(new), tuple(sorted(set(texts) - set(new))))

@@ -1,0 +1,61 @@
+"""Trusting code of a workspace."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmos_cli.core import trust
+from llmos_cli.errors import Untrusted
+
+
+@pytest.fixture
+def code(workspace):
+    path = workspace.root / "my_model.py"
+    path.write_text("print('hello')\n")
+    return path
+
+
+def test_code_runs_only_when_its_content_is_listed(workspace, code, llmos):
+    with pytest.raises(Untrusted) as caught:
+        trust.require(workspace, code)
+    assert (caught.value.exit_code, caught.value.hint) == (5, "read it, then `llmos trust my_model.py`")
+    assert llmos("trust", "my_model.py").code == 0
+    trust.require(workspace, code)
+    code.write_text("print('changed')\n")
+    with pytest.raises(Untrusted):
+        trust.require(workspace, code)
+
+
+def test_consent_lists_it(workspace, code):
+    with pytest.raises(Untrusted):
+        trust.require(workspace, code, ask=lambda question: False)
+    trust.require(workspace, code, ask=lambda question: "my_model.py" in question)
+    trust.require(workspace, code)
+
+
+def test_list_and_revoke(workspace, code, llmos):
+    assert llmos("trust", "--list").out == "No code is trusted here.\n"
+    listed = llmos("trust", "my_model.py", "--json").json
+    assert listed["schema"] == "llmos.trust/1"
+    assert [(file["path"], file["current"]) for file in listed["files"]] == [("my_model.py", True)]
+    assert llmos("trust", "--revoke", "my_model.py").code == 0
+    with pytest.raises(Untrusted):
+        trust.require(workspace, code)
+    assert llmos("trust", "--revoke", "my_model.py").code == 4
+
+
+def test_the_list_is_the_users_not_the_workspaces(workspace, code, own_home):
+    trust.trust(workspace, code)
+    assert (own_home / "config" / "trusted.json").stat().st_mode & 0o077 == 0
+    assert not any("trusted" in path.name for path in workspace.root.rglob("*"))
+
+
+def test_a_list_that_was_tampered_with_trusts_nothing(workspace, code, own_home, llmos):
+    trust.trust(workspace, code)
+    (own_home / "config" / "trusted.json").write_text("[1, 2")
+    assert llmos("trust", "--list").code == 5
+
+
+def test_exactly_one_wish(workspace, llmos):
+    assert llmos("trust").code == 2
+    assert llmos("trust", "a.py", "--list").code == 2
