@@ -6,5 +6,6 @@ from llmos_cli.models import architectures
 
 __all__ = ["architectures"]
 
-# Progress bars are the terminal's business (`ui`), and a model loads faster than one can be read.
+# The terminal is `ui`'s, and what transformers warns of when loading (missing tensors) is an error here.
 logging.disable_progress_bar()
+logging.set_verbosity_error()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 COMPRESSIBLE = (nn.Linear, nn.Conv2d, nn.LSTM, Conv1D)
@@ -113,6 +114,6 @@ def _compressible(module: nn.Module) -> bool:
 
 def _last_linear(model: nn.Module, candidates: Mapping[str, nn.Module]) -> list[str]:
     """Of a module that does not tell its head: the output embeddings, else the last linear layer."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     named = [name for name, module in candidates.items() if module is output]
     return named or [name for name, module in candidates.items() if isinstance(module, nn.Linear)][-1:]

@@ -59,7 +59,7 @@ def build(
     config = configure(arch, options.widths(), task, facts)
     auto = AUTO[SUFFIXES[task]]
     if type(config) not in auto._model_mapping:
-        raise ConfigError(f"{arch} has no model for {task}.", hint=f"For {task}, try {' or '.join(_suggested(task))}.")
+        raise ConfigError(f"{arch} has no model for {task}", hint=f"for {task}, try {' or '.join(_suggested(task))}")
     model = _construct(lambda: auto.from_config(config, dtype=torch.float32), f"model.arch {arch}", seed)
     # Said by from_config only when it saves; a later stage asks the model itself.
     model.config.architectures = [type(model).__name__]
@@ -111,9 +111,9 @@ def freeze_backbone(model: PreTrainedModel) -> None:
 
 def _known_arch(arch: str | None, task: str) -> str:
     if arch is None:
-        raise ConfigError("No architecture is chosen.", hint=f"Set model.arch, for example {_suggested(task)[0]}.")
+        raise ConfigError("no architecture is chosen", hint=f"set model.arch, for example {_suggested(task)[0]}")
     if arch not in CONFIG_MAPPING:
-        raise ConfigError(f"model.arch {arch!r} is unknown.", hint=_did_you_mean(arch, list(CONFIG_MAPPING)))
+        raise ConfigError(f"model.arch {arch!r} is unknown", hint=_did_you_mean(arch, list(CONFIG_MAPPING)))
     return arch
 
 
@@ -130,13 +130,13 @@ def _checked(arch: str, cls: type[PreTrainedConfig], widths: Mapping[str, Any]) 
     known = _keys(cls)
     for key, value in widths.items():
         if key not in known:
-            raise ConfigError(f"model.{key} is no key of {arch}.", hint=_did_you_mean(key, sorted(known)))
+            raise ConfigError(f"model.{key} is no key of {arch}", hint=_did_you_mean(key, sorted(known)))
         if (
             key.startswith(("num_", "hidden_", "intermediate_", "n_", "vocab_"))
             and isinstance(value, int)
             and value < 1
         ):
-            raise ConfigError(f"model.{key} is {value}.", hint="It must be at least 1.")
+            raise ConfigError(f"model.{key} is {value}", hint="it must be at least 1")
     return widths
 
 
@@ -161,7 +161,7 @@ def _facts(
     for key, reason in (("vocab_size", "the tokenizer has"), (positions, "sequences need")):
         if key in chosen and key in values and chosen[key] < values[key]:
             raise ConfigError(
-                f"model.{key} is {chosen[key]}, but {reason} {values[key]}.", hint="Raise it or leave it out."
+                f"model.{key} is {chosen[key]}, but {reason} {values[key]}", hint="raise it or leave it out"
             )
     return values
 
@@ -187,7 +187,8 @@ def _defaults(cls: type[PreTrainedConfig], values: Mapping[str, Any], task: str)
             "head_dim": max(1, hidden // heads),
         }
         if task == "causal-lm":
-            defaults["tie_word_embeddings"] = hidden <= 1024
+            # An encoder's architecture sees only the past when it is told to be a decoder.
+            defaults |= {"tie_word_embeddings": hidden <= 1024, "is_decoder": True}
     if isinstance(values.get("image_size"), int):
         defaults["patch_size"] = _patch_size(values["image_size"])
     return {key: value for key, value in defaults.items() if key in known and isinstance(known[key], int | bool | None)}
@@ -210,20 +211,18 @@ def _fits_together(arch: str, values: Mapping[str, Any], names: Mapping[str, str
         isinstance(head_dim, int) and isinstance(hidden, int) and isinstance(heads, int) and head_dim != hidden // heads
     )
     if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not explicit:
-        raise ConfigError(f"hidden_size {hidden} does not divide into {heads} attention heads.", hint=_divisors(hidden))
+        raise ConfigError(f"hidden_size {hidden} does not divide into {heads} attention heads", hint=_divisors(hidden))
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        raise ConfigError(
-            f"{heads} attention heads do not divide into {groups} key-value heads.", hint=_divisors(heads)
-        )
+        raise ConfigError(f"{heads} attention heads do not divide into {groups} key-value heads", hint=_divisors(heads))
     rotary = isinstance(head_dim, int) and "rope_parameters" in _keys(CONFIG_MAPPING[arch])
     if rotary and head_dim is not None and head_dim % 2:
         raise ConfigError(
-            f"Heads of {head_dim} features cannot be rotated in pairs.", hint="Choose widths that make head_dim even."
+            f"heads of {head_dim} features cannot be rotated in pairs", hint="choose widths that make head_dim even"
         )
 
 
 def _divisors(number: int) -> str:
-    return f"{number} divides by {', '.join(str(d) for d in range(1, 65) if number % d == 0)}."
+    return f"{number} divides by {', '.join(str(d) for d in range(1, 65) if number % d == 0)}"
 
 
 def _construct(make: Any, what: str, seed: int) -> PreTrainedModel:
@@ -231,9 +230,9 @@ def _construct(make: Any, what: str, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         try:
             return make()  # type: ignore[no-any-return]
-        except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError) as problem:
+        except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ZeroDivisionError) as problem:
             raise ConfigError(
-                f"{what} cannot be built: {_sentence(problem)}", hint="Check the widths under `model`."
+                f"{what} cannot be built: {_sentence(problem)}", hint="check the widths under `model`"
             ) from problem
 
 
@@ -241,7 +240,7 @@ def _build_own(options: ModelOptions, facts: Mapping[str, Any], *, seed: int, ro
     reference, name = module.split(str(options.module))
     cls = module.load_class(root / reference, name)
     if cls.config_class is None:
-        raise ConfigError(f"{name} has no `config_class`.", hint="Give it a transformers.PreTrainedConfig class.")
+        raise ConfigError(f"{name} has no `config_class`", hint="give it a transformers.PreTrainedConfig class")
     known = _keys(cls.config_class)
     widths = _checked(name, cls.config_class, options.widths())
     config = cls.config_class(**{key: value for key, value in facts.items() if key in known} | dict(widths))
@@ -251,15 +250,15 @@ def _build_own(options: ModelOptions, facts: Mapping[str, Any], *, seed: int, ro
 
 def _did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(close)}?" if close else "`llmos config schema` lists what there is."
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known[:12])}..."
 
 
 def _sentence(problem: BaseException) -> str:
     """The last line of an exception's text: strict dataclasses put the reason there."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     reason = (lines or [type(problem).__name__])[-1].removeprefix("ValueError: ").removeprefix("TypeError: ")
-    return reason if reason.endswith(".") else f"{reason}."
+    return reason.rstrip(".")
 
 
 def _shown(widths: Mapping[str, Any]) -> str:
-    return "You set " + ", ".join(f"{key}={value}" for key, value in widths.items()) + "." if widths else ""
+    return "you set " + ", ".join(f"{key}={value}" for key, value in widths.items()) if widths else ""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -41,16 +41,23 @@ def load(cls: type[Model], path: str | os.PathLike[str], config: PreTrainedConfi
     directory = Path(path)
     wanted = _dtype(dtype, config)
     state = dequantized(directory, config, wanted)
-    model, info = cls.from_pretrained(
-        None, config=without_quantization(config), state_dict=state, dtype=wanted, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise Corrupt(f"{directory} lacks {len(missing)} tensors, {missing[0]!r} first.", hint="llmos fsck")
+    model = complete(cls, None, directory, config=without_quantization(config), state_dict=state, dtype=wanted)
     if model.can_generate() and (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     round_inputs(model, config)
-    return model.eval()
+    return model
+
+
+def complete(cls: type[Model], source: Path | None, directory: Path, **kwargs: Any) -> Model:
+    """`cls.from_pretrained(source, ...)` in eval mode, with every tensor of the model found: transformers would fill in random ones."""
+    loaded: Any = cls.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    model, info = loaded
+    if wrong := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+        raise Corrupt(
+            f"{directory} lacks {len(wrong)} of the model's tensors or has them in another shape, {wrong[0]} first",
+            hint="`llmos fsck` tells whether the files are what was stored",
+        )
+    return cast(Model, model.eval())
 
 
 def dequantized(directory: Path, config: PreTrainedConfig | Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -121,8 +128,8 @@ def _groups(config: PreTrainedConfig | Mapping[str, Any]) -> list[dict[str, Any]
     method, form = quantization.get("quant_method"), quantization.get("format")
     if method != "compressed-tensors" or form not in ("pack-quantized", "int-quantized"):
         raise LlmosError(
-            f"llmos does not read weights quantized by {method} ({form or 'no format'}).",
-            hint="It reads compressed-tensors, pack-quantized and int-quantized; import the dense model instead.",
+            f"llmos does not read weights quantized by {method} ({form or 'no format'})",
+            hint="it reads compressed-tensors, pack-quantized and int-quantized; import the dense model instead",
         )
     return list(quantization["config_groups"].values())
 
@@ -147,9 +154,9 @@ def _bits(name: str, inputs: int, words: int, groups: Sequence[Group]) -> int:
     """The declared width whose codes fill exactly `words` words a row. Which group a layer belongs to is said in names of
     modules, which are not always the stored names; the sizes leave no doubt."""
     declared = {group["weights"]["num_bits"] for group in groups if group.get("weights")}
-    fitting = [bits for bits in sorted(declared) if -(-inputs * bits // packing.WORD) == words]
+    fitting: list[int] = [bits for bits in sorted(declared) if -(-inputs * bits // packing.WORD) == words]
     if len(fitting) != 1:
-        raise Corrupt(f"config.json does not say how {name} is packed.", hint="Quantize or import it again.")
+        raise Corrupt(f"config.json does not say how {name} is packed", hint="quantize or import it again")
     return fitting[0]
 
 
@@ -165,4 +172,4 @@ def _dtype(dtype: Any, config: PreTrainedConfig) -> torch.dtype:
 
 def _get(config: PreTrainedConfig | Mapping[str, Any], key: str) -> Any:
     value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
-    return value.to_dict() if hasattr(value, "to_dict") else value
+    return value.to_dict() if value is not None and hasattr(value, "to_dict") else value

@@ -49,7 +49,10 @@ def of_directory(directory: Path) -> dict[str, Entry]:
     """
     entries = {name: entry for file in files(directory) for name, entry in of_file(file).items()}
     if missing := sorted(set(_weight_map(directory)) - set(entries)):
-        raise Corrupt(f"{INDEX} of {directory} names {missing[0]!r}, which no file holds.", hint="llmos fsck")
+        raise Corrupt(
+            f"{INDEX} of {directory} names {missing[0]!r}, which no file holds",
+            hint="`llmos fsck` lists what is damaged",
+        )
     return dict(sorted(entries.items()))
 
 
@@ -58,9 +61,7 @@ def files(directory: Path) -> list[Path]:
     named = sorted(set(_weight_map(directory).values()))
     found = [_inside(directory, name) for name in named] or sorted(directory.glob("*.safetensors"))
     if not found:
-        raise NotFound(
-            f"{directory} holds no safetensors file.", hint="A checkpoint is a Hugging Face model directory."
-        )
+        raise NotFound(f"{directory} holds no safetensors file", hint="a checkpoint is a Hugging Face model directory")
     return found
 
 
@@ -167,6 +168,4 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
 
 
 def _corrupt(file: Path, reason: str) -> Corrupt:
-    return Corrupt(
-        f"{file} is corrupt: {reason}.", hint="`llmos fsck` lists what is damaged; import or train it again."
-    )
+    return Corrupt(f"{file} is corrupt: {reason}", hint="`llmos fsck` lists what is damaged; import or train it again")

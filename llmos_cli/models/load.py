@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,13 +49,14 @@ def load(path: Path, *, dtype: torch.dtype | None = None, device: torch.device |
     config = load_config(path)
     cls = model_class(config, path)
     wanted = dtype or torch.float32
-    entries = headers.of_directory(path)
+    headers.of_directory(path)  # a file that was cut short is named before torch meets it
     if dequantize.is_quantized(config):
         model = dequantize.load(cls, path, config, dtype=wanted)
     else:
-        model = _load_dense(cls, path, config, wanted)
-    assert entries
-    return model.to(device) if device is not None else model
+        model = dequantize.complete(
+            cls, path, path, config=config, dtype=wanted, use_safetensors=True, local_files_only=True
+        )
+    return nn.Module.to(model, device) if device is not None else model
 
 
 def load_config(path: Path) -> PreTrainedConfig:
@@ -62,8 +64,10 @@ def load_config(path: Path) -> PreTrainedConfig:
     values = _read_json(path / "config.json")
     try:
         if module.MODULE_KEY in values:
-            return _own_class(values[module.MODULE_KEY], path).config_class.from_pretrained(path)  # type: ignore[union-attr]
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            config_class: Any = _own_class(values[module.MODULE_KEY], path).config_class
+        else:
+            config_class = AutoConfig
+        return cast(PreTrainedConfig, config_class.from_pretrained(path, local_files_only=True))
     except (ValueError, TypeError, KeyError) as problem:
         kind = values.get("model_type") or "a model without model_type"
         reason = str(problem).strip().splitlines()[0]
@@ -81,7 +85,7 @@ def model_class(config: PreTrainedConfig, path: Path | None = None) -> type[PreT
             return _one_of(auto._model_mapping[type(config)], name)
     found = getattr(transformers, name, None)
     if found is None:
-        raise LlmosError(f"The model's class {name} is unknown.", hint="llmos needs `architectures` in config.json.")
+        raise LlmosError(f"the model's class {name} is unknown", hint="llmos needs `architectures` in config.json")
     return found  # type: ignore[no-any-return]
 
 
@@ -89,21 +93,7 @@ def skeleton(path: Path) -> PreTrainedModel:
     """The model's modules without weights, on the meta device: names, shapes and kinds at no cost."""
     config = dequantize.without_quantization(load_config(path))
     with torch.device("meta"):
-        return model_class(config, path)._from_config(config)
-
-
-def _load_dense(
-    cls: type[PreTrainedModel], path: Path, config: PreTrainedConfig, dtype: torch.dtype
-) -> PreTrainedModel:
-    model, info = cls.from_pretrained(
-        path, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
-    if wrong := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
-        raise Corrupt(
-            f"{path} lacks {len(wrong)} of the model's tensors, or has them in another shape; the first is {wrong[0]}.",
-            hint="`llmos fsck` tells whether the files are what was stored.",
-        )
-    return model.eval()  # type: ignore[no-any-return]
+        return cast(PreTrainedModel, model_class(config, path)._from_config(config))
 
 
 def _own_class(record: dict[str, str], path: Path) -> type[PreTrainedModel]:
@@ -112,7 +102,8 @@ def _own_class(record: dict[str, str], path: Path) -> type[PreTrainedModel]:
 
 def _one_of(classes: Any, name: str) -> type[PreTrainedModel]:
     candidates = classes if isinstance(classes, tuple | list) else [classes]
-    return next((cls for cls in candidates if cls.__name__ == name), candidates[0])
+    named = [cls for cls in candidates if cls.__name__ == name]
+    return cast(type[PreTrainedModel], (named or candidates)[0])
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -120,7 +111,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         raise NotFound(
-            f"{file.parent} holds no config.json.", hint="A checkpoint is a Hugging Face model directory."
+            f"{file.parent} holds no config.json", hint="a checkpoint is a Hugging Face model directory"
         ) from None
     except ValueError as problem:
-        raise Corrupt(f"{file} is not a JSON table.", hint="llmos fsck") from problem
+        raise Corrupt(f"{file} is not a JSON table", hint="`llmos fsck` lists what is damaged") from problem

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llmos_cli.core import trust
+from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import ConfigError, NotFound
 
 MODULE_KEY = "llmos_module"
@@ -18,17 +20,13 @@ MODULE_KEY = "llmos_module"
 def load_class(file: Path, name: str) -> type[PreTrainedModel]:
     """The class `name` of `file`, executed only if the file's hash is trusted (errors.Untrusted otherwise)."""
     if not file.is_file():
-        raise NotFound(
-            f"There is no module {file}.", hint="`model.module` is FILE.py:CLASS, relative to the workspace."
-        )
-    from llmos_cli.core import trust
-
-    trust.require(file)
+        raise NotFound(f"there is no module {file}", hint="`model.module` is FILE.py:CLASS, relative to the workspace")
+    trust.require(Workspace.find(file.parent), file)
     found = getattr(_execute(file), name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ConfigError(
-            f"{file.name} has no transformers.PreTrainedModel class {name!r}.",
-            hint="Derive the class from PreTrainedModel and give it a `config_class`.",
+            f"{file.name} has no transformers.PreTrainedModel class {name!r}",
+            hint="derive the class from PreTrainedModel and give it a `config_class`",
         )
     found.__llmos_file__ = str(file)  # type: ignore[attr-defined]
     return found
@@ -38,7 +36,7 @@ def split(reference: str) -> tuple[str, str]:
     """`my_model.py:Net` as file and class name."""
     file, colon, name = reference.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"model.module is {reference!r}, not FILE.py:CLASS.", hint="For example my_model.py:Net.")
+        raise ConfigError(f"model.module is {reference!r}, not FILE.py:CLASS", hint="for example my_model.py:Net")
     return file, name
 
 

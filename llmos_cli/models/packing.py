@@ -29,7 +29,8 @@ def pack(codes_OI: Tensor, bits: int) -> Tensor:
         if offset + bits > WORD:
             words_ORb[..., word + 1] |= shifted_OR >> WORD
     words_OW = words_ORb.flatten(1)[:, : -(-inputs * bits // WORD)]
-    return torch.where(words_OW >= 2**31, words_OW - 2**32, words_OW).to(torch.int32).contiguous()
+    signed_OW: Tensor = torch.where(words_OW >= 2**31, words_OW - 2**32, words_OW)
+    return signed_OW.to(torch.int32).contiguous()
 
 
 def unpack(words_OW: Tensor, bits: int, inputs: int) -> Tensor:
@@ -43,7 +44,8 @@ def unpack(words_OW: Tensor, bits: int, inputs: int) -> Tensor:
         if offset + bits > WORD:
             value_OR = value_OR | (words_ORb[..., word + 1] << (WORD - offset))
         codes_OR32[..., i] = value_OR & (2**bits - 1)
-    return (codes_OR32.flatten(1)[:, :inputs] - 2 ** (bits - 1)).to(torch.int8)
+    signed_OI: Tensor = codes_OR32.flatten(1)[:, :inputs] - 2 ** (bits - 1)
+    return signed_OI.to(torch.int8)
 
 
 def dequantize(codes: Tensor, scales_OG: Tensor, zeros_OG: Tensor | None = None) -> Tensor:
@@ -52,4 +54,5 @@ def dequantize(codes: Tensor, scales_OG: Tensor, zeros_OG: Tensor | None = None)
     codes_OGg = codes_OI.unflatten(1, (scales_OG.shape[1], -1)).to(scales_OG.dtype)
     if zeros_OG is not None:
         codes_OGg = codes_OGg - zeros_OG[..., None].to(scales_OG.dtype)
-    return (codes_OGg * scales_OG[..., None]).reshape(codes.shape)
+    dense: Tensor = (codes_OGg * scales_OG[..., None]).reshape(codes.shape)
+    return dense

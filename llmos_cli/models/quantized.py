@@ -79,7 +79,7 @@ def write_quantized(directory: Path, source: Path, layers: Mapping[str, Quantize
 def _dense_config(source: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((source / "config.json").read_bytes())
     if is_quantized(config):
-        raise UsageError(f"{source.name} is quantized already.", hint="Quantize the checkpoint it was made from.")
+        raise UsageError(f"{source.name} is quantized already", hint="quantize the checkpoint it was made from")
     return config
 
 
@@ -95,7 +95,7 @@ def _stored_names(names: Iterable[str], model: PreTrainedModel, entries: Mapping
     found = {name: name if name in entries else converted.get(name, "") for name in names}
     if lost := [name for name, place in found.items() if place not in entries]:
         raise LlmosError(
-            f"{lost[0]} is not stored as one tensor, so it cannot hold codes.", hint="Leave it out with `ignore`."
+            f"{lost[0]} is not stored as one tensor, so it cannot hold codes", hint="leave it out with `ignore`"
         )
     return found
 
@@ -135,7 +135,7 @@ def _write_weights(
 def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> dict[str, Tensor]:
     """The tensors one weight becomes. Scales are kept in the dense weight's dtype."""
     if quantized.codes.shape != dense.shape:
-        raise LlmosError(f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}.")
+        raise LlmosError(f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}")
     stored = {f"{name}_scale": quantized.scales_OG.to(dense.dtype)}
     zeros_OG = quantized.zeros_OG
     if not pack:

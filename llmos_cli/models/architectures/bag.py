@@ -3,18 +3,18 @@
 Shapes: B texts, L positions, D features, C classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
-from llmos_cli.models.architectures.base import SmallModel, cross_entropy
+from llmos_cli.models.architectures.base import SmallModel, cross_entropy, head
 
 
+@strict
 class BagConfig(PreTrainedConfig):
     """`ngrams`: longest run of tokens that has an embedding of its own, found by hashing into `buckets` rows."""
 
@@ -24,7 +24,7 @@ class BagConfig(PreTrainedConfig):
     hidden_size: int = 64
     ngrams: int = 2
     buckets: int = 32768
-    dropout: float = 0.1
+    dropout: float | int = 0.1
     pad_token_id: int | None = None
 
 
@@ -50,14 +50,12 @@ class BagModel(SmallModel):
 
     def rows(self, input_ids_BL: Tensor, length: int) -> Tensor:
         """The hashed row of every run of `length` tokens: a polynomial in a prime, modulo 2^31 - 1 so that int64 never overflows."""
-        hashed_BN = torch.full_like(input_ids_BL[:, length - 1 :], length)
+        hashed_BN: Tensor = torch.full_like(input_ids_BL[:, length - 1 :], length)
         for offset in range(length):
             tokens_BN = input_ids_BL[:, offset : input_ids_BL.shape[1] - length + 1 + offset]
             hashed_BN = (hashed_BN * 1_000_003 + tokens_BN + 1) % 2_147_483_647
-        return hashed_BN % self.config.buckets
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
+        rows_BN: Tensor = hashed_BN % self.config.buckets
+        return rows_BN
 
 
 class BagForSequenceClassification(SmallModel):
@@ -67,7 +65,7 @@ class BagForSequenceClassification(SmallModel):
         super().__init__(config)
         self.backbone = BagModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = head(config.hidden_size, config)
         self.post_init()
 
     def forward(
@@ -79,7 +77,7 @@ class BagForSequenceClassification(SmallModel):
 
 
 def _sum(embedded_BND: Tensor, real_BN: Tensor) -> Tensor:
-    return (embedded_BND * real_BN[..., None]).sum(1)
+    return torch.einsum("bnd,bn->bd", embedded_BND, real_BN.to(embedded_BND.dtype))
 
 
 AutoConfig.register("bag", BagConfig)

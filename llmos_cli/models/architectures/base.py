@@ -6,7 +6,7 @@ Shapes: B samples, L positions, D features, C classes.
 from __future__ import annotations
 
 import os
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,8 +30,11 @@ class SmallModel(PreTrainedModel):
         cls, path: str | os.PathLike[str] | None, *args: Any, config: Any = None, **kwargs: Any
     ) -> Self:
         if path is not None and dequantize.is_quantized(config_of(cls, path, config)):
-            return cast(Self, dequantize.load(cls, path, config_of(cls, path, config), dtype=kwargs.get("dtype")))
-        return cast(Self, super().from_pretrained(path, *args, config=config, **kwargs))
+            return dequantize.load(cls, path, config_of(cls, path, config), dtype=kwargs.get("dtype"))
+        return super().from_pretrained(path, *args, config=config, **kwargs)
+
+    def post_init(self) -> None:
+        super().post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """He initialisation for what a ReLU follows; LSTMs as torch does, with forget gates open (Jozefowicz et al. 2015)."""
@@ -42,7 +45,7 @@ class SmallModel(PreTrainedModel):
         elif isinstance(module, nn.LSTM):
             _init_lstm(module)
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 def config_of(cls: type[SmallModel], path: str | os.PathLike[str], config: Any) -> PreTrainedConfig:
@@ -50,6 +53,11 @@ def config_of(cls: type[SmallModel], path: str | os.PathLike[str], config: Any) 
     if isinstance(config, PreTrainedConfig):
         return config
     return cls.config_class.from_pretrained(config if config is not None else path)  # type: ignore[union-attr]
+
+
+def head(inputs: int, config: PreTrainedConfig) -> nn.Linear:
+    """The layer that turns features into one logit a class."""
+    return nn.Linear(inputs, config.num_labels or 0)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -67,5 +75,6 @@ def _init_lstm(lstm: nn.LSTM) -> None:
         else:
             init.zeros_(parameter)
     # Gates are stacked (input, forget, cell, output) and the two biases add up: one of them opens the forget gate.
-    if not getattr(lstm.bias_ih_l0, "_is_hf_initialized", False):
-        init.constant_(lstm.bias_ih_l0[lstm.hidden_size : 2 * lstm.hidden_size], 1.0)
+    bias_4H = lstm.get_parameter("bias_ih_l0")
+    if not getattr(bias_4H, "_is_hf_initialized", False):
+        init.constant_(bias_4H[lstm.hidden_size : 2 * lstm.hidden_size], 1.0)

@@ -3,19 +3,19 @@
 Shapes: B images, D channels, H and W pixels, C classes.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutputWithNoAttention
 
-from llmos_cli.models.architectures.base import SmallModel, cross_entropy
+from llmos_cli.models.architectures.base import SmallModel, cross_entropy, head
 
 
+@strict
 class CnnConfig(PreTrainedConfig):
     """`channels`: output channels of each block; the image is halved after each but the first, while it can be."""
 
@@ -23,7 +23,7 @@ class CnnConfig(PreTrainedConfig):
 
     channels: list[int] | tuple[int, ...] = (32, 64, 128)
     kernel_size: int = 3
-    dropout: float = 0.1
+    dropout: float | int = 0.1
     image_size: int = 8
     num_channels: int = 1
 
@@ -69,7 +69,7 @@ class CnnForImageClassification(SmallModel):
         super().__init__(config)
         self.backbone = CnnModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.channels[-1], config.num_labels)
+        self.classifier = head(config.channels[-1], config)
         self.post_init()
 
     def forward(

@@ -7,11 +7,10 @@ one-layer, one-direction module on a dense tensor: what pruning and quantizing w
 Shapes: B samples, L positions, D features, C classes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,9 +28,10 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-from llmos_cli.models.architectures.base import SmallModel, cross_entropy
+from llmos_cli.models.architectures.base import SmallModel, cross_entropy, head
 
 
+@strict
 class LstmConfig(PreTrainedConfig):
     """`hidden_size`: features of each direction; `bidirectional` is ignored for causal language models."""
 
@@ -42,7 +42,7 @@ class LstmConfig(PreTrainedConfig):
     hidden_size: int = 128
     num_hidden_layers: int = 1
     bidirectional: bool = True
-    dropout: float = 0.1
+    dropout: float | int = 0.1
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -56,7 +56,7 @@ class LstmLayer(nn.Module):
         self.back = nn.LSTM(inputs, hidden_size, batch_first=True) if bidirectional else None
 
     def forward(self, hidden_BLD: Tensor, reversed_BL: Tensor) -> Tensor:
-        ahead_BLD = self.ahead(hidden_BLD)[0]
+        ahead_BLD: Tensor = self.ahead(hidden_BLD)[0]
         if self.back is None:
             return ahead_BLD
         back_BLD = _take(self.back(_take(hidden_BLD, reversed_BL))[0], reversed_BL)
@@ -85,9 +85,6 @@ class LstmModel(SmallModel):
             hidden_BLD = self.dropout(layer(hidden_BLD, reversed_BL))
         return BaseModelOutput(last_hidden_state=hidden_BLD)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
-
 
 class LstmForSequenceClassification(SmallModel):
     """Largest and mean feature over the text, then a linear layer."""
@@ -97,7 +94,7 @@ class LstmForSequenceClassification(SmallModel):
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
         self.backbone = LstmModel(config)
-        self.classifier = nn.Linear(2 * self.backbone.width, config.num_labels)
+        self.classifier = head(2 * self.backbone.width, config)
         self.post_init()
 
     def forward(
@@ -118,7 +115,7 @@ class LstmForTokenClassification(SmallModel):
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
         self.backbone = LstmModel(config)
-        self.classifier = nn.Linear(self.backbone.width, config.num_labels)
+        self.classifier = head(self.backbone.width, config)
         self.post_init()
 
     def forward(
@@ -149,11 +146,8 @@ class LstmForCausalLM(SmallModel, GenerationMixin):
         loss = None if labels is None else cross_entropy(logits_BLC[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss=loss, logits=logits_BLC)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {"input_ids": input_ids}
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
 
 def _reversal(input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:

@@ -3,18 +3,18 @@
 Shapes: B images, D features, C classes.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutputWithNoAttention
 
-from llmos_cli.models.architectures.base import SmallModel, cross_entropy
+from llmos_cli.models.architectures.base import SmallModel, cross_entropy, head
 
 
+@strict
 class MlpConfig(PreTrainedConfig):
     """`image_size` is the side of the square image in pixels, `num_channels` its colours."""
 
@@ -22,7 +22,7 @@ class MlpConfig(PreTrainedConfig):
 
     hidden_size: int = 256
     num_hidden_layers: int = 2
-    dropout: float = 0.1
+    dropout: float | int = 0.1
     image_size: int = 8
     num_channels: int = 1
 
@@ -54,7 +54,7 @@ class MlpForImageClassification(SmallModel):
     def __init__(self, config: MlpConfig) -> None:
         super().__init__(config)
         self.backbone = MlpModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = head(config.hidden_size, config)
         self.post_init()
 
     def forward(
