@@ -17,6 +17,7 @@ from llmos_cli.core import atomic
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
+    from llmos_cli.tasks.classification import ClassRow
 
 FILE = "evaluation.json"
 OPERATION = "eval"
@@ -34,19 +35,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """How one class was recognised; `support` is how often it occurs."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """Of the checkpoint that `rev` named; `cached` when it is an earlier run's."""
+    """Of the checkpoint that `rev` named; `classes` has a row for each class of a classifier; `cached` when it is an earlier run's."""
 
     rev: str
     checkpoint: str
@@ -89,5 +79,13 @@ def _read(path: Path, key: str) -> Evaluation | None:
     if value.pop("key", None) != key:
         return None
     metrics = {name: Measured(**measured) for name, measured in value.pop("metrics").items()}
-    classes = tuple(ClassRow(**row) for row in value.pop("classes"))
+    classes = _classes(value.pop("classes"))
     return Evaluation(**value, metrics=metrics, classes=classes)
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> tuple[ClassRow, ...]:
+    if not rows:
+        return ()  # a language model: scikit-learn need not be imported
+    from llmos_cli.tasks.classification import ClassRow
+
+    return tuple(ClassRow(**row) for row in rows)

@@ -28,7 +28,7 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _METRIC = r"[A-Za-z_][\w./-]*"
-_REVISION = r"[^\s*@<>=]+"
+_REVISION = r"(?:@[~^0-9]*|[^\s*@<>=]+)"
 
 _REQUIREMENT = re.compile(rf"\s*(?P<metric>{_METRIC})\s*(?P<op><=|>=|==|<|>)\s*(?P<bound>\S.*?)\s*", re.ASCII)
 _PLAIN = re.compile(_NUMBER, re.ASCII)

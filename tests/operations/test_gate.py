@@ -28,6 +28,8 @@ spaces = st.sampled_from(["", " ", "  "])
         ("bits_per_byte <= 1.05*HEAD~2", Bound(1.05, "bits_per_byte", "HEAD~2")),
         ("latency_p50 < 2 * latency_p95@feature/x-1", Bound(2.0, "latency_p95", "feature/x-1")),
         ("size < parameters@3f2a9c", Bound(1.0, "parameters", "3f2a9c")),
+        ("bits_per_byte < @", Bound(1.0, "bits_per_byte", "@")),
+        ("bits_per_byte < 1.1 * loss@@~2", Bound(1.1, "loss", "@~2")),
         ("size < 1 * 20240101", Bound(1.0, "size", "20240101")),
     ],
 )

@@ -38,7 +38,8 @@ def peak_of_tensors(subject: Subject, batch: Batch) -> int:
     with torch.inference_mode(), _Counted() as counted:
         counted.see([*subject.model.parameters(), *subject.model.buffers(), *batch.values()])
         forward(subject.model, batch)
-    return counted.peak
+    peak: int = counted.peak
+    return peak
 
 
 class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,0 +1,270 @@
+"""`llmos eval`: measure revisions side by side on the same held-out samples, and judge the last one by its gates.
+
+Each evaluation reads the checkpoint's files again, is a run of its own, and is remembered: the same checkpoint on the
+same samples with the same options answers from the record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from llmos_cli import catalog, device
+from llmos_cli.core.manifest import Manifest
+from llmos_cli.errors import NotFound
+from llmos_cli.events import Emit, Metric, Note, Progress
+from llmos_cli.methods.eval import Subject
+from llmos_cli.models import headers
+from llmos_cli.models.load import load
+from llmos_cli.operations import evaluations, gate, lineage
+from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.evaluations import Evaluation, Measured
+from llmos_cli.operations.gate import Requirement, Verdict
+from llmos_cli.operations.reports import EvalResult
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+from llmos_cli.options.verbs import EvalOptions
+from llmos_cli.tasks import of_checkpoint, scoring
+from llmos_cli.tasks.base import Outcome, Prepared, Task
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+    from llmos_cli.tasks.classification import ClassRow
+
+UNITS = {"bits_per_byte": "bits/byte", "loss": "nats", "kl_parent": "nats", "kl_base": "nats"}
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+def evaluate(
+    ws: Workspace,
+    revs: Sequence[str],
+    requirements: Sequence[Requirement],
+    resolved: Resolved,
+    *,
+    fresh: bool = False,
+    emit: Emit,
+) -> EvalResult:
+    """Evaluate `revs` and the revisions that `requirements` speak of, which judge the last of `revs`.
+
+    A gate that fails is told in the result, not raised.
+    """
+    checkpoints = {rev: ws.checkpoint(rev) for rev in dict.fromkeys([*revs, *gate.revisions(requirements)])}
+    judged = revs[-1]
+    data = common_data(ws, checkpoints, judged, resolved.config.data, emit)
+    found = [
+        _recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
+        for rev, checkpoint in checkpoints.items()
+    ]
+    note_unread(resolved, lambda message: emit(Note(message, level="warning")))
+    return EvalResult(judged, resolved.config.eval.split, _told(data), found, judge(requirements, found, judged))
+
+
+def judge(requirements: Sequence[Requirement], found: Sequence[Evaluation], judged: str) -> list[Verdict]:
+    values = {evaluation.rev: evaluation.values for evaluation in found}
+    return [gate.judge(requirement, values[judged], values) for requirement in requirements]
+
+
+def common_data(
+    ws: Workspace, checkpoints: Mapping[str, Checkpoint], judged: str, asked: DataOptions, emit: Emit
+) -> DataOptions:
+    """One data section for all: the judged checkpoint's, so that every revision answers for the same samples."""
+    data = lineage.effective_data(ws, checkpoints[judged].id, asked)
+    sections = [lineage.recorded_data(ws, checkpoint.id) for checkpoint in checkpoints.values()]
+    lengths = [section["sequence_length"] for section in sections if "sequence_length" in section]
+    data = data.model_copy(update={"sequence_length": min([data.sequence_length, *lengths])})
+    tokenizers = {tuple(sorted(_processor(checkpoint.manifest).items())) for checkpoint in checkpoints.values()}
+    if len(tokenizers) > 1 and data.task == "causal-lm" and data.max_eval_samples is not None:
+        # Sequences of two tokenizers hold different text, so an equal number of them would be another test.
+        emit(Note("the revisions have different tokenizers: all of the text is evaluated, not data.max_eval_samples"))
+        data = data.model_copy(update={"max_eval_samples": None})
+    return data
+
+
+def _processor(manifest: Manifest) -> dict[str, str]:
+    """The hashes of the files that turn text into numbers."""
+    weights = (*WEIGHTS, "config.json", "generation_config.json")
+    return {name: entry.sha256 for name, entry in manifest.tree.items() if not name.endswith(weights)}
+
+
+def _told(data: DataOptions) -> str:
+    """The sources, for people."""
+    sources = data.source if isinstance(data.source, list) else [data.source]
+    names = [source if isinstance(source, str) or source is None else source.source for source in sources]
+    return data.evaluate or ", ".join(name for name in names if name)
+
+
+def _recall_or_measure(
+    ws: Workspace,
+    rev: str,
+    checkpoint: Checkpoint,
+    data: DataOptions,
+    resolved: Resolved,
+    *,
+    fresh: bool,
+    emit: Emit,
+) -> Evaluation:
+    exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
+    teachers = _teachers(ws, checkpoint, emit)
+    key = _key(exam, teachers, resolved)
+    if not fresh and (known := evaluations.known(ws, key, rev)):
+        return known
+    config = {**resolved.mapping, "data": data.model_dump(mode="json")}
+    with ws.begin("eval", config=config, files=resolved.files, parents=[checkpoint.id]) as run:
+        run.listen(emit)
+        measured = measure(ws, rev, exam, teachers, resolved.config.eval, seed=resolved.config.seed, emit=run.emit)
+        evaluation = replace(measured, run=run.id)
+        for name, metric in evaluation.metrics.items():
+            run.emit(
+                Metric(name, metric.value, evaluation.split, checkpoint=checkpoint.id, low=metric.low, high=metric.high)
+            )
+        evaluations.keep(run.path, key, evaluation)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A checkpoint and the data it is to answer for."""
+
+    checkpoint: Checkpoint
+    task: Task
+    data: DataOptions
+    prepared: Prepared
+
+
+def prepare(ws: Workspace, checkpoint: Checkpoint, data: DataOptions, *, seed: int, emit: Emit) -> Exam:
+    """The data as this checkpoint's own tokenizer and labels read it."""
+    task = of_checkpoint(checkpoint.manifest, config_json(checkpoint))
+    data = data.model_copy(update={"task": task.name})
+    prepared = task.prepare(data, ModelOptions(), seed=seed, cache=ws.cache, processor=checkpoint.path)
+    for note in prepared.notes:
+        emit(Note(note, level="warning"))
+    return Exam(checkpoint, task, data, prepared)
+
+
+def config_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    return values
+
+
+def _teachers(ws: Workspace, checkpoint: Checkpoint, emit: Emit) -> dict[str, Checkpoint]:
+    """What KL is measured to: the parent and the nearest uncompressed ancestor, where they are there and comparable."""
+    base = lineage.uncompressed(ws, checkpoint.id).id
+    named = {"kl_parent": next(iter(checkpoint.manifest.made.parents), None), "kl_base": base}
+    teachers: dict[str, Checkpoint] = {}
+    for name, identifier in named.items():
+        if identifier is None or identifier == checkpoint.id:
+            continue
+        if identifier in ws.dropped:
+            emit(Note(f"no {name}: the weights of {identifier[:12]} were removed", level="warning"))
+        elif _comparable(checkpoint, teacher := ws.checkpoint(identifier)):
+            teachers[name] = teacher
+    return teachers
+
+
+def _comparable(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the same logits of both mean the same class."""
+    mine, theirs = config_json(one), config_json(other)
+    same = ("vocab_size", "id2label", "num_labels", "architectures")
+    return _processor(one.manifest) == _processor(other.manifest) and all(mine.get(k) == theirs.get(k) for k in same)
+
+
+def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> str:
+    """Everything that decides the numbers."""
+    options: EvalOptions = resolved.config.eval
+    measurements = dict(_measurements(timed=options.latency))
+    machine = [device.device_name(device.pick()), device.threads()] if options.latency else []
+    return evaluations.key_of(
+        {
+            "format": 1,
+            "checkpoint": exam.checkpoint.id,
+            "data": exam.prepared.fingerprint,
+            "limits": [exam.data.sequence_length, exam.data.max_eval_samples],
+            "split": options.split,
+            "batch_size": options.batch_size,
+            "seed": resolved.config.seed,
+            "teachers": {name: teacher.id for name, teacher in teachers.items()},
+            "measurements": sorted(measurements),
+            "machine": machine,
+        }
+    )
+
+
+def _measurements(*, timed: bool) -> Iterator[tuple[str, Any]]:
+    for name, method in catalog.methods("eval").items():
+        module = method.load()
+        if timed or not module.TIMED:
+            yield name, module
+
+
+def measure(
+    ws: Workspace,
+    rev: str,
+    exam: Exam,
+    teachers: Mapping[str, Checkpoint],
+    options: EvalOptions,
+    *,
+    seed: int,
+    emit: Emit,
+) -> Evaluation:
+    """Load the checkpoint from its files and measure it: quality on every sample, then the measurements of methods/eval."""
+    split = exam.prepared.splits.get(options.split)
+    if split is None or not len(split):
+        raise NotFound(
+            f"the data has no {options.split} split", hint=f"it has {', '.join(exam.prepared.splits)}: set eval.split"
+        )
+    model = load(exam.checkpoint.path, device=device.pick())
+    outcome = _outcome(exam, model, split, teachers, options, stage=f"evaluate {rev}", emit=emit)
+    facts = exam.prepared.facts
+    intervals = scoring.intervals(exam.task, outcome, facts, seed=seed)
+    metrics = {
+        name: Measured(found.value, UNITS.get(name, ""), found.low, found.high) for name, found in intervals.items()
+    }
+    subject = Subject(model, split, exam.checkpoint.path, options.batch_size, _base_parameters(ws, exam.checkpoint))
+    modules = list(_measurements(timed=options.latency))
+    for done, (_, module) in enumerate(modules, 1):
+        emit(Progress(f"measure {rev}", done, len(modules), unit="measurement"))
+        metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(subject).items()}
+    classes = _classes(outcome, facts)
+    return Evaluation(rev, exam.checkpoint.id, exam.task.name, options.split, len(split), metrics, classes)
+
+
+def _outcome(
+    exam: Exam,
+    model: Any,
+    split: Any,
+    teachers: Mapping[str, Checkpoint],
+    options: EvalOptions,
+    *,
+    stage: str,
+    emit: Emit,
+) -> Outcome:
+    """Every sample judged once for each teacher; one teacher under two names is asked once."""
+    judge = partial(scoring.evaluate, exam.task, model, split, batch_size=options.batch_size, emit=emit, stage=stage)
+    if not teachers:
+        return judge()
+    kl: dict[str, Tensor] = {}
+    for teacher in {teacher.id: teacher for teacher in teachers.values()}.values():
+        outcome = judge(teacher=load(teacher.path, device=device.pick()))
+        kl |= {name: outcome.extra["kl"] for name, other in teachers.items() if other.id == teacher.id}
+    return replace(outcome, extra=kl)
+
+
+def _classes(outcome: Outcome, facts: Mapping[str, Any]) -> Sequence[ClassRow]:
+    if not facts.get("id2label"):
+        return ()
+    from llmos_cli.tasks.classification import per_class  # imports scikit-learn, which language models do not need
+
+    return per_class(outcome, facts)
+
+
+def _base_parameters(ws: Workspace, checkpoint: Checkpoint) -> int:
+    """Of the nearest uncompressed ancestor, from the shapes in its files; from its own where those are gone."""
+    base = lineage.uncompressed(ws, checkpoint.id).id
+    path = ws.checkpoint(base).path if base not in ws.dropped else checkpoint.path
+    return headers.parameters(path)

@@ -1,0 +1,145 @@
+"""How an evaluation is told: a table, Markdown for a pull request, JUnit XML for a CI server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from llmos_cli.core import atomic
+from llmos_cli.core.view import Cell, Group, Lines, Span, Table, View, number, short, size
+from llmos_cli.operations import gate
+from llmos_cli.operations.evaluations import Evaluation, Measured
+from llmos_cli.operations.gate import Verdict
+
+FEW_CLASSES = 30
+"""A longer table by class is for `--json`."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """`judged` is the revision that the gates are about; `source` names the data."""
+
+    judged: str
+    split: str
+    source: str
+    evaluations: Sequence[Evaluation]
+    verdicts: Sequence[Verdict]
+    folds: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed for verdict in self.verdicts)
+
+    def enforce(self) -> None:
+        """GateFailed where a gate failed."""
+        gate.enforce(self.verdicts)
+
+    def view(self) -> View:
+        return Group([self._metrics(), self._classes(), self._gates(), self._remark()])
+
+    def _metrics(self) -> Table:
+        headers = ["metric", *(f"{e.rev} ({short(e.checkpoint)})" for e in self.evaluations)]
+        rows: list[list[Cell]] = [[name, *cells] for name, cells in self._rows()]
+        return Table(headers, rows, align="l" + "r" * len(self.evaluations))
+
+    def _rows(self) -> Iterator[tuple[str, list[Cell]]]:
+        """Metrics in the order of the evaluation that has most of them."""
+        fullest_first = sorted(self.evaluations, key=lambda evaluation: -len(evaluation.metrics))
+        names = dict.fromkeys(name for evaluation in fullest_first for name in evaluation.metrics)
+        for name in names:
+            found = [evaluation.metrics.get(name) for evaluation in self.evaluations]
+            yield name, [told(measured) if measured else None for measured in found]
+
+    def _classes(self) -> Table | Lines:
+        rows = self._judged().classes
+        if not rows:
+            return Lines([])
+        if len(rows) > FEW_CLASSES:
+            return Lines([f"{len(rows)} classes: --json has a row for each"])
+        cells: list[list[Cell]] = [[row.label, row.precision, row.recall, row.f1, row.support] for row in rows]
+        return Table(["class", "precision", "recall", "f1", "support"], cells, align="lrrrr")
+
+    def _judged(self) -> Evaluation:
+        return next(evaluation for evaluation in self.evaluations if evaluation.rev == self.judged)
+
+    def _gates(self) -> Lines:
+        words = {True: Span("passed", "good"), False: Span("FAILED", "bad")}
+        return Lines([[words[v.passed], f"  {v.requirement}  ({v.reason})"] for v in self.verdicts])
+
+    def _remark(self) -> Lines:
+        where = f"{self._judged().samples:,} samples of the {self.split} split of {self.source}"
+        spread = f"mean ± standard deviation over {self.folds} folds of" if self.folds else "95 % intervals over"
+        remarks = [f"{spread} {where}"]
+        if cached := [evaluation.rev for evaluation in self.evaluations if evaluation.cached]:
+            remarks.append(f"{', '.join(cached)}: measured before; --fresh measures again")
+        return Lines([Span(remark, "dim") for remark in remarks])
+
+
+def told(measured: Measured) -> str:
+    """`1.886 [1.871, 1.902]`, `2.3 MB`, `0.97 ± 0.01`."""
+    if measured.unit == "bytes":
+        return size(measured.value)
+    unit = (
+        ""
+        if measured.unit in ("", "bits/byte", "nats")
+        else measured.unit
+        if measured.unit == "x"
+        else f" {measured.unit}"
+    )
+    text = _precise(measured.value) + unit
+    if measured.sd is not None:
+        return f"{text} ± {number(measured.sd)}"
+    if measured.low is not None and measured.high is not None:
+        return f"{text} [{_precise(measured.low)}, {_precise(measured.high)}]"
+    return text
+
+
+def _precise(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else number(value)
+
+
+def markdown(result: EvalResult) -> str:
+    """A table of metrics and a list of gates, for a pull request's comment."""
+    headers = ["metric", *(f"`{e.rev}` ({short(e.checkpoint)})" for e in result.evaluations)]
+    lines = [_row(headers), _row(["---", *("---:" for _ in result.evaluations)])]
+    lines += [
+        _row([name, *(str(cell) if cell is not None else "—" for cell in cells)]) for name, cells in result._rows()
+    ]
+    if result.verdicts:
+        lines.append("")
+        lines += [f"- {'passed' if v.passed else '**FAILED**'} `{v.requirement}` ({v.reason})" for v in result.verdicts]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_junit(result: EvalResult, path: Path) -> None:
+    atomic.write_text(path, junit(result))
+
+
+def junit(result: EvalResult) -> str:
+    """One test case a gate; the measured numbers are the suite's properties."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"llmos eval {result.judged}",
+        tests=str(len(result.verdicts)),
+        failures=str(sum(not verdict.passed for verdict in result.verdicts)),
+        errors="0",
+        skipped="0",
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for evaluation in result.evaluations:
+        for name, value in evaluation.values.items():
+            ElementTree.SubElement(properties, "property", name=f"{evaluation.rev}.{name}", value=repr(value))
+    for verdict in result.verdicts:
+        case = ElementTree.SubElement(suite, "testcase", classname="llmos.gate", name=verdict.requirement)
+        if not verdict.passed:
+            ElementTree.SubElement(case, "failure", message=verdict.reason)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
