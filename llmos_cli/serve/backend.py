@@ -1,0 +1,76 @@
+"""Which decoder serves a model: our own for Llama-like ones, transformers' forward for the rest; and compiling it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llmos_cli import device
+from llmos_cli.core.view import size
+from llmos_cli.errors import LlmosError
+from llmos_cli.serve.decoder import Decoder, LlamaDecoder, cache_bytes, obstacle
+from llmos_cli.serve.fallback import RecomputingDecoder, SlotDecoder, agrees, takes_slots
+
+UNBOUNDED = 2048
+"""Context of models that have no limit of their own (recurrent ones)."""
+
+
+def silent() -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """`news` gives sentences about what happened since it was last asked (compiled shapes)."""
+
+    decoder: Decoder
+    name: str
+    note: str
+    news: Callable[[], Iterable[str]] = silent
+
+
+def build(model: Any, *, slots: int, context: int | None, warm: str) -> Built:
+    context = context_of(model, context)
+    reason = obstacle(model, context)
+    if not reason:
+        return own(model, slots, context, warm)
+    if takes_slots(model, context):
+        slotted = SlotDecoder(model, slots=slots, context=context)
+        if agrees(slotted, model):
+            return Built(slotted, "transformers", f"decoding through transformers' forward, cached: {reason}")
+    recomputing = RecomputingDecoder(model, slots=slots, context=context)
+    note = f"decoding through transformers' forward, every token from the start of its text: {reason}"
+    return Built(recomputing, "transformers-uncached", note)
+
+
+def context_of(model: Any, asked: int | None) -> int:
+    """Positions to serve: those asked for, at most the model's own."""
+    own = next(
+        (
+            getattr(model.config, key)
+            for key in ("max_position_embeddings", "n_positions")
+            if hasattr(model.config, key)
+        ),
+        None,
+    )
+    if own is None:
+        return asked or UNBOUNDED
+    if asked is not None and asked > own:
+        raise LlmosError(
+            f"deploy.context is {asked}, but the model has {own} positions", hint=f"use at most {own}, or leave it out"
+        )
+    return asked or int(own)
+
+
+def own(model: Any, slots: int, context: int, warm: str) -> Built:
+    needed = cache_bytes(model.config, slots=slots, context=context, dtype=model.dtype)
+    free = device.memory_free(model.device)
+    if needed > free:
+        raise LlmosError(
+            f"the cache of {slots} slots of {context} positions needs {size(needed)}, and {size(free)} are free",
+            hint="lower deploy.slots or deploy.context",
+        )
+    decoder = LlamaDecoder(model, slots=slots, context=context)
+    note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}"
+    return Built(decoder, "own", note)

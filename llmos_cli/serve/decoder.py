@@ -1,0 +1,216 @@
+"""The decoder: a Llama-like model's forward over a preallocated KV cache, for many requests at once.
+
+Each request owns a row of the cache (a slot). New tokens of rows `first ... first + B - 1` are computed together, whether
+that is one token for each of sixteen streams or a prompt's chunk: the shapes are the same, only L differs.
+
+Shapes: B rows, L new positions of a row, S slots, T positions of a slot, W positions attended to (the window),
+H key-value heads, G query heads that share one of them, D head size, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmos_cli.serve.kernels import Matmul, matmul
+
+WINDOW = 128
+"""The window is a multiple of this: few distinct shapes, so that each can be compiled ahead."""
+
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+"""transformers model types whose block is `norm, rotary attention, norm, gated MLP` and nothing else."""
+
+MOVING_ROPES = {"dynamic", "longrope"}
+"""Rotary encodings whose angles depend on the whole sequence's length, so that cached keys would be stale."""
+
+
+class Decoder(Protocol):
+    """What the engine needs of a model: rows of a cache that new tokens are appended to."""
+
+    slots: int
+    context: int
+    vocabulary: int
+
+    def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
+        """Append tokens to rows `first...` and return logits.
+
+        `positions_BL` is where each token stands in its row, -1 for padding at a row's end (computed and thrown away).
+        Returns `logits_BLV` in fp32 if `every`, else the logits after each row's last real token, `logits_BV`.
+        """
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row of the cache over another."""
+        ...
+
+
+def obstacle(model: Any, context: int) -> str:
+    """Why this decoder cannot serve `model`, empty when it can."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return f"its architecture is {config.model_type}"
+    if config.rope_parameters["rope_type"] in MOVING_ROPES:
+        return f"its rotary encoding is {config.rope_parameters['rope_type']}"
+    windows = [getattr(layer.self_attn, "sliding_window", None) for layer in model.model.layers]
+    sliding = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    if any(window is not None and window < context for window in [*windows, sliding]):
+        return "its attention slides over a window shorter than the context"
+    return ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights, ready to multiply."""
+
+    attention_norm_E: Tensor
+    query_key_value: Matmul
+    query_norm_D: Tensor | None
+    key_norm_D: Tensor | None
+    output: Matmul
+    mlp_norm_E: Tensor
+    gate_up: Matmul
+    down: Matmul
+
+
+class LlamaDecoder:
+    """Decodes with the weights of a transformers module, which may be dropped afterwards.
+
+    One key and one value tensor per layer, `[S, H, T + 1, D]`: a single stacked buffer made compiled decoding ten times slower.
+    Position T is where padding is written; nothing attends to it.
+    """
+
+    def __init__(self, model: Any, *, slots: int, context: int) -> None:
+        config = model.config
+        self.slots, self.context, self.vocabulary = slots, context, config.vocab_size
+        self.head_size = model.model.layers[0].self_attn.head_dim
+        self.kv_heads = config.num_key_value_heads
+        self.group = config.num_attention_heads // config.num_key_value_heads
+        self.epsilon = config.rms_norm_eps
+        self.activation: nn.Module = model.model.layers[0].mlp.act_fn
+
+        self.embedding_VE = model.model.embed_tokens.weight.detach()
+        self.layers = [layer_of(block) for block in model.model.layers]
+        self.norm_E = model.model.norm.weight.detach()
+        self.head = matmul(model.lm_head)
+        self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.embedding_VE, context + 1)
+        self.offsets_T = torch.arange(context, device=self.embedding_VE.device)
+        shape = (slots, self.kv_heads, context + 1, self.head_size)
+        self.keys_SHTD = [self.embedding_VE.new_zeros(shape) for _ in self.layers]
+        self.values_SHTD = [self.embedding_VE.new_zeros(shape) for _ in self.layers]
+
+    @torch.inference_mode()
+    def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
+        window = min(round_up(int(positions_BL.max()) + 1, WINDOW), self.context)
+        hidden_BLE = self.hidden(tokens_BL, positions_BL, first, window)
+        if not every:
+            hidden_BLE = last_real(hidden_BLE, positions_BL)
+        return self.head(hidden_BLE).float()
+
+    def hidden(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, window: int) -> Tensor:
+        """Every block, then the final norm: `[B, L, E]`. Tensor work only, so that it compiles as one graph."""
+        rows = slice(first, first + tokens_BL.shape[0])
+        written_BL = torch.where(positions_BL < 0, self.context, positions_BL)
+        cos_BL1D, sin_BL1D = self.cos_TD[written_BL][:, :, None], self.sin_TD[written_BL][:, :, None]
+        # Padding rows attend to position 0 rather than to nothing: a softmax over nothing is NaN.
+        seen_B1LW = (self.offsets_T[:window] <= positions_BL.clamp(min=0)[:, :, None])[:, None]
+        hidden_BLE = F.embedding(tokens_BL, self.embedding_VE)
+        for layer, keys_SHTD, values_SHTD in zip(self.layers, self.keys_SHTD, self.values_SHTD, strict=True):
+            normed_BLE = self.normalise(hidden_BLE, layer.attention_norm_E)
+            query_BLND, key_BLHD, value_BLHD = self.project(layer, normed_BLE, cos_BL1D, sin_BL1D)
+            keys_BHTD, values_BHTD = keys_SHTD[rows], values_SHTD[rows]
+            write(keys_BHTD, written_BL, key_BLHD)
+            write(values_BHTD, written_BL, value_BLHD)
+            attended_BLE = self.attend(query_BLND, keys_BHTD[:, :, :window], values_BHTD[:, :, :window], seen_B1LW)
+            hidden_BLE = hidden_BLE + layer.output(attended_BLE)
+            gate_BLF, up_BLF = layer.gate_up(self.normalise(hidden_BLE, layer.mlp_norm_E)).chunk(2, dim=-1)
+            hidden_BLE = hidden_BLE + layer.down(self.activation(gate_BLF) * up_BLF)
+        return self.normalise(hidden_BLE, self.norm_E)
+
+    def project(self, layer: Layer, normed_BLE: Tensor, cos_BL1D: Tensor, sin_BL1D: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys (both turned to their positions) and values: `[B, L, heads, D]` each."""
+        batch, length, _ = normed_BLE.shape
+        heads = layer.query_key_value(normed_BLE).view(batch, length, -1, self.head_size)
+        query, key, value = heads.split([self.kv_heads * self.group, self.kv_heads, self.kv_heads], dim=2)
+        if layer.query_norm_D is not None and layer.key_norm_D is not None:
+            query, key = self.normalise(query, layer.query_norm_D), self.normalise(key, layer.key_norm_D)
+        return rotate(query, cos_BL1D, sin_BL1D), rotate(key, cos_BL1D, sin_BL1D), value
+
+    def attend(self, query_BLND: Tensor, keys_BHWD: Tensor, values_BHWD: Tensor, seen_B1LW: Tensor) -> Tensor:
+        """Grouped-query attention without repeating keys: the G queries of a key-value head stand as G more positions."""
+        batch, length, _, size = query_BLND.shape
+        query_BHGLD = query_BLND.view(batch, length, self.kv_heads, self.group, size).permute(0, 2, 3, 1, 4)
+        query_BHMD = query_BHGLD.reshape(batch, self.kv_heads, self.group * length, size)
+        seen_B1MW = seen_B1LW.repeat(1, 1, self.group, 1)
+        mixed_BHMD = F.scaled_dot_product_attention(query_BHMD, keys_BHWD, values_BHWD, attn_mask=seen_B1MW)
+        mixed_BHGLD = mixed_BHMD.view(batch, self.kv_heads, self.group, length, size)
+        return mixed_BHGLD.permute(0, 3, 1, 2, 4).reshape(batch, length, -1)
+
+    def normalise(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(hidden, (hidden.shape[-1],), weight, self.epsilon)
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int) -> None:
+        for cache_SHTD in [*self.keys_SHTD, *self.values_SHTD]:
+            cache_SHTD[target].copy_(cache_SHTD[source])
+
+
+def layer_of(block: Any) -> Layer:
+    attention, mlp = block.self_attn, block.mlp
+    query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return Layer(
+        attention_norm_E=block.input_layernorm.weight.detach(),
+        query_key_value=matmul(attention.q_proj, attention.k_proj, attention.v_proj),
+        query_norm_D=None if query_norm is None else query_norm.weight.detach(),
+        key_norm_D=None if key_norm is None else key_norm.weight.detach(),
+        output=matmul(attention.o_proj),
+        mlp_norm_E=block.post_attention_layernorm.weight.detach(),
+        gate_up=matmul(mlp.gate_proj, mlp.up_proj),
+        down=matmul(mlp.down_proj),
+    )
+
+
+def rotary_tables(rotary: Any, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions `0 ... length - 1`, `[length, D]`, from the model's own module: any static scaling holds."""
+    positions_1T = torch.arange(length, device=like.device)[None]
+    with torch.no_grad():
+        cos_1TD, sin_1TD = rotary(like[:1, None], positions_1T)
+    return cos_1TD[0].contiguous(), sin_1TD[0].contiguous()
+
+
+def rotate(heads_BLND: Tensor, cos_BL1D: Tensor, sin_BL1D: Tensor) -> Tensor:
+    """Rotary position encoding in the half-split form that transformers' Llama uses."""
+    low, high = heads_BLND.chunk(2, dim=-1)
+    return heads_BLND * cos_BL1D + torch.cat((-high, low), dim=-1) * sin_BL1D
+
+
+def write(cache_BHTD: Tensor, positions_BL: Tensor, new_BLHD: Tensor) -> None:
+    rows_B1 = torch.arange(positions_BL.shape[0], device=positions_BL.device)[:, None]
+    cache_BHTD[rows_B1, :, positions_BL] = new_BLHD
+
+
+def last_real(hidden_BLE: Tensor, positions_BL: Tensor) -> Tensor:
+    """The hidden state of each row's last token that is not padding, `[B, E]`."""
+    last_B = (positions_BL >= 0).sum(1).clamp(min=1) - 1
+    return hidden_BLE[torch.arange(len(last_B), device=last_B.device), last_B]
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def cache_bytes(config: Any, *, slots: int, context: int, dtype: torch.dtype) -> int:
+    """Memory of the cache, in bytes, before it is allocated."""
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * dtype.itemsize
+    return int(per_position * slots * (context + 1))
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of different lengths as one int64 tensor, padded at their ends."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

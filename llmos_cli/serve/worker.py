@@ -1,0 +1,220 @@
+"""The engine's process: loads a checkpoint, decodes or classifies what the gateway sends, until the gateway goes.
+
+Started as `python -m llmos_cli.serve.worker FD`, FD being its end of a socket pair. In a process of its own because a
+thread beside an HTTP server shares its interpreter lock: measured, half the tokens per second.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmos_cli import device, tasks
+from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.models.load import load
+from llmos_cli.serve import backend
+from llmos_cli.serve.engine import Engine, Event, Finished, Request, Scored, Token
+from llmos_cli.serve.sampling import Drawn, Sampling
+from llmos_cli.serve.wire import Channel, Message
+from llmos_cli.tasks.base import Task
+from llmos_cli.tasks.scoring import forward
+
+BATCH = 64
+"""Most rows classified in one forward."""
+
+
+def main(descriptor: int) -> None:
+    # The gateway decides when to end; closing its end of the socket is the sign. Ctrl-C reaches both processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=descriptor))
+    order = next(channel.receive(wait=True), None)
+    if order is None:
+        return
+    try:
+        device.use_threads(order["threads"])
+        worker = language_model(order, channel) if order["task"] == "causal-lm" else classifier(order)
+    except LlmosError as error:
+        channel.send({"op": "failed", "message": error.message, "hint": error.hint, "exit_code": error.exit_code})
+        return
+    channel.send({"op": "ready", **worker.facts})
+    while channel.open:
+        for message in channel.receive(wait=not worker.busy):
+            worker.handle(message, channel)
+        worker.step(channel)
+
+
+def language_model(order: Message, channel: Channel) -> LanguageModel:
+    path, chosen = Path(order["path"]), device.pick()
+    model = load(path, dtype=device.compute_dtype(chosen), device=chosen)
+    built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
+    channel.send({"op": "note", "message": built.note})
+    return LanguageModel(built, path)
+
+
+class LanguageModel:
+    """Decoding: requests in, a frame of events out after every step."""
+
+    def __init__(self, built: backend.Built, path: Path) -> None:
+        self.engine = Engine(built.decoder, end_tokens=end_tokens(path))
+        self.built = built
+        self.path = path
+        self.tokenizer: Any = None
+        self.facts = {
+            "kind": "language-model",
+            "context": built.decoder.context,
+            "vocabulary": built.decoder.vocabulary,
+            "decoder": built.name,
+        }
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    def handle(self, message: Message, channel: Channel) -> None:
+        match message["op"]:
+            case "generate":
+                self.engine.submit(request_of(message))
+            case "cancel":
+                self.engine.cancel(message["id"])
+            case "render":
+                self.render(message, channel)
+
+    def render(self, message: Message, channel: Channel) -> None:
+        """Messages of a chat as tokens, by the checkpoint's own template and transformers' own code."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self.chat_tokenizer().apply_chat_template(
+                message["messages"], add_generation_prompt=True, tokenize=False
+            )
+            tokens = self.chat_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            channel.send({"op": "refused", "id": message["id"], "message": f"The chat template refuses this: {error}"})
+            return
+        channel.send({"op": "rendered", "id": message["id"], "tokens": tokens})
+
+    def chat_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        return self.tokenizer
+
+    def step(self, channel: Channel) -> None:
+        for note in self.built.news():
+            channel.send({"op": "note", "message": note})
+        if not self.engine.busy:
+            return
+        events = self.engine.step()
+        channel.send(
+            {
+                "op": "events",
+                "events": [packed(event) for event in events],
+                "running": len(self.engine.rows),
+                "waiting": len(self.engine.queue),
+                "usage": self.engine.cache_usage,
+            }
+        )
+
+
+def request_of(message: Message) -> Request:
+    return Request(
+        message["id"],
+        tuple(message["tokens"]),
+        message["max_tokens"],
+        Sampling(**message["sampling"]),
+        message["echo"],
+    )
+
+
+def packed(event: Event) -> list[Any]:
+    match event:
+        case Token():
+            return ["token", event.id, *unwrapped(event.drawn)]
+        case Scored():
+            return ["scored", event.id, [unwrapped(drawn) for drawn in event.tokens]]
+        case Finished():
+            return ["finished", event.id, event.reason]
+
+
+def unwrapped(drawn: Drawn) -> list[Any]:
+    return [drawn.token, drawn.logprob, drawn.top]
+
+
+def end_tokens(path: Path) -> list[int]:
+    """Tokens that end a text, from generation_config.json and config.json."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        value = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return sorted(found)
+
+
+def classifier(order: Message) -> Classifier:
+    path, chosen = Path(order["path"]), device.pick()
+    return Classifier(tasks.load(order["task"]), load(path, device=chosen), path)
+
+
+class Classifier:
+    """Classifying: all rows that wait are one batch."""
+
+    def __init__(self, task: Task, model: Any, path: Path) -> None:
+        self.task, self.model = task, model
+        self.config = json.loads((path / "config.json").read_text())
+        self.processor = processor_of(path)
+        self.waiting: list[Message] = []
+        self.facts = {"kind": "classifier", "task": task.name}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
+
+    def handle(self, message: Message, channel: Channel) -> None:
+        if message["op"] == "predict":
+            self.waiting.append(message)
+        elif message["op"] == "cancel":
+            self.waiting = [other for other in self.waiting if other["id"] != message["id"]]
+
+    def step(self, channel: Channel) -> None:
+        """Answer the requests that wait. Rows of one request share a batch; a bad row refuses its own request only."""
+        for message in self.waiting:
+            try:
+                predictions = [p for part in chunks(message["rows"], BATCH) for p in self.predict(part)]
+            except UsageError as error:
+                channel.send({"op": "refused", "id": message["id"], "message": error.message})
+            else:
+                channel.send({"op": "predicted", "id": message["id"], "predictions": predictions})
+        self.waiting = []
+
+    @torch.inference_mode()
+    def predict(self, rows: list[Any]) -> list[Message]:
+        batch = self.task.inputs(rows, self.config, self.processor).batch(range(len(rows)))
+        logits = forward(self.model, device.move(batch, self.model.device))
+        return [asdict(one) for one in self.task.predictions(logits.cpu(), batch, rows, self.config)]
+
+
+def processor_of(path: Path) -> Any:
+    """The checkpoint's tokenizer, None where it has none (images)."""
+    if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def chunks(rows: list[Any], size: int) -> Iterable[list[Any]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
