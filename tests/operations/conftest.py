@@ -1,0 +1,116 @@
+"""Checkpoints to evaluate and compare without training any: a base, a sparser copy, a noisier copy of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.workspace import Checkpoint, Workspace
+
+MODELS = {
+    "causal-lm": "{arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}",
+    "image-classification": "{arch: mlp, hidden_size: 16}",
+}
+CONFIGS = {
+    "causal-lm": '{source: "builtin:pydoc", sequence_length: 32, max_eval_samples: 8, tokenizer: {vocab_size: 300}}',
+    "image-classification": '{source: "builtin:digits", max_samples: 128, max_eval_samples: 64}',
+}
+
+Commit = Callable[..., Checkpoint]
+
+
+def make(ws: Workspace, task: str) -> None:
+    (ws.configs / "train.yaml").write_text(
+        f"seed: 0\nmodel: {MODELS[task]}\ndata: {CONFIGS[task]}\ntrain: {{max_steps: 2, batch_size: 4}}\n"
+    )
+
+
+def committed(
+    ws: Workspace,
+    task: str,
+    *,
+    operation: str = "train",
+    parents: tuple[str, ...] = (),
+    change: Callable[[Any], None] = lambda model: None,
+    sets: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Commit a freshly initialised model (always from the same seed), changed by `change`, as if `operation` had made it."""
+    import torch
+
+    from llmos_cli import tasks
+    from llmos_cli.core.manifest import Made
+    from llmos_cli.models.build import build
+    from llmos_cli.models.save import save
+    from llmos_cli.operations.config import resolve
+
+    resolved = resolve(ws, "train", flags={"data.task": task, **(sets or {})})
+    prepared = tasks.load(task).prepare(resolved.config.data, resolved.config.model, seed=0, cache=ws.cache)
+    model = build(resolved.config.model, task, prepared.facts, seed=0)
+    with torch.no_grad():
+        change(model)
+    with ws.begin(operation, config=resolved.mapping, parents=parents) as run, ws.stage() as staged:
+        save(model, staged, processor=prepared.processor)
+        made = Made(
+            operation, parents, resolved.mapping, prepared.fingerprint, {"torch": "2"}, 0, "2026-01-01T00:00:00Z"
+        )
+        return run.commit(staged, made)
+
+
+@pytest.fixture(scope="session")
+def _lines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
+    made: dict[str, Workspace] = {}
+
+    def line(task: str) -> Workspace:
+        if task not in made:
+            made[task] = _line(tmp_path_factory.mktemp(task) / "workspace", task)
+        return made[task]
+
+    return line
+
+
+def _line(directory: Path, task: str) -> Workspace:
+    import torch
+
+    from llmos_cli.models.blocks import layers, weights
+    from llmos_cli.operations.init import init
+    from llmos_cli.operations.tag import tag
+
+    def matrices(model: Any) -> list[Any]:
+        return [weight for layer in layers(model).values() for weight in weights(layer).values()]
+
+    def halve(model: Any) -> None:
+        for weight in matrices(model):
+            weight[:, ::2] = 0
+
+    def shake(model: Any) -> None:
+        halve(model)
+        for weight in matrices(model):
+            weight += 0.05 * torch.sin(torch.arange(weight.numel())).view_as(weight) * (weight != 0)
+
+    init(directory, task)
+    ws = Workspace.find(directory)
+    make(ws, task)
+    base = committed(ws, task)
+    tag(ws, "base", base.id)
+    pruned = committed(ws, task, operation="prune", parents=(base.id,), change=halve)
+    committed(ws, task, operation="quantize", parents=(pruned.id,), change=shake)
+    return ws
+
+
+@pytest.fixture
+def line(_lines: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A language model's workspace: `base` <- pruned <- HEAD. Shared: tests may evaluate, not commit."""
+    ws = _lines("causal-lm")
+    monkeypatch.chdir(ws.root)
+    return ws
+
+
+@pytest.fixture
+def digits(_lines: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The same line of an image classifier."""
+    ws = _lines("image-classification")
+    monkeypatch.chdir(ws.root)
+    return ws

@@ -1,0 +1,166 @@
+"""`llmos eval`: what it measures, what it remembers, whom it judges, and how it leaves."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models.load import load
+from llmos_cli.operations import lineage
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+from llmos_cli.tasks import load as load_task
+from llmos_cli.tasks import scoring
+
+QUICK = ("-s", "eval.latency=false", "-q")
+
+
+def metrics(ran, rev="HEAD"):
+    (evaluation,) = [e for e in ran.json["evaluations"] if e["rev"] == rev]
+    return {name: measured["value"] for name, measured in evaluation["metrics"].items()}
+
+
+def test_side_by_side(line: Workspace, llmos):
+    ran = llmos("eval", "base", "HEAD", *QUICK)
+    header, *rows = ran.out.splitlines()
+    assert ran.code == 0
+    assert header.split()[0] == "metric" and "base (" in header and "HEAD (" in header
+    assert {"bits_per_byte", "perplexity", "kl_base", "size", "parameters"} <= {row.split()[0] for row in rows if row}
+    assert "8 samples of the test split of builtin:pydoc" in ran.out
+
+
+def test_numbers_agree_with_the_model(line: Workspace, llmos):
+    measured = metrics(llmos("eval", "--json", *QUICK))
+    ids = {rev: line.resolve(rev) for rev in ("HEAD", "HEAD~1", "base")}
+    data = DataOptions(**line.manifest(ids["HEAD"]).made.config["data"])
+    task = load_task("causal-lm")
+    split = task.prepare(data, ModelOptions(), seed=0, cache=line.cache, processor=line.checkpoint().path).splits[
+        "test"
+    ]
+    batch = split.batch(range(len(split)))
+    logits = {
+        rev: task.scored(scoring.forward(load(line.checkpoints / checkpoint), batch), batch)
+        for rev, checkpoint in ids.items()
+    }
+    with torch.inference_mode():
+        assert measured["loss"] == pytest.approx(float(scoring.cross_entropy(logits["HEAD"])), rel=1e-5)
+        for name, rev in (("kl_parent", "HEAD~1"), ("kl_base", "base")):
+            assert measured[name] == pytest.approx(float(scoring.kl(logits[rev], logits["HEAD"]).mean()), rel=1e-4)
+    assert measured["sparsity"] == pytest.approx(0.5)
+    weights = sum(path.stat().st_size for path in line.checkpoint().path.glob("*.safetensors"))
+    assert measured["size"] == weights
+    assert measured["compression"] == pytest.approx(2 * measured["parameters"] / weights)
+
+
+def test_the_root_has_no_kl(line: Workspace, llmos):
+    assert not {"kl_parent", "kl_base"} & set(metrics(llmos("eval", "base", "--json", *QUICK), "base"))
+
+
+def test_the_same_evaluation_is_remembered(line: Workspace, llmos):
+    first = llmos("eval", "HEAD", "--json", "-s", "seed=7", *QUICK).json["evaluations"][0]
+    again = llmos("eval", "HEAD~0", "--json", "-s", "seed=7", *QUICK).json["evaluations"][0]
+    assert (first["cached"], again["cached"]) == (False, True)
+    assert again["run"] == first["run"] and again["metrics"] == first["metrics"] and again["rev"] == "HEAD~0"
+    fresh = llmos("eval", "HEAD", "--fresh", "--json", "-s", "seed=7", *QUICK).json["evaluations"][0]
+    assert not fresh["cached"] and fresh["run"] != first["run"]
+    other = llmos("eval", "HEAD", "--split", "validation", "--json", "-s", "seed=7", *QUICK).json["evaluations"][0]
+    assert not other["cached"] and other["metrics"]["loss"] != first["metrics"]["loss"]
+
+
+def test_an_evaluation_is_a_run_keyed_by_its_checkpoint(line: Workspace, llmos):
+    evaluation = llmos("eval", "base", "--json", "--fresh", *QUICK).json["evaluations"][0]
+    record = line.runs.find(evaluation["run"])
+    assert (record.operation, record.status, record.checkpoint) == ("eval", "done", "")
+    known = line.metrics(evaluation["checkpoint"])["bits_per_byte", "test"]
+    told = evaluation["metrics"]["bits_per_byte"]
+    assert (known.value, known.low, known.high) == (told["value"], told["low"], told["high"])
+    assert told["low"] < told["value"] < told["high"]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "code", "says"),
+    [
+        ("bits_per_byte <= 1.5 * base", 0, ""),
+        ("size <= size@base", 0, ""),
+        ("bits_per_byte <= 0.1 * base", 3, "the gate failed: 'bits_per_byte <= 0.1 * base'"),
+        ("f1 >= 0.5", 3, "did not produce f1"),
+        ("bits_per_byte <= bass", 4, "no checkpoint is called 'bass'"),
+        ("bits_per_byte => 1", 2, "is not METRIC OP BOUND"),
+    ],
+)
+def test_gates(line: Workspace, llmos, requirement, code, says):
+    ran = llmos("eval", "HEAD", "--require", requirement, *QUICK)
+    assert ran.code == code
+    assert says in ran.err and "Traceback" not in ran.err
+
+
+def test_gates_judge_the_last_revision(line: Workspace, llmos):
+    assert llmos("eval", "base", "HEAD", "--require", "kl_base > 0", *QUICK).code == 0
+    assert llmos("eval", "HEAD", "base", "--require", "kl_base > 0", *QUICK).code == 3
+
+
+def test_a_failed_gate_is_one_json_document(line: Workspace, llmos):
+    ran = llmos("eval", "HEAD", "--json", "--require", "loss < 0", "--require", "loss > 0", *QUICK)
+    assert ran.code == 3
+    assert [verdict["passed"] for verdict in ran.json["verdicts"]] == [False, True]
+
+
+def test_junit_and_markdown(line: Workspace, llmos, tmp_path):
+    file = tmp_path / "gates.xml"
+    ran = llmos("eval", "HEAD", "--markdown", "--junit", file, "--require", "loss < 0", "--require", "loss > 0", *QUICK)
+    assert ran.code == 3
+    suite = ElementTree.parse(file).getroot().find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    failed, passed = suite.findall("testcase")
+    assert failed.get("name") == "loss < 0" and failed.find("failure").get("message").startswith("loss is")
+    assert passed.find("failure") is None
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("| metric | `HEAD` (") and lines[1] == "| --- | ---: |"
+    assert any(row.startswith("- **FAILED** `loss < 0`") for row in lines)
+
+
+def test_a_classifier_has_a_row_for_each_class(digits: Workspace, llmos):
+    evaluation = llmos("eval", "--json", *QUICK).json["evaluations"][0]
+    assert {"accuracy", "macro_f1", "ece", "loss", "kl_base"} <= set(evaluation["metrics"])
+    assert [row["label"] for row in evaluation["classes"]] == [str(digit) for digit in range(10)]
+    assert sum(row["support"] for row in evaluation["classes"]) == evaluation["samples"] == 64
+    remembered = llmos("eval", *QUICK)
+    assert "measured before" in remembered.out and "precision" in remembered.out
+
+
+def test_an_unknown_option(line: Workspace, llmos):
+    ran = llmos("eval", "HEAD", "-s", "eval.speed=3", *QUICK)
+    assert ran.code == 2 and "speed" in ran.err
+
+
+def test_what_nothing_compressed_yet(line: Workspace):
+    pruned, base = line.resolve("HEAD~1"), line.resolve("base")
+    assert lineage.uncompressed(line, line.resolve()).id == base
+    assert lineage.uncompressed(line, pruned).id == base
+    assert lineage.uncompressed(line, base).id == base
+
+
+def test_effective_data(line: Workspace):
+    head = line.resolve()
+    recorded = lineage.effective_data(line, head, DataOptions())
+    assert (recorded.source, recorded.sequence_length, recorded.max_eval_samples) == ("builtin:pydoc", 32, 8)
+    fewer = lineage.effective_data(line, head, DataOptions(max_eval_samples=2))
+    assert (fewer.source, fewer.max_eval_samples) == ("builtin:pydoc", 2)
+    other = lineage.effective_data(line, head, DataOptions(source="mine.txt"))
+    assert (other.source, other.task, other.sequence_length, other.max_eval_samples) == (
+        "mine.txt",
+        "causal-lm",
+        32,
+        None,
+    )
+
+
+def test_measuring_time_and_memory(line: Workspace, llmos):
+    ran = llmos("eval", "HEAD", "--json", "-q")
+    measured = metrics(ran)
+    assert 0 < measured["latency_p50"] <= measured["latency_p95"]
+    assert measured["throughput"] > 0
+    assert measured["peak_memory"] > 4 * measured["parameters"]
+    assert json.loads((line.runs.find(ran.json["evaluations"][0]["run"]).path / "evaluation.json").read_text())["key"]
