@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from llmos_cli.errors import Corrupt
+from llmos_cli.models import headers
+
+
+def test_a_header_says_names_types_shapes_and_bytes(tmp_path: Path) -> None:
+    save_file({"b": torch.ones(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}, tmp_path / "x.safetensors")
+    found = headers.of_directory(tmp_path)
+    assert {name: (e.dtype, e.shape, e.bytes) for name, e in found.items()} == {
+        "a": ("BF16", (4,), 8),
+        "b": ("F32", (2, 3), 24),
+    }
+    assert headers.bytes_by_layer({"x.weight": found["b"], "x.bias": found["a"]}) == {"x": 32}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 3) + b"{,}",
+        struct.pack("<Q", 2) + b"{}extra",
+    ],
+)
+def test_nonsense_is_corrupt(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(Corrupt, match=r"x\.safetensors is corrupt"):
+        headers.of_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [1]},
+        7,
+    ],
+)
+def test_an_entry_that_does_not_fit_is_corrupt(tmp_path: Path, entry: object) -> None:
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(Corrupt):
+        headers.of_directory(tmp_path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 200), value=st.integers(0, 255))
+def test_any_changed_byte_of_the_header_is_read_or_corrupt_never_a_crash(
+    tmp_path: Path, position: int, value: int
+) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(3), "b": torch.ones(2, 2)}, file)
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] = value
+    file.write_bytes(content)
+    try:
+        assert headers.of_directory(tmp_path)
+    except Corrupt as problem:
+        assert problem.exit_code == 5
+
+
+def test_an_index_may_not_leave_its_directory(tmp_path: Path) -> None:
+    (tmp_path / headers.INDEX).write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    with pytest.raises(Corrupt, match="outside the directory"):
+        headers.of_directory(tmp_path)
