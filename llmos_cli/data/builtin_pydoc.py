@@ -22,7 +22,9 @@ def load(cache: Path) -> dict[str, Rows]:
     """
     from pydoc_data.topics import topics
 
-    splits = {name: [topics[topic] for topic in sorted(topics) if _split(topic) == name] for name in (*HELD_OUT, "train")}
+    splits = {
+        name: [topics[topic] for topic in sorted(topics) if _split(topic) == name] for name in (*HELD_OUT, "train")
+    }
     return {name: Rows({"text": texts}) for name, texts in _apart(splits).items()}
 
 

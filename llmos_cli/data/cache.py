@@ -7,7 +7,6 @@ once both end with one whole copy. Deleting the cache costs time and nothing els
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmos_cli.core.atomic import refusals
 from llmos_cli.data.fingerprint import of_json
 
 
@@ -24,19 +24,24 @@ def entry(cache: Path, kind: str, key: Any, build: Callable[[Path], None]) -> Pa
     """The directory `kind/<hash of key>`; `build` fills an empty directory when it is not there yet."""
     place = cache / kind / of_json(key)[:32]
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
-        try:
-            build(scratch)
-            _claim(scratch, place)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with refusals(place):
+            _make(place, build)
     return place
+
+
+def _make(place: Path, build: Callable[[Path], None]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+    try:
+        build(scratch)
+        _claim(scratch, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _claim(scratch: Path, place: Path) -> None:
     try:
-        os.replace(scratch, place)
+        scratch.replace(place)
     except OSError:
         if not place.is_dir():  # anything but "somebody else was faster"
             raise
@@ -62,6 +67,23 @@ class Columns:
             file.close()
         described = {name: [dtype.str, self.lengths[name]] for name, dtype in self.dtypes.items()}
         (self.directory / "columns.json").write_text(json.dumps(described))
+
+
+def write(directory: Path, dtypes: Mapping[str, str], pieces: Iterable[Mapping[str, Any]]) -> None:
+    """Columns made piece by piece, each piece adding to every column."""
+    grown = Columns(directory, dtypes)
+    for piece in pieces:
+        grown.append(**piece)
+    grown.close()
+
+
+def gathered(dtypes: Mapping[str, str], pieces: Iterable[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    """The same in memory, for data that is seen once."""
+    kept = list(pieces)
+    return {
+        name: np.concatenate([np.asarray(piece[name], dtype) for piece in kept] or [np.zeros(0, dtype)])
+        for name, dtype in dtypes.items()
+    }
 
 
 def columns(directory: Path) -> dict[str, NDArray[Any]]:

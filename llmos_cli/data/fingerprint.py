@@ -16,6 +16,8 @@ import numpy as np
 
 from llmos_cli.data.rows import Rows
 
+_encode = json.JSONEncoder(default=str, separators=(",", ":")).encode
+
 
 def digests(rows: Rows, columns: Sequence[str] | None = None) -> list[bytes]:
     """One SHA-256 per row over `columns` (all of them when None)."""
@@ -63,4 +65,4 @@ def _bytes(value: Any) -> bytes:
         return b"s" + value.encode("utf-8", "surrogatepass")
     if isinstance(value, np.ndarray):
         return f"a{value.dtype.str}{value.shape}".encode() + value.tobytes()
-    return b"j" + json.dumps(value, ensure_ascii=True, default=str).encode()
+    return b"j" + _encode(value).encode()

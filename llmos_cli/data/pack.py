@@ -12,7 +12,7 @@ bits per byte = (negative log-likelihood of all tokens, END included) / ln 2 / (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,24 +54,20 @@ class Packed:
         return sum(int(self.byte_counts[start : start + self.length].sum()) for start in starts)
 
 
-def packed(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, key: Any, cache: Path) -> Path:
+def packed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, key: Any, cache: Path) -> Path:
     """The stream of `texts`, tokenised once for each `key` (which must name them) and tokenizer."""
 
-    def build(directory: Path) -> None:
-        columns = store.Columns(directory, {"tokens": _width(tokenizer), "bytes": "<u4"})
-        _write(texts, tokenizer, columns)
-        columns.close()
-
-    return store.entry(cache, "streams", ["stream/1", identity(tokenizer), key], build)
-
-
-def _width(tokenizer: PreTrainedTokenizerFast) -> str:
-    return "<u2" if len(tokenizer) <= 2**16 else "<u4"
+    dtypes = {"tokens": "<u2" if len(tokenizer) <= 2**16 else "<u4", "bytes": "<u4"}
+    return store.entry(
+        cache,
+        "streams",
+        ["stream/1", identity(tokenizer), key],
+        lambda directory: store.write(directory, dtypes, _stream(texts, tokenizer)),
+    )
 
 
-def _write(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: store.Columns) -> None:
+def _stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Any]]:
     end, count = end_of_text(tokenizer), ByteCounter(tokenizer)
-    columns.append(tokens=[end], bytes=[0])
-    kept = list(texts) if not isinstance(texts, Sequence) else texts
-    for text, encoding in zip(kept, encoded(kept, tokenizer, special=False), strict=True):
-        columns.append(tokens=[*encoding.ids, end], bytes=[*count(text, encoding), 0])
+    yield {"tokens": [end], "bytes": [0]}
+    for text, ids in zip(texts, encoded(texts, tokenizer), strict=True):
+        yield {"tokens": [*ids, end], "bytes": [*count(text, ids), 0]}

@@ -23,11 +23,25 @@ BUILTIN = "builtin:"
 
 @dataclass(frozen=True)
 class Loaded:
-    """`fingerprint` says which rows of which sources (JSON); `notes` are sentences that the user should see."""
+    """`name` of the sources; `fingerprint` says which rows of them (JSON); `notes` are sentences that the user should see."""
 
+    name: str
     splits: Mapping[str, Rows]
     fingerprint: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+
+    def train(self, column: str) -> Sequence[Any]:
+        """A column of the training split; empty where there is none (a checkpoint judged on a file of its own)."""
+        return self.splits["train"][column] if "train" in self.splits else []
+
+    def key(self, split: str) -> Any:
+        """What names the rows of a split: for the cache."""
+        return self.fingerprint["splits"].get(split, {})
+
+    def limited(self, options: DataOptions) -> dict[str, Rows]:
+        """The splits with at most as many rows as the options ask for."""
+        limits = {"train": options.max_samples}
+        return {name: rows.evenly(limits.get(name, options.max_eval_samples)) for name, rows in self.splits.items()}
 
 
 def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded:
@@ -37,7 +51,7 @@ def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded
     named = {name: _of_split(name, sources, parts, options) for name in splits.NAMES}
     kept = {name: concatenated(rows) for name, rows in named.items() if rows}
     described, notes = _described(kept, sources)
-    return Loaded(kept, described, notes)
+    return Loaded(", ".join(source.source for source in sources) or "data.splits", kept, described, notes)
 
 
 def builtins() -> list[str]:
@@ -60,7 +74,9 @@ def _sources(options: DataOptions) -> list[Source]:
     if not names:
         raise UsageError("data.source is an empty list", hint="Name at least one source.")
     if options.evaluate is not None and options.evaluate not in names:
-        raise UsageError(f"data.evaluate is {options.evaluate}, which is not a source", hint=f"Sources: {', '.join(names)}.")
+        raise UsageError(
+            f"data.evaluate is {options.evaluate}, which is not a source", hint=f"Sources: {', '.join(names)}."
+        )
     return sources
 
 

@@ -16,7 +16,9 @@ from llmos_cli.options.data import DataOptions
 NAMES = ("train", "validation", "test")
 
 
-def completed(splits: Mapping[str, Rows], options: DataOptions, *, source: str, inputs: Sequence[str]) -> dict[str, Rows]:
+def completed(
+    splits: Mapping[str, Rows], options: DataOptions, *, source: str, inputs: Sequence[str]
+) -> dict[str, Rows]:
     """`splits` with the missing ones cut out of `train`, by the hash of the columns `inputs`."""
     missing = [name for name in ("test", "validation") if name not in splits]
     if not missing or "train" not in splits:

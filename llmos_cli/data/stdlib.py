@@ -6,8 +6,9 @@ was installed beside. A distribution's patches show in the fingerprint.
 
 from __future__ import annotations
 
+import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 OUTSIDE = {"pydoc_data", "test", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__"}
@@ -22,6 +23,16 @@ def files() -> Iterator[tuple[str, str]]:
             text = _text(root / path)
             if text:
                 yield str(path), text
+
+
+def identity(sources: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of these files, paths and all: what is derived from them is kept under it."""
+    hasher = hashlib.sha256()
+    for path, text in sources:
+        content = text.encode()
+        hasher.update(f"{path}:{len(content)}:".encode())
+        hasher.update(content)
+    return hasher.hexdigest()
 
 
 def _belongs(path: PurePosixPath) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from llmos_cli.data.cache import entry
 from llmos_cli.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
+
+Item = TypeVar("Item")
 
 END, PAD, CLASS = "<|endoftext|>", "<|pad|>", "<|class|>"
 TRAINING_TEXT = 100_000_000
@@ -28,7 +29,9 @@ TRAINING_TEXT = 100_000_000
 BATCH = 256
 
 
-def bpe(texts: Sequence[str], *, vocab_size: int, key: Any, cache: Path, classifies: bool = False) -> PreTrainedTokenizerFast:
+def bpe(
+    texts: Sequence[str], *, vocab_size: int, key: Any, cache: Path, classifies: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE (GPT-2's rule of words, no prefix space) over `texts`, made once per `key`, which must name them.
 
     Language models need END alone, to part documents. Classifiers also PAD, and CLASS in front of each text, whose
@@ -42,7 +45,9 @@ def bpe(texts: Sequence[str], *, vocab_size: int, key: Any, cache: Path, classif
     from transformers import PreTrainedTokenizerFast
 
     special = {"pad_token": PAD, "cls_token": CLASS} if classifies else {"pad_token": END, "bos_token": END}
-    return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), eos_token=END, **special)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_file=str(directory / "tokenizer.json"), eos_token=END, **special
+    )
 
 
 def _trained(texts: Sequence[str], vocab_size: int, classifies: bool) -> Backend:
@@ -116,18 +121,19 @@ def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
     )
 
 
-def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, *, special: bool) -> Iterator[Encoding]:
-    """One encoding a text, in order, a few hundred at a time; `special`: with the tokens that a classifier expects around it."""
+def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    """The ids of each text, without special tokens, in order, a few hundred texts at a time."""
     backend = backend_of(tokenizer)
-    for batch in _batches(texts, BATCH):
-        yield from backend.encode_batch(batch, add_special_tokens=special)
+    for batch in batched(texts):
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            yield encoding.ids
 
 
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
+def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == BATCH:
             yield batch
             batch = []
     if batch:
@@ -143,22 +149,23 @@ class ByteCounter:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        backend = tokenizer.backend_tokenizer
-        self.lengths = np.zeros(backend.get_vocab_size(with_added_tokens=True), np.int64)
-        for token, index in backend.get_vocab(with_added_tokens=True).items():
+        self.backend = backend_of(tokenizer)
+        self.lengths = np.zeros(self.backend.get_vocab_size(with_added_tokens=True), np.int64)
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
             self.lengths[index] = len(token)
 
-    def __call__(self, text: str, encoding: Encoding) -> NDArray[np.int64]:
-        lengths: NDArray[np.int64] = self.lengths[np.asarray(encoding.ids, np.int64)]
+    def __call__(self, text: str, ids: Sequence[int]) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = self.lengths[np.asarray(ids, np.int64)]
         if int(lengths.sum()) == len(text.encode("utf-8", "surrogatepass")):
             return lengths
-        return self._by_offsets(text, encoding)
+        return self._by_offsets(text)
 
-    def _by_offsets(self, text: str, encoding: Encoding) -> NDArray[np.int64]:
-        if not encoding.ids:
+    def _by_offsets(self, text: str) -> NDArray[np.int64]:
+        ends = [end for _, end in self.backend.encode(text, add_special_tokens=False).offsets]
+        if not ends:
             return np.zeros(0, np.int64)
         sizes = [0, *(len(character.encode("utf-8", "surrogatepass")) for character in text)]
         before = np.cumsum(sizes)  # bytes before each character, and in all
-        ends = np.maximum.accumulate(np.asarray([end for _, end in encoding.offsets], np.int64))
-        ends[-1] = len(text)
-        return np.diff(before[ends], prepend=0)
+        reached = np.maximum.accumulate(np.asarray(ends, np.int64))
+        reached[-1] = len(text)
+        return np.diff(before[reached], prepend=0)

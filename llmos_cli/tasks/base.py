@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
@@ -140,18 +140,25 @@ class Task:
         """Pick the positions that count out of the model's logits ([B, L, C] or [B, C])."""
         labels = batch["labels"]
         counts = labels != UNSCORED
+        if bool(counts.all()):  # a view: picking by mask would copy all logits, and their gradient
+            samples = torch.arange(len(labels), device=labels.device).repeat_interleave(labels[0].numel())
+            return Scored(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), samples)
         return Scored(logits[counts], labels[counts], counts.nonzero()[:, 0])
 
     def metrics(self, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, float]:
         """The task's numbers, its `metric` among them; `facts` are those of `prepare` or the checkpoint's config.json."""
         raise NotImplementedError
 
-    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
-        """Rows without labels (texts, lists of words, images) as a split to predict on."""
+    def load_processor(self, directory: Path) -> Any:
+        """What `inputs` and `predict` need beside the weights, from a checkpoint directory."""
         raise NotImplementedError
 
-    def predictions(
-        self, logits: Tensor, batch: Batch, rows: Sequence[Any], facts: Mapping[str, Any]
+    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
+        """Rows without labels (texts, lists of words, images) as a split to predict on; `facts` as in `metrics`."""
+        raise NotImplementedError
+
+    def predict(
+        self, model: nn.Module, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any, *, batch_size: int
     ) -> list[Prediction]:
-        """What the logits of `inputs(rows)`'s batch say of each row."""
+        """What the model says of each row, by the code that evaluates it."""
         raise NotImplementedError

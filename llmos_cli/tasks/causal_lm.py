@@ -16,7 +16,7 @@ from llmos_cli.data.tokenize import end_of_text, identity
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks.base import Batch, Outcome, Prediction, Prepared, Split, Task
-from llmos_cli.tasks.text import check_length, tokenizer_for
+from llmos_cli.tasks.text import check_length, text_facts, tokenizer_for
 
 
 class CausalLM(Task):
@@ -39,27 +39,14 @@ class CausalLM(Task):
     ) -> Prepared:
         check_length(data, model, processor)
         loaded = load(data, self.columns, cache=cache)
-        seen = loaded.fingerprint["splits"]
-        tokenizer = tokenizer_for(
-            loaded.splits["train"]["text"] if "train" in loaded.splits else [],
-            data,
-            processor=processor,
-            fingerprint=seen.get("train", {}),
-            cache=cache,
-            classifies=False,
-        )
+        texts, key = loaded.train("text"), loaded.key("train")
+        tokenizer = tokenizer_for(texts, data, processor=processor, key=key, cache=cache, classifies=False)
         splits = {}
         for name, rows in loaded.splits.items():
-            stream = packed(rows["text"], tokenizer, key=seen[name], cache=cache)
+            stream = packed(rows["text"], tokenizer, key=loaded.key(name), cache=cache)
             limit = data.max_samples if name == "train" else data.max_eval_samples
             splits[name] = Packed(stream, length=data.sequence_length, end=end_of_text(tokenizer), limit=limit)
-        facts = {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": end_of_text(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "max_position_embeddings": data.sequence_length,
-        }
+        facts = text_facts(tokenizer, data)
         fingerprint = {**loaded.fingerprint, "tokenizer": identity(tokenizer)}
         return Prepared(splits, facts, fingerprint, tokenizer, loaded.notes)
 

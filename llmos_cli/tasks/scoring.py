@@ -72,21 +72,33 @@ def evaluate(
     return Outcome(**core, bytes=int(bytes_S.sum()), bytes_S=bytes_S, extra=columns)
 
 
+def probabilities(task: Task, model: nn.Module, split: Split, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(probabilities [N, C] of the scored positions, global sample [N]) of each batch in order, on the CPU."""
+    model.eval()
+    for rows in batches(len(split), batch_size):
+        with torch.inference_mode():
+            batch = _on(model, split.batch(rows))
+            scored = task.scored(forward(model, batch), batch)
+            yield F.softmax(scored.logits_NC.float(), dim=-1).cpu(), scored.sample_N.cpu() + rows.start
+
+
 def batches(samples: int, size: int) -> Iterator[range]:
     """Ranges of at most `size` rows that cover all samples in order."""
     return (range(start, min(start + size, samples)) for start in range(0, samples, size))
 
 
-def _judged(
-    task: Task, model: nn.Module, teacher: nn.Module | None, split: Split, rows: range
-) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in split.batch(rows).items()}
+def _judged(task: Task, model: nn.Module, teacher: nn.Module | None, split: Split, rows: range) -> dict[str, Tensor]:
+    batch = _on(model, split.batch(rows))
     scored = task.scored(forward(model, batch), batch)
     taught = task.scored(forward(teacher, batch), batch) if teacher is not None else None
     parts = [_position_columns(chunk, other) for chunk, other in _chunks(scored, taught)]
     columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return {**columns, "labels_N": scored.labels_N.cpu(), "sample_N": scored.sample_N.cpu() + rows.start}
+
+
+def _on(model: nn.Module, batch: Batch) -> Batch:
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _chunks(scored: Scored, taught: Scored | None) -> Iterator[tuple[Scored, Scored | None]]:

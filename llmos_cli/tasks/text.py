@@ -20,22 +20,35 @@ POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 def tokenizer_for(
-    texts: Sequence[str],
-    data: DataOptions,
-    *,
-    processor: Path | None,
-    fingerprint: Mapping[str, Any],
-    cache: Path,
-    classifies: bool,
+    texts: Sequence[str], data: DataOptions, *, processor: Path | None, key: Any, cache: Path, classifies: bool
 ) -> PreTrainedTokenizerFast:
-    """The checkpoint's own, else the one that `data.tokenizer` names, else a BPE of the training texts."""
+    """The checkpoint's own, else the one that `data.tokenizer` names, else a BPE of the training texts, which `key` names.
+
+    Its `model_max_length` is the sequence length, so that a checkpoint cuts texts at prediction as it did in training.
+    """
     if processor is not None:
-        return existing(processor)
-    if data.tokenizer.type == "from":
+        tokenizer = existing(processor)
+    elif data.tokenizer.type == "from":
         if not data.tokenizer.path:
             raise UsageError("data.tokenizer.path is not set", hint="`type: from` needs a directory or a hub id there.")
-        return existing(data.tokenizer.path)
-    return bpe(texts, vocab_size=data.tokenizer.vocab_size, key=fingerprint, cache=cache, classifies=classifies)
+        tokenizer = existing(data.tokenizer.path)
+    else:
+        tokenizer = bpe(texts, vocab_size=data.tokenizer.vocab_size, key=key, cache=cache, classifies=classifies)
+    tokenizer.model_max_length = data.sequence_length
+    return tokenizer
+
+
+def text_facts(tokenizer: PreTrainedTokenizerFast, data: DataOptions) -> dict[str, Any]:
+    """The configuration keys that a tokenizer decides."""
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: getattr(tokenizer, name) for name in special if getattr(tokenizer, name) is not None}
+    return {"vocab_size": len(tokenizer), **ids, "sequence_length": data.sequence_length}
+
+
+def length_of(tokenizer: PreTrainedTokenizerFast, facts: Mapping[str, Any]) -> int:
+    """The longest sequence a checkpoint was made for: its tokenizer says so, the positions of its config.json bound it."""
+    limits = [int(facts[name]) for name in POSITIONS if facts.get(name)]
+    return min([tokenizer.model_max_length, *limits])
 
 
 def check_length(data: DataOptions, model: ModelOptions, processor: Path | None) -> None:
