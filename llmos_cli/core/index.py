@@ -12,15 +12,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from llmos_cli.core import manifest, records
+from llmos_cli.core import records
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Metric
+
+if TYPE_CHECKING:
+    from llmos_cli.core.manifest import Made
 
 _SCHEMA = 4
 _TABLES = """
@@ -49,8 +52,7 @@ _UNUSABLE = {
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A checkpoint in a list. `label` says in a word how the operation was told to work; `size` in bytes."""
 
     id: str
@@ -161,6 +163,8 @@ class Index:
         _write(db, "DELETE FROM files WHERE id = ?", [(name,) for name in known - present])
 
     def _checkpoint_row(self, name: str) -> tuple[Any, ...] | None:
+        from llmos_cli.core import manifest  # here: most of the time nothing is new
+
         try:
             found = manifest.read(self._checkpoints / name)
         except Corrupt:
@@ -294,7 +298,7 @@ def _stored(record: RunRecord) -> str:
     return json.dumps(value)
 
 
-def _label(made: manifest.Made) -> str:
+def _label(made: Made) -> str:
     """`wanda 0.5`, `gptq 4`, `llama`: the few values of the config that tell one checkpoint from the next."""
     section = made.config.get(made.operation)
     model = made.config.get("model")

@@ -64,20 +64,10 @@ def _walk(directory: str, prefix: str) -> Iterator[str]:
 
 
 class Objects:
-    """`mode` is what the file system can do; None until the first file is stored."""
-
     def __init__(self, dot: Path) -> None:
         self.directory = dot / "objects"
         self._scratch = dot / "tmp"
         self._mode_file = dot / "storage"
-
-    @property
-    def mode(self) -> Mode | None:
-        try:
-            text = self._mode_file.read_text().strip()
-        except FileNotFoundError:
-            return None
-        return next((mode for mode in ("reflink", "hardlink", "copy") if mode == text), None)
 
     def path(self, sha256: str) -> Path:
         return self.directory / sha256[:2] / sha256[2:]
@@ -137,7 +127,7 @@ class Objects:
         finally:
             first.unlink(missing_ok=True)
             second.unlink(missing_ok=True)
-        if mode != self.mode:
+        if not self._mode_file.exists() or self._mode_file.read_text().strip() != mode:
             write_text(self._mode_file, mode + "\n", scratch=self._scratch)
         return mode
 

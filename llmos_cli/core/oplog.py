@@ -117,7 +117,12 @@ class OperationLog:
             return None
         # A substring first: parsing thousands of lines would take longer than the rest of `log`.
         for line in text.split(b"\n"):
-            if checkpoint.encode() in line and (operation := _parse(line)) is not None and operation.run and operation.kind == "do":
+            if (
+                checkpoint.encode() in line
+                and (operation := _parse(line)) is not None
+                and operation.run
+                and operation.kind == "do"
+            ):
                 for change in operation.changes:
                     if change.after == checkpoint and change.before:
                         return change.before, operation.time

@@ -5,16 +5,12 @@ The start time tells a process from a later one that was given the same pid.
 
 from __future__ import annotations
 
-import functools
 import os
-import platform
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """`started`: seconds since boot on Linux, since the epoch elsewhere; only ever compared for equality."""
 
     pid: int
@@ -36,9 +32,8 @@ def this_process() -> Process:
     return Process(pid, start_time(pid) or 0.0, host())
 
 
-@functools.cache
 def host() -> str:
-    return platform.node() or "localhost"
+    return os.uname().nodename or "localhost"
 
 
 def start_time(pid: int) -> float | None:

@@ -1,4 +1,4 @@
-"""What is known of a run: its `events.jsonl` folded into one value.
+"""What is known of runs: the `events.jsonl` of each folded into one value.
 
 Folding goes on from where it stopped, so that a growing file is read once.
 """
@@ -6,12 +6,18 @@ Folding goes on from where it stopped, so that a growing file is read once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.processes import Process
+from llmos_cli.errors import AmbiguousRevision, NotFound
+
+if TYPE_CHECKING:
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Workspace
 
 EVENTS = "events.jsonl"
 
@@ -53,6 +59,48 @@ class RunRecord:
         if self.status == "running" and not Process(self.pid, self.pid_started, self.host).alive():
             return replace(self, status="died")
         return self
+
+
+class Runs:
+    """All runs of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def resume(self, run: str, *, argv: Sequence[str] | None = None) -> AbstractContextManager[Run]:
+        """Reopen a run that ended without a result. Conflict when it is still running, UsageError when it is done."""
+        from llmos_cli.core import runs  # here: what only lists runs need not load what makes them
+
+        return runs.resume(self._workspace, self.find(run), argv)
+
+    def find(self, name: str) -> RunRecord:
+        """By id, by the name of a deployment (the living or else the newest one), or by a unique beginning of either."""
+        records = self.list()
+        for record in reversed(records):
+            if record.id == name:
+                return record
+        named = [record for record in records if record.name and record.name == name]
+        return max(named, key=lambda r: (r.alive, r.started)) if named else _by_prefix(name, records)
+
+    def alive(self) -> Sequence[RunRecord]:
+        return [record for record in self._workspace.index.open_records() if record.alive]
+
+    def list(self) -> list[RunRecord]:
+        """Oldest first."""
+        return self._workspace.index.records()
+
+
+def _by_prefix(name: str, records: Sequence[RunRecord]) -> RunRecord:
+    """The beginning of an id or name, or the four digits an id ends with."""
+    found = [
+        r for r in records if name and (r.id.startswith(name) or r.id.endswith(f"-{name}") or r.name.startswith(name))
+    ]
+    if len(found) > 1:
+        listed = ", ".join(record.name or record.id for record in found[-8:])
+        raise AmbiguousRevision(f"{name} could be any of {len(found)} runs: {listed}", hint="give more of its name")
+    if not found:
+        raise NotFound(f"no run is called {name!r}", hint="`llmos ps --all` lists runs and deployments")
+    return found[0]
 
 
 def fold(record: RunRecord, events: Iterable[Mapping[str, Any]]) -> RunRecord:

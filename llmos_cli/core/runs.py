@@ -23,74 +23,60 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, journal
+from llmos_cli.core import atomic, journal, storing
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.processes import this_process
 from llmos_cli.core.records import EVENTS, RunRecord
 from llmos_cli.core.refs import HEAD, HEADS, RUNS
-from llmos_cli.errors import AmbiguousRevision, Conflict, Interrupted, LlmosError, NotFound, Terminated, UsageError
+from llmos_cli.errors import Conflict, Interrupted, LlmosError, Terminated, UsageError
 from llmos_cli.events import Emit, Ended, Event, Saved, Started
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
-__all__ = ["Run", "RunRecord", "Runs"]
+
+def begin(
+    workspace: Workspace,
+    operation: str,
+    *,
+    config: Mapping[str, Any],
+    files: Sequence[Path],
+    argv: Sequence[str] | None,
+    parents: Sequence[str],
+    name: str,
+) -> Run:
+    """Make the run's folder, complete before it appears under its name, with its Started event inside."""
+    head = workspace.head()
+    run = _identifier(operation)
+    started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)
+    with workspace.stage() as folder:
+        _write_config(folder / "config.yaml", config)
+        for file in files:
+            atomic.write_bytes(folder / "configs" / file.name, file.read_bytes())
+        atomic.write_text(folder / EVENTS, journal.line(started))
+        atomic.write_text(folder / "log.txt", journal.sentence(started))
+        if not atomic.publish(folder, workspace.root / "runs" / run):
+            raise Conflict(f"run {run} exists already", hint="try again")
+    return Run(workspace, run, started)
 
 
-class Runs:
-    """All runs of a workspace."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self.directory = workspace.root / "runs"
-
-    def list(self) -> list[RunRecord]:
-        """Oldest first."""
-        return self._workspace.index.records()
-
-    def alive(self) -> Sequence[RunRecord]:
-        return [record for record in self._workspace.index.open_records() if record.alive]
-
-    def find(self, name: str) -> RunRecord:
-        """By id, by the name of a deployment (the living or else the newest one), or by a unique beginning of either."""
-        records = self._workspace.index.records()
-        for record in reversed(records):
-            if record.id == name:
-                return record
-        named = sorted(
-            (record for record in records if record.name and record.name == name), key=lambda r: (r.alive, r.started)
+@contextlib.contextmanager
+def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) -> Iterator[Run]:
+    """Reopen a run that ended without a result. Conflict when it is still running, UsageError when it is done."""
+    with lock(workspace.dot / "locks" / f"run-{record.id}", emit=workspace.emit):
+        record = workspace.runs.find(record.id)
+        _check_resumable(record)
+        started = _started(
+            record.id, record.operation, record.base, record.base_checkpoint, argv, record.parents, record.name
         )
-        return named[-1] if named else _by_prefix(name, records)
-
-    @contextlib.contextmanager
-    def resume(self, run: str, *, argv: Sequence[str] | None = None) -> Iterator[Run]:
-        """Reopen a run that ended without a result. Conflict when it is still running, UsageError when it is done."""
-        record = self.find(run)
-        with lock(self._workspace.dot / "locks" / f"run-{record.id}", emit=self._workspace.emit):
-            record = self.find(record.id)
-            _check_resumable(record)
-            resumed = Run(self._workspace, record.id, _restarted(record, argv))
-            resumed.emit(resumed.started)
-            # The index trusts a run that has ended until the folder's time changes.
-            os.utime(self.directory)
-        with resumed:
-            yield resumed
-
-
-def _by_prefix(name: str, records: Sequence[RunRecord]) -> RunRecord:
-    found = [
-        r
-        for r in records
-        if name and (r.id.startswith(name) or r.id.endswith(f"-{name}") or (r.name and r.name.startswith(name)))
-    ]
-    if len(found) > 1:
-        listed = ", ".join(record.name or record.id for record in found[-8:])
-        raise AmbiguousRevision(f"{name} could be any of {len(found)} runs: {listed}", hint="give more of its name")
-    if not found:
-        raise NotFound(f"no run is called {name!r}", hint="`llmos ps --all` lists runs and deployments")
-    return found[0]
+        run = Run(workspace, record.id, started)
+        run.emit(started)
+        # The index trusts a run that has ended until the folder's time changes.
+        os.utime(run.path.parent)
+    with run:
+        yield run
 
 
 def _check_resumable(record: RunRecord) -> None:
@@ -102,25 +88,13 @@ def _check_resumable(record: RunRecord) -> None:
         raise UsageError(f"run {record.id} is done: there is nothing to resume")
 
 
-def _restarted(record: RunRecord, argv: Sequence[str] | None) -> Started:
-    return _started(
-        record.id,
-        record.operation,
-        record.base,
-        record.base_checkpoint,
-        tuple(sys.argv if argv is None else argv),
-        record.parents,
-        record.name,
-    )
-
-
 def _started(
     run: str,
     operation: str,
     base: str,
     base_checkpoint: str,
-    argv: tuple[str, ...],
-    parents: tuple[str, ...],
+    argv: Sequence[str] | None,
+    parents: Sequence[str],
     name: str,
 ) -> Started:
     process = this_process()
@@ -131,11 +105,23 @@ def _started(
         process.started,
         process.host,
         base,
-        argv=argv,
+        argv=tuple(sys.argv if argv is None else argv),
         base_checkpoint=base_checkpoint,
-        parents=parents,
+        parents=tuple(parents),
         name=name,
     )
+
+
+def _identifier(operation: str) -> str:
+    """Sorts by time: UTC, because local time repeats an hour each autumn."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    import yaml
+
+    with path.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), file, sort_keys=False, allow_unicode=True)
 
 
 class Run:
@@ -169,7 +155,7 @@ class Run:
 
         Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`.
         """
-        checkpoint, stored = self._workspace.store(staged, made)
+        checkpoint, stored = storing.store(self._workspace, staged, made)
         self._workspace.refs.write(RUNS + self.id, checkpoint.id)
         saved = Saved(checkpoint.id, size=checkpoint.manifest.size, stored=stored)
         if not move:
@@ -250,48 +236,3 @@ def _ended(error: BaseException) -> Ended:
         code = getattr(error, "code", 1)
         return Ended("done" if code in (None, 0) else "failed", code if isinstance(code, int) else 1)
     return Ended("failed", 1, f"{type(error).__name__}: {error}")
-
-
-def begin(
-    workspace: Workspace,
-    operation: str,
-    *,
-    config: Mapping[str, Any],
-    files: Sequence[Path],
-    argv: Sequence[str] | None,
-    parents: Sequence[str],
-    name: str,
-) -> Run:
-    """Make the run's folder, complete before it appears under its name, with its Started event inside."""
-    head = workspace.head()
-    identifier = _identifier(operation)
-    started = _started(
-        identifier,
-        operation,
-        head.name,
-        head.checkpoint or "",
-        tuple(sys.argv if argv is None else argv),
-        tuple(parents),
-        name,
-    )
-    with workspace.stage() as folder:
-        _write_config(folder / "config.yaml", config)
-        for file in files:
-            atomic.write_bytes(folder / "configs" / file.name, file.read_bytes())
-        atomic.write_text(folder / EVENTS, journal.line(started))
-        atomic.write_text(folder / "log.txt", journal.sentence(started))
-        if not atomic.publish(folder, workspace.root / "runs" / identifier):
-            raise Conflict(f"run {identifier} exists already", hint="try again")
-    return Run(workspace, identifier, started)
-
-
-def _identifier(operation: str) -> str:
-    """Sorts by time: UTC, because local time repeats an hour each autumn."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
-
-
-def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    import yaml
-
-    with path.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), file, sort_keys=False, allow_unicode=True)

@@ -12,32 +12,32 @@ No path in it is absolute: a workspace that was moved goes on working.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, manifest, revisions, runs
-from llmos_cli.core.dropped import Dropped
-from llmos_cli.core.index import Index
-from llmos_cli.core.manifest import FileEntry, Made, Manifest
-from llmos_cli.core.objects import Objects, files_below, hash_file, hash_files
-from llmos_cli.core.oplog import OperationLog
-from llmos_cli.core.processes import Process, host, this_process
+from llmos_cli.core import atomic, revisions
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Head, Refs
-from llmos_cli.core.runs import Run, Runs
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, ignore
+
+# What `status` and `log` do without is imported where it is used: they must answer at git's speed.
+if TYPE_CHECKING:
+    from llmos_cli.core.dropped import Dropped
+    from llmos_cli.core.index import Index
+    from llmos_cli.core.manifest import Manifest
+    from llmos_cli.core.objects import Objects
+    from llmos_cli.core.oplog import OperationLog
+    from llmos_cli.core.records import Runs
+    from llmos_cli.core.runs import Run
 
 FORMAT = 1
 DOT = ".llmos"
 _FORMAT_LINE = re.compile(rb"^format[ \t]*:[ \t]*['\"]?(\d+)", re.MULTILINE)
-_FSCK = "`llmos fsck` tells what else is affected"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Workspace:
         self.name = root.name
         self.checkpoints = root / "checkpoints"
         self.refs = Refs(self.dot)
-        self.oplog = OperationLog(root, self.dot, self.refs)
-        self.dropped = Dropped(self.dot)
         self.emit: Emit = ignore
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[Path]]:
@@ -72,14 +70,14 @@ class Workspace:
         """The nearest workspace at or above `start` (the current folder)."""
         here = (start or Path.cwd()).resolve()
         for folder in (here, *here.parents):
-            if (folder / DOT / HEAD).is_file():
+            if (folder / DOT / "refs").is_dir():
                 _check_format(folder / "llmos.yaml")
                 return cls(folder)
         raise NotFound(f"there is no workspace in {here} or above it", hint="`llmos init` makes one here")
 
     @classmethod
     def create(cls, directory: Path) -> Workspace:
-        """Make the skeleton; `.llmos/HEAD` comes last, and only with it is it a workspace."""
+        """Make the skeleton. HEAD comes last: what was cut off before can be created again."""
         root = directory.resolve()
         if (root / DOT / HEAD).exists():
             raise UsageError(f"{root} is a workspace already", hint="`llmos status` shows it")
@@ -93,15 +91,41 @@ class Workspace:
 
     @cached_property
     def index(self) -> Index:
+        from llmos_cli.core.index import Index
+
         return Index(self.root, self.dot)
 
     @cached_property
     def objects(self) -> Objects:
+        from llmos_cli.core.objects import Objects
+
         return Objects(self.dot)
 
     @cached_property
+    def oplog(self) -> OperationLog:
+        from llmos_cli.core.oplog import OperationLog
+
+        return OperationLog(self.root, self.dot, self.refs)
+
+    @cached_property
+    def dropped(self) -> Dropped:
+        from llmos_cli.core.dropped import Dropped
+
+        return Dropped(self.dot)
+
+    @cached_property
     def runs(self) -> Runs:
+        from llmos_cli.core.records import Runs
+
         return Runs(self)
+
+    @property
+    def storage(self) -> str | None:
+        """How equal files are shared: `reflink`, `hardlink`, `copy`; None before the first checkpoint."""
+        try:
+            return (self.dot / "storage").read_text().strip() or None
+        except FileNotFoundError:
+            return None
 
     def head(self) -> Head:
         return self.refs.head()
@@ -115,74 +139,30 @@ class Workspace:
 
     def manifest(self, checkpoint: str) -> Manifest:
         """Of a full id; it is there even when the weights have been removed."""
+        from llmos_cli.core import manifest
+
         if not (self.checkpoints / checkpoint).is_dir():
-            raise Corrupt(f"checkpoint {checkpoint[:12]} is missing", hint=_FSCK)
+            raise Corrupt(f"checkpoint {checkpoint[:12]} is missing", hint="`llmos fsck` tells what else is affected")
         return manifest.read(self.checkpoints / checkpoint)
 
     def checkpoint(self, rev: str = "HEAD") -> Checkpoint:
         """A checkpoint to be read: Corrupt where a file is missing, has another size, or changed since it was last good."""
+        from llmos_cli.core import storing
+
         identifier = self.resolve(rev)
         found = Checkpoint(identifier, self.checkpoints / identifier, self.manifest(identifier))
-        if identifier in self.dropped:
-            raise NotFound(
-                f"the weights of {identifier[:12]} were removed",
-                hint=f"`llmos show {identifier[:12]}` tells how it was made",
-            )
-        self._verify(found)
+        storing.verify(self, found)
         return found
-
-    def _verify(self, checkpoint: Checkpoint) -> None:
-        known = self.index.file_times(checkpoint.id)
-        times = {name: self._verified_time(checkpoint, name, known.get(name)) for name in checkpoint.manifest.tree}
-        if times != known:
-            self.index.note_file_times(checkpoint.id, times)
-
-    def _verified_time(self, checkpoint: Checkpoint, name: str, known: int | None) -> int:
-        path, entry = checkpoint.path / name, checkpoint.manifest.tree[name]
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            raise Corrupt(f"checkpoint {checkpoint.id[:12]} has lost its file {name}", hint=_FSCK) from None
-        if status.st_size != entry.size:
-            raise Corrupt(
-                f"{name} of checkpoint {checkpoint.id[:12]} has {status.st_size:,} bytes instead of {entry.size:,}",
-                hint=_FSCK,
-            )
-        # Copying a workspace changes the times too, so a changed time alone proves nothing: the hash decides.
-        if known is not None and known != status.st_mtime_ns and hash_file(path) != entry:
-            raise Corrupt(f"{name} of checkpoint {checkpoint.id[:12]} is not what it was when it was saved", hint=_FSCK)
-        return status.st_mtime_ns
 
     def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
         """The latest numbers that any run measured on a checkpoint (a full id), by (name, split)."""
         return self.index.metrics(checkpoint)
 
-    @contextlib.contextmanager
-    def stage(self) -> Iterator[Path]:
+    def stage(self) -> AbstractContextManager[Path]:
         """An empty folder on the workspace's own disk, gone afterwards unless it was committed."""
-        self._sweep()
-        process = this_process()
-        folder = self.dot / "tmp" / f"stage_{process.pid}_{process.started}_{os.urandom(4).hex()}_{process.host}"
-        with atomic.refusals(folder):
-            atomic.make_directory(folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        from llmos_cli.core import staging
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left behind."""
-        for folder in self.leftovers():
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def leftovers(self) -> list[Path]:
-        """Staged folders whose process is dead."""
-        found = []
-        for path in (self.dot / "tmp").glob("stage_*"):
-            _, pid, started, _, where = path.name.split("_", 4)
-            if where == host() and not Process(int(pid), float(started), where).alive():
-                found.append(path)
-        return found
+        return staging.stage(self.dot / "tmp")
 
     def begin(
         self,
@@ -196,42 +176,9 @@ class Workspace:
     ) -> Run:
         """Begin a run (a context manager). `files` are kept verbatim, `parents` are the checkpoints (full ids) it uses,
         which nothing may remove while it lives; `name` is what users call it."""
+        from llmos_cli.core import runs
+
         return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, name=name)
-
-    def store(self, staged: Path, made: Made) -> tuple[Checkpoint, int]:
-        """Make a staged directory a checkpoint that no ref names yet, and say how many bytes were new on this disk.
-
-        `Run.commit` is the way to call it. The same content and making give the same checkpoint again.
-        """
-        hashed = hash_files(staged / name for name in files_below(staged))
-        if staged / manifest.NAME in hashed:
-            raise LlmosError(
-                f"a checkpoint's own {manifest.NAME} is written by llmos", hint="give that file another name"
-            )
-        tree: dict[str, FileEntry] = {path.relative_to(staged).as_posix(): entry for path, entry in hashed.items()}
-        made_manifest = manifest.manifest(tree, made)
-        final = Checkpoint(made_manifest.id, self.checkpoints / made_manifest.id, made_manifest)
-        stored = self.objects.adopt(staged, tree)
-        made_manifest.write(staged)
-        if not atomic.publish(staged, final.path):
-            stored = self._again(staged, final, stored)
-        self._note_good(final)
-        return final, stored
-
-    def _again(self, staged: Path, final: Checkpoint, stored: int) -> int:
-        """The checkpoint exists. Where its weights were removed, it gets them back."""
-        if final.id not in self.dropped:
-            return 0
-        aside = staged.with_name(staged.name + "_old")
-        final.path.rename(aside)
-        atomic.publish(staged, final.path)
-        shutil.rmtree(aside)
-        self.dropped.restore(final.id)
-        return stored
-
-    def _note_good(self, checkpoint: Checkpoint) -> None:
-        times = {name: (checkpoint.path / name).stat().st_mtime_ns for name in checkpoint.manifest.tree}
-        self.index.note_file_times(checkpoint.id, times)
 
 
 def _check_format(path: Path) -> None:

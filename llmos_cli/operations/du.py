@@ -69,7 +69,7 @@ class DuResult:
 
 def du(ws: Workspace) -> DuResult:
     count = holders(ws)
-    nothing_shared = ws.objects.mode == "copy"
+    nothing_shared = ws.storage == "copy"
     names, dropped = ws.refs.pointing(), ws.dropped.all()
     usage, contents = [], {}
     for entry in ws.index.entries():
@@ -95,7 +95,7 @@ def du(ws: Workspace) -> DuResult:
         )
     total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
     unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in count)
-    return DuResult(tuple(usage), total, unused, _bytes([ws.root / "runs"]), _bytes([ws.cache]), ws.objects.mode)
+    return DuResult(tuple(usage), total, unused, _bytes([ws.root / "runs"]), _bytes([ws.cache]), ws.storage)
 
 
 def _bytes(folders: Iterable[Path]) -> int:

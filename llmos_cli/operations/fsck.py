@@ -59,7 +59,7 @@ def fsck(ws: Workspace, *, emit: Emit = ignore) -> FsckResult:
     objects = [(name, Path(entry.path)) for name, entry in ws.objects.names()]
     hashes = _Hashes([*(path for each in checked for path in each.files()), *(path for _, path in objects)], emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
-    problems += [*_objects(ws, objects, hashes), *_refs(ws), *_runs(ws)]
+    problems += [*_objects(ws, objects, checked, hashes), *_refs(ws), *_runs(ws)]
     for each in checked:
         each.note_good(problems)
     hurt = _Hurt(ws)
@@ -165,13 +165,15 @@ def _difference(found: FileEntry, entry: FileEntry) -> str:
     return "has other bytes than were saved"
 
 
-def _objects(ws: Workspace, objects: Sequence[tuple[str, Path]], hashes: _Hashes) -> Iterator[Problem]:
+def _objects(
+    ws: Workspace, objects: Sequence[tuple[str, Path]], checked: Sequence[_Checked], hashes: _Hashes
+) -> Iterator[Problem]:
+    """Damage to an inode that a checkpoint has too was told with the checkpoint."""
+    told = {_inode(path) for each in checked for path in each.files()}
     for name, path in objects:
-        if hashes[path].sha256 != name:
+        if hashes[path].sha256 != name and _inode(path) not in told:
             where = str(path.relative_to(ws.root))
-            yield Problem(
-                where, "has other bytes than its name says; nothing reads it, the next equal file replaces it"
-            )
+            yield Problem(where, "has other bytes than its name says; no checkpoint reads it, `llmos gc` removes it")
 
 
 def _refs(ws: Workspace) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import holders, protected, with_ancestors
 from llmos_cli.core.refs import RUNS
+from llmos_cli.core.staging import leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -93,7 +94,7 @@ def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garba
     for name in sorted(unnamed):
         tree = {} if name in dropped else {entry.sha256: entry.size for entry in ws.manifest(name).tree.values()}
         left.subtract(tree.keys())
-        freed = sum(length for sha256, length in tree.items() if ws.objects.mode == "copy" or left[sha256] <= 0)
+        freed = sum(length for sha256, length in tree.items() if ws.storage == "copy" or left[sha256] <= 0)
         since = age((ws.checkpoints / name).stat().st_mtime, now)
         yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed)
 
@@ -121,7 +122,7 @@ def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
 
 
 def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
-    dead = set(ws.leftovers())
+    dead = set(leftovers(ws.dot / "tmp"))
     for path in sorted((ws.dot / "tmp").iterdir()):
         if path in dead:
             yield Garbage("leftover", path.name, "its process is dead", _bytes(path))

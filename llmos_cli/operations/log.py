@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from llmos_cli.core.index import Entry
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.graph import rows
 from llmos_cli.operations.summary import SHORT, Summary, age, short, summarize, told
 
 
@@ -178,6 +177,8 @@ def _padded(row: Sequence[str | Span], widths: Sequence[int]) -> list[str | Span
 
 def drawn(checkpoints: Sequence[Summary], texts: Sequence[Sequence[str | Span]]) -> list[list[str | Span]]:
     """The same lines with the lineage drawn before them."""
+    from llmos_cli.operations.graph import rows
+
     graph = rows([(checkpoint.id, checkpoint.parents) for checkpoint in checkpoints])
     margin = max(len(row.node) for row in graph) + 1
     lines: list[list[str | Span]] = []

@@ -73,7 +73,7 @@ def _freed(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
         count.subtract(tree.keys())
         freed = (
             manifest.size
-            if ws.objects.mode == "copy" and tree
+            if ws.storage == "copy" and tree
             else sum(n for sha256, n in tree.items() if count[sha256] <= 0)
         )
         removed.append(Removed(manifest.id, manifest.size, freed))

@@ -82,7 +82,7 @@ def status(ws: Workspace) -> StatusResult:
         summarize(ws, head.checkpoint) if head.checkpoint else None,
         tuple(_process(record) for record in ws.runs.alive()),
         tuple(_changed_configs(ws)),
-        ws.objects.mode,
+        ws.storage,
         _resumable(ws, head),
     )
 
