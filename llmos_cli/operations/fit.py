@@ -160,7 +160,7 @@ class _Run:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.loss: Callable[..., Tensor] = loss.of(options, taught=teacher is not None)
         self.compiled = False
-        self.precision = _precision(options, self.on)
+        self.precision = precision_of(options, self.on)
         self.best = validation.Best()
         self.validations = self.saved_validations = 0
         self.last_loss = self.gradient_norm = math.nan
@@ -225,7 +225,7 @@ class _Run:
         started = time.monotonic()
         batches = [self._batch(part) for part in range(self.options.accumulation)]
         positions = sum(loss.scored(batch) for batch in batches)
-        learning_rate = self.options.learning_rate * schedule.factor(self.options, self.budget.progress)
+        learning_rate = self.options.learning_rate * schedule.factor(self.options, self.budget.midway)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.last_loss = sum(self._backward(device.move(batch, self.on), positions) for batch in batches)
@@ -277,11 +277,10 @@ class _Run:
         self.validations = max(self.validations + 1, validation.tenths(self.budget))
         with self._autocast():
             outcome = evaluate(self.task, self.model, checks, batch_size=self.options.batch_size)
-        metrics = self.task.metrics(outcome, self.facts)
-        for name, value in metrics.items():
-            self.emit(Metric(name, value, split="validation", step=self.budget.step))
+        value = self.task.metrics(outcome, self.facts)[self.task.metric]
+        self.emit(Metric(self.task.metric, value, split="validation", step=self.budget.step))
         keep = self.options.keep == "best"
-        self.best.consider(metrics[self.task.metric], self.budget.step, task=self.task, model=self.model, keep=keep)
+        self.best.consider(value, self.budget.step, task=self.task, model=self.model, keep=keep)
 
     def _out_of_patience(self) -> bool:
         return self.options.patience is not None and self.best.behind >= self.options.patience
@@ -335,7 +334,8 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer
     return optimizer
 
 
-def _precision(options: TrainOptions, on: torch.device) -> torch.dtype:
+def precision_of(options: TrainOptions, on: torch.device) -> torch.dtype:
+    """Of the arithmetic; weights and optimizer stay in fp32."""
     if options.precision == "auto":
         return device.compute_dtype(on)
     return torch.bfloat16 if options.precision == "bfloat16" else torch.float32
@@ -352,4 +352,4 @@ def _checkpoint_gradients(model: nn.Module) -> None:
         raise UsageError(
             f"{type(model).__name__} cannot checkpoint gradients.", hint="Unset train.gradient_checkpointing."
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

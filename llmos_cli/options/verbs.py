@@ -43,8 +43,8 @@ class TrainOptions(Methodical):
     optimizer: str = "adamw"
     """A file of `methods/train/`: its own options are `train.<optimizer>.<option>`."""
     schedule: Literal["constant", "cosine", "linear", "step", "one-cycle"] = "cosine"
-    warmup: float = Field(0.02, ge=0, lt=1)
-    """Share of the run spent warming up."""
+    warmup: float | None = Field(None, ge=0, lt=1)
+    """Share of the run spent warming up: 0.02 when absent, 0.3 for one-cycle."""
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float | None = Field(1.0, gt=0)
     eval_every: int | None = Field(None, ge=1)
@@ -71,23 +71,36 @@ class PruneOptions(Methodical):
     method: str = "wanda"
     sparsity: float = Field(0.5, ge=0, lt=1)
     """Share of the weights of each pruned layer set to zero."""
-    pattern: str = "unstructured"
-    """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs)."""
+    pattern: str = Field("unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$")
+    """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs), which says its own sparsity."""
     heal: int = Field(0, ge=0)
     """Steps of distillation from the parent with the mask held."""
     calibration_samples: int = Field(64, ge=1)
+    """Training samples whose activations the method looks at."""
     ignore: list[str] = []
     """Glob patterns of modules to leave alone, beside embeddings and output heads."""
+    max_kl: float | None = Field(None, ge=0)
+    """Commit nothing when the KL to the parent (nats per position) is above this."""
+    max_drop: float | None = Field(None, ge=0)
+    """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
 
 
 class QuantizeOptions(Methodical):
     method: str = "gptq"
     bits: int = Field(4, ge=2, le=8)
+    """Of each weight; convolutions and LSTMs are always kept with 8."""
     group_size: int = Field(128, ge=-1)
     """Inputs that share a scale; -1: one scale per output channel."""
     heal: int = Field(0, ge=0)
+    """Steps of distillation from the parent over frozen codes: scales, norms and biases learn."""
     calibration_samples: int = Field(64, ge=1)
+    """Training samples whose activations the method looks at."""
     ignore: list[str] = []
+    """Glob patterns of modules to leave alone, beside embeddings and output heads."""
+    max_kl: float | None = Field(None, ge=0)
+    """Commit nothing when the KL to the parent (nats per position) is above this."""
+    max_drop: float | None = Field(None, ge=0)
+    """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
 
 
 class HealOptions(Section):

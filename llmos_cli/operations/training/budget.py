@@ -49,6 +49,13 @@ class Budget:
         by_steps = self.step / self.steps if self.steps else 0.0
         return min(1.0, max(by_steps, self._by_clock()))
 
+    @property
+    def midway(self) -> float:
+        """Progress in the middle of the step to come: neither the first step nor the last is made at a rate of zero."""
+        if self.step == 0:
+            return 0.5 / self.steps if self.steps else 0.0
+        return min(1.0, self.progress * (1 + 0.5 / self.step))
+
     def _by_clock(self) -> float:
         if self.seconds is None or self.step == 0:
             return 0.0

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from llmos_cli.options.verbs import TrainOptions
 
-ONE_CYCLE_RISE = 0.3
-"""Share of the run spent rising, unless `warmup` is set (Smith and Topin 2017, arXiv:1708.07120)."""
+WARMUP = 0.02
+ONE_CYCLE_WARMUP = 0.3
+"""Smith and Topin 2017, arXiv:1708.07120."""
 
 
 def factor(options: TrainOptions, progress: float) -> float:
@@ -20,8 +21,8 @@ def factor(options: TrainOptions, progress: float) -> float:
 
 
 def _rise(options: TrainOptions) -> float:
-    chosen = "warmup" in options.model_fields_set
-    return options.warmup if chosen or options.schedule != "one-cycle" else ONE_CYCLE_RISE
+    usual = ONE_CYCLE_WARMUP if options.schedule == "one-cycle" else WARMUP
+    return usual if options.warmup is None else options.warmup
 
 
 def _rising(options: TrainOptions, share: float) -> float:

@@ -1,0 +1,53 @@
+"""Train a model from scratch, go on with a checkpoint, or resume what was interrupted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.errors import UsageError
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
+
+
+def train(
+    rev: Annotated[
+        str | None, typer.Argument(metavar="[REV]", help="Checkpoint to start from; from scratch when absent.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this branch's last interrupted run.")] = False,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="With --resume: this run instead.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Make each -c FILE a run of its own, this many at a time.")
+    ] = None,
+    keep_branch: Annotated[bool, typer.Option("--keep-branch", help="Leave the branch where it is.")] = False,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        if resume or run:
+            if rev or config or sets or unsets or jobs:
+                raise UsageError(
+                    "--resume goes on with a run as it was configured",
+                    hint="leave REV, -c, -s and --jobs out, or start a new run from a checkpoint",
+                )
+            from llmos_cli.operations.train import resume as operation
+
+            s.ui.show(operation(s.workspace, run, emit=s.ui.emit))
+        elif jobs:
+            from llmos_cli.operations.training.several import several
+
+            s.ui.show(several(s.workspace, rev, config or [], sets or [], unsets or [], jobs=jobs, emit=s.ui.emit))
+        elif dry_run:
+            from llmos_cli.operations.training.plan import plan
+
+            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
+            s.ui.show(plan(s.workspace, rev, resolved, emit=s.ui.emit))
+        else:
+            from llmos_cli.operations.train import train as operation_train
+
+            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
+            s.ui.show(operation_train(s.workspace, rev, resolved, move=not keep_branch, emit=s.ui.emit))

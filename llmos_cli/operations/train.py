@@ -1,0 +1,247 @@
+"""`llmos train`: from data and a config to a checkpoint, as one run that commits whole or can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llmos_cli import device
+from llmos_cli.core import config as configs
+from llmos_cli.core.config import Resolved
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.view import Line, Lines, Span, duration, number, short, size
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.events import Emit, Metric, Note
+from llmos_cli.models.load import load
+from llmos_cli.models.save import save
+from llmos_cli.operations.config import methods, note_unread
+from llmos_cli.operations.environment import environment
+from llmos_cli.operations.fit import Fitted, fit
+from llmos_cli.operations.training.start import Start, config_json, make_model, start
+from llmos_cli.options.verbs import TrainConfig
+from llmos_cli.tasks.base import Task
+from llmos_cli.tasks.scoring import evaluate
+
+if TYPE_CHECKING:
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+MEASURED = ("validation", "test")
+BATCH = 16
+"""Samples at once when the saved checkpoint is measured: as `eval` does, so that both give the same number."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`metrics`: split -> name -> value, of the checkpoint as it was read back from disk; `kept_step`: the step its weights
+    are of; `rate` in `rate_unit` per second; `bytes` of all its files."""
+
+    checkpoint: str
+    run: str
+    parent: str
+    branch: str
+    task: str
+    parameters: int
+    bytes: int
+    steps: int
+    kept_step: int
+    seconds: float
+    stopped_early: bool
+    rate: float
+    rate_unit: str
+    precision: str
+    compiled: bool
+    metrics: Mapping[str, Mapping[str, float]]
+
+    def view(self) -> Lines:
+        head: Line = (
+            Span(short(self.checkpoint), "id"),
+            f"  {self.task}, {self.parameters:,} parameters, {size(self.bytes)}",
+        )
+        how = f"{self.steps:,} steps in {duration(self.seconds)}, {self.rate:,.0f} {self.rate_unit}/s, {self.precision}"
+        notes = [", compiled" if self.compiled else "", ", stopped early" if self.stopped_early else ""]
+        kept = f", weights of step {self.kept_step:,}" if self.kept_step != self.steps else ""
+        return Lines([head, how + "".join(notes) + kept, *self._measured()])
+
+    def _measured(self) -> list[Line]:
+        return [
+            f"{split}: " + ", ".join(f"{name} {number(value)}" for name, value in values.items())
+            for split, values in self.metrics.items()
+        ]
+
+
+def train(ws: Workspace, rev: str | None, resolved: Resolved, *, move: bool = True, emit: Emit) -> TrainResult:
+    """Train from scratch, or from the checkpoint `rev`; `move`: whether the current branch goes to the result."""
+    parent = ws.checkpoint(rev) if rev is not None else None
+    parents = [parent.id] if parent else []
+    with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=parents) as run:
+        run.listen(emit)
+        result = _run(ws, run, parent, resolved, resume=False, move=move)
+        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+        return result
+
+
+def resume(ws: Workspace, name: str | None, *, emit: Emit) -> TrainResult:
+    """Go on with an interrupted training run, as it was configured: the run `name`, or the current branch's last one."""
+    record = ws.runs.find(name) if name else _last_interrupted(ws)
+    if record.operation != "train":
+        raise UsageError(f"run {record.id} is a {record.operation}, not a training run")
+    with ws.runs.resume(record.id) as run:
+        run.listen(emit)
+        parent = ws.checkpoint(run.started.parents[0]) if run.started.parents else None
+        return _run(ws, run, parent, recorded(run.path / "config.yaml"), resume=True, move=True)
+
+
+def _last_interrupted(ws: Workspace) -> Any:
+    """Newest first: the first training run that began on the current branch decides."""
+    base = ws.head().name
+    for record in reversed(ws.runs.list()):
+        if record.operation == "train" and record.base == base and not record.alive and record.status != "done":
+            return record
+    raise NotFound(
+        f"no training run on {base} was interrupted", hint="`llmos ps --all` lists runs; `--run ID` names one"
+    )
+
+
+def recorded(file: Path) -> Resolved:
+    """A run's own config, with none of what the config files say today."""
+    tree = configs.read_file(file)
+    config = configs.check(tree, TrainConfig, methods=methods)
+    return Resolved("train", config, config.model_dump(mode="json"), {}, ())
+
+
+def _run(
+    ws: Workspace, run: Run, parent: Checkpoint | None, resolved: Resolved, *, resume: bool, move: bool
+) -> TrainResult:
+    config: TrainConfig = resolved.config
+    teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
+    begin = start(ws, parent, config, teacher)
+    for note in begin.prepared.notes:
+        run.emit(Note(note, level="warning"))
+    model = make_model(begin, ws, parent, config, run.emit)
+    if teacher is not None:
+        _check_teacher(teacher, model)
+    splits = begin.prepared.splits
+    fitted = fit(
+        model,
+        splits["train"],
+        splits.get("validation"),
+        begin.task,
+        config.train,
+        seed=config.seed,
+        facts=begin.prepared.facts,
+        state=run.state,
+        resume=resume,
+        emit=run.emit,
+        teacher=device.move(load(teacher.path), device.pick()) if teacher else None,
+    )
+    checkpoint = _commit(ws, run, model, begin, resolved, fitted, parent, move)
+    metrics = _measured(run, checkpoint, begin)
+    return _result(ws, run, checkpoint, parent, begin, fitted, model, metrics, move)
+
+
+def _check_teacher(teacher: Checkpoint, model: nn.Module) -> None:
+    """A teacher's classes must be the student's, number by number."""
+    theirs, ours = (_classes(config) for config in (config_json(teacher.path), model.config.to_dict()))  # type: ignore[union-attr,operator]
+    if theirs != ours:
+        raise UsageError(
+            f"The teacher {short(teacher.id)} has other classes than the model ({theirs} and {ours} of them).",
+            hint="A teacher must have the model's tokenizer and labels: train without REV, or from one that shares them.",
+        )
+
+
+def _classes(config: Mapping[str, Any]) -> int:
+    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
+        return int(config["vocab_size"])
+    return len(config.get("id2label") or {})
+
+
+def _commit(
+    ws: Workspace,
+    run: Run,
+    model: Any,
+    begin: Start,
+    resolved: Resolved,
+    fitted: Fitted,
+    parent: Checkpoint | None,
+    move: bool,
+) -> Checkpoint:
+    """Save the model and make it a checkpoint that says how it was made."""
+    made = Made(
+        operation="train",
+        parents=(parent.id,) if parent else (),
+        config={
+            **resolved.mapping,
+            "model": begin.model.model_dump(mode="json"),
+            "data": begin.data.model_dump(mode="json"),
+        },
+        data=begin.prepared.fingerprint,
+        environment={**environment(), "precision": fitted.precision, "compiled": fitted.compiled},
+        seed=resolved.config.seed,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    with ws.stage() as folder:
+        save(model, folder, dtype=_stored_dtype(begin), processor=begin.prepared.processor)
+        return run.commit(folder, made, move=move)
+
+
+def _stored_dtype(begin: Start) -> torch.dtype:
+    named: torch.dtype = getattr(torch, begin.model.dtype) if begin.model.dtype else begin.task.default_dtype
+    return named
+
+
+def _measured(run: Run, checkpoint: Checkpoint, begin: Start) -> dict[str, dict[str, float]]:
+    """The numbers of the checkpoint as it lies on disk, read back: what was rounded in saving counts."""
+    model = device.move(load(checkpoint.path), device.pick())
+    found = {}
+    for name in MEASURED:
+        split = begin.prepared.splits.get(name)
+        if split is None or len(split) == 0:
+            continue
+        found[name] = measure(begin.task, model, split, begin.prepared.facts, emit=run.emit, stage=f"measure {name}")
+        for metric, value in found[name].items():
+            run.emit(Metric(metric, value, split=name, checkpoint=checkpoint.id))
+    return found
+
+
+def measure(
+    task: Task, model: nn.Module, split: Any, facts: Mapping[str, Any], *, emit: Emit, stage: str
+) -> dict[str, float]:
+    return task.metrics(evaluate(task, model, split, batch_size=BATCH, emit=emit, stage=stage), facts)
+
+
+def _result(
+    ws: Workspace,
+    run: Run,
+    checkpoint: Checkpoint,
+    parent: Checkpoint | None,
+    begin: Start,
+    fitted: Fitted,
+    model: nn.Module,
+    metrics: Mapping[str, Mapping[str, float]],
+    move: bool,
+) -> TrainResult:
+    return TrainResult(
+        checkpoint=checkpoint.id,
+        run=run.id,
+        parent=parent.id if parent else "",
+        branch=run.base if move else "",
+        task=begin.task.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=checkpoint.manifest.size,
+        steps=fitted.steps,
+        kept_step=fitted.step,
+        seconds=fitted.seconds,
+        stopped_early=fitted.stopped_early,
+        rate=fitted.rate,
+        rate_unit=fitted.rate_unit,
+        precision=fitted.precision,
+        compiled=fitted.compiled,
+        metrics=metrics,
+    )

@@ -1,0 +1,131 @@
+"""`llmos train --dry-run`: what a run would take, said before it begins: parameters, samples, steps, memory, time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from llmos_cli import device
+from llmos_cli.core.view import Lines, duration, size
+from llmos_cli.events import Emit, Note
+from llmos_cli.methods import parameters
+from llmos_cli.operations.fit import precision_of
+from llmos_cli.operations.training import budget
+from llmos_cli.operations.training.start import Start, make_model, start
+from llmos_cli.options.verbs import TrainOptions
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Workspace
+
+EFFICIENCY = 0.5
+"""Share of a square matrix product's speed that small models reach in training."""
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """`positions`: scored positions (tokens, or labels) of a sample, at most; `steps` is an estimate where `seconds` is the budget,
+    and the other way round."""
+
+    task: str
+    model: str
+    parameters: int
+    trained: int
+    samples: int
+    positions: int
+    steps: int
+    seconds: float
+    epochs: float
+    memory: int
+    memory_free: int
+    device: str
+    precision: str
+    optimizer: str
+
+    def view(self) -> Lines:
+        trained = "" if self.trained == self.parameters else f", {self.trained:,} of them trained"
+        return Lines(
+            [
+                f"model    {self.model}, {self.parameters:,} parameters{trained}, for {self.task}",
+                f"data     {self.samples:,} training samples"
+                + (f" of {self.positions:,} tokens" if self.positions > 1 else ""),
+                f"run      about {self.steps:,} steps in {duration(self.seconds)}, {self.epochs:.2g} epochs, {self.optimizer}",
+                f"memory   about {size(self.memory)} of {size(self.memory_free)} free",
+                f"device   {self.device}, {self.precision}",
+                "dry run: nothing was trained",
+            ]
+        )
+
+
+def plan(ws: Workspace, rev: str | None, resolved: Resolved, *, emit: Emit) -> TrainPlan:
+    """Prepare the data and build the model, as the run would, and stop there."""
+    config = resolved.config
+    parent = ws.checkpoint(rev) if rev is not None else None
+    teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
+    begin = start(ws, parent, config, teacher)
+    for note in begin.prepared.notes:
+        emit(Note(note, level="warning"))
+    model = make_model(begin, ws, parent, config, emit)
+    return _plan(begin, model, config.train)
+
+
+def _plan(begin: Start, model: nn.Module, options: TrainOptions) -> TrainPlan:
+    on = device.pick()
+    split = begin.prepared.splits["train"]
+    positions = split.batch([0])["labels"].numel()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size_of_step = options.batch_size * options.accumulation
+    steps, seconds = _length(options, _seconds(model, positions, size_of_step), samples=len(split))
+    return TrainPlan(
+        task=begin.task.name,
+        model=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=trained,
+        samples=len(split),
+        positions=positions,
+        steps=steps,
+        seconds=seconds,
+        epochs=steps * size_of_step / max(1, len(split)),
+        memory=_memory(model, begin, options, positions),
+        memory_free=device.memory_free(on),
+        device=device.device_name(on),
+        precision=str(precision_of(options, on)).removeprefix("torch."),
+        optimizer=options.optimizer,
+    )
+
+
+def _length(options: TrainOptions, step_seconds: float, *, samples: int) -> tuple[int, float]:
+    bounds = budget.of(options, samples=samples)
+    by_clock = math.inf if bounds.seconds is None else bounds.seconds / step_seconds
+    steps = max(1, round(min(by_clock, bounds.steps or math.inf)))
+    return steps, min(steps * step_seconds, bounds.seconds or math.inf)
+
+
+def _seconds(model: nn.Module, positions: int, samples: int) -> float:
+    """Of one step: six operations for each weight and position, at half the speed of a matrix product."""
+    on = device.pick()
+    work = 6 * _computing(model) * positions * samples
+    return work / (EFFICIENCY * device.speed(device.compute_dtype(on), on))
+
+
+def _computing(model: nn.Module) -> int:
+    """Weights that are multiplied with every position: all but the tables that are only looked up."""
+    parts = parameters.of_model(model)
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    tables = parts.embeddings if tied else []
+    return sum(p.numel() for p in [*parts.matrices, *parts.heads, *tables])
+
+
+def _memory(model: nn.Module, begin: Start, options: TrainOptions, positions: int) -> int:
+    """Weights, gradients, two moments, the best weights; for a batch, each block's activations and the logits three times."""
+    weights = sum(p.numel() for p in model.parameters()) * FP32
+    config = getattr(model, "config", None)
+    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
+    kept = 2 if options.gradient_checkpointing else 24
+    classes = begin.prepared.facts.get("vocab_size" if begin.task.name == "causal-lm" else "num_labels", 0)
+    activations = options.batch_size * positions * FP32 * (kept * hidden * layers + 3 * classes)
+    return int(5 * weights + activations)

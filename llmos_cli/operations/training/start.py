@@ -1,0 +1,170 @@
+"""What a training run starts from: which data, and which weights.
+
+Without a revision: a new model. With one: its weights, and training continues where `model:` is absent or says the same
+and the labels are the same; otherwise a new model is built and takes over the weights whose name and shape match.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from llmos_cli import device, tasks
+from llmos_cli.errors import UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.models.build import build, freeze_backbone, transfer
+from llmos_cli.models.load import load
+from llmos_cli.operations import lineage
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.model import ModelOptions
+from llmos_cli.options.verbs import TrainConfig
+from llmos_cli.tasks.base import Prepared, Task
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+
+@dataclass(frozen=True)
+class Start:
+    """`model`: the options that built it, or would; `new`: whether its weights are not simply the parent's."""
+
+    task: Task
+    data: DataOptions
+    model: ModelOptions
+    prepared: Prepared
+    new: bool
+
+
+def start(ws: Workspace, parent: Checkpoint | None, config: TrainConfig, teacher: Checkpoint | None = None) -> Start:
+    """Prepare the data and decide on the model; nothing is built yet. `teacher` gives a new model its tokenizer."""
+    data = config.data if parent is None else lineage.effective_data(ws, parent.id, config.data)
+    task = _task(parent, data)
+    data = data.model_copy(update={"task": task.name})
+    if parent is None:
+        prepared = _prepare(ws, task, data, config, processor=teacher.path if teacher else None)
+        return Start(task, data, config.model, prepared, new=True)
+    if not _same_model(parent, config.model):
+        return Start(task, data, config.model, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
+    return _continued(ws, parent, task, data, config)
+
+
+def make_model(
+    begin: Start, ws: Workspace, parent: Checkpoint | None, config: TrainConfig, emit: Emit
+) -> PreTrainedModel:
+    """The model on its device, in fp32, which is what optimizers need whatever the weights are stored in."""
+    if parent is not None and not begin.new:
+        model = load(parent.path, dtype=torch.float32)
+    else:
+        facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
+        model = build(begin.model, begin.task.name, facts, seed=config.seed, root=ws.root)
+        if parent is not None:
+            _take_over(model, parent, emit)
+    if config.model.freeze == "backbone":
+        freeze_backbone(model)
+    return device.move(model, device.pick())
+
+
+def _task(parent: Checkpoint | None, data: DataOptions) -> Task:
+    if data.task is not None:
+        return tasks.load(data.task)
+    if parent is not None:
+        return tasks.of_checkpoint(parent.manifest, config_json(parent.path))
+    raise UsageError("data.task is not set.", hint=f"Set it to one of {', '.join(tasks.names())}.")
+
+
+def _prepare(
+    ws: Workspace,
+    task: Task,
+    data: DataOptions,
+    config: TrainConfig,
+    processor: Path | None = None,
+    *,
+    relabel: bool = False,
+) -> Prepared:
+    return task.prepare(data, config.model, seed=config.seed, cache=ws.cache, processor=processor, relabel=relabel)
+
+
+def _same_model(parent: Checkpoint, asked: ModelOptions) -> bool:
+    """Whether `model:` names no architecture, or the one the parent has: by what it was made with, else by its config.json."""
+    if asked.arch is None and asked.module is None:
+        return True
+    recorded = parent.manifest.made.config.get("model")
+    if recorded and recorded.get("arch", recorded.get("module")):
+        return _identity(ModelOptions(**recorded)) == _identity(asked)
+    has = config_json(parent.path)
+    return asked.arch == has.get("model_type") and all(has.get(key) == value for key, value in asked.widths().items())
+
+
+def _identity(options: ModelOptions) -> tuple[Any, ...]:
+    return options.arch, options.module, sorted(options.widths().items())
+
+
+def _continued(ws: Workspace, parent: Checkpoint, task: Task, data: DataOptions, config: TrainConfig) -> Start:
+    """The parent's own model, unless the task or the labels are new and it needs another head."""
+    has = config_json(parent.path)
+    asked = ModelOptions(**{**_recorded_model(parent, has), "freeze": config.model.freeze, "dtype": config.model.dtype})
+    if tasks.of_checkpoint(parent.manifest, has).name != task.name:
+        return Start(task, data, asked, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
+    if "labels" in task.columns or "label" in task.columns or "tags" in task.columns:
+        relabelled = _prepare(ws, task, data, config, parent.path, relabel=True)
+        if not _labels(relabelled.facts) <= _labels(has):
+            return Start(task, data, asked, relabelled, new=True)
+    return Start(task, data, asked, _prepare(ws, task, data, config, parent.path), new=False)
+
+
+def _labels(facts: Mapping[str, Any]) -> set[str]:
+    return set((facts.get("id2label") or {}).values())
+
+
+def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model` section that would build the parent's architecture again."""
+    recorded = dict(parent.manifest.made.config.get("model") or {})
+    if recorded.get("arch") or recorded.get("module"):
+        return recorded
+    arch = has["model_type"]
+    plain = CONFIG_MAPPING[arch]().to_dict()
+    decided_by_data = {
+        "vocab_size",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "architectures",
+        "transformers_version",
+        "dtype",
+    }
+    widths = {key: value for key, value in has.items() if key in plain and plain[key] != value}
+    return {"arch": arch, **{key: value for key, value in widths.items() if key not in decided_by_data}}
+
+
+def _take_over(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
+    moved = transfer(model, parent.path)
+    if not moved.copied:
+        raise UsageError(
+            f"No weight of {parent.id[:12]} fits the model: no name and shape is the same.",
+            hint="Leave model: out to continue its training, or leave REV out to train from scratch.",
+        )
+    emit(
+        Note(
+            f"{len(moved.copied)} tensors come from {parent.id[:12]}; {len(moved.fresh)} are new{_listed(moved.fresh)}."
+        )
+    )
+    if moved.unused:
+        emit(
+            Note(f"{len(moved.unused)} tensors of {parent.id[:12]} have no place in the model{_listed(moved.unused)}.")
+        )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f" ({shown})" if names else ""
+
+
+def config_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return values
