@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -62,16 +62,37 @@ def complete(cls: type[Model], source: Path | None, directory: Path, **kwargs: A
 
 def dequantized(directory: Path, config: PreTrainedConfig | Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """Every dense weight of a quantized checkpoint, computed in `dtype` as transformers does."""
-    entries = headers.of_directory(directory)
-    names = set(headers.quantized_names(entries))
-    shapes = headers.dense_shapes(entries)
-    groups = _groups(config)
+    with dense_weights(directory, config, dtype) as weights:
+        return dict(weights)
+
+
+@contextmanager
+def dense_weights(
+    directory: Path, config: PreTrainedConfig | Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[Mapping[str, Tensor]]:
+    """The dense weights of any checkpoint by name, each read when it is asked for."""
     with ExitStack() as stack:
-        read = Read(entries, stack)
-        return {
-            name: _dense(name, shapes[name], read, groups, dtype) if name in names else _float(read(name), dtype)
-            for name in shapes
-        }
+        yield _DenseWeights(headers.of_directory(directory), _groups(config), dtype, stack)
+
+
+class _DenseWeights(Mapping[str, Tensor]):
+    def __init__(
+        self, entries: Mapping[str, headers.Entry], groups: Sequence[Group], dtype: torch.dtype, stack: ExitStack
+    ) -> None:
+        self._shapes = headers.dense_shapes(entries)
+        self._quantized = set(headers.quantized_names(entries))
+        self._groups, self._dtype, self._read = groups, dtype, Read(entries, stack)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._quantized:
+            return _dense(name, self._shapes[name], self._read, self._groups, self._dtype)
+        return _float(self._read(name), self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 class Read:
