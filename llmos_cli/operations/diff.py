@@ -1,0 +1,212 @@
+"""`llmos diff`: what lies between two checkpoints: how they were made, on what, what they measure, and each layer's weights.
+
+Only the weights need torch, and they are read one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.core.manifest import Manifest
+from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, number, short, size
+from llmos_cli.events import Emit, Metric, Note
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.operations.weights import WeightDiff
+
+
+@dataclass(frozen=True)
+class Changed:
+    """One key's two values; None where a side has no such key."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class MetricDiff:
+    """Two measurements with their 95 % intervals where known; None where a side was not measured."""
+
+    name: str
+    split: str
+    before: float | None
+    before_interval: tuple[float, float] | None
+    after: float | None
+    after_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One side: `bytes` of all its files."""
+
+    rev: str
+    checkpoint: str
+    operation: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """`shared` bytes stand in files that both have; `weights` is None where they were not compared."""
+
+    before: Compared
+    after: Compared
+    shared: int
+    config: Sequence[Changed]
+    data: Sequence[Changed]
+    environment: Sequence[Changed]
+    metrics: Sequence[MetricDiff]
+    weights: Sequence[WeightDiff] | None
+
+    def view(self) -> View:
+        return Group(
+            [
+                self._heads(),
+                _changes("config", self.config),
+                _changes("data", self.data),
+                _changes("environment", self.environment),
+                _metrics(self.metrics),
+                *_weights(self.weights or ()),
+            ]
+        )
+
+    def _heads(self) -> Lines:
+        sides: list[Line] = [
+            [
+                Span(short(side.checkpoint), "id"),
+                " ",
+                Span(side.rev, "name"),
+                f"  {side.operation}, {size(side.bytes)}",
+            ]
+            for side in (self.before, self.after)
+        ]
+        return Lines([*sides, Span(f"{size(self.shared)} stand in files that both have", "dim")])
+
+
+def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: Emit) -> DiffResult:
+    """Compare two revisions. NotFound for one that is not there."""
+    ids = [ws.resolve(before), ws.resolve(after)]
+    one, other = (ws.manifest(identifier) for identifier in ids)
+    return DiffResult(
+        before=Compared(before, one.id, one.made.operation, one.size),
+        after=Compared(after, other.id, other.made.operation, other.size),
+        shared=sum(entry.size for name, entry in one.tree.items() if other.tree.get(name) == entry),
+        config=_changed(_config(one), _config(other)),
+        data=_changed(one.made.data, other.made.data),
+        environment=_changed(one.made.environment, other.made.environment),
+        metrics=list(_compared(ws.metrics(one.id), ws.metrics(other.id))),
+        weights=_compare_weights(ws, ids, emit) if weights else None,
+    )
+
+
+def _config(manifest: Manifest) -> dict[str, Any]:
+    return {**manifest.made.config, "seed": manifest.made.seed}
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Changed]:
+    """Leaves that differ, in the order of the first; an option that was never set is no difference."""
+    one, other = dict(_leaves(before)), dict(_leaves(after))
+    return [Changed(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if value != [] else None
+
+
+def _compared(
+    before: Mapping[tuple[str, str], Metric], after: Mapping[tuple[str, str], Metric]
+) -> Iterator[MetricDiff]:
+    for name, split in {**after, **before}:
+        one, other = before.get((name, split)), after.get((name, split))
+        yield MetricDiff(name, split, *_told(one), *_told(other))
+
+
+def _told(metric: Metric | None) -> tuple[float | None, tuple[float, float] | None]:
+    if metric is None:
+        return None, None
+    known = metric.low is not None and metric.high is not None
+    return metric.value, (metric.low, metric.high) if known else None  # type: ignore[return-value]
+
+
+def _compare_weights(ws: Workspace, ids: Sequence[str], emit: Emit) -> list[WeightDiff] | None:
+    removed = [identifier for identifier in ids if identifier in ws.dropped]
+    if removed:
+        emit(
+            Note(f"the weights of {', '.join(map(short, removed))} were removed: only the rest is compared", "warning")
+        )
+        return None
+    from llmos_cli.operations.weights import compare
+
+    return compare(ws.checkpoint(ids[0]), ws.checkpoint(ids[1]), emit=emit)
+
+
+def _changes(title: str, changes: Sequence[Changed]) -> Table | Lines:
+    if not changes:
+        return Lines([])
+    return Table([title, "before", "after"], [[c.key, _cell(c.before), _cell(c.after)] for c in changes], align="lll")
+
+
+def _cell(value: Any) -> str | None:
+    """Hashes are cut: that they differ is what counts."""
+    if value is None:
+        return None
+    text = str(value)
+    return text[:12] if len(text) == 64 and all(digit in "0123456789abcdef" for digit in text) else text
+
+
+def _metrics(metrics: Sequence[MetricDiff]) -> Table | Lines:
+    if not metrics:
+        return Lines([])
+    rows: list[list[Cell]] = [
+        [m.name, m.split, _measured(m.before, m.before_interval), _measured(m.after, m.after_interval), _difference(m)]
+        for m in metrics
+    ]
+    return Table(["metric", "split", "before", "after", "change"], rows, align="llrrr")
+
+
+def _measured(value: float | None, interval: tuple[float, float] | None) -> str | None:
+    if value is None:
+        return None
+    return number(value) + (f" [{number(interval[0])}, {number(interval[1])}]" if interval else "")
+
+
+def _difference(metric: MetricDiff) -> str | None:
+    if metric.before is None or metric.after is None:
+        return None
+    if not metric.before:
+        return f"{metric.after:+.4g}"
+    return f"{100 * (metric.after / metric.before - 1):+.2f} %"
+
+
+def _weights(weights: Sequence[WeightDiff]) -> Iterator[View]:
+    """The weights that changed; those that did not are counted."""
+    changed = [w for w in weights if w.change != 0 or w.before != w.after]
+    if changed:
+        rows: list[list[Cell]] = [[w.name, _percent(w.change), *_sides(w)] for w in changed]
+        yield Table(["weight", "change", "sparsity", "bits", "size"], rows, align="lrrrr")
+    if weights:
+        yield Lines([f"{len(weights) - len(changed)} of {len(weights)} tensors are equal"])
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.3g} %"
+
+
+def _sides(weight: WeightDiff) -> Iterator[str]:
+    """`0 % → 50 %`, or one value where both sides agree."""
+    sides = (weight.before, weight.after)
+    yield _arrow(*(None if side is None else _percent(side.sparsity) for side in sides))
+    yield _arrow(*(None if side is None else str(side.bits) for side in sides))
+    yield _arrow(*(None if side is None else size(side.bytes) for side in sides))
+
+
+def _arrow(before: str | None, after: str | None) -> str:
+    return f"{before or '—'} → {after or '—'}" if before != after else str(before)

@@ -1,0 +1,87 @@
+"""`llmos diff`: what changed between two checkpoints, weights included."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Checkpoint, Workspace
+from llmos_cli.events import ignore
+from llmos_cli.models import headers
+from llmos_cli.models.load import load
+from llmos_cli.models.quantized import Quantized, write_quantized
+from llmos_cli.operations.weights import compare
+
+
+def weights(ran):
+    return {weight["name"]: weight for weight in ran.json["weights"]}
+
+
+def test_each_weight_against_the_models(line: Workspace, llmos):
+    ran = llmos("diff", "base", "HEAD", "--json", "-q")
+    before, after = (dict(load(line.checkpoint(rev).path).named_parameters()) for rev in ("base", "HEAD"))
+    for name, weight in weights(ran).items():
+        with torch.inference_mode():
+            change = (after[name] - before[name]).norm() / before[name].norm()
+        assert weight["change"] == pytest.approx(float(change), rel=1e-4)
+        assert weight["after"]["sparsity"] == pytest.approx(float((after[name] == 0).float().mean()))
+        assert weight["after"]["bits"] == 32
+        assert weight["after"]["bytes"] == 4 * after[name].numel()
+    assert weights(ran)["model.layers.0.mlp.up_proj.weight"]["after"]["sparsity"] == 0.5
+
+
+def test_the_table(line: Workspace, llmos):
+    ran = llmos("diff", "base", "-q")
+    assert ran.code == 0
+    row = next(row for row in ran.out.splitlines() if row.startswith("model.layers.1.mlp.up_proj.weight"))
+    assert "0 % → 50 %" in row and " 32 " in row
+    assert "tensors are equal" in ran.out
+
+
+def test_equal_checkpoints(line: Workspace, llmos):
+    ran = llmos("diff", "HEAD", "HEAD", "--json", "-q")
+    assert ran.json["config"] == ran.json["data"] == ran.json["environment"] == []
+    assert {weight["change"] for weight in ran.json["weights"]} == {0.0}
+    assert ran.json["shared"] == ran.json["before"]["bytes"]
+
+
+def test_metrics_with_their_intervals(line: Workspace, llmos):
+    for rev in ("base", "HEAD"):
+        llmos("eval", rev, "-s", "eval.latency=false", "-q")
+    (found,) = [m for m in llmos("diff", "base", "--no-tensors", "--json").json["metrics"] if m["name"] == "loss"]
+    assert found["before"] != found["after"]
+    assert found["before_interval"][0] < found["before"] < found["before_interval"][1]
+    (kl,) = [m for m in llmos("diff", "base", "--no-tensors", "--json").json["metrics"] if m["name"] == "kl_base"]
+    assert kl["before"] is None and kl["after"] > 0
+
+
+def test_a_missing_revision(line: Workspace, llmos):
+    assert llmos("diff", "base", "nope").code == 4
+
+
+def test_without_tensors_there_is_no_torch(line: Workspace):
+    program = (
+        "import sys; from llmos_cli.app import run; code = run(['diff', 'base', '--no-tensors', '--json']);"
+        "sys.exit(code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_quantized_against_dense(line: Workspace, tmp_path):
+    """4-bit codes: fewer bits, the change is the rounding's, tensors of other names are not invented."""
+    base = line.checkpoint("base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight_OI = load(base.path).get_parameter(name).detach()
+    scales_OG = weight_OI.abs().amax(1, keepdim=True) / 7
+    codes = (weight_OI / scales_OG).round().clamp(-8, 7).to(torch.int8)
+    write_quantized(tmp_path, base.path, {name.removesuffix(".weight"): Quantized(codes, scales_OG, bits=4)})
+    other = Checkpoint("f" * 64, tmp_path, replace(base.manifest, tree={}))
+    found = {weight.name: weight for weight in compare(base, other, emit=ignore)}
+    assert set(found) == set(headers.of_directory(base.path))
+    assert (found[name].before.bits, found[name].after.bits) == (32, 4)
+    assert found[name].after.bytes < found[name].before.bytes / 4
+    expected = (codes * scales_OG - weight_OI).norm() / weight_OI.norm()
+    assert found[name].change == pytest.approx(float(expected), rel=1e-3)
