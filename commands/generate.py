@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import JsonFlag, session
+from llmos_cli.session import JsonFlag, QuietFlag, session
 
 
 def generate(
@@ -21,8 +21,9 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this probability.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json) as s:
+    with session(json=json, quiet=quiet) as s:
         workspace = s.workspace
         if prompt is None:
             if sys.stdin.isatty():

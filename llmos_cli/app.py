@@ -32,7 +32,7 @@ from llmos_cli.ui import Ui
 PANELS = {
     "Start": ("init", "doctor", "config", "import"),
     "Stages": ("train", "tune", "prune", "quantize", "eval", "generate", "predict", "deploy", "export"),
-    "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "rm", "path"),
+    "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "undo", "redo", "op", "rm", "path"),
     "Processes": ("ps", "logs", "stop"),
     "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
 }
@@ -82,8 +82,11 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
-            self.commands[cmd_name] = _build(catalog.command(cmd_name))
+            self.commands[cmd_name] = _build(catalog.command(cmd_name), ctx)
         return self.commands[cmd_name]
+
+    def get_params(self, ctx: Any) -> Any:
+        return [_cheap(parameter) for parameter in super().get_params(ctx)]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Names and first lines, panel by panel, importing nothing."""
@@ -166,7 +169,15 @@ def _wait(seconds: str) -> None:
     os.environ["LLMOS_WAIT"] = seconds
 
 
-def _build(entry: catalog.Entry) -> Any:
+def commands_below(name: str) -> list[str]:
+    """Of a command that is a group of commands (`config`), their names."""
+    return [
+        info.name or info.callback.__name__
+        for info in getattr(catalog.command(name).load(), "app", typer.Typer()).registered_commands
+    ]
+
+
+def _build(entry: catalog.Entry, ctx: Any) -> Any:
     """Import one command's file and make a typer command of its function, or a group of its `app`."""
     module = entry.load()
     typed = getattr(module, "app", None) or typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -176,10 +187,17 @@ def _build(entry: catalog.Entry) -> Any:
     command = get_command(typed)
     command.name = entry.name
     for each in (command, *getattr(command, "commands", {}).values()):
-        for parameter in each.params:
-            _convert_cheaply(parameter)
-            _complete(parameter, entry.name)
+        for parameter in each.get_params(ctx):
+            _complete(_cheap(parameter), entry.name)
+            _name_in_capitals(parameter)
     return command
+
+
+def _name_in_capitals(parameter: Any) -> None:
+    """Arguments are called REV and FILE in help, without their type."""
+    if parameter.param_type_name == "argument":
+        parameter.metavar = (parameter.metavar or parameter.name.upper()).strip("[].")
+        parameter.display_type_rich = lambda ctx: None
 
 
 def _complete(parameter: Any, verb: str) -> None:
@@ -200,11 +218,12 @@ def _paragraphs(docstring: str) -> str:
     return "\n\n".join(f"\b\n{text}" if text.startswith("    ") else text for text in paragraphs)
 
 
-def _convert_cheaply(parameter: Any) -> None:
-    """Give a parameter of a plain type a plain converter: typer's own would import pydantic, a third of `status`'s time."""
+def _cheap(parameter: Any) -> Any:
+    """Give a parameter of a plain type a plain converter: typer's own would import pydantic, half the time of `status`."""
     annotation = parameter.type_descriptor.annotation
     if annotation in (bool, str, int, float, Path, list[str], list[Path]) and not parameter.type_descriptor.is_ranged:
         parameter._runtime_param = _Plain(annotation)
+    return parameter
 
 
 class _Plain:

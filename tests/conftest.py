@@ -81,19 +81,26 @@ def llmos() -> Llmos:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(new_workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """An initialised workspace with a tiny causal-lm config; the current folder is its root."""
-    return make_workspace(tmp_path / "workspace", monkeypatch)
+    workspace = new_workspace(tmp_path / "workspace")
+    monkeypatch.chdir(workspace.root)
+    return workspace
 
 
-def make_workspace(directory: Path, monkeypatch: pytest.MonkeyPatch, template: str = "causal-lm") -> Workspace:
+@pytest.fixture(scope="session")
+def new_workspace() -> Callable[..., Workspace]:
+    """`new_workspace(directory, "image-classification")` makes a workspace with that template's tiny config."""
+    return _new_workspace
+
+
+def _new_workspace(directory: Path, template: str = "causal-lm") -> Workspace:
     from llmos_cli.core.workspace import Workspace
     from llmos_cli.operations.init import init
 
     init(directory, template)
     (directory / "configs" / "train.yaml").write_text(TINY[template])
-    monkeypatch.chdir(directory)
-    return Workspace.find()
+    return Workspace.find(directory)
 
 
 TINY = {
@@ -123,6 +130,12 @@ train: {max_steps: 4, batch_size: 8}
 """,
 }
 """Configs that train in a second or two: what a test checks is never how good a model is."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="Rewrite the transcripts of tests/golden/ as they are now."
+    )
 
 
 @pytest.hookimpl(wrapper=True)
