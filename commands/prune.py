@@ -1,0 +1,38 @@
+"""Set weights to zero, let the rest make up for it, and prove the result."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
+
+
+def prune(
+    rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to prune.")] = "HEAD",
+    method: Annotated[str | None, typer.Option(help="How weights are chosen.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights to set to zero.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="unstructured, or n:m such as 2:4.")] = None,
+    heal: Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Commit nothing if the task's metric gets worse by more than this (exit 3).")
+    ] = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        given = {"method": method, "sparsity": sparsity, "pattern": pattern, "heal": heal}
+        flags = {f"prune.{key}": value for key, value in (given | {"max_kl": max_kl, "max_drop": max_drop}).items()}
+        resolved = s.resolve("prune", files=config, sets=sets, unsets=unsets, flags=flags)
+        from llmos_cli.operations import prune as operation
+
+        if dry_run:
+            s.ui.show(operation.plan(s.workspace, rev, resolved))
+        else:
+            s.ui.show(operation.prune(s.workspace, rev, resolved, emit=s.ui.emit))

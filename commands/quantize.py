@@ -1,0 +1,38 @@
+"""Store weights in fewer bits, in a format that others read, and prove the result."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
+
+
+def quantize(
+    rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to quantize.")] = "HEAD",
+    method: Annotated[str | None, typer.Option(help="How codes are chosen.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits of a weight.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale; -1: all of them.")] = None,
+    heal: Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Commit nothing if the task's metric gets worse by more than this (exit 3).")
+    ] = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        given = {"method": method, "bits": bits, "group_size": group_size, "heal": heal}
+        flags = {f"quantize.{key}": value for key, value in (given | {"max_kl": max_kl, "max_drop": max_drop}).items()}
+        resolved = s.resolve("quantize", files=config, sets=sets, unsets=unsets, flags=flags)
+        from llmos_cli.operations import quantize as operation
+
+        if dry_run:
+            s.ui.show(operation.plan(s.workspace, rev, resolved))
+        else:
+            s.ui.show(operation.quantize(s.workspace, rev, resolved, emit=s.ui.emit))

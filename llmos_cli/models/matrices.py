@@ -1,0 +1,77 @@
+"""A model's compressible weights as matrices, each [O, I] whatever the layer keeps it as, and why others are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from llmos_cli.errors import LlmosError
+from llmos_cli.models.blocks import COMPRESSIBLE, EMBEDDING_PARTS, head_names, layers, weights
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight of a compressible layer; `name` is the parameter's full name in the model."""
+
+    name: str
+    layer_name: str
+    layer: nn.Module
+    parameter: nn.Parameter
+
+    @property
+    def inputs(self) -> int:
+        return self.parameter.shape[0] if self.transposed else self.parameter[0].numel()
+
+    @property
+    def transposed(self) -> bool:
+        """transformers' Conv1D keeps its weight as [I, O]."""
+        return isinstance(self.layer, Conv1D)
+
+    def read(self) -> Tensor:
+        """[O, I] in fp32, a copy: a kernel's inputs are channels x height x width."""
+        weight = self.parameter.detach().float()
+        weight_OI = (weight.T if self.transposed else weight.flatten(1)).clone()
+        if not torch.isfinite(weight_OI).all():
+            raise LlmosError(
+                f"{self.name} holds values that are not finite", hint="compress a checkpoint from before that"
+            )
+        return weight_OI
+
+    def write(self, weight_OI: Tensor) -> None:
+        with torch.no_grad():
+            self.parameter.copy_(self.shaped(weight_OI))
+
+    def shaped(self, weight_OI: Tensor) -> Tensor:
+        """[O, I] in the layer's own shape."""
+        return weight_OI.T if self.transposed else weight_OI.view(self.parameter.shape)
+
+
+def matrices(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, Matrix]:
+    """All of a model's compressible weights by name, but those of layers that a glob pattern of `ignore` matches."""
+    return {
+        f"{layer_name}.{weight}": Matrix(f"{layer_name}.{weight}", layer_name, layer, parameter)
+        for layer_name, layer in layers(model).items()
+        if not matches(layer_name, ignore)
+        for weight, parameter in weights(layer).items()
+    }
+
+
+def left_alone(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, str]:
+    """Modules with weights that no method touches, and why."""
+    reasons = dict.fromkeys(head_names(model), "output layer")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or (
+            isinstance(module, COMPRESSIBLE) and EMBEDDING_PARTS & {*name.split(".")}
+        ):
+            reasons[name] = "embedding"
+    reasons |= {name: "ignored, as the config says" for name in layers(model) if matches(name, ignore)}
+    return reasons
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,88 @@
+"""How a compression ends: proven on the staged directory, judged by the guards, and only then a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llmos_cli.core.manifest import Made
+from llmos_cli.errors import NotFound
+from llmos_cli.events import Metric
+from llmos_cli.models import headers
+from llmos_cli.models.rewrite import DTYPES, stored_dtype
+from llmos_cli.operations import lineage
+from llmos_cli.operations.compression.subject import BATCH, Subject
+from llmos_cli.operations.environment import environment
+from llmos_cli.operations.proof import Exhibits, Proof, guard, prove
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+PROOF_SPLITS = ("test", "validation")
+"""Where the result is judged: the first of these that the data has."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    max_kl: float | None
+    max_drop: float | None
+
+
+def prove_and_commit(
+    ws: Workspace, run: Run, subject: Subject, staged: Path, resolved: Resolved, guards: Guards, record: Mapping[str, Any],
+    facts: Mapping[str, float],
+) -> tuple[Checkpoint, Proof]:  # fmt: skip
+    """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id."""
+    exam, splits = subject.exam, subject.exam.prepared.splits
+    split = next((name for name in PROOF_SPLITS if len(splits.get(name, ()))), None)
+    if split is None:
+        raise NotFound("the data has no held-out samples to prove the result on", hint="set data.splits")
+    base = lineage.uncompressed(ws, subject.checkpoint.id).id
+    ancestors = {"kl_parent": subject.checkpoint.path}
+    if base not in ws.dropped:
+        ancestors["kl_base"] = ws.checkpoint(base).path
+    exhibits = Exhibits(
+        subject.model, staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
+        frozenset(subject.matrices),
+    )  # fmt: skip
+    proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
+    guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop)
+    checkpoint = run.commit(staged, _made(resolved, subject, record))
+    proof.emit(run.emit, checkpoint.id)
+    for name, found in proof.before.items():
+        known = ws.metrics(subject.checkpoint.id)
+        if (name, split) not in known:
+            run.emit(Metric(name, found.value, split, checkpoint=subject.checkpoint.id, low=found.low, high=found.high))
+    return checkpoint, proof
+
+
+def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any]) -> Made:
+    config = {**resolved.mapping, "data": subject.exam.data.model_dump(mode="json")}
+    return Made(
+        operation=resolved.verb,
+        parents=(subject.checkpoint.id,),
+        config=config,
+        data={**subject.exam.prepared.fingerprint, "calibration": dict(record)},
+        environment=environment(subject.model.device),
+        seed=resolved.config.seed,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def round_to_stored(model: nn.Module, source: Path, but: Collection[str] = ()) -> None:
+    """Every weight to the value that its file's type will hold, so that memory and disk say the same; those `but` stay exact."""
+    entries = headers.of_directory(source)
+    kept = [DTYPES[entry.dtype] for entry in entries.values() if entry.dtype in DTYPES]
+    usual = max(set(kept), key=kept.count)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in but:
+                parameter.copy_(parameter.to(stored_dtype(name, entries, usual)))

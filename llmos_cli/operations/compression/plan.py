@@ -1,0 +1,50 @@
+"""`--dry-run`: what a compression would do to which matrices, from the checkpoint's headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from llmos_cli.core.view import Group, Lines, Table, View, short
+from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.models.load import skeleton
+from llmos_cli.models.matrices import Matrix, left_alone, matrices
+from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
+
+
+@dataclass(frozen=True)
+class CompressPlan:
+    """`matrices`: name -> what would become of it; `left_alone`: module -> reason."""
+
+    checkpoint: str
+    method: str
+    heal: int
+    calibration_samples: int
+    matrices: Mapping[str, str]
+    left_alone: Mapping[str, str]
+
+    def view(self) -> View:
+        calibrated = (
+            f"calibrated on {self.calibration_samples} training samples" if self.calibration_samples else "no data"
+        )
+        head = f"{self.method} of {short(self.checkpoint)}: {calibrated}, {self.heal} steps of healing"
+        rows = [*self.matrices.items(), *((name, f"left alone: {reason}") for name, reason in self.left_alone.items())]
+        return Group([Lines([head]), Table(["weight", "would become"], rows, align="ll")])
+
+
+def planned(
+    checkpoint: Checkpoint,
+    options: PruneOptions | QuantizeOptions,
+    become: Callable[[Matrix], str],
+    *,
+    calibrated: bool,
+) -> CompressPlan:
+    model = skeleton(checkpoint.path)
+    return CompressPlan(
+        checkpoint.id,
+        options.method,
+        options.heal,
+        options.calibration_samples if calibrated else 0,
+        {name: become(matrix) for name, matrix in matrices(model, options.ignore).items()},
+        left_alone(model, options.ignore),
+    )

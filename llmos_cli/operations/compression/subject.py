@@ -1,0 +1,110 @@
+"""What a compression starts from: the parent, its data, the method, and the samples to calibrate on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from llmos_cli import catalog, device
+from llmos_cli.core.section import Section
+from llmos_cli.core.view import short
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.events import Emit
+from llmos_cli.models.calibrate import Need
+from llmos_cli.models.dequantize import is_quantized
+from llmos_cli.models.load import load
+from llmos_cli.models.matrices import Matrix, left_alone, matrices
+from llmos_cli.operations import lineage
+from llmos_cli.operations.eval import Exam, config_json, prepare
+from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
+from llmos_cli.tasks.base import Batch
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+BATCH = 16
+"""Samples at once in calibration and evaluation."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The parent of a compression: its checkpoint, its weights in fp32, its data, and its compressible matrices by name."""
+
+    exam: Exam
+    model: PreTrainedModel
+    matrices: dict[str, Matrix]
+    left_alone: dict[str, str]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.exam.checkpoint
+
+
+def subject(ws: Workspace, checkpoint: Checkpoint, resolved: Resolved, ignore: Sequence[str], *, emit: Emit) -> Subject:
+    """Load the parent and prepare the data it was made with, or what the config says of it."""
+    if is_quantized(config_json(checkpoint)):
+        raise UsageError(
+            f"{short(checkpoint.id)} is quantized already", hint="prune and quantize its parent: `llmos log` shows it"
+        )
+    data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
+    exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
+    model = load(checkpoint.path, device=device.pick())
+    return Subject(exam, model, matrices(model, ignore), left_alone(model, ignore))
+
+
+def method(verb: str, options: PruneOptions | QuantizeOptions) -> tuple[ModuleType, Section]:
+    """The method's module and its own options, checked; UsageError for a name or an option that is not there."""
+    module = catalog.method(verb, options.method).load()
+    try:
+        return module, module.Options(**options.of_method(options.method))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join([verb, options.method, *map(str, first["loc"])])
+        raise UsageError(f"{key}: {first['msg'].lower()}", hint="`llmos config schema` lists the keys") from problem
+
+
+def outranked(resolved: Resolved, key: str, by: str) -> bool:
+    """Whether `key` was not said at all, or only in a config file while `by` was said beside or over the files."""
+    mine, other = resolved.origin.get(key, ""), resolved.origin.get(by, "")
+    return not mine or (_in_file(mine) and bool(other) and not _in_file(other))
+
+
+def _in_file(origin: str) -> bool:
+    return origin.rpartition(":")[2].isdigit() and not origin.startswith("-s ")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Training samples without labels; `record` says which they were."""
+
+    batches: list[Batch]
+    record: Mapping[str, Any]
+
+
+def calibration(subject: Subject, samples: int, needs: Collection[Need], *, seed: int) -> Calibration:
+    """`samples` of the training split, drawn by `seed`: evaluation never sees them. None are read where none are needed."""
+    if not needs:
+        return Calibration([], {"samples": 0})
+    split = subject.exam.prepared.splits.get("train")
+    if split is None or not len(split):
+        raise NotFound("the data has no training samples to calibrate on", hint="set data.source or data.splits")
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    batches = [split.batch(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH)]
+    digest = hashlib.sha256(b"".join(_bytes(batch) for batch in batches)).hexdigest()
+    on = subject.model.device
+    return Calibration(
+        [device.move({name: value for name, value in batch.items() if name != "labels"}, on) for batch in batches],
+        {"split": "train", "samples": len(drawn), "seed": seed, "sha256": digest},
+    )
+
+
+def _bytes(batch: Batch) -> bytes:
+    return b"".join(batch[name].contiguous().numpy().tobytes() for name in sorted(batch))

@@ -1,0 +1,81 @@
+"""The pass over the model: every matrix changed in forward order, each calibrated on what the changed ones before it give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llmos_cli.errors import LlmosError
+from llmos_cli.events import Emit, Layer, Progress
+from llmos_cli.models.blocks import Block, blocks
+from llmos_cli.models.calibrate import Need, Statistics, sequential
+from llmos_cli.models.matrices import Matrix
+from llmos_cli.operations.compression.subject import Subject
+from llmos_cli.tasks.base import Batch
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a method did to one matrix: numbers to report, or the reason why it left it alone."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    skipped: str = ""
+
+
+Compress = Callable[[Matrix, Statistics], Change]
+"""Changes one matrix in place."""
+
+
+def sweep(
+    subject: Subject, batches: Sequence[Batch], compress: Compress, needs: Collection[Need], *, stage: str, emit: Emit
+) -> dict[str, Change]:
+    """`compress` every matrix in forward order, each calibrated on what the compressed blocks before it give."""
+    started, done = time.monotonic(), 0
+    pending = dict(subject.matrices)
+    changes: dict[str, Change] = {}
+    total = len(blocks(subject.model))
+
+    def visit(block: Block, statistics: Mapping[str, Statistics]) -> None:
+        nonlocal done
+        for matrix in _take(pending, block):
+            seen = statistics.get(matrix.name, Statistics())
+            reached = seen.count > 0 or not needs
+            changes[matrix.name] = (
+                compress(matrix, seen) if reached else Change(skipped="no calibration input reached it")
+            )
+            emit(Layer(matrix.name, changes[matrix.name].values, changes[matrix.name].skipped))
+        done += 1
+        elapsed = time.monotonic() - started
+        emit(Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / done * (total - done)))
+
+    chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
+    sequential(subject.model, batches, visit, layers=chosen, needs=needs)
+    if all(change.skipped for change in changes.values()):
+        raise LlmosError(_nothing(subject, changes))
+    return changes
+
+
+def _take(pending: dict[str, Matrix], block: Block) -> Iterator[Matrix]:
+    inside = {id(parameter) for parameter in block.module.parameters()}
+    for name in [name for name, matrix in pending.items() if id(matrix.parameter) in inside]:
+        yield pending.pop(name)
+
+
+def _nothing(subject: Subject, changes: Mapping[str, Change]) -> str:
+    reasons = {change.skipped for change in changes.values()} | set(subject.left_alone.values())
+    return f"no layer was changed: {'; '.join(sorted(reasons)) or 'the model has none that can be compressed'}"
+
+
+def relative_error(before_OI: Tensor, after_OI: Tensor, statistics: Statistics) -> float:
+    """How far the layer's outputs on the calibration inputs are off, as a share of their size; of the weights without a Hessian."""
+    change_OI = after_OI - before_OI
+    if statistics.hessian_II.numel():
+        off, whole = ((w @ statistics.hessian_II * w).sum().clamp_min(0) for w in (change_OI, before_OI))
+    else:
+        scale_I = statistics.square_I if statistics.square_I.numel() else torch.ones_like(before_OI[0])
+        off, whole = ((w.square() * scale_I).sum() for w in (change_OI, before_OI))
+    return float((off / whole).sqrt()) if whole > 0 else 0.0

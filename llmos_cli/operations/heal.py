@@ -1,0 +1,56 @@
+"""Healing: after a compression the model learns its parent's logits again, by the one training loop.
+
+What was compressed stays so: pruned weights are held at zero, and of a quantized layer the codes stand still while its scales
+move. Norms and biases are free in both; a pruned model's remaining weights too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from llmos_cli.events import Emit
+from llmos_cli.operations.fit import Fitted, fit
+from llmos_cli.options.verbs import HealOptions, TrainOptions
+from llmos_cli.tasks.base import Prepared, Task
+
+
+def heal(
+    model: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    prepared: Prepared,
+    *,
+    steps: int,
+    options: HealOptions,
+    seed: int,
+    emit: Emit,
+    masks: Mapping[str, Tensor] | None = None,
+    trainable: Callable[[str], bool] | None = None,
+) -> Fitted:
+    """`steps` optimizer steps towards the teacher's logits on the training split; the last weights are kept."""
+    return fit(
+        model,
+        prepared.splits["train"],
+        None,
+        task,
+        TrainOptions(
+            max_steps=steps,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            temperature=options.temperature,
+            teacher_weight=1.0,
+            schedule="linear",
+            weight_decay=0.0,
+            keep="last",
+        ),
+        # Other samples than those of calibration come first.
+        seed=seed + 1,
+        facts=prepared.facts,
+        emit=emit,
+        teacher=teacher,
+        masks=masks,
+        trainable=trainable,
+        stage="heal",
+    )

@@ -1,0 +1,238 @@
+"""The proof that ends every compression: the directory, loaded in a fresh process, answers as the result in memory did, and
+this is what it cost in quality and gained in bytes.
+
+It is taken of the staged directory, before anything is committed, so that a result that does not reload, or is worse than the
+guards allow, leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmos_cli import device
+from llmos_cli.errors import GateFailed, LlmosError
+from llmos_cli.events import Emit, Metric
+from llmos_cli.models import headers
+from llmos_cli.models.load import load
+from llmos_cli.operations import fresh
+from llmos_cli.tasks import scoring
+from llmos_cli.tasks.base import Batch, Outcome, Prepared, Split, Task
+from llmos_cli.tasks.scoring import Interval
+
+PARITY_SAMPLES = 4
+PARITY_TOLERANCE = 1e-3
+"""Largest difference of a logit, as a share of the largest logit: fp32 sums in another order, and nothing more."""
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Parity:
+    """`difference` is the largest between two logits of the batch, `largest` the largest logit; `reader` loaded the directory."""
+
+    difference: float
+    largest: float
+    reader: str
+
+    @property
+    def holds(self) -> bool:
+        return math.isfinite(self.difference) and self.difference <= PARITY_TOLERANCE * max(1.0, self.largest)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """`layers`: the weights of compressible layers, scales included; `total`: all safetensors; `..._bf16`: the same parameters
+    at 2 bytes each."""
+
+    layers: int
+    layers_bf16: int
+    total: int
+    total_bf16: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`before` and `after` hold the task's metrics of parent and result, `after` the KL to each ancestor too, all on `samples` of
+    `split`."""
+
+    parity: Parity
+    split: str
+    samples: int
+    before: Mapping[str, Interval]
+    after: Mapping[str, Interval]
+    bytes_before: Bytes
+    bytes_after: Bytes
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def emit(self, emit: Emit, checkpoint: str) -> None:
+        """As the measured numbers of `checkpoint`."""
+        for name, found in self.after.items():
+            emit(Metric(name, found.value, self.split, checkpoint=checkpoint, low=found.low, high=found.high))
+        sizes = {"size": self.bytes_after.total, "layers_size": self.bytes_after.layers}
+        for name, value in {**sizes, **self.facts, "parity": self.parity.difference}.items():
+            emit(Metric(name, float(value), checkpoint=checkpoint))
+
+
+@dataclass(frozen=True)
+class Exhibits:
+    """What a proof needs: the result in memory and on disk, and whom it is compared with. `ancestors`: `kl_parent` and the like
+    -> directory."""
+
+    model: PreTrainedModel
+    staged: Path
+    parent: Path
+    ancestors: Mapping[str, Path]
+    task: Task
+    prepared: Prepared
+    split: str
+    batch_size: int
+    compressible: frozenset[str]
+
+
+def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
+    """Reload in a fresh process, meanwhile evaluate; LlmosError where the reloaded logits are not the ones in memory."""
+    split = exhibits.prepared.splits[exhibits.split]
+    with reloading(exhibits, split) as answer:
+        before, after = _quality(exhibits, split, seed=seed, emit=emit)
+        parity = answer()
+    if not parity.holds:
+        raise LlmosError(
+            f"reloaded by {parity.reader}, the result's logits differ by {parity.difference:.3g} (largest {parity.largest:.3g}): "
+            "nothing was committed",
+            hint="this is a defect of llmos: please report the model's config.json",
+        )
+    return Proof(
+        parity=parity,
+        split=exhibits.split,
+        samples=len(split),
+        before=before,
+        after=after,
+        bytes_before=weigh(exhibits.parent, exhibits.compressible),
+        bytes_after=weigh(exhibits.staged, exhibits.compressible),
+    )
+
+
+@contextmanager
+def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]]:
+    """Start the fresh process at once, so that its imports run beside the evaluation; what is yielded waits for its answer."""
+    rows = range(min(PARITY_SAMPLES, len(split)))
+    inputs = {name: value for name, value in split.batch(rows).items() if name != "labels"}
+    with TemporaryDirectory() as folder:
+        given, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
+        save_file({name: value.contiguous() for name, value in inputs.items()}, given)
+        command = [sys.executable, "-P", fresh.__file__, str(exhibits.staged), str(given), str(answered)]
+        ours = [] if _is_standard(exhibits.model) else ["--ours"]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(device.threads())}
+        with subprocess.Popen(
+            [*command, *ours], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield lambda: _parity(exhibits, inputs, process, answered)
+            finally:
+                process.kill()
+
+
+def _is_standard(model: PreTrainedModel) -> bool:
+    return type(model).__module__.startswith("transformers.")
+
+
+def _parity(exhibits: Exhibits, inputs: Batch, process: subprocess.Popen[str], answered: Path) -> Parity:
+    _, complaint = process.communicate()
+    if process.returncode != 0:
+        last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit {process.returncode}"
+        raise LlmosError(f"the result does not load in a fresh process: {last}", hint="nothing was committed")
+    reader = f"transformers {transformers.__version__}"
+    reloaded = load_file(answered)["logits"]
+    inputs = device.move(inputs, exhibits.model.device)
+    with torch.inference_mode():
+        logits = scoring.forward(exhibits.model.eval(), inputs).float().cpu()
+    difference = (reloaded - logits).abs().max()
+    return Parity(
+        float(difference),
+        float(logits.abs().max()),
+        reader if _is_standard(exhibits.model) else f"{reader} and llmos_cli.models",
+    )
+
+
+def _quality(
+    exhibits: Exhibits, split: Split, *, seed: int, emit: Emit
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """Metrics with intervals of the parent, and of the result as its files say it, with KL to each ancestor."""
+    on = device.pick()
+    models: dict[Path, PreTrainedModel] = {}
+
+    def judged(path: Path, teacher: Path | None, stage: str) -> Outcome:
+        for wanted in filter(None, (path, teacher)):
+            models.setdefault(wanted, load(wanted, device=on))
+        beside = models[teacher] if teacher else None
+        return scoring.evaluate(
+            exhibits.task,
+            models[path],
+            split,
+            batch_size=exhibits.batch_size,
+            teacher=beside,
+            emit=emit,
+            stage=stage,
+        )
+
+    before = judged(exhibits.parent, None, "evaluate the parent")
+    columns: dict[str, Tensor] = {}
+    after = before
+    for path in dict.fromkeys(exhibits.ancestors.values()):
+        after = judged(exhibits.staged, path, "evaluate the result")
+        columns |= {name: after.extra["kl"] for name, other in exhibits.ancestors.items() if other == path}
+        if path != exhibits.parent:
+            models.pop(path, None)
+    facts = exhibits.prepared.facts
+    return (
+        scoring.intervals(exhibits.task, before, facts, seed=seed),
+        scoring.intervals(exhibits.task, replace(after, extra=columns), facts, seed=seed),
+    )
+
+
+def weigh(directory: Path, compressible: frozenset[str]) -> Bytes:
+    """Real bytes of a checkpoint directory, from the headers of its files."""
+    entries = headers.of_directory(directory)
+    shapes = headers.dense_shapes(entries)
+    parts = {name + suffix for name in compressible for suffix in ("", "_packed", "_scale", "_shape", "_zero_point")}
+    return Bytes(
+        layers=sum(entry.bytes for name, entry in entries.items() if name in parts),
+        layers_bf16=BF16_BYTES * sum(math.prod(shapes[name]) for name in compressible if name in shapes),
+        total=sum(file.stat().st_size for file in headers.files(directory)),
+        total_bf16=BF16_BYTES * sum(math.prod(shape) for shape in shapes.values()),
+    )
+
+
+def guard(proof: Proof, task: Task, *, max_kl: float | None, max_drop: float | None) -> None:
+    """GateFailed where the result is further from its parent than allowed."""
+    kl = proof.after["kl_parent"].value
+    if max_kl is not None and not kl <= max_kl:
+        raise GateFailed(f"KL to the parent is {kl:.4g}, above --max-kl {max_kl:g}: nothing was committed", hint=MILDER)
+    drop = dropped(proof, task)
+    if max_drop is not None and not drop <= max_drop:
+        raise GateFailed(
+            f"{task.metric} is {drop:.4g} worse than the parent's, more than --max-drop {max_drop:g}: nothing was committed",
+            hint=MILDER,
+        )
+
+
+MILDER = "compress less, or heal longer (--heal N)"
+
+
+def dropped(proof: Proof, task: Task) -> float:
+    """How much worse the task's own metric became, in its own unit; negative where it improved."""
+    change = proof.after[task.metric].value - proof.before[task.metric].value
+    return change if task.lower_is_better else -change

@@ -1,0 +1,151 @@
+"""`llmos prune`: set weights to zero, let the rest make up for it, prove the result, commit it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from llmos_cli import device
+from llmos_cli.core.section import Section
+from llmos_cli.events import Emit, Note
+from llmos_cli.methods import patterns
+from llmos_cli.methods.patterns import Target
+from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.load import load
+from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.rewrite import rewrite
+from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.plan import CompressPlan, planned
+from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
+from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
+from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.heal import heal
+from llmos_cli.options.verbs import PruneConfig, PruneOptions
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Workspace
+
+
+def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
+    """Prune the checkpoint `rev` as the config says.
+
+    Raises UsageError for options that contradict each other, LlmosError when no layer changed or the result does not reload,
+    GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
+    """
+    config: PruneConfig = resolved.config
+    options = config.prune
+    target = target_of(resolved)
+    module, own = method("prune", options)
+    guards = Guards(options.max_kl, options.max_drop)
+    parent = ws.checkpoint(rev)
+    with (
+        ws.begin("prune", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
+        ws.stage() as staged,
+    ):
+        run.listen(emit)
+        model = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+        samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
+        compress = zeroing(model, module, own, target)
+        changes = sweep(model, samples.batches, compress, module.NEEDS, stage="prune", emit=run.emit)
+        if options.heal:
+            _heal(model, changes, config, run.emit)
+        round_to_stored(model.model, parent.path)
+        rewrite(model.model, parent.path, staged)
+        sparsity = sparsity_of(model)
+        checkpoint, proof = prove_and_commit(
+            ws, run, model, staged, resolved, guards, samples.record, {"sparsity": sparsity}
+        )
+        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+    skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
+    return CompressResult(
+        checkpoint=checkpoint.id,
+        parent=parent.id,
+        run=run.id,
+        branch=run.base,
+        operation="prune",
+        method=options.method,
+        reached=f"{sparsity:.1%} zeros ({target})",
+        changed=len(changes) - len(skipped),
+        left_alone={**model.left_alone, **skipped},
+        healed_steps=options.heal,
+        proof=proof,
+        notes=[NOT_SMALLER],
+    )
+
+
+def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
+    """What `prune` would do."""
+    options: PruneOptions = resolved.config.prune
+    target = target_of(resolved)
+    module, _ = method("prune", options)
+
+    def become(matrix: Matrix) -> str:
+        return str(target) if target.fits(matrix.inputs) else f"left alone: {_misfit(matrix, target)}"
+
+    return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS))
+
+
+NOT_SMALLER = "the files are no smaller: zeros take room until they are exported sparse or cut out"
+
+
+def target_of(resolved: Resolved) -> Target:
+    """What to reach. A sparsity that only a config file says gives way to an n:m pattern of the command line."""
+    options: PruneOptions = resolved.config.prune
+    asked = options.sparsity
+    if options.pattern != "unstructured" and outranked(resolved, "prune.sparsity", "prune.pattern"):
+        return patterns.target(options.pattern, None)
+    return patterns.target(options.pattern, asked)
+
+
+def zeroing(subject: Subject, module: ModuleType, own: Section, target: Target) -> Compress:
+    """How one matrix is pruned; a method that divides the zeros among layers does so here, knowing them all."""
+    sparsities: Mapping[str, float] = {}
+    if hasattr(module, "allot"):
+        fitting = {name: matrix.read() for name, matrix in subject.matrices.items() if target.fits(matrix.inputs)}
+        sparsities = module.allot(fitting, target, own)
+
+    def compress(matrix: Matrix, statistics: Statistics) -> Change:
+        if not target.fits(matrix.inputs):
+            return Change(skipped=_misfit(matrix, target))
+        before_OI = matrix.read()
+        here = replace(target, sparsity=sparsities.get(matrix.name, target.sparsity))
+        after_OI: Tensor = module.prune(before_OI, statistics, here, own)
+        matrix.write(after_OI)
+        zeros = float((after_OI == 0).float().mean())
+        return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
+
+    return compress
+
+
+def _misfit(matrix: Matrix, target: Target) -> str:
+    return f"its {matrix.inputs} inputs do not divide into groups of {target.m}"
+
+
+def _heal(subject: Subject, changes: Mapping[str, Change], config: PruneConfig, emit: Emit) -> None:
+    """Learn the parent's logits with every zero of a pruned matrix held."""
+    pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
+    chosen = {id(parameter) for parameter in pruned}
+    heal(
+        subject.model,
+        load(subject.checkpoint.path, device=device.pick()),
+        subject.exam.task,
+        subject.exam.prepared,
+        steps=config.prune.heal,
+        options=config.heal,
+        seed=config.seed,
+        emit=emit,
+        masks={name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen},
+    )
+
+
+def sparsity_of(subject: Subject) -> float:
+    """Share of exact zeros in the matrices that the method was given."""
+    parameters = [matrix.parameter for matrix in subject.matrices.values()]
+    zeros = sum(int((parameter == 0).sum()) for parameter in parameters)
+    return zeros / max(1, sum(parameter.numel() for parameter in parameters))

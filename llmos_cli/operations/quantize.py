@@ -1,0 +1,226 @@
+"""`llmos quantize`: weights as codes of a few bits, the file in a format that others read, the result proven and committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from llmos_cli import device
+from llmos_cli.core.section import Section
+from llmos_cli.errors import UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.methods.grid import Codes, Grid, usable_group
+from llmos_cli.models import headers
+from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.dequantize import round_inputs
+from llmos_cli.models.load import load, skeleton
+from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.quantized import Quantized, why_not, write_quantized
+from llmos_cli.models.rewrite import rewrite, stored_dtype
+from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.frozen import FACTOR, scales_free
+from llmos_cli.operations.compression.plan import CompressPlan, planned
+from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
+from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
+from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.heal import heal
+from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Workspace
+
+OTHER_BITS = 8
+"""Of convolutions and LSTMs, one scale for each output channel: the only format there is for them."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A matrix, its codes and the grid they lie on."""
+
+    matrix: Matrix
+    codes: Codes
+    grid: Grid
+
+
+def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
+    """Quantize the checkpoint `rev` as the config says.
+
+    Raises UsageError for options that contradict each other, LlmosError when no layer changed or the result does not reload,
+    GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
+    """
+    config: QuantizeConfig = resolved.config
+    options = config.quantize
+    module, own = method("quantize", options)
+    bits, group_size = form(resolved, module)
+    guards = Guards(options.max_kl, options.max_drop)
+    parent = ws.checkpoint(rev)
+    with (
+        ws.begin("quantize", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
+        ws.stage() as dense,
+        ws.stage() as staged,
+    ):
+        run.listen(emit)
+        model = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+        samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
+        coded: dict[str, Coded] = {}
+        compress = coding(model, module, own, bits, group_size, coded)
+        changes = sweep(model, samples.batches, compress, module.NEEDS, stage="quantize", emit=run.emit)
+        source = parent.path
+        if options.heal:
+            coded = _heal(model, coded, config, run.emit)
+            round_to_stored(model.model, parent.path, but={entry.matrix.name for entry in coded.values()})
+            rewrite(model.model, parent.path, dense)
+            source = dense
+        _write(model, coded, module, source, staged)
+        facts = {"bits": average_bits(coded)}
+        checkpoint, proof = prove_and_commit(ws, run, model, staged, resolved, guards, samples.record, facts)
+        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+    skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
+    return CompressResult(
+        checkpoint=checkpoint.id,
+        parent=parent.id,
+        run=run.id,
+        branch=run.base,
+        operation="quantize",
+        method=options.method,
+        reached=_reached(bits, group_size, module),
+        changed=len(coded),
+        left_alone={**model.left_alone, **skipped},
+        healed_steps=options.heal,
+        proof=proof,
+        notes=list(_notes(coded, bits, group_size)),
+    )
+
+
+def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
+    """What `quantize` would do."""
+    options: QuantizeOptions = resolved.config.quantize
+    module, _ = method("quantize", options)
+    bits, group_size = form(resolved, module)
+    checkpoint = ws.checkpoint(rev)
+    model = skeleton(checkpoint.path)
+
+    def become(matrix: Matrix) -> str:
+        if reason := why_not(model, matrix.layer):
+            return f"left alone: {reason}"
+        linear = isinstance(matrix.layer, nn.Linear)
+        group = usable_group(matrix.inputs, group_size if linear else -1)
+        return f"{bits if linear else OTHER_BITS} bits, groups of {group}"
+
+    return planned(checkpoint, options, become, calibrated=bool(module.NEEDS))
+
+
+def form(resolved: Resolved, module: ModuleType) -> tuple[int, int]:
+    """Bits and group size. A method may have one form only (`BITS`, `GROUP_SIZE`); what a config file alone says otherwise
+    gives way to the method named on the command line."""
+    options: QuantizeOptions = resolved.config.quantize
+    found = []
+    for key, asked, only in (
+        ("bits", options.bits, getattr(module, "BITS", None)),
+        ("group_size", options.group_size, getattr(module, "GROUP_SIZE", None)),
+    ):
+        if only is not None and asked != only and not outranked(resolved, f"quantize.{key}", "quantize.method"):
+            raise UsageError(f"{options.method} has {key} {only}, not {asked}", hint=f"leave quantize.{key} out")
+        found.append(asked if only is None else only)
+    if found[1] == 0:
+        raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
+    return found[0], found[1]
+
+
+def coding(
+    subject: Subject, module: ModuleType, own: Section, bits: int, group_size: int, coded: dict[str, Coded]
+) -> Compress:
+    """How one matrix is quantized: its codes go into `coded`, the values they stand for into the model."""
+    entries = headers.of_directory(subject.checkpoint.path)
+    usual = subject.exam.task.default_dtype
+
+    def compress(matrix: Matrix, statistics: Statistics) -> Change:
+        if reason := why_not(subject.model, matrix.layer):
+            return Change(skipped=reason)
+        linear = isinstance(matrix.layer, nn.Linear)
+        grid = Grid(
+            bits if linear else OTHER_BITS,
+            usable_group(matrix.inputs, group_size if linear else -1),
+            stored_dtype(matrix.name, entries, usual),
+        )
+        before_OI = matrix.read()
+        codes = module.quantize(before_OI, statistics, grid, own)
+        matrix.write(codes.dequantized())
+        coded[matrix.name] = Coded(matrix, codes, grid)
+        error = relative_error(before_OI, codes.dequantized(), statistics)
+        return Change({"bits": grid.bits, "group_size": grid.group, "error": error})
+
+    return compress
+
+
+def _heal(subject: Subject, coded: Mapping[str, Coded], config: QuantizeConfig, emit: Emit) -> dict[str, Coded]:
+    """Learn the parent's logits by scales, norms and biases."""
+    kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
+    names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
+    parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
+    with scales_free(parts) as learnt:
+        heal(
+            subject.model,
+            load(subject.checkpoint.path, device=device.pick()),
+            subject.exam.task,
+            subject.exam.prepared,
+            steps=config.quantize.heal,
+            options=config.heal,
+            seed=config.seed,
+            emit=emit,
+            trainable=lambda name: name.endswith(FACTOR) or not (name in names or name.endswith(".original")),
+        )
+    return {name: Coded(entry.matrix, learnt[name], entry.grid) for name, entry in coded.items()}
+
+
+def _write(subject: Subject, coded: Mapping[str, Coded], module: ModuleType, source: Path, staged: Path) -> None:
+    """The staged directory, and in memory the arithmetic that its config asks for."""
+    quantized = {
+        name: Quantized(
+            entry.matrix.shaped(entry.codes.codes_OI),
+            entry.codes.scale_OG,
+            entry.grid.bits,
+            -1 if entry.grid.group == entry.matrix.inputs else entry.grid.group,
+        )
+        for name, entry in coded.items()
+    }
+    write_quantized(staged, source, quantized, "w8a8" if module.ACTIVATIONS else "weights")
+    round_inputs(subject.model, json.loads((staged / "config.json").read_bytes()))
+
+
+def average_bits(coded: Mapping[str, Coded]) -> float:
+    """Bits a weight over all quantized matrices, scales included."""
+    bits = sum(
+        entry.codes.codes_OI.numel() * entry.grid.bits + entry.codes.scale_OG.nbytes * 8 for entry in coded.values()
+    )
+    return bits / sum(entry.codes.codes_OI.numel() for entry in coded.values())
+
+
+def _reached(bits: int, group_size: int, module: ModuleType) -> str:
+    groups = "one scale per output channel" if group_size == -1 else f"groups of {group_size}"
+    inputs = f", inputs rounded to {module.ACTIVATIONS} bits" if module.ACTIVATIONS else ""
+    return f"{bits} bits, {groups}{inputs}"
+
+
+def _notes(coded: Mapping[str, Coded], bits: int, group_size: int) -> list[str]:
+    linear = {name: entry for name, entry in coded.items() if isinstance(entry.matrix.layer, nn.Linear)}
+    notes = []
+    if others := [entry for name, entry in coded.items() if name not in linear]:
+        notes.append(
+            f"{len(others)} matrices of convolutions or LSTMs are kept with {OTHER_BITS} bits per output channel"
+        )
+    asked = {name: usable_group(entry.matrix.inputs, group_size) for name, entry in linear.items()}
+    smaller = sorted({group for name, group in asked.items() if 0 < group_size != group})
+    if smaller:
+        notes.append(
+            f"{group_size} does not divide the inputs of some layers: groups of {', '.join(map(str, smaller))} there"
+        )
+    return notes
