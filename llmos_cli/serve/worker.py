@@ -10,25 +10,23 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmos_cli import device, tasks
-from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.core import manifest
+from llmos_cli.errors import LlmosError
 from llmos_cli.models.load import load
 from llmos_cli.serve import backend
 from llmos_cli.serve.engine import Engine, Event, Finished, Request, Scored, Token
 from llmos_cli.serve.sampling import Drawn, Sampling
 from llmos_cli.serve.wire import Channel, Message
 from llmos_cli.tasks.base import Task
-from llmos_cli.tasks.scoring import forward
 
 BATCH = 64
-"""Most rows classified in one forward."""
+"""Rows classified in one forward."""
 
 
 def main(descriptor: int) -> None:
@@ -41,7 +39,7 @@ def main(descriptor: int) -> None:
         return
     try:
         device.use_threads(order["threads"])
-        worker = language_model(order, channel) if order["task"] == "causal-lm" else classifier(order)
+        worker = loaded(order, channel)
     except LlmosError as error:
         channel.send({"op": "failed", "message": error.message, "hint": error.hint, "exit_code": error.exit_code})
         return
@@ -52,8 +50,25 @@ def main(descriptor: int) -> None:
         worker.step(channel)
 
 
-def language_model(order: Message, channel: Channel) -> LanguageModel:
-    path, chosen = Path(order["path"]), device.pick()
+def loaded(order: Message, channel: Channel) -> LanguageModel | Classifier:
+    path = Path(order["path"])
+    task = task_of(path)
+    return language_model(path, order, channel) if task.name == "causal-lm" else classifier(path, task)
+
+
+def task_of(path: Path) -> Task:
+    if (path / manifest.NAME).is_file():
+        return tasks.of_checkpoint(manifest.read(path), config_of(path))
+    return tasks.of_architectures(config_of(path))
+
+
+def config_of(path: Path) -> Message:
+    values: Message = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return values
+
+
+def language_model(path: Path, order: Message, channel: Channel) -> LanguageModel:
+    chosen = device.pick()
     model = load(path, dtype=device.compute_dtype(chosen), device=chosen)
     built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
     channel.send({"op": "note", "message": built.note})
@@ -64,15 +79,18 @@ class LanguageModel:
     """Decoding: requests in, a frame of events out after every step."""
 
     def __init__(self, built: backend.Built, path: Path) -> None:
-        self.engine = Engine(built.decoder, end_tokens=end_tokens(path))
+        ends = end_tokens(path)
+        self.engine = Engine(built.decoder, end_tokens=ends)
         self.built = built
         self.path = path
         self.tokenizer: Any = None
         self.facts = {
             "kind": "language-model",
+            "task": "causal-lm",
             "context": built.decoder.context,
             "vocabulary": built.decoder.vocabulary,
             "decoder": built.name,
+            "begin": next(iter([*declared(path, "bos_token_id"), *ends]), None),
         }
 
     @property
@@ -151,27 +169,30 @@ def unwrapped(drawn: Drawn) -> list[Any]:
 
 
 def end_tokens(path: Path) -> list[int]:
-    """Tokens that end a text, from generation_config.json and config.json."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        file = path / name
-        value = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return sorted(found)
+    """Tokens that end a text."""
+    return declared(path, "eos_token_id")
 
 
-def classifier(order: Message) -> Classifier:
-    path, chosen = Path(order["path"]), device.pick()
-    return Classifier(tasks.load(order["task"]), load(path, device=chosen), path)
+def declared(path: Path, key: str) -> list[int]:
+    """A token, or several, that generation_config.json or config.json names."""
+    found: list[int] = []
+    for file in (path / "generation_config.json", path / "config.json"):
+        value = json.loads(file.read_text()).get(key) if file.is_file() else None
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return list(dict.fromkeys(found))
+
+
+def classifier(path: Path, task: Task) -> Classifier:
+    return Classifier(task, load(path, device=device.pick()), path)
 
 
 class Classifier:
-    """Classifying: all rows that wait are one batch."""
+    """Classifying: the rows of all requests that wait are one batch."""
 
     def __init__(self, task: Task, model: Any, path: Path) -> None:
         self.task, self.model = task, model
-        self.config = json.loads((path / "config.json").read_text())
-        self.processor = processor_of(path)
+        self.config = config_of(path)
+        self.processor = task.load_processor(path)
         self.waiting: list[Message] = []
         self.facts = {"kind": "classifier", "task": task.name}
 
@@ -186,34 +207,15 @@ class Classifier:
             self.waiting = [other for other in self.waiting if other["id"] != message["id"]]
 
     def step(self, channel: Channel) -> None:
-        """Answer the requests that wait. Rows of one request share a batch; a bad row refuses its own request only."""
-        for message in self.waiting:
-            try:
-                predictions = [p for part in chunks(message["rows"], BATCH) for p in self.predict(part)]
-            except UsageError as error:
-                channel.send({"op": "refused", "id": message["id"], "message": error.message})
-            else:
-                channel.send({"op": "predicted", "id": message["id"], "predictions": predictions})
-        self.waiting = []
-
-    @torch.inference_mode()
-    def predict(self, rows: list[Any]) -> list[Message]:
-        batch = self.task.inputs(rows, self.config, self.processor).batch(range(len(rows)))
-        logits = forward(self.model, device.move(batch, self.model.device))
-        return [asdict(one) for one in self.task.predictions(logits.cpu(), batch, rows, self.config)]
-
-
-def processor_of(path: Path) -> Any:
-    """The checkpoint's tokenizer, None where it has none (images)."""
-    if not (path / "tokenizer_config.json").is_file() and not (path / "tokenizer.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
-def chunks(rows: list[Any], size: int) -> Iterable[list[Any]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+        messages, self.waiting = self.waiting, []
+        rows = [row for message in messages for row in message["rows"]]
+        if not rows:
+            return
+        found = self.task.predict(self.model, rows, self.config, self.processor, batch_size=BATCH)
+        predictions = iter([asdict(one) for one in found])
+        for message in messages:
+            own = list(islice(predictions, len(message["rows"])))
+            channel.send({"op": "predicted", "id": message["id"], "predictions": own})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""What stands before every route: keys, and the size of requests. Plain ASGI, so that streams and disconnects pass untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmos_cli.errors import NotFound, Untrusted, UsageError
+from llmos_cli.serve.refusals import ApiError
+
+OPEN = frozenset({"/", "/health", "/ready"})
+"""Routes that need no key: a probe has none, and the page asks for one."""
+
+
+def read_keys(file: str | None) -> frozenset[str]:
+    """Keys from a file (one a line, `#` begins a comment) and from LLMOS_API_KEYS (separated by commas)."""
+    keys = [key.strip() for key in os.environ.get("LLMOS_API_KEYS", "").split(",")]
+    if file is not None:
+        keys += _keys_of(Path(file).expanduser())
+    return frozenset(key for key in keys if key)
+
+
+def _keys_of(path: Path) -> list[str]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise NotFound(f"the API key file {path} does not exist") from None
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Untrusted(f"the API key file {path} can be read by others", hint=f"chmod 600 {path}")
+    keys = [line.split("#")[0].strip() for line in text.splitlines()]
+    if not any(keys):
+        raise UsageError(f"the API key file {path} holds no key", hint="write one a line")
+    return keys
+
+
+class Keys:
+    """Every route but the open ones needs `Authorization: Bearer KEY`. Compared as hashes in constant time, all of them:
+    neither a key's length nor how much of it was right shows in the time taken."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self.app = app
+        self.digests = [digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] == "http" and self.digests and scope["path"] not in OPEN
+        if guarded and not self.allows(dict(scope["headers"]).get(b"authorization", b"")):
+            message = "This needs an API key: send `Authorization: Bearer KEY` with one that is known here."
+            error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            await error.response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def allows(self, header: bytes) -> bool:
+        scheme, _, given = header.partition(b" ")
+        offered = hashlib.sha256(given.strip()).digest()
+        matches = [hmac.compare_digest(offered, known) for known in self.digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class TooLarge(Exception):
+    pass
+
+
+class RequestSize:
+    """413 for bodies of more than `limit` bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self.limit:
+            await self.refuse(scope, receive, send)
+            return
+        try:
+            await self.app(scope, self.counted(receive), send)
+        except TooLarge:
+            await self.refuse(scope, receive, send)
+
+    def counted(self, receive: Receive) -> Receive:
+        total = 0
+
+        async def counting() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self.limit:
+                raise TooLarge
+            return message
+
+        return counting
+
+    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = f"The request is larger than {self.limit} bytes."
+        error = ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+        await error.response()(scope, receive, send)
