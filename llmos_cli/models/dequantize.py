@@ -143,16 +143,22 @@ def bits_by_layer(config: PreTrainedConfig | Mapping[str, Any], entries: Mapping
 
 def _groups(config: PreTrainedConfig | Mapping[str, Any]) -> list[dict[str, Any]]:
     """The config groups, those that name layers before those that name a class."""
+    check(config)
+    quantization = _get(config, CONFIG_KEY)
+    return list(quantization["config_groups"].values()) if quantization else []
+
+
+def check(config: PreTrainedConfig | Mapping[str, Any]) -> None:
+    """LlmosError for weights in a format that is not read here."""
     quantization = _get(config, CONFIG_KEY)
     if not quantization:
-        return []
+        return
     method, form = quantization.get("quant_method"), quantization.get("format")
     if method != "compressed-tensors" or form not in ("pack-quantized", "int-quantized"):
         raise LlmosError(
             f"llmos does not read weights quantized by {method} ({form or 'no format'})",
             hint="it reads compressed-tensors, pack-quantized and int-quantized; import the dense model instead",
         )
-    return list(quantization["config_groups"].values())
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

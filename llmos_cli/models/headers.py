@@ -88,7 +88,7 @@ def dense_shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
     for name, entry in entries.items():
         if name.endswith("_packed"):
             shapes[name.removesuffix("_packed")] = _stored_shape(entries[name.removesuffix("_packed") + "_shape"])
-        elif not _belongs_to_quantized(name, entries):
+        elif dense_name(name, entries) == name:
             shapes[name] = entry.shape
     return shapes
 
@@ -109,12 +109,13 @@ def quantized_names(names: Iterable[str]) -> list[str]:
     return sorted(base for base in bases if base in known or f"{base}_packed" in known)
 
 
-def _belongs_to_quantized(name: str, entries: Mapping[str, Entry]) -> bool:
-    for suffix in ("_scale", "_zero_point", "_shape"):
+def dense_name(name: str, entries: Mapping[str, Entry]) -> str:
+    """The dense weight that a stored tensor is (a part of)."""
+    for suffix in ("_packed", "_scale", "_zero_point", "_shape"):
         base = name.removesuffix(suffix)
         if base != name and (base in entries or f"{base}_packed" in entries):
-            return True
-    return False
+            return base
+    return name
 
 
 def _stored_shape(entry: Entry) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class LstmForCausalLM(SmallModel, GenerationMixin):
     """One direction only. Generation recomputes the prefix at every token: there is no cache."""
 
     config_class = LstmConfig
-    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,315 @@
+"""Models that others made, as we store them: Hugging Face directories, hub ids, GGUF files, pickled state dicts.
+
+`find` brings the upstream files into reach, `convert` writes a checkpoint directory: one shard per block, the tokenizer, the
+card and the licence. No code from upstream runs: safetensors and GGUF hold none, pickles meet `unpickle`, and a model whose
+architecture comes as Python files is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
+from llmos_cli.models import blocks, dequantize, headers, unpickle
+from llmos_cli.models.build import SUFFIXES
+from llmos_cli.models.load import AUTO, skeleton
+from llmos_cli.models.save import save, tensors, write_streamed
+
+PICKLES = (".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", *PICKLES)
+TEXTS = ["*.json", "*.txt", "*.model", "*.md", "*.jinja", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
+"""What is taken from the hub beside weights."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Upstream files on this disk. `weights`: the files that hold them; `origin`: what the checkpoint remembers of the place."""
+
+    directory: Path
+    weights: tuple[Path, ...]
+    origin: Mapping[str, str]
+
+    @property
+    def gguf(self) -> str | None:
+        return next((file.name for file in self.weights if file.suffix == ".gguf"), None)
+
+    def others(self) -> list[Path]:
+        """Tokenizer, configuration, card, licence: small files that are no weights and no code."""
+        files = sorted(file for file in self.directory.iterdir() if file.is_file() and not file.name.startswith("."))
+        return [
+            file for file in files if file.suffix not in (*WEIGHTS, ".py") and not file.name.endswith(".index.json")
+        ]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """`fresh`: tensors the source lacked, now random (a new head); `notes`: what the user should know."""
+
+    task: str
+    architecture: str
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def find(source: str, *, file: str | None = None, revision: str | None = None) -> Foreign:
+    """The upstream files of a directory, a weights file, or a hub id (downloaded into the hub's own cache).
+
+    `file`: which weights file, where a place has several; `revision`: branch, tag or commit on the hub.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})
+    if path.is_file():
+        if path.suffix not in (".safetensors", ".gguf", *PICKLES):
+            raise UsageError(
+                f"{path} is not a model", hint="a directory, .safetensors, .gguf, .bin or .pt can be imported"
+            )
+        return Foreign(path.parent, (path,), {"kind": path.suffix.removeprefix("."), "source": path.name})
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise NotFound(f"there is no {source}", hint="give a directory, a weights file, or a hub id like org/name")
+    return _download(source, file, revision)
+
+
+def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dtype | None, seed: int) -> Converted:
+    """Write `foreign` as a checkpoint directory. `task`: needed where the architecture does not tell; `dtype`: of the weights,
+    as upstream has them when None; `seed`: of a head that upstream lacks."""
+    target.mkdir(parents=True, exist_ok=True)
+    if foreign.gguf:
+        return _convert_gguf(foreign, target, dtype)
+    config = _config(foreign.directory)
+    dequantize.check(config)
+    own = _task(config)
+    chosen = _chosen(task, own, config)
+    _copy(foreign.others(), target)
+    _tokenizer(foreign, target)
+    weights = _safetensors(foreign, target)
+    if dtype is None and chosen == own and _rewrite(weights, foreign.directory, target):
+        return Converted(chosen, str(config["architectures"][0]))
+    if config.get(dequantize.CONFIG_KEY):
+        raise LlmosError("a quantized model is imported as it is", hint="leave out --dtype and --task")
+    return _through_model(weights, foreign.directory, target, chosen, dtype, seed)
+
+
+def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
+    """The weights of a directory: the named file, else safetensors, else the only GGUF file, else pickles."""
+    if file is not None:
+        if not (directory / file).is_file():
+            raise NotFound(f"{directory} has no file {file}")
+        return (directory / file,)
+    if any(directory.glob("*.safetensors")):
+        return tuple(headers.files(directory))
+    ggufs = sorted(directory.glob("*.gguf"))
+    if len(ggufs) > 1:
+        raise UsageError(f"{directory.name} has {len(ggufs)} GGUF files", hint=f"choose with --file {ggufs[0].name}")
+    if found := ggufs or sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.pt")):
+        return tuple(found)
+    raise NotFound(f"{directory} holds no weights", hint="safetensors, GGUF, .bin and .pt files can be imported")
+
+
+def _download(name: str, file: str | None, revision: str | None) -> Foreign:
+    wanted = [file] if file else ["*.safetensors"]
+    directory = _snapshot(name, revision, [*TEXTS, *wanted])
+    if not file and not any(directory.glob("*.safetensors")):
+        directory = _snapshot(name, revision, [*TEXTS, "pytorch_model*.bin"])
+    origin = {"kind": "hub", "source": name, "revision": directory.name}
+    return Foreign(directory, _choose(directory, file), origin)
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError as problem:
+        raise NotFound(f"{name} is neither a file nor a hub id", hint="a hub id looks like org/name") from problem
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) as problem:
+        raise LlmosError(
+            f"{name} is not on this machine and the hub cannot be reached",
+            hint="download it where there is a network, and import the directory",
+        ) from problem
+    except HfHubHTTPError as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise NotFound(
+            f"the hub does not give out {name}: {reason}", hint="check the id, or log in with `hf auth login`"
+        ) from problem
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    file = directory / "config.json"
+    if not file.is_file():
+        raise NotFound(f"{directory} holds no config.json", hint="it must stand beside the weights, as on the hub")
+    try:
+        config = dict(json.loads(file.read_bytes()))
+        if not config.get("architectures"):
+            raise UsageError(
+                f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like'
+            )
+        AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (ValueError, TypeError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        if "auto_map" in file.read_text(encoding="utf-8", errors="replace"):
+            raise Untrusted(f"{directory.name} needs Python code of its own, which llmos does not run") from problem
+        raise Corrupt(f"{file} does not load: {reason}") from problem
+    return config
+
+
+def _task(config: Mapping[str, Any]) -> str | None:
+    """The task whose suffix the architecture's name ends with."""
+    name = str(config["architectures"][0])
+    return next((task for task, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _chosen(task: str | None, own: str | None, config: Mapping[str, Any]) -> str:
+    if found := task or own:
+        return found
+    hint = f"give it a new head with --task {' or '.join(SUFFIXES)}"
+    raise UsageError(f"{config['architectures'][0]} is made for no task of llmos", hint=hint)
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+
+
+def _tokenizer(foreign: Foreign, target: Path) -> None:
+    """tokenizer.json, made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table)."""
+    names = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    if (target / "tokenizer.json").exists() or not (foreign.gguf or any((target / name).exists() for name in names)):
+        return
+    options = {"gguf_file": foreign.gguf} if foreign.gguf else {}
+    try:
+        AutoTokenizer.from_pretrained(foreign.directory, local_files_only=True, **options).save_pretrained(target)
+    except (OSError, ValueError, ImportError, KeyError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise LlmosError(f"the tokenizer of {foreign.origin['source']} does not load: {reason}") from problem
+
+
+def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:
+    """Where every tensor is; pickles are made safetensors first, in `target` (removed by `_rewrite` or `_through_model`)."""
+    entries: dict[str, headers.Entry] = {}
+    for file in foreign.weights:
+        entries |= headers.of_file(_unpickled(file, target) if file.suffix in PICKLES else file)
+    return entries
+
+
+def _unpickled(file: Path, target: Path) -> Path:
+    made = target / f"{file.name}.safetensors"
+    program = [sys.executable, "-I", str(Path(unpickle.__file__)), str(file), str(made)]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False)
+    reason = ended.stdout.strip() or f"the reader ended with {ended.returncode}"
+    if ended.returncode == unpickle.REFUSED:
+        raise Untrusted(f"{file.name} holds more than weights: {reason}", hint="ask its author for safetensors")
+    if ended.returncode:
+        raise Corrupt(
+            f"{file.name} is no state dict: {reason}", hint="only a pickled table of named tensors can be imported"
+        )
+    return made
+
+
+def _rewrite(entries: Mapping[str, headers.Entry], source: Path, target: Path) -> bool:
+    """Copy the tensors as they are into one shard per block, one in memory at a time; False, and nothing written, where the
+    names are not those that the architecture is stored with today."""
+    model = skeleton(source)
+    expected = list(tensors(model))
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    dense = set(headers.dense_shapes(entries))
+    if not set(expected) <= dense <= set(expected) | tied:
+        return False
+    order = {name: index for index, name in enumerate(expected)}
+    kept = [name for name in entries if headers.dense_name(name, entries) in order]
+    groups = blocks.shards(sorted(kept, key=lambda name: order[headers.dense_name(name, entries)]))
+    write_streamed(groups, lambda group: _read(group, entries), target)
+    _forget({entry.file for entry in entries.values()}, target)
+    return True
+
+
+def _read(names: Iterable[str], entries: Mapping[str, headers.Entry]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(entries[name].file, []).append(name)
+    for file, held in by_file.items():
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in held}
+    return found
+
+
+def _forget(files: Iterable[Path], target: Path) -> None:
+    for file in files:
+        if file.parent == target:
+            file.unlink()
+
+
+def _through_model(
+    entries: Mapping[str, headers.Entry], source: Path, target: Path, task: str, dtype: torch.dtype | None, seed: int
+) -> Converted:
+    """Load what upstream has into the architecture of `task` and save that: renamed tensors, a new head, another dtype."""
+    state = _read(entries, entries)
+    stored = {value.dtype for value in state.values() if value.is_floating_point()}
+    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    auto = AUTO[SUFFIXES[task]]
+    if type(config) not in auto._model_mapping:
+        raise UsageError(f"{config.model_type} has no model for {task}", hint=f"--task {' or '.join(SUFFIXES)}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, info = _filled(auto._model_mapping[type(config)], config, state)
+    fresh = tuple(sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
+    unused = sorted(info["unexpected_keys"])
+    save(model, target, dtype=dtype or (stored.pop() if len(stored) == 1 else None))
+    _forget({entry.file for entry in entries.values()}, target)
+    notes = (
+        (f"{len(unused)} tensors have no place in the model and were left out, {unused[0]} first",) if unused else ()
+    )
+    return Converted(task, type(model).__name__, fresh, notes)
+
+
+def _filled(classes: Any, config: PreTrainedConfig, state: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    cls = classes[0] if isinstance(classes, tuple | list) else classes
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = cls.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    return loaded
+
+
+def _convert_gguf(foreign: Foreign, target: Path, dtype: torch.dtype | None) -> Converted:
+    """Dequantized by transformers' own reader; stored in bf16 unless told."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("reading GGUF needs the package gguf", hint="pip install 'llmos-cli[gguf]'")
+    assert foreign.gguf is not None
+    try:
+        loaded: Any = AUTO["ForCausalLM"].from_pretrained(
+            foreign.directory,
+            gguf_file=foreign.gguf,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise Corrupt(f"{foreign.gguf} cannot be read: {reason}") from problem
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise Corrupt(f"{foreign.gguf} lacks {len(missing)} of the model's tensors, {missing[0]} first")
+    _copy((file for file in foreign.others() if file.suffix in (".md", "") or "LICEN" in file.name), target)
+    model.config = dequantize.without_quantization(model.config)
+    save(model, target, dtype=dtype or torch.bfloat16)
+    _tokenizer(foreign, target)
+    return Converted("causal-lm", type(model).__name__)

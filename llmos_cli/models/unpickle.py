@@ -1,0 +1,61 @@
+"""A pickled state dict made safetensors: run as a program of its own, so that a hostile file meets a process that holds nothing.
+
+    python -I unpickle.py WEIGHTS.bin OUTPUT.safetensors
+
+Only torch's weights-only unpickler is used: a file that names anything but tensors and plain containers is refused. Exit
+status 0; 3 when the file is refused, 4 when it holds no tensors or cannot be read, with one line of reason on stdout.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+REFUSED, UNREADABLE = 3, 4
+NESTED = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training programs keep the state dict beside their optimizer's."""
+
+
+def main(source: Path, target: Path) -> int:
+    try:
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        return _said(REFUSED, problem)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as problem:
+        return _said(UNREADABLE, problem)
+    tensors = _tensors(loaded)
+    if not tensors:
+        return _said(UNREADABLE, ValueError("it holds no tensors by name"))
+    save_file(tensors, target, metadata={"format": "pt"})
+    return 0
+
+
+def _tensors(loaded: Any) -> dict[str, torch.Tensor]:
+    """The named tensors, each with memory of its own (tied ones are stored apart here; the conversion ties them again)."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    for key in NESTED:
+        if isinstance(loaded.get(key), Mapping):
+            return _tensors(loaded[key])
+    named = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if all(name.startswith("module.") for name in named):  # saved from DataParallel
+        named = {name.removeprefix("module."): value for name, value in named.items()}
+    return {name: value.detach().clone().contiguous() for name, value in named.items()}
+
+
+def _said(status: int, problem: BaseException) -> int:
+    named = re.search(r"GLOBAL (\S+)", str(problem))
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    print(f"it calls {named[1]}" if named else lines[0][:200])  # noqa: T201 - a program's own output
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,124 @@
+"""import: a model made elsewhere becomes a checkpoint, with its tokenizer, card and licence, and the hashes of its files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.objects import hash_files
+from llmos_cli.core.view import Line, Lines, Span, View, short, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Emit, Note
+from llmos_cli.models import foreign, headers
+from llmos_cli.operations.environment import environment
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """`file`: which weights file of the source; `revision`: on the hub; `task`: None for the architecture's own; `dtype`: of
+    the stored weights, as upstream has them when None; `seed`: of a new head."""
+
+    file: str | None = None
+    revision: str | None = None
+    task: str | None = None
+    dtype: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """`fresh`: tensors that upstream lacks and training must fill; `licence` is "" where upstream names none."""
+
+    checkpoint: str
+    run: str
+    branch: str
+    source: str
+    task: str
+    architecture: str
+    parameters: int
+    bytes: int
+    tokenizer: bool
+    chat_template: bool
+    licence: str
+    fresh: tuple[str, ...]
+
+    def view(self) -> View:
+        head: Line = (Span(short(self.checkpoint), "id"), f"  {self.architecture} from {self.source}, for {self.task}")
+        lines: list[Line] = [
+            head,
+            f"{self.parameters:,} parameters, {size(self.bytes)}, licence {self.licence or 'not named'}",
+        ]
+        if not self.tokenizer and "image" not in self.task:
+            lines.append(Span("without a tokenizer: set data.tokenizer to train or evaluate it", "warn"))
+        if self.fresh:
+            lines.append(Span(f"{len(self.fresh)} tensors are new and random ({self.fresh[0]}...): train it", "warn"))
+        return Lines(lines)
+
+
+def import_(ws: Workspace, source: str, options: ImportOptions, *, emit: Emit) -> ImportResult:
+    """Fetch, convert, commit. The branch moves to the imported checkpoint, which has no parents."""
+    with ws.begin("import", config={"import": {"source": source, **asdict(options)}}) as run:
+        run.listen(emit)
+        found = foreign.find(source, file=options.file, revision=options.revision)
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        with ws.stage() as staged:
+            converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
+            for note in converted.notes:
+                run.emit(Note(note, level="warning"))
+            checkpoint = run.commit(staged, _made(found, converted, options))
+        return ImportResult(
+            checkpoint=checkpoint.id,
+            run=run.id,
+            branch=run.base,
+            source=source,
+            task=converted.task,
+            architecture=converted.architecture,
+            parameters=headers.parameters(checkpoint.path),
+            bytes=checkpoint.manifest.size,
+            tokenizer=(checkpoint.path / "tokenizer.json").exists(),
+            chat_template=_has_chat_template(checkpoint.path),
+            licence=licence(checkpoint.path),
+            fresh=converted.fresh,
+        )
+
+
+def licence(directory: Path) -> str:
+    """As the model card's front matter names it, else the first words of a licence file."""
+    card = directory / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = text.split("\n---", 1)[0].splitlines() if text.startswith("---") else []
+    for line in front:
+        if line.startswith("license:"):
+            return line.removeprefix("license:").strip()
+    files = sorted([*directory.glob("LICEN[SC]E*")])
+    words = files[0].read_text(encoding="utf-8", errors="replace").split() if files else []
+    return " ".join(words[:4])
+
+
+def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
+    """What is remembered of upstream: where it was and the hash of every file that was read."""
+    upstream = hash_files([*found.weights, *found.others()])
+    files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(upstream.items())}
+    return Made(
+        operation="import",
+        parents=(),
+        config={"import": {**found.origin, **asdict(options)}, "data": {"task": converted.task}},
+        data={"upstream": {**found.origin, "files": files}},
+        environment=environment(),
+        seed=options.seed,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _has_chat_template(directory: Path) -> bool:
+    if (directory / "chat_template.jinja").exists():
+        return True
+    settings = directory / "tokenizer_config.json"
+    return settings.exists() and bool(json.loads(settings.read_bytes()).get("chat_template"))

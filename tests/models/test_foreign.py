@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
+from llmos_cli.models import headers
+from llmos_cli.models.foreign import Converted, convert, find
+from llmos_cli.models.load import load
+from tests.models.conftest import logits, make
+
+
+def bring(source: Path | str, target: Path, *, task: str | None = None, **options: Any) -> Converted:
+    return convert(find(str(source), **options), target, task=task, dtype=None, seed=0)
+
+
+@pytest.fixture
+def upstream(llama: PreTrainedModel, tmp_path: Path) -> Path:
+    """As on the hub: one file of weights, a card, a licence, code that must not come along."""
+    directory = tmp_path / "upstream"
+    llama.to(torch.bfloat16).save_pretrained(directory)
+    llama.float()
+    (directory / "README.md").write_text("---\nlicense: mit\n---\n# A card")
+    (directory / "LICENSE").write_text("MIT License")
+    (directory / "modeling_evil.py").write_text("raise SystemExit")
+    return directory
+
+
+def test_a_directory_becomes_one_shard_per_block_bit_for_bit(upstream: Path, tmp_path: Path) -> None:
+    done = bring(upstream, tmp_path / "ours")
+    assert done == Converted("causal-lm", "LlamaForCausalLM")
+    assert torch.equal(logits(load(tmp_path / "ours"), "causal-lm"), logits(load(upstream), "causal-lm"))
+    assert sorted(file.name for file in (tmp_path / "ours").iterdir()) == [
+        "LICENSE",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        *(f"model-{number:05d}-of-00004.safetensors" for number in range(1, 5)),
+        "model.safetensors.index.json",
+    ]
+
+
+def test_a_pickled_state_dict_gives_the_same_bytes(upstream: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(upstream, dtype=torch.bfloat16)
+    bring(upstream, tmp_path / "expected")
+    (upstream / "model.safetensors").unlink()
+    torch.save({"state_dict": model.state_dict()}, upstream / "pytorch_model.bin")
+    bring(upstream, tmp_path / "ours")
+
+    names = sorted(file.name for file in (tmp_path / "expected").iterdir())
+    assert sorted(file.name for file in (tmp_path / "ours").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+class Hostile:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_hostile_pickle_is_refused_and_does_nothing(upstream: Path, tmp_path: Path) -> None:
+    file = upstream / "hostile.pt"
+    torch.save({"weight": Hostile(tmp_path / "mark")}, file)
+    with pytest.raises(Untrusted, match=r"hostile\.pt holds more than weights: it calls posix\.system") as raised:
+        bring(file, tmp_path / "ours")
+    assert raised.value.exit_code == 5
+    assert not (tmp_path / "mark").exists()
+    file.write_bytes(pickle.dumps(Hostile(tmp_path / "mark"), protocol=2))
+    with pytest.raises(Untrusted):
+        bring(file, tmp_path / "ours")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_is_no_state_dict_is_corrupt(upstream: Path, tmp_path: Path) -> None:
+    torch.save([1, 2], upstream / "list.pt")
+    (upstream / "noise.pt").write_bytes(b"noise")
+    with pytest.raises(Corrupt, match="no tensors by name"):
+        bring(upstream / "list.pt", tmp_path / "ours")
+    with pytest.raises((Corrupt, Untrusted), match=r"noise\.pt"):
+        bring(upstream / "noise.pt", tmp_path / "ours")
+
+
+def test_a_base_model_gets_the_head_of_a_task(tmp_path: Path) -> None:
+    model = make("bert", "text-classification")
+    model.bert.save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match="BertModel is made for no task"):
+        bring(tmp_path / "base", tmp_path / "ours")
+    done = bring(tmp_path / "base", tmp_path / "ours", task="text-classification")
+
+    assert done == Converted(
+        "text-classification", "BertForSequenceClassification", ("classifier.bias", "classifier.weight")
+    )
+    base, ours = AutoModel.from_pretrained(tmp_path / "base"), load(tmp_path / "ours")
+    assert torch.equal(ours.bert.encoder.layer[1].output.dense.weight, base.encoder.layer[1].output.dense.weight)
+
+
+def test_a_dtype_can_be_chosen(upstream: Path, tmp_path: Path) -> None:
+    convert(find(str(upstream)), tmp_path / "ours", task=None, dtype=torch.float16, seed=0)
+    assert {entry.dtype for entry in headers.of_directory(tmp_path / "ours").values()} == {"F16"}
+
+
+def test_a_quantized_directory_is_brought_as_it_is(upstream: Path, tmp_path: Path) -> None:
+    from llmos_cli.models.quantized import write_quantized
+    from tests.models.conftest import nearest, quantize_all
+
+    bring(upstream, tmp_path / "dense")
+    codes = quantize_all(load(tmp_path / "dense"), lambda name, weight: nearest(weight, 4, 32))
+    write_quantized(tmp_path / "theirs", tmp_path / "dense", codes)
+    bring(tmp_path / "theirs", tmp_path / "ours")
+    assert torch.equal(logits(load(tmp_path / "ours"), "causal-lm"), logits(load(tmp_path / "theirs"), "causal-lm"))
+
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LlmosError, match="quantized by awq"):
+        bring(tmp_path / "theirs", tmp_path / "again")
+
+
+def test_a_model_that_needs_its_own_code_is_refused(upstream: Path, tmp_path: Path) -> None:
+    config = json.loads((upstream / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "modeling_evil.Config"}}
+    (upstream / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Untrusted, match="needs Python code of its own"):
+        bring(upstream, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("./nowhere", NotFound, "there is no ./nowhere"),
+        ("no/such/thing", NotFound, "there is no no/such/thing"),
+        ("org/name", LlmosError, "the hub cannot be reached"),
+        ("two words", NotFound, "neither a file nor a hub id"),
+    ],
+)
+def test_a_source_that_is_not_there(source: str, error: type[LlmosError], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        bring(source, tmp_path)
+
+
+def test_a_directory_without_weights_and_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="holds no weights"):
+        find(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UsageError, match="is not a model"):
+        find(str(tmp_path / "notes.txt"))
