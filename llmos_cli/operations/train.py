@@ -82,7 +82,7 @@ def train(ws: Workspace, rev: str | None, resolved: Resolved, *, move: bool = Tr
     parents = [parent.id] if parent else []
     with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=parents) as run:
         run.listen(emit)
-        result = _run(ws, run, parent, resolved, resume=False, move=move)
+        result = carry_out(ws, run, parent, resolved, resume=False, move=move)
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
         return result
 
@@ -95,7 +95,7 @@ def resume(ws: Workspace, name: str | None, *, emit: Emit) -> TrainResult:
     with ws.runs.resume(record.id) as run:
         run.listen(emit)
         parent = ws.checkpoint(run.started.parents[0]) if run.started.parents else None
-        return _run(ws, run, parent, recorded(run.path / "config.yaml"), resume=True, move=True)
+        return carry_out(ws, run, parent, recorded(run.path / "config.yaml"), resume=True, move=True)
 
 
 def _last_interrupted(ws: Workspace) -> Any:
@@ -116,9 +116,17 @@ def recorded(file: Path) -> Resolved:
     return Resolved("train", config, config.model_dump(mode="json"), {}, ())
 
 
-def _run(
-    ws: Workspace, run: Run, parent: Checkpoint | None, resolved: Resolved, *, resume: bool, move: bool
+def carry_out(
+    ws: Workspace,
+    run: Run,
+    parent: Checkpoint | None,
+    resolved: Resolved,
+    *,
+    resume: bool,
+    move: bool,
+    resumable: bool = True,
 ) -> TrainResult:
+    """All that happens within a training run; `resumable`: whether it saves what a resumption needs."""
     config: TrainConfig = resolved.config
     teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
     begin = start(ws, parent, config, teacher)
@@ -136,7 +144,7 @@ def _run(
         config.train,
         seed=config.seed,
         facts=begin.prepared.facts,
-        state=run.state,
+        state=run.state if resumable else None,
         resume=resume,
         emit=run.emit,
         teacher=device.move(load(teacher.path), device.pick()) if teacher else None,

@@ -116,7 +116,9 @@ class TuneOptions(Methodical):
     """Config key -> `{low, high, log, step}` or `{choices: [...]}` (or a bare list of choices)."""
     trials: int = Field(20, ge=1)
     sampler: str = "tpe"
-    pruner: Literal["none", "median", "hyperband"] = "median"
+    pruner: Literal["none", "median", "hyperband"] | None = None
+    """Stops trials that do worse than others did at the same share of their budget; median when absent, none with several
+    objectives, which it cannot compare."""
     objectives: dict[str, Literal["minimize", "maximize"]] = {}
     """Metric -> direction; the task's own metric when empty. Several give a Pareto front."""
     jobs: int = Field(1, ge=1)

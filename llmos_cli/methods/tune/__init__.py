@@ -10,11 +10,17 @@ from dataclasses import dataclass
 class Search:
     """What every sampler is told of the search.
 
-    `startup_trials` are drawn at random before the sampler models anything; `grid` holds every value of each parameter,
-    or None in the place of one that is a range without a step.
+    `startup_trials` are drawn at random before the sampler models anything; `told` trials are in the study already; `grid`
+    holds every value of each parameter, or None in the place of one that is a range without a step.
     """
 
     seed: int
+    told: int
     startup_trials: int
     objectives: int
     grid: Mapping[str, Sequence[bool | int | float | str] | None]
+
+    @property
+    def draw(self) -> int:
+        """A seed that a resumed search does not share with the trials before it."""
+        return self.seed + self.told

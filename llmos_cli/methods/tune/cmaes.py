@@ -25,6 +25,6 @@ def sampler(options: Options, search: Search) -> BaseSampler:
     return CmaEsSampler(
         n_startup_trials=search.startup_trials,
         popsize=options.population,
-        seed=search.seed,
+        seed=search.draw,
         warn_independent_sampling=False,
     )

@@ -20,5 +20,5 @@ def sampler(options: Options, search: Search) -> BaseSampler:
     return NSGAIISampler(
         population_size=options.population or max(4, search.startup_trials),
         crossover_prob=options.crossover,
-        seed=search.seed,
+        seed=search.draw,
     )

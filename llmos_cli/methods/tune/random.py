@@ -13,4 +13,4 @@ class Options(Section):
 
 
 def sampler(options: Options, search: Search) -> BaseSampler:
-    return RandomSampler(seed=search.seed)
+    return RandomSampler(seed=search.draw)

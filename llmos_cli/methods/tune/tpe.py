@@ -18,5 +18,5 @@ def sampler(options: Options, search: Search) -> BaseSampler:
     return TPESampler(
         n_startup_trials=search.startup_trials,
         n_ei_candidates=options.candidates,
-        seed=search.seed,
+        seed=search.draw,
     )

@@ -16,6 +16,7 @@ SPACE = read({"x": {"low": -2.0, "high": 2.0, "step": 0.5}, "y": [0, 1, 2]})
 def search(*, seed=0, objectives=1, space=SPACE):
     return Search(
         seed=seed,
+        told=0,
         startup_trials=4,
         objectives=objectives,
         grid={name: dimension.values() for name, dimension in space.items()},
