@@ -19,16 +19,17 @@ from llmos_cli.data.rows import Rows
 FRACTIONS = {"test": 0.05, "validation": 0.05}
 LONGEST_TOKEN, LONGEST_LINE = 24, 64
 """Characters of a token (strings are abbreviated), tokens of a line (longer ones are tables, not grammar)."""
-TABLES = ("encodings/", "_pydecimal", "html/entities", "sre_")
+LEFT_OUT = ("encodings/", "distutils/")
+"""Tables rather than grammar; gone from newer Pythons."""
 Place = tuple[int, int]
 """Line from 1, column in characters from 0."""
 Line = tuple[list[str], list[str]]
 
 
 def load(cache: Path) -> dict[str, Rows]:
-    """(tokens, tags), one logical line a row, in splits by the SHA-256 of the file's path; a line is in one split only."""
-    sources = [(path, text) for path, text in stdlib.files() if not path.startswith(TABLES)]
-    lines = json_entry(cache, "pytokens", ["pytokens/1", stdlib.identity(sources)], lambda: _all_lines(sources))
+    """(tokens, tags) of each logical line of the packages' files, in splits by the SHA-256 of the path; a line is in one split only."""
+    sources = [(path, text) for path, text in stdlib.files() if "/" in path and not path.startswith(LEFT_OUT)]
+    lines = json_entry(cache, "pytokens", ["pytokens/2", stdlib.identity(sources)], lambda: _all_lines(sources))
     return {
         split: Rows(
             {

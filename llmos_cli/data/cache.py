@@ -96,12 +96,17 @@ def _mapped(path: Path, dtype: str, size: int) -> NDArray[Any]:
     return np.memmap(path, dtype=dtype, mode="r", shape=(size,)) if size else np.zeros(0, dtype)
 
 
+_texts: dict[str, str] = {}
+
+
 def json_entry(cache: Path, kind: str, key: Any, make: Callable[[], Iterable[Any]]) -> list[Any]:
-    """A list of JSON values, one per line of a file, made once."""
+    """A list of JSON values, one per line of a file, made once; once a process too, whatever workspaces it serves."""
 
     def build(directory: Path) -> None:
         with (directory / "rows.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(value, ensure_ascii=True) + "\n" for value in make())
+            file.writelines(json.dumps(value) + "\n" for value in make())
 
-    with (entry(cache, kind, key, build) / "rows.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    known = f"{kind}/{of_json(key)}"
+    if known not in _texts:
+        _texts[known] = (entry(cache, kind, key, build) / "rows.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in _texts[known].splitlines()]

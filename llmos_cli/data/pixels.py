@@ -5,6 +5,7 @@ Saved as `preprocessor_config.json` in the form transformers reads, beside the w
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from llmos_cli.core.atomic import write_text
 from llmos_cli.data import cache as store
 from llmos_cli.data.extras import require
-from llmos_cli.errors import NotFound
+from llmos_cli.errors import NotFound, UsageError
 
 FILE = "preprocessor_config.json"
 BILINEAR = 2
@@ -63,19 +64,18 @@ class Pixels:
         )
 
     def shaped(self, image: Any) -> NDArray[np.uint8]:
-        """Any image (array of [H, W] or [H, W, 3] values 0 to 255, or a PIL image) as [C, S, S] bytes."""
-        array = np.asarray(image, np.uint8) if not hasattr(image, "convert") else None
-        if array is not None and array.shape == self._plain_shape():
-            return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
+        """Any image (`opened`) as [C, S, S] bytes."""
+        array: NDArray[np.uint8] = opened(image)
+        if array.shape != self._plain_shape():
+            array = self._resized(array)
+        return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
+
+    def _resized(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         require("PIL", "images", "images of another size or colour than the model's")
         from PIL import Image
 
-        picture = image if array is None else Image.fromarray(array.squeeze())
-        picture = picture.convert("L" if self.channels == 1 else "RGB").resize(
-            (self.size, self.size), Image.Resampling.BILINEAR
-        )
-        pixels = np.asarray(picture, np.uint8)
-        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+        picture = Image.fromarray(array).convert("L" if self.channels == 1 else "RGB")
+        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR), np.uint8)
 
     def _plain_shape(self) -> tuple[int, ...]:
         return (self.size, self.size) if self.channels == 1 else (self.size, self.size, 3)
@@ -85,6 +85,25 @@ class Pixels:
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         return (torch.from_numpy(np.array(pixels_BCHW)).float() / 255 - mean) / std
+
+
+def opened(image: Any) -> NDArray[np.uint8]:
+    """An image as [H, W] (grey) or [H, W, 3] values 0 to 255: an array of such values, or the bytes of a picture's file."""
+    if not isinstance(image, bytes):
+        array = np.asarray(image)
+        if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.min() < 0 or array.max() > 255:
+            raise UsageError(
+                "an image is not rows of pixels with values 0 to 255", hint="Grey is [H][W], colour [H][W][3]."
+            )
+        return (array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array).astype(np.uint8)
+    require("PIL", "images", "picture files")
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(io.BytesIO(image))
+        return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "I", "I;16", "F") else "RGB"), np.uint8)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UsageError("a file is not a picture that can be read", hint=str(error)) from error
 
 
 def shaped(images: Sequence[Any], pixels: Pixels, *, key: Any, cache: Path) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, overload
 
 
@@ -82,6 +82,9 @@ class Chain(Lazy):
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.parts)
 
     def item(self, index: int) -> Any:
         part = bisect.bisect_right(self.ends, index)
