@@ -1,0 +1,205 @@
+"""`llmos train` in a workspace: from scratch, from a revision, resumed, planned, several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
+from llmos_cli.events import Event, Metric, Note
+from llmos_cli.models.load import load
+from llmos_cli.operations.config import resolve
+from llmos_cli.operations.train import TrainResult, measure, resume, train
+from llmos_cli.operations.training.plan import plan
+from llmos_cli.operations.training.several import several
+from llmos_cli.operations.training.start import start
+from llmos_cli.tasks import load as task_called
+
+
+def trained(
+    ws: Workspace, rev: str | None = None, *sets: str, emit: Any = lambda event: None, **more: Any
+) -> TrainResult:
+    return train(ws, rev, resolve(ws, "train", sets=sets), emit=emit, **more)
+
+
+def killed(ws: Workspace, number: signal.Signals, *sets: str) -> str:
+    """Train until the validation after step 2 and send this process a signal; the run's id."""
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Metric) and event.step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises((Interrupted, Terminated)):
+        trained(ws, None, *sets, emit=emit)
+    return ws.runs.list()[-1].id
+
+
+def weights(ws: Workspace, rev: str = "HEAD") -> dict[str, torch.Tensor]:
+    return load(ws.checkpoint(rev).path).state_dict()
+
+
+def hashes(ws: Workspace, rev: str = "HEAD") -> dict[str, str]:
+    tree = ws.checkpoint(rev).manifest.tree
+    return {name: entry.sha256 for name, entry in tree.items() if name.endswith(".safetensors")}
+
+
+def test_a_checkpoint_from_scratch_says_how_it_was_made(workspace: Workspace) -> None:
+    result = trained(workspace)
+    checkpoint = workspace.checkpoint()
+    made = checkpoint.manifest.made
+    assert (checkpoint.id, made.operation, made.parents, made.seed) == (result.checkpoint, "train", (), 0)
+    assert made.config["data"]["task"] == "causal-lm"
+    assert made.config["model"]["hidden_size"] == 32
+    assert made.environment["precision"] == "float32"
+    assert made.environment["packages"]["torch"] == torch.__version__
+    assert made.data["tokenizer"]
+    assert (result.steps, result.rate_unit, result.branch) == (4, "tokens", "main")
+
+
+def test_the_numbers_are_of_the_file_read_back_not_of_the_weights_in_memory(workspace: Workspace) -> None:
+    heard: list[Event] = []
+    result = trained(workspace, emit=heard.append)
+    checkpoint = workspace.checkpoint()
+    stored = load(checkpoint.path)
+    assert json.loads((checkpoint.path / "config.json").read_text())["dtype"] == "bfloat16"
+    config = resolve(workspace, "train").config
+    prepared = start(workspace, checkpoint, config).prepared
+    again = measure(
+        task_called("causal-lm"), stored, prepared.splits["test"], prepared.facts, emit=heard.append, stage=""
+    )
+    assert again == result.metrics["test"]
+    told = workspace.metrics(checkpoint.id)
+    assert told["bits_per_byte", "test"].value == again["bits_per_byte"]
+    assert told["bits_per_byte", "test"].checkpoint == checkpoint.id
+
+
+def test_the_same_config_and_seed_give_the_same_files(workspace: Workspace) -> None:
+    trained(workspace)
+    first = hashes(workspace)
+    trained(workspace)
+    assert hashes(workspace) == first
+    trained(workspace, None, "seed=1")
+    assert hashes(workspace) != first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_is_resumed_to_the_same_files(workspace: Workspace, number: signal.Signals) -> None:
+    killed(workspace, number, "train.max_steps=6")
+    assert workspace.head().checkpoint is None
+    resume(workspace, None, emit=lambda event: None)
+    resumed = hashes(workspace)
+    trained(workspace, None, "train.max_steps=6")
+    assert hashes(workspace) == resumed
+
+
+def test_resuming_keeps_to_the_config_of_the_run_whatever_the_files_say_now(workspace: Workspace) -> None:
+    run = killed(workspace, signal.SIGINT, "train.max_steps=6")
+    (workspace.configs / "train.yaml").write_text("train: {max_steps: 99, batch_size: 2}\nmodel: {arch: gpt2}\n")
+    result = resume(workspace, run, emit=lambda event: None)
+    assert result.steps == 6
+    assert not list((workspace.root / "runs" / run).glob("state/*"))
+
+
+def test_there_is_nothing_to_resume_after_a_run_that_ended_well(workspace: Workspace) -> None:
+    result = trained(workspace)
+    with pytest.raises(NotFound, match="no training run on main was interrupted"):
+        resume(workspace, None, emit=lambda event: None)
+    with pytest.raises(UsageError, match="is done"):
+        resume(workspace, result.run, emit=lambda event: None)
+
+
+def test_training_goes_on_from_a_revision(workspace: Workspace) -> None:
+    first = trained(workspace)
+    before = weights(workspace)
+    second = trained(workspace, "HEAD", "train.max_steps=2")
+    assert workspace.checkpoint().manifest.made.parents == (first.checkpoint,) == (second.parent,)
+    assert second.metrics["test"]["loss"] < first.metrics["test"]["loss"]
+    after = weights(workspace)
+    assert before.keys() == after.keys()
+    # Two steps move weights a little: these are the parent's, not fresh ones.
+    gap = (after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).abs().mean()
+    assert gap < 0.3 * before["model.layers.0.mlp.up_proj.weight"].abs().mean()
+
+
+def test_another_model_takes_over_what_fits(workspace: Workspace) -> None:
+    trained(workspace)
+    before, heard = weights(workspace), []
+    trained(workspace, "HEAD", "model.num_hidden_layers=3", "train.learning_rate=1e-9", emit=heard.append)
+    notes = [event.message for event in heard if isinstance(event, Note)]
+    assert any("21 tensors come from" in note and "9 are new (model.layers.2." in note for note in notes)
+    after = weights(workspace)
+    torch.testing.assert_close(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_a_model_that_nothing_fits_is_refused(workspace: Workspace) -> None:
+    trained(workspace)
+    narrow = ["model.hidden_size=48", "model.intermediate_size=80"]
+    with pytest.raises(UsageError, match="No weight of"):
+        trained(workspace, "HEAD", *narrow)
+
+
+def test_a_teacher_is_learnt_from(workspace: Workspace) -> None:
+    trained(workspace, None, "train.max_steps=30")
+    heard: list[Event] = []
+    result = trained(workspace, None, "train.teacher=HEAD", "train.teacher_weight=1.0", emit=heard.append)
+    assert result.parent == ""
+    assert "train.teacher" not in " ".join(event.message for event in heard if isinstance(event, Note))
+
+
+def test_an_option_that_did_nothing_is_told(workspace: Workspace) -> None:
+    heard: list[Event] = []
+    trained(workspace, None, "train.temperature=3.0", emit=heard.append)
+    notes = [event.message for event in heard if isinstance(event, Note)]
+    assert any("train.temperature" in note and "had no effect" in note for note in notes)
+
+
+def test_the_branch_can_be_left_where_it_is(workspace: Workspace) -> None:
+    result = trained(workspace, move=False)
+    assert workspace.head().checkpoint is None
+    assert workspace.checkpoint(result.checkpoint[:12]).id == result.checkpoint
+
+
+def test_a_plan_trains_nothing(workspace: Workspace) -> None:
+    planned = plan(workspace, None, resolve(workspace, "train"), emit=lambda event: None)
+    assert workspace.runs.list() == []
+    assert (planned.steps, planned.samples, planned.positions, planned.task) == (4, 64, 32, "causal-lm")
+    assert planned.parameters == planned.trained == trained(workspace).parameters
+    assert 0 < planned.memory < planned.memory_free
+    assert planned.epochs == 4 * 4 / 64
+
+
+def test_a_frozen_backbone_keeps_its_weights(workspace: Workspace) -> None:
+    trained(workspace, None, "model.tie_word_embeddings=false")
+    before = weights(workspace)
+    trained(workspace, "HEAD", "model.tie_word_embeddings=false", "model.freeze=backbone")
+    changed = {name for name, value in weights(workspace).items() if not torch.equal(value, before[name])}
+    assert changed == {"lm_head.weight"}
+
+
+def test_no_task_and_no_end_are_usage_errors(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="Nothing says when training ends"):
+        train(workspace, None, resolve(workspace, "train", unsets=["train.max_steps"]), emit=lambda event: None)
+    with pytest.raises(UsageError, match=r"data\.task is not set"):
+        train(workspace, None, resolve(workspace, "train", unsets=["data.task"]), emit=lambda event: None)
+    assert workspace.head().checkpoint is None
+
+
+@pytest.mark.slow
+def test_several_configs_are_several_runs(workspace: Workspace, tmp_path: Path) -> None:
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file, steps in zip(files, (2, 3), strict=True):
+        file.write_text(f"train: {{max_steps: {steps}}}\n")
+    result = several(workspace, None, files, ["seed=4"], [], jobs=2, emit=lambda event: None)
+    assert [run["steps"] for run in result.runs] == [2, 3]
+    assert workspace.head().checkpoint is None
+    assert all(workspace.manifest(run["checkpoint"]).made.seed == 4 for run in result.runs)
+    files[0].write_text("train: {max_stepz: 2}\n")
+    with pytest.raises(LlmosError, match=r"one\.yaml failed: .*max_stepz"):
+        several(workspace, None, files[:1], [], [], jobs=1, emit=lambda event: None)
