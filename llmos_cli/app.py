@@ -171,10 +171,8 @@ def _wait(seconds: str) -> None:
 
 def commands_below(name: str) -> list[str]:
     """Of a command that is a group of commands (`config`), their names."""
-    return [
-        info.name or info.callback.__name__
-        for info in getattr(catalog.command(name).load(), "app", typer.Typer()).registered_commands
-    ]
+    own = getattr(catalog.command(name).load(), "app", None)
+    return [str(info.name or getattr(info.callback, "__name__", "")) for info in own.registered_commands] if own else []
 
 
 def _build(entry: catalog.Entry, ctx: Any) -> Any:

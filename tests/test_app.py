@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
-from llmos_cli import __version__
+import pytest
+
+from llmos_cli import __version__, catalog
 
 
 def test_version(llmos):
@@ -13,8 +19,6 @@ def test_version(llmos):
 
 
 def test_help_names_every_command_with_its_first_line(llmos):
-    from llmos_cli import catalog
-
     out = " ".join(llmos("--help").out.split())
     for name, entry in catalog.commands().items():
         assert f"{name} {entry.help}" in out
@@ -42,3 +46,120 @@ def test_a_failure_as_json_is_on_stdout_too(llmos, tmp_path, monkeypatch):
     assert ran.code == 4
     assert ran.json["schema"] == "llmos.error/1"
     assert ran.json["error"]["code"] == 4
+
+
+COMMAND = '''"""Do what the test says."""
+import os, errno
+from llmos_cli.session import JsonFlag, QuietFlag, session
+
+def {name}(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    {body}
+'''
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """`command("raise OSError(...)")` drops a command file in and returns its name."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    monkeypatch.setattr(catalog, "_commands_folder", lambda: folder)
+    monkeypatch.setattr("llmos_cli.commands.__path__", [str(folder)])
+    catalog._found.cache_clear()
+
+    def make(body: str) -> str:
+        name = f"probe{abs(hash(body))}"
+        (folder / f"{name}.py").write_text(COMMAND.format(name=name, body=body))
+        return name
+
+    yield make
+    catalog._found.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("raise KeyboardInterrupt", 130, "error: interrupted\n"),
+        ("raise OSError(errno.ENOSPC, 'x')", 1, "error: the disk is full\nhint: free some space"),
+        ("raise OSError(errno.EROFS, 'x', '/data/a')", 1, "error: the file system is read-only: /data/a\nhint: "),
+        ("open('/proc/1/mem/none')", 1, "error: llmos failed unexpectedly: NotADirectoryError"),
+        ("raise PermissionError(errno.EACCES, 'x', 'runs')", 1, "error: permission denied: runs\nhint: "),
+        ("raise ValueError('first\\nsecond')", 1, "error: llmos failed unexpectedly: ValueError: first second\nhint: "),
+    ],
+)
+def test_whatever_happens_is_one_sentence(command, llmos, body, code, message):
+    ran = llmos(command(body))
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith(message)
+    assert "Traceback" not in ran.err
+
+
+def test_the_unforeseen_leaves_its_traceback_in_the_workspace(command, llmos, workspace):
+    ran = llmos(command("raise ValueError('why')"))
+    (crash,) = (workspace.root / ".llmos" / "crash").iterdir()
+    assert str(crash) in ran.err
+    assert "ValueError: why" in crash.read_text()
+
+
+def test_outside_a_workspace_it_is_in_the_users_cache(command, llmos, own_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = llmos(command("raise ValueError('why')"))
+    (crash,) = (own_home / "cache" / "crash").iterdir()
+    assert str(crash) in ran.err
+
+
+def test_a_dropped_in_file_is_a_command(command, llmos):
+    name = command("print('here')")
+    assert llmos(name).out == "here\n"
+    assert f"{name} Do what the test says." in " ".join(llmos("--help").out.split())
+
+
+def test_a_reader_that_leaves_is_no_failure(workspace):
+    llmos = Path(sys.executable).parent / "llmos"
+    script = f"set -o pipefail; {llmos} config schema train | head -n 1"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{\n", "")
+
+
+def test_json_goes_through_a_pipe(workspace):
+    llmos = Path(sys.executable).parent / "llmos"
+    script = f"set -o pipefail; {llmos} status --json | {sys.executable} -m json.tool"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert '"schema": "llmos.status/1"' in ran.stdout
+
+
+def test_global_options(llmos, workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    assert llmos("status").code == 4
+    assert llmos("-C", workspace.root, "status").code == 0
+    assert llmos("-C", tmp_path / "none", "status").code == 2
+    assert llmos("--wait", "soon", "status").err == "error: --wait takes a number of seconds, not 'soon'\n"
+
+
+def test_help_of_a_method_lists_its_options(llmos):
+    out = llmos("quantize", "--method", "gptq", "--help").out
+    assert "Options of gptq (-s quantize.gptq.NAME=VALUE):\n  damping <float>" in out
+    assert llmos("quantize", "--method=gtpq", "--help").err.endswith("hint: did you mean 'gptq'?\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("llmos chec", ["checkout"]),
+        ("llmos show ", ["HEAD"]),
+        ("llmos prune --method wan", ["wanda"]),
+        ("llmos init --template image", ["image-classification"]),
+    ],
+)
+def test_completion(workspace, words, offered):
+    llmos = Path(sys.executable).parent / "llmos"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_LLMOS_COMPLETE": "complete_bash"}
+    ran = subprocess.run([llmos], env=os.environ | asked, capture_output=True, text=True)
+    assert ran.stdout.split() == offered
+
+
+def test_the_completion_script_loads_in_bash(llmos):
+    script = llmos("completion", "bash").out + "complete -p llmos\n"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert ran.stdout == "complete -o default -F _llmos_completion llmos\n"
+    assert llmos("completion", "tcsh").code == 2
