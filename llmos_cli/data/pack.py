@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llmos_cli.data import cache as store
 from llmos_cli.data.tokenize import ByteCounter, encoded, end_of_text, identity
@@ -42,16 +43,47 @@ class Packed:
 
     def batch(self, rows: Sequence[int], *, augment_seed: int | None = None) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, [B, L]: `labels[b, i]` is the token after `input_ids[b, i]`."""
-        chunk = torch.full((len(rows), self.length + 1), -100)
-        for row_L, row in zip(chunk, rows, strict=True):
-            tokens = self.tokens[self.starts[row] : self.starts[row] + self.length + 1]
-            row_L[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        inputs = chunk[:, :-1]
-        return {"input_ids": inputs.masked_fill(inputs < 0, self.end), "labels": chunk[:, 1:].contiguous()}
+        starts = [self.starts[row] for row in rows]
+        return _shifted([self.tokens[start : start + self.length + 1] for start in starts], self.length, self.end)
 
     def bytes(self, rows: Sequence[int]) -> int:
         starts = [self.starts[row] + 1 for row in rows]
         return sum(int(self.byte_counts[start : start + self.length].sum()) for start in starts)
+
+
+class Separate:
+    """Texts each on its own, END before and after, in memory: to judge them one by one. `owner[s]` is the text of sample s."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, length: int) -> None:
+        self.length, self.end = length, end_of_text(tokenizer)
+        count = ByteCounter(tokenizer)
+        self.owner: list[int] = []
+        self.chunks: list[NDArray[np.int64]] = []
+        self.sizes: list[int] = []
+        for owner, (text, ids) in enumerate(zip(texts, encoded(texts, tokenizer), strict=True)):
+            stream, sizes = np.array([self.end, *ids, self.end], np.int64), np.array([0, *count(text, ids), 0])
+            for start in range(0, len(stream) - 1, length):
+                self.owner.append(owner)
+                self.chunks.append(stream[start : start + length + 1])
+                self.sizes.append(int(sizes[start + 1 : start + length + 1].sum()))
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def batch(self, rows: Sequence[int], *, augment_seed: int | None = None) -> dict[str, torch.Tensor]:
+        return _shifted([self.chunks[row] for row in rows], self.length, self.end)
+
+    def bytes(self, rows: Sequence[int]) -> int:
+        return sum(self.sizes[row] for row in rows)
+
+
+def _shifted(chunks: Sequence[NDArray[Any]], length: int, end: int) -> dict[str, torch.Tensor]:
+    """Chunks of at most `length` + 1 tokens as inputs and the tokens after them."""
+    padded = torch.full((len(chunks), length + 1), -100)
+    for row_L, chunk in zip(padded, chunks, strict=True):
+        row_L[: len(chunk)] = torch.from_numpy(chunk.astype(np.int64))
+    inputs = padded[:, :-1]
+    return {"input_ids": inputs.masked_fill(inputs < 0, end), "labels": padded[:, 1:].contiguous()}
 
 
 def packed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, key: Any, cache: Path) -> Path:

@@ -90,11 +90,22 @@ class Pixels:
 def opened(image: Any) -> NDArray[np.uint8]:
     """An image as [H, W] (grey) or [H, W, 3] values 0 to 255: an array of such values, or the bytes of a picture's file."""
     if not isinstance(image, bytes):
-        array = np.asarray(image)
-        if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.min() < 0 or array.max() > 255:
+        try:
+            array = np.asarray(image)
+        except ValueError:  # rows of different lengths
+            array = np.zeros(0)
+        if (
+            array.dtype.kind not in "iuf"
+            or array.ndim not in (2, 3)
+            or not array.size
+            or array.min() < 0
+            or array.max() > 255
+        ):
             raise UsageError(
                 "an image is not rows of pixels with values 0 to 255", hint="Grey is [H][W], colour [H][W][3]."
             )
+        if array.ndim == 3 and array.shape[2] not in (1, 3):
+            raise UsageError(f"an image has {array.shape[2]} channels", hint="Grey is [H][W], colour [H][W][3].")
         return (array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array).astype(np.uint8)
     require("PIL", "images", "picture files")
     from PIL import Image, UnidentifiedImageError

@@ -9,7 +9,7 @@ Shapes: B samples, L positions in a sample, N scored positions, C classes, S sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmos_cli.errors import UsageError
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 
@@ -162,3 +163,10 @@ class Task:
     ) -> list[Prediction]:
         """What the model says of each row, by the code that evaluates it."""
         raise NotImplementedError
+
+
+def expect(rows: Sequence[Any], fits: Callable[[Any], bool], what: str) -> None:
+    """Inputs come from outside: the first that is not `what` is an error that names its place."""
+    for place, row in enumerate(rows, start=1):
+        if not fits(row):
+            raise UsageError(f"input {place} is not {what}", hint=f"This model takes {what} for each input.")

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from llmos_cli.data.pack import Packed, packed
+from llmos_cli.data.pack import Packed, Separate, packed
 from llmos_cli.data.sources import load
-from llmos_cli.data.tokenize import end_of_text, identity
+from llmos_cli.data.tokenize import end_of_text, existing, identity
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
-from llmos_cli.tasks.base import Batch, Outcome, Prediction, Prepared, Split, Task
-from llmos_cli.tasks.text import check_length, text_facts, tokenizer_for
+from llmos_cli.tasks.base import Outcome, Prediction, Prepared, Task, expect
+from llmos_cli.tasks.scoring import evaluate
+from llmos_cli.tasks.text import check_length, length_of, text_facts, tokenizer_for
 
 
 class CausalLM(Task):
@@ -61,13 +63,32 @@ class CausalLM(Task):
         }
         return metrics | {name: outcome.mean(column) for name, column in outcome.extra.items()}
 
-    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
-        raise NotImplementedError
+    def load_processor(self, directory: Path) -> Any:
+        return existing(directory)
 
-    def predictions(
-        self, logits: Tensor, batch: Batch, rows: Sequence[Any], facts: Mapping[str, Any]
+    def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Separate:
+        expect(rows, lambda row: isinstance(row, str), "a text")
+        return Separate(rows, processor, length=length_of(processor, facts))
+
+    def predict(
+        self, model: nn.Module, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any, *, batch_size: int
     ) -> list[Prediction]:
-        raise NotImplementedError
+        """How likely each text is: the sums of `nll` (nats) over the texts of a packed split are its loss, but for cold starts."""
+        split = self.inputs(rows, facts, processor)
+        outcome = evaluate(self, model, split, batch_size=batch_size, stage="predict")
+        owners = np.asarray(split.owner)[outcome.sample_N.numpy()]
+        nll = np.bincount(owners, weights=outcome.nll_N.double().numpy(), minlength=len(rows))
+        tokens = np.bincount(owners, minlength=len(rows))
+        sizes = np.bincount(split.owner, weights=split.sizes, minlength=len(rows))
+        return [
+            Prediction(scores={"nll": float(n), "tokens": int(t), "bytes": int(b), "bits_per_byte": _bits(n, b)})
+            for n, t, b in zip(nll, tokens, sizes, strict=True)
+        ]
+
+
+def _bits(nll: float, size: float) -> float:
+    """Bits per byte; of an empty text none."""
+    return float(nll / math.log(2) / size) if size else 0.0
 
 
 TASK = CausalLM()

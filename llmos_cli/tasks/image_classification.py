@@ -90,8 +90,9 @@ class ImageClassification(Task):
         return Pixels.load(directory)
 
     def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
-        images = [processor.shaped(image) for image in rows]
-        return Images(np.stack(images), [0] * len(images), processor)
+        shape = (len(rows), processor.channels, processor.size, processor.size)
+        images = np.asarray([processor.shaped(image) for image in rows], np.uint8).reshape(shape)
+        return Images(images, [0] * len(rows), processor)
 
     def predict(
         self, model: nn.Module, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any, *, batch_size: int

@@ -14,7 +14,7 @@ from llmos_cli.data.tokenize import existing, identity
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import classification
-from llmos_cli.tasks.base import Outcome, Prediction, Prepared, Split, Task
+from llmos_cli.tasks.base import Outcome, Prediction, Prepared, Split, Task, expect
 from llmos_cli.tasks.labels import class_names, facts_of, numbers
 from llmos_cli.tasks.text import check_length, length_of, text_facts, tokenizer_for
 
@@ -69,6 +69,7 @@ class TextClassification(Task):
         return existing(directory)
 
     def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> Split:
+        expect(rows, lambda row: isinstance(row, str), "a text")
         return encode.unlabelled_texts(rows, processor, length=length_of(processor, facts))
 
     def predict(

@@ -18,7 +18,7 @@ from llmos_cli.errors import UsageError
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import classification, scoring
-from llmos_cli.tasks.base import Outcome, Prediction, Prepared, Split, Task
+from llmos_cli.tasks.base import Outcome, Prediction, Prepared, Split, Task, expect
 from llmos_cli.tasks.labels import class_names, facts_of, names_of, numbers
 from llmos_cli.tasks.text import check_length, length_of, text_facts, tokenizer_for
 
@@ -81,6 +81,7 @@ class TokenClassification(Task):
         return existing(directory)
 
     def inputs(self, rows: Sequence[Any], facts: Mapping[str, Any], processor: Any) -> encode.Padded:
+        expect(rows, _words, "a list of words")
         return encode.unlabelled_words(rows, processor, length=length_of(processor, facts))
 
     def predict(
@@ -95,6 +96,10 @@ class TokenClassification(Task):
                 tags[row].append(names[kind])
                 confidences[row].append(best)
         return [Prediction(tags=tuple(t), confidences=tuple(c)) for t, c in zip(tags, confidences, strict=True)]
+
+
+def _words(row: Any) -> bool:
+    return isinstance(row, list | tuple) and all(isinstance(word, str) for word in row)
 
 
 class _Joined(Sequence[str]):
