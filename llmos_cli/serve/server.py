@@ -9,11 +9,12 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from llmos_cli.errors import LlmosError
+from llmos_cli.errors import Interrupted, LlmosError
 from llmos_cli.serve.gateway import Gateway
 from llmos_cli.serve.http import create_app
 from llmos_cli.serve.link import EngineFailed, Link, Load, Say
@@ -57,33 +58,39 @@ class Serving:
 
 
 def serve(listener: socket.socket, serving: Serving) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. Raises where the model cannot be loaded or its process dies."""
+    """Serve until SIGTERM, then drain and return. Raises Interrupted after Ctrl-C (drained too), and an LlmosError where the
+    model cannot be loaded or its process dies."""
     try:
-        asyncio.run(run(listener, serving))
+        number = asyncio.run(run(listener, serving))
     except EngineFailed as failure:
         error = LlmosError(failure.message, hint=failure.hint)
         error.exit_code = failure.exit_code
         raise error from failure
+    if number == signal.SIGINT:
+        raise Interrupted("the deployment was interrupted")
 
 
-async def run(listener: socket.socket, serving: Serving) -> None:
-    stopping = asyncio.Event()
+async def run(listener: socket.socket, serving: Serving) -> int:
+    """Returns the signal that ended it."""
+    signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, signals.put_nowait, number)
     link = Link(serving.say)
     await link.start(serving.load)
     gateway = serving.gateway(link)
     server = Server(create_app(gateway, serving.keys))
     answering = asyncio.create_task(server.serve(sockets=[listener]))
+    asked: asyncio.Task[int] = asyncio.create_task(signals.get())
     try:
-        await first(stopping.wait(), asyncio.shield(link.loaded))
-        if gateway.ready:
+        await first(asked, link.loaded)
+        if gateway.ready and not asked.done():
             serving.ready()
-        await first(stopping.wait(), asyncio.shield(link.gone))
-        if stopping.is_set():
-            await drain(gateway, serving)
+        await first(asked, link.gone)
+        if asked.done():
+            await drain(gateway, serving, signals)
     finally:
+        asked.cancel()
         server.should_exit = True
         await answering
         await link.close()
@@ -91,31 +98,26 @@ async def run(listener: socket.socket, serving: Serving) -> None:
             loop.remove_signal_handler(number)
     if (failure := link.gone.result()) is not None:
         raise failure
+    return asked.result()
 
 
-async def first(*waits: object) -> None:
+async def first(*waits: asyncio.Future[Any]) -> None:
     """Until one of them is done; its exception is raised."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
+    done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for future in done:
+        future.result()
 
 
-async def drain(gateway: Gateway, serving: Serving) -> None:
-    """Accept nothing more and let what is being answered end, for `drain_seconds`; what is left then is cut off."""
+async def drain(gateway: Gateway, serving: Serving, signals: asyncio.Queue[int]) -> None:
+    """Accept nothing more and let what is being answered end, for `drain_seconds` or until asked again; the rest is cut off."""
     gateway.draining = True
-    begun = gateway.link.in_flight
-    serving.say(f"draining: {begun} requests in flight", "info")
+    serving.say(f"draining: {gateway.link.in_flight} requests in flight", "info")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(serving.drain_seconds):
-            while gateway.link.in_flight:
+            while gateway.link.in_flight and signals.empty():
                 await asyncio.sleep(0.02)
     if left := gateway.link.in_flight:
-        serving.say(f"cut off {left} requests that took longer than {serving.drain_seconds:g} s to end", "warning")
+        serving.say(f"cut off {left} requests", "warning")
 
 
 class Server(uvicorn.Server):

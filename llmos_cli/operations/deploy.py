@@ -1,0 +1,199 @@
+"""deploy: serve a checkpoint over HTTP. A deployment is a run: it protects its checkpoint and is listed, followed and stopped like any other."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from llmos_cli.core import atomic
+from llmos_cli.core.config import Resolved, unread
+from llmos_cli.core.locks import lock
+from llmos_cli.core.objects import hash_files
+from llmos_cli.core.view import Lines, Span, View
+from llmos_cli.core.workspace import Checkpoint, Workspace
+from llmos_cli.data.extras import require
+from llmos_cli.errors import Corrupt, LlmosError, UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.operations.ps import ADDRESS, address_of
+
+if TYPE_CHECKING:
+    from llmos_cli.core.runs import Run
+    from llmos_cli.options.verbs import DeployOptions
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """A deployment that answers."""
+
+    name: str
+    url: str
+    run: str
+    pid: int
+    checkpoint: str
+
+    def view(self) -> View:
+        return Lines([[Span(self.name, "name"), f" serves {self.checkpoint[:12]} at {self.url}"]])
+
+
+Announce = Callable[[DeployResult], None]
+
+
+def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce: Announce) -> None:
+    """Serve until told to stop; `announce` is called once the model answers. Drained by SIGTERM, it returns."""
+    options, checkpoint, keys = check(ws, rev, resolved)
+    verify(checkpoint)
+    from llmos_cli.serve.server import bind, serve, url_of
+
+    listener = bind(options.host, options.port)
+    name = options.name or ws.name
+    with lock(ws.dot / "locks" / f"deploy-{name}", emit=emit):
+        check_free(ws, name)
+        run = ws.begin("deploy", config=resolved.mapping, files=resolved.files, parents=[checkpoint.id], name=name)
+    with run:
+        run.listen(emit)
+        result = DeployResult(name, url_of(listener), run.id, os.getpid(), checkpoint.id)
+        atomic.write_text(run.path / ADDRESS, json.dumps(asdict(result)))
+        serve(listener, serving_of(run, options, checkpoint, keys, result, announce, unread(resolved)))
+
+
+def check(ws: Workspace, rev: str, resolved: Resolved) -> tuple[DeployOptions, Checkpoint, Collection[str]]:
+    """Everything that can be said no to at once."""
+    options: DeployOptions = resolved.config.deploy
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require(module, "serve", "deployments")
+    from llmos_cli.serve.guards import read_keys
+
+    checkpoint = ws.checkpoint(rev)
+    keys = read_keys(options.api_key_file)
+    if not keys and not loopback(options.host):
+        raise UsageError(
+            f"serving on {options.host} needs an API key: others can reach it",
+            hint="set deploy.api_key_file or LLMOS_API_KEYS, or serve on 127.0.0.1",
+        )
+    check_free(ws, options.name or ws.name)
+    return options, checkpoint, keys
+
+
+def loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name that may resolve to anything
+
+
+def check_free(ws: Workspace, name: str) -> None:
+    for record in ws.runs.alive():
+        if record.operation == "deploy" and record.name == name:
+            raise UsageError(
+                f"a deployment called {name} is running (process {record.pid})",
+                hint=f"`llmos stop {name}` ends it, or give this one another --name",
+            )
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Hash every file: what is served must be what was saved."""
+    tree = checkpoint.manifest.tree
+    for path, entry in hash_files(checkpoint.path / name for name in tree).items():
+        name = path.relative_to(checkpoint.path).as_posix()
+        if entry != tree[name]:
+            raise Corrupt(
+                f"{name} of checkpoint {checkpoint.id[:12]} is not what was saved",
+                hint="`llmos fsck` tells what else is affected",
+            )
+
+
+def serving_of(
+    run: Run,
+    options: DeployOptions,
+    checkpoint: Checkpoint,
+    keys: Collection[str],
+    result: DeployResult,
+    announce: Announce,
+    dead: Sequence[str],
+) -> Any:
+    from llmos_cli.serve.gateway import Gateway, Limits
+    from llmos_cli.serve.link import Link, Load
+    from llmos_cli.serve.server import Serving
+
+    limits = Limits(options.slots, options.queue, options.max_request_bytes, options.max_tokens)
+    load = Load(str(checkpoint.path), options.slots, options.context, options.warm)
+
+    def say(sentence: str, level: str) -> None:
+        run.emit(Note(sentence, level=level))
+
+    def gateway(link: Link) -> Gateway:
+        return Gateway(link, result.name, checkpoint.id, checkpoint.path, limits)
+
+    def ready() -> None:
+        for key in dead:
+            say(f"{key} was set and nothing reads it", "warning")
+        say(f"ready at {result.url}", "info")
+        announce(result)
+
+    return Serving(load, keys, options.drain_seconds, gateway, ready, say)
+
+
+def detach(ws: Workspace, rev: str, resolved: Resolved, arguments: Sequence[str], *, timeout: float) -> DeployResult:
+    """Deploy in a process of its own and return once it answers; `arguments` are the command line's, without `--detach`."""
+    check(ws, rev, resolved)
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-c", "from llmos_cli.app import main; main()", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=Path.cwd(),
+        )
+        return wait_ready(ws, child, output, timeout)
+
+
+def wait_ready(ws: Workspace, child: subprocess.Popen[bytes], output: IO[str], timeout: float) -> DeployResult:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise LlmosError(f"the deployment ended before it was ready: {last_words(output)}")
+        if (found := answering(ws, child.pid)) is not None:
+            return found
+        time.sleep(0.1)
+    child.terminate()
+    child.wait()
+    raise LlmosError(
+        f"the deployment was not ready within {timeout:g} s and was stopped", hint="give it longer with --ready-timeout"
+    )
+
+
+def answering(ws: Workspace, pid: int) -> DeployResult | None:
+    """The deployment of process `pid`, once it is ready."""
+    record = next((each for each in ws.runs.alive() if each.pid == pid), None)
+    address = address_of(record) if record else None
+    return DeployResult(**address) if address and ready(address["url"]) else None
+
+
+def ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def last_words(output: IO[str]) -> str:
+    """What the child said last: its error, where it could say one."""
+    output.seek(0)
+    lines = [line.strip() for line in output.read().splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1]
