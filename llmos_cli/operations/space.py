@@ -50,7 +50,8 @@ class Range:
         return [self.low + k * self.step for k in range(count + 1)]
 
     def setting(self, value: Any) -> Any:
-        return value
+        """Of a continuous range four digits: no more are meant, and what is trained is what `--apply` writes."""
+        return value if self.whole or self.step is not None else float(f"{value:.4g}")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ def test_a_mapping_sets_keys_that_belong_together():
     assert settings(space, {"model": chosen}) == {"model.arch": "gpt2", "model.n_embd": 64}
 
 
+def test_a_continuous_value_has_four_digits():
+    space = read({"train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}})
+    assert settings(space, {"train.learning_rate": 0.0027366090351870595}) == {"train.learning_rate": 0.002737}
+
+
 def test_a_list_can_be_a_choice():
     space = read({"model.channels": {"choices": [[8, 16], [16, 32]]}})
     assert settings(space, {"model.channels": "[16, 32]"}) == {"model.channels": [16, 32]}

@@ -1,0 +1,137 @@
+"""An Optuna study: opened by name, so that a search goes on where it stopped, on this machine or on several.
+
+Trials that were running in a process that is gone are put back in the queue with the same values.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.importance import get_param_importances
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from llmos_cli.core.processes import Process, this_process
+from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.operations.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+VALIDATIONS = 10
+"""Intermediate values of a trial: one at each tenth of its budget."""
+SETTLING = 2
+"""Validations before the median says anything: the first ones mostly tell the learning rate's warm-up."""
+_DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def open_study(
+    name: str, storage: str, directions: Mapping[str, str], sampler: BaseSampler, pruner: BasePruner
+) -> optuna.Study:
+    """Make the study, or go on with the one of that name; UsageError where it was made for other objectives."""
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=_storage(storage),
+            sampler=sampler,
+            pruner=pruner,
+            directions=[_DIRECTIONS[direction] for direction in directions.values()],
+            load_if_exists=True,
+        )
+    except (ImportError, ValueError) as problem:
+        raise UsageError(
+            f"cannot open the storage {storage}: {problem}", hint="tune.storage is an Optuna URL"
+        ) from problem
+    except optuna.exceptions.StorageInternalError as problem:
+        raise LlmosError(f"the storage {storage} does not answer: {problem}") from problem
+    known = study.user_attrs.get("objectives")
+    if known is not None and known != list(directions):
+        raise UsageError(
+            f"study {name} searches for {', '.join(known)}, not {', '.join(directions)}",
+            hint="give --study another name",
+        )
+    study.set_user_attr("objectives", list(directions))
+    return study
+
+
+def told(name: str, storage: str) -> int:
+    """How many trials the study has, if there is one."""
+    summaries = optuna.get_all_study_summaries(_storage(storage), include_best_trial=False)
+    return next((summary.n_trials for summary in summaries if summary.study_name == name), 0)
+
+
+def _storage(url: str) -> Any:
+    if url.startswith("sqlite"):
+        # Two searches may share the file: the second waits instead of failing.
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    return url
+
+
+def pruner(name: str, startup: int) -> BasePruner:
+    if name == "median":
+        return MedianPruner(n_startup_trials=startup, n_warmup_steps=SETTLING)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=VALIDATIONS, reduction_factor=3)
+    return NopPruner()
+
+
+def ask(study: optuna.Study, space: Space) -> optuna.Trial:
+    trial = study.ask({key: dimension.distribution() for key, dimension in space.items()})
+    trial.set_user_attr("process", this_process()._asdict())
+    return trial
+
+
+def put_back(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
+    """A trial that was cut off says nothing of its values: they are tried again."""
+    study.tell(trial.number, state=TrialState.FAIL)
+    study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: not those that were cut off and put back."""
+    again = {trial.user_attrs.get("again") for trial in study.trials}
+    return [trial for trial in study.trials if trial.state in FINISHED and trial.number not in again]
+
+
+def reclaim(study: optuna.Study) -> None:
+    """Put back what a dead process was training."""
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("process")
+        if owner is None or not Process.from_json(owner).alive():
+            put_back(study, trial)
+
+
+def front(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial; with several objectives, those that no other beats in all of them."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return []
+    if len(study.directions) > 1:
+        return sorted(study.best_trials, key=lambda trial: trial.values)
+    return [study.best_trial]
+
+
+def ranked(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Best first by the first objective; those without a value last, in their order."""
+    sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
+
+    def place(trial: FrozenTrial) -> tuple[bool, float, int]:
+        done = trial.state == TrialState.COMPLETE
+        return not done, sign * trial.values[0] if done else 0.0, trial.number
+
+    return sorted(trials, key=place)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Share of each parameter in how good a trial is (PED-ANOVA), by the first objective; empty where too few trials say."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
+        return {}
+    target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+    return dict(get_param_importances(study, target=target))
