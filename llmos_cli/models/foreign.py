@@ -7,7 +7,6 @@ architecture comes as Python files is refused.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -22,10 +21,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import blocks, dequantize, headers, unpickle
+from llmos_cli.models import blocks, dequantize, gguf_file, headers, unpickle
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
@@ -291,25 +290,9 @@ def _filled(classes: Any, config: PreTrainedConfig, state: dict[str, Tensor]) ->
 
 def _convert_gguf(foreign: Foreign, target: Path, dtype: torch.dtype | None) -> Converted:
     """Dequantized by transformers' own reader; stored in bf16 unless told."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError("reading GGUF needs the package gguf", hint="pip install 'llmos-cli[gguf]'")
     assert foreign.gguf is not None
-    try:
-        loaded: Any = AUTO["ForCausalLM"].from_pretrained(
-            foreign.directory,
-            gguf_file=foreign.gguf,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise Corrupt(f"{foreign.gguf} cannot be read: {reason}") from problem
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise Corrupt(f"{foreign.gguf} lacks {len(missing)} of the model's tensors, {missing[0]} first")
+    model = gguf_file.read(foreign.directory / foreign.gguf)
     _copy((file for file in foreign.others() if file.suffix in (".md", "") or "LICEN" in file.name), target)
-    model.config = dequantize.without_quantization(model.config)
     save(model, target, dtype=dtype or torch.bfloat16)
     _tokenizer(foreign, target)
     return Converted("causal-lm", type(model).__name__)

@@ -5,15 +5,14 @@ Shapes: B samples, L positions, D features, C classes.
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-
-from llmos_cli.models import dequantize
 
 
 class SmallModel(PreTrainedModel):
@@ -29,8 +28,10 @@ class SmallModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, path: str | os.PathLike[str] | None, *args: Any, config: Any = None, **kwargs: Any
     ) -> Self:
-        if path is not None and dequantize.is_quantized(config_of(cls, path, config)):
-            return dequantize.load(cls, path, config_of(cls, path, config), dtype=kwargs.get("dtype"))
+        if path is not None and _is_quantized(found := config_of(cls, path, config)):
+            # By name: exported beside dense weights, this file stands alone, and transformers looks at what it imports.
+            dequantize: Any = importlib.import_module("llmos_cli.models.dequantize")
+            return cast(Self, dequantize.load(cls, path, found, dtype=kwargs.get("dtype")))
         return super().from_pretrained(path, *args, config=config, **kwargs)
 
     def post_init(self) -> None:
@@ -53,6 +54,10 @@ def config_of(cls: type[SmallModel], path: str | os.PathLike[str], config: Any) 
     if isinstance(config, PreTrainedConfig):
         return config
     return cls.config_class.from_pretrained(config if config is not None else path)  # type: ignore[union-attr]
+
+
+def _is_quantized(config: PreTrainedConfig) -> bool:
+    return bool(getattr(config, "quantization_config", None) or getattr(config, "llmos_int8", None))
 
 
 def head(inputs: int, config: PreTrainedConfig) -> nn.Linear:

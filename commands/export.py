@@ -1,0 +1,41 @@
+"""Write a checkpoint for others: a Hugging Face directory, or a GGUF file for llama.cpp and its kin.
+
+llmos export -o ../model                          a plain copy, hashes checked
+llmos export base -o ../dense --dequantize        dense weights of a quantized checkpoint
+llmos export -o ../net --standalone               one of our small architectures, for those without llmos
+llmos export -o model.gguf --format gguf --dtype q8_0
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from llmos_cli.errors import UsageError
+from llmos_cli.session import JsonFlag, QuietFlag, session
+
+DTYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("float32", "bfloat16", "float16", "q8_0")}
+
+
+def export(
+    rev: Annotated[str, typer.Argument(help="The checkpoint.")] = "HEAD",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; it must not exist.")] = None,
+    format: Annotated[Literal["hf", "gguf"], typer.Option("--format", help="hf or gguf.")] = "hf",
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Write dense weights.")] = False,
+    standalone: Annotated[bool, typer.Option("--standalone", help="Add the architecture's Python file.")] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the written weights; q8_0 for GGUF only.")] = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet) as s:
+        if output is None:
+            raise UsageError("where to?", hint="`llmos export -o DIRECTORY`")
+        if dtype is not None and dtype not in DTYPES[format]:
+            raise UsageError(f"--dtype {dtype} is unknown", hint=f"{format} has {', '.join(DTYPES[format])}")
+        workspace = s.workspace
+        from llmos_cli.operations.export import ExportOptions
+        from llmos_cli.operations.export import export as operation
+
+        s.ui.show(operation(workspace, rev, output, ExportOptions(format, dequantize, standalone, dtype)))

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models import gguf_file, headers
+from llmos_cli.models.load import load
+from llmos_cli.models.quantized import write_quantized
+from llmos_cli.models.save import save
+from tests.models.conftest import batch, logits, make, nearest, quantize_all
+
+TEXT = "the for statement is used to iterate over the elements of a sequence 0123456789 " * 20
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as on the hub, with a tokenizer, a chat template, a card."""
+    directory = tmp_path_factory.mktemp("hub") / "tiny"
+    make("llama", "causal-lm").save_pretrained(directory)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    backend.train_from_iterator([TEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", bos_token="<|end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(directory)
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return directory
+
+
+@pytest.fixture
+def imported(workspace: Workspace, upstream: Path, llmos: Any) -> Any:
+    ran = llmos("import", upstream, "--json")
+    assert ran.code == 0, ran.err
+    return ran.json
+
+
+def test_import_commits_a_checkpoint_that_remembers_where_it_is_from(
+    workspace: Workspace, upstream: Path, imported: Any
+) -> None:
+    checkpoint = workspace.checkpoint("HEAD")
+    made = checkpoint.manifest.made
+
+    assert imported["checkpoint"] == checkpoint.id
+    assert imported["parameters"] == sum(p.numel() for p in load(upstream).parameters())
+    assert (imported["tokenizer"], imported["chat_template"], imported["licence"]) == (True, True, "apache-2.0")
+    assert (made.operation, made.parents, made.config["data"]) == ("import", (), {"task": "causal-lm"})
+    assert set(made.data["upstream"]["files"]) == {file.name for file in upstream.iterdir()}
+    assert torch.equal(logits(load(checkpoint.path), "causal-lm"), logits(load(upstream), "causal-lm"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere/at/all"], 4, "there is no nowhere/at/all"),
+        (["org/name"], 1, "the hub cannot be reached"),
+        (["x", "--task", "causal"], 2, "there is no task causal"),
+        (["x", "--dtype", "int3"], 2, "--dtype int3 is unknown"),
+    ],
+)
+def test_an_import_that_cannot_be_leaves_no_checkpoint(
+    workspace: Workspace, llmos: Any, arguments: list[str], code: int, message: str
+) -> None:
+    ran = llmos("import", *arguments)
+    assert ran.code == code
+    assert message in ran.err
+    assert workspace.head().checkpoint is None
+
+
+def test_export_copies_whole_and_refuses_to_overwrite(
+    workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path
+) -> None:
+    assert llmos("export", "-o", tmp_path / "out").code == 0
+    tree = workspace.checkpoint("HEAD").manifest.tree
+    assert {file.name for file in (tmp_path / "out").iterdir()} == set(tree)
+    again = llmos("export", "-o", tmp_path / "out")
+    assert (again.code, "exists already" in again.err) == (2, True)
+    assert llmos("export").code == 2
+
+
+def test_export_hashes_before_it_writes(workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path) -> None:
+    shard = next(workspace.checkpoint("HEAD").path.glob("*.safetensors"))
+    shard.chmod(0o644)
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    ran = llmos("export", "-o", tmp_path / "out")
+    assert ran.code == 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_checkpoint_is_exported_dense(
+    workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path
+) -> None:
+    source = workspace.checkpoint("HEAD").path
+    codes = quantize_all(load(source), lambda name, weight: nearest(weight, 4, 32))
+    write_quantized(tmp_path / "quantized", source, codes)
+    quantized = llmos("import", tmp_path / "quantized", "--json").json
+    ran = llmos("export", "-o", tmp_path / "dense", "--dequantize", "--json")
+
+    assert (ran.code, ran.json["difference"]) == (0, 0.0)
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert headers.parameters(tmp_path / "dense") == quantized["parameters"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "dense").eos_token == "<|end|>"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("q8_0", 0.02)])
+def test_gguf_reads_back_with_its_tokenizer(
+    workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path, dtype: str, bound: float
+) -> None:
+    ran = llmos("export", "-o", tmp_path / "model.gguf", "--format", "gguf", "--dtype", dtype, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["difference"] < bound
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    ours = AutoTokenizer.from_pretrained(workspace.checkpoint("HEAD").path)
+    assert theirs.encode("the statement 12") == ours.encode("the statement 12")
+    if dtype == "float32":
+        again = llmos("import", tmp_path / "model.gguf", "--dtype", "float32", "--json")
+        assert again.code == 0, again.err
+        assert again.json["tokenizer"]
+        again_logits = logits(load(workspace.checkpoint("HEAD").path), "causal-lm")
+        expected = logits(load(workspace.checkpoint(imported["checkpoint"]).path), "causal-lm")
+        torch.testing.assert_close(again_logits, expected)
+
+
+def test_a_file_that_is_no_gguf_is_corrupt(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF and nothing else")
+    ran = llmos("import", tmp_path / "x.gguf")
+    assert ran.code == 5, ran.err
+    assert "x.gguf cannot be read" in ran.err
+
+
+LOADER = """
+import sys, torch
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+auto = AutoModelForImageClassification if sys.argv[2] == "pixel_values" else AutoModelForSequenceClassification
+model = auto.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+inputs = torch.load(sys.argv[3])
+with torch.inference_mode():
+    torch.save(model(**inputs).logits, sys.argv[4])
+assert not any(name.startswith("llmos") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("arch", "task"), [("cnn", "image-classification"), ("lstm", "text-classification")])
+def test_a_small_architecture_stands_alone(
+    arch: str, task: str, workspace: Workspace, llmos: Any, tmp_path: Path
+) -> None:
+
+    model = make(arch, task)
+    save(model, tmp_path / "dense")
+    codes = quantize_all(model, lambda name, weight: nearest(weight, 8))
+    write_quantized(tmp_path / "quantized", tmp_path / "dense", codes)
+    assert llmos("import", tmp_path / "quantized").code == 0
+    ran = llmos("export", "-o", tmp_path / "alone", "--standalone", "--json")
+    assert ran.code == 0, ran.err
+
+    torch.save(batch(task), tmp_path / "inputs.pt")
+    arguments = [tmp_path / "alone", model.main_input_name, tmp_path / "inputs.pt", tmp_path / "logits.pt"]
+    subprocess.run([sys.executable, "-I", "-c", LOADER, *map(str, arguments)], check=True)
+    ours = logits(load(workspace.checkpoint("HEAD").path), task)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), ours)
+
+
+def test_gguf_knows_llama_alone(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    save(make("cnn", "image-classification"), tmp_path / "cnn")
+    assert llmos("import", tmp_path / "cnn").code == 0
+    ran = llmos("export", "-o", tmp_path / "model.gguf", "--format", "gguf")
+    assert (ran.code, "knows llama, not cnn" in ran.err) == (2, True)
+    assert llmos("export", "-o", tmp_path / "x", "--dtype", "q8_0").code == 2
+
+
+def test_rows_of_a_head_become_neighbours() -> None:
+    rows = torch.arange(8.0)[:, None].numpy()
+    assert gguf_file._neighbours(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
