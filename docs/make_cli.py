@@ -29,9 +29,9 @@ with a versioned `schema`) and `-q`. Data goes to stdout, everything else to std
 
 
 def reference() -> str:
-    from llmos_cli import app, catalog
+    from llmos_cli import catalog, lazy
 
-    names = [name for panel in app.PANELS.values() for name in panel if name in catalog.commands()]
+    names = [name for panel in lazy.PANELS.values() for name in panel if name in catalog.commands()]
     names += [name for name in catalog.commands() if name not in names]
     pages = [((), "llmos")] + [((name,), f"llmos {name}") for name in names]
     return INTRODUCTION + "".join(_page(words, title) for words, title in pages)
@@ -44,9 +44,9 @@ def _page(words: tuple[str, ...], title: str) -> str:
 
 def _group(words: tuple[str, ...]) -> list[str]:
     """Commands of a command that is a group of them, such as `config`."""
-    from llmos_cli import app
+    from llmos_cli import lazy
 
-    return app.commands_below(words[0]) if len(words) == 1 else []
+    return lazy.commands_below(words[0]) if len(words) == 1 else []
 
 
 def _help(*words: str) -> str:

@@ -10,122 +10,24 @@ sentence whose traceback is kept in a file.
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.completion import completion_init  # type: ignore[attr-defined]
-from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
-from typer.main import get_command
 
-from llmos_cli import __version__, catalog
+from llmos_cli import __version__
 from llmos_cli.core.places import cache_home
 from llmos_cli.errors import Interrupted, LlmosError, UsageError
+from llmos_cli.lazy import Commands
 from llmos_cli.ui import Ui
-
-PANELS = {
-    "Start": ("init", "doctor", "config", "import"),
-    "Stages": ("train", "tune", "prune", "quantize", "eval", "generate", "predict", "deploy", "export"),
-    "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "undo", "redo", "op", "rm", "path"),
-    "Processes": ("ps", "logs", "stop"),
-    "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
-}
-"""The order in which help tells the story; a command that is not listed here appears under "More"."""
-
-
-class _Command(TyperCommand):
-    """A command whose help also lists the methods of its verb and, with `--method X`, the options of X."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        self._said = list(args)
-        return super().make_context(info_name, args, parent, **extra)
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        verb = str(self.name)
-        if any("--method" in parameter.opts for parameter in self.params):
-            _list_methods(verb, _option_value(self._said, "--method"), formatter)
-        super().format_epilog(ctx, formatter)
-
-
-def _option_value(args: Sequence[str], option: str) -> str | None:
-    """What `--method X` or `--method=X` said, before anything is parsed: help comes first."""
-    for at, arg in enumerate(args):
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2]
-        if arg == option and at + 1 < len(args):
-            return args[at + 1]
-    return None
-
-
-def _list_methods(verb: str, chosen: str | None, formatter: Any) -> None:
-    with formatter.section("Methods"):
-        formatter.write_dl([(name, entry.help) for name, entry in catalog.methods(verb).items()])
-    if chosen is not None:
-        options = catalog.options(catalog.method(verb, chosen))
-        with formatter.section(f"Options of {chosen} (-s {verb}.{chosen}.NAME=VALUE)"):
-            formatter.write_dl([(f"{o.name} <{o.type}>", o.told) for o in options] or [("none", "")])
-
-
-class _Commands(TyperGroup):
-    """The files of `commands/`, each imported when it is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        known = catalog.commands()
-        told = [name for panel in PANELS.values() for name in panel if name in known]
-        return told + [name for name in known if name not in told]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.commands:
-            self.commands[cmd_name] = _build(catalog.command(cmd_name), ctx)
-        return self.commands[cmd_name]
-
-    def get_params(self, ctx: Any) -> Any:
-        return [_cheap(parameter) for parameter in super().get_params(ctx)]
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Names and first lines, panel by panel, importing nothing."""
-        known = dict(catalog.commands())
-        panels = {title: [name for name in names if name in known] for title, names in PANELS.items()}
-        panels["More"] = [name for name in known if not any(name in names for names in PANELS.values())]
-        widest = max(map(len, known), default=0)
-        for title, names in panels.items():
-            if names:
-                with formatter.section(title):
-                    formatter.write_dl([(name.ljust(widest), known[name].help) for name in names])
-
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any) -> None:  # type: ignore[override]
-        """typer's own `main` turns errors into exits of its own; ours all go to the boundary."""
-        program = prog_name or "llmos"
-        if "_LLMOS_COMPLETE" in os.environ:
-            completion_init()
-            self._main_shell_completion(ctx_args={}, prog_name=program, complete_var="_LLMOS_COMPLETE")
-        with self.make_context(program, list(sys.argv[1:] if args is None else args)) as ctx:
-            self.invoke(ctx)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Names of commands, importing none of them."""
-        known = catalog.commands()
-        return [Offered(name, known[name].help) for name in self.list_commands(ctx) if name.startswith(incomplete)]
-
-
-@dataclass(frozen=True)
-class Offered:
-    """A word offered to the shell; the fields are those that typer's completion reads."""
-
-    value: str
-    help: str
-    type: str = "plain"
-
 
 app = typer.Typer(
     name="llmos",
-    cls=_Commands,
+    cls=Commands,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -167,84 +69,6 @@ def _wait(seconds: str) -> None:
     if not seconds.replace(".", "", 1).isdigit():
         raise UsageError(f"--wait takes a number of seconds, not {seconds!r}")
     os.environ["LLMOS_WAIT"] = seconds
-
-
-def commands_below(name: str) -> list[str]:
-    """Of a command that is a group of commands (`config`), their names."""
-    own = getattr(catalog.command(name).load(), "app", None)
-    return [str(info.name or getattr(info.callback, "__name__", "")) for info in own.registered_commands] if own else []
-
-
-def _build(entry: catalog.Entry, ctx: Any) -> Any:
-    """Import one command's file and make a typer command of its function, or a group of its `app`."""
-    module = entry.load()
-    typed = getattr(module, "app", None) or typer.Typer(add_completion=False, rich_markup_mode=None)
-    if not hasattr(module, "app"):
-        function: Callable[..., None] = getattr(module, entry.module_name.rpartition(".")[2])
-        typed.command(entry.name, cls=_Command, help=_paragraphs(module.__doc__ or ""))(function)
-    command = get_command(typed)
-    command.name = entry.name
-    for each in (command, *getattr(command, "commands", {}).values()):
-        for parameter in each.get_params(ctx):
-            _complete(_cheap(parameter), entry.name)
-            _name_in_capitals(parameter)
-    return command
-
-
-def _name_in_capitals(parameter: Any) -> None:
-    """Arguments are called REV and FILE in help, without their type."""
-    if parameter.param_type_name == "argument":
-        parameter.metavar = (parameter.metavar or parameter.name.upper()).strip("[].")
-        parameter.display_type_rich = lambda ctx: None
-
-
-def _complete(parameter: Any, verb: str) -> None:
-    """Offer revisions, runs and methods to the shell, by the parameter's name."""
-    if parameter._custom_shell_complete is None:
-        parameter._custom_shell_complete = lambda ctx, param, incomplete: _offers(param.name, verb, incomplete)
-
-
-def _offers(parameter: str, verb: str, incomplete: str) -> list[str]:
-    from llmos_cli.operations.completion import names_for
-
-    return [name for name in names_for(parameter, verb) if name.startswith(incomplete)]
-
-
-def _paragraphs(docstring: str) -> str:
-    """The docstring as help: indented examples keep their lines, which typer would fill otherwise."""
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(f"\b\n{text}" if text.startswith("    ") else text for text in paragraphs)
-
-
-def _cheap(parameter: Any) -> Any:
-    """Give a parameter of a plain type a plain converter: typer's own would import pydantic, half the time of `status`."""
-    annotation = parameter.type_descriptor.annotation
-    if annotation in (bool, str, int, float, Path, list[str], list[Path]) and not parameter.type_descriptor.is_ranged:
-        parameter._runtime_param = _Plain(annotation)
-    return parameter
-
-
-class _Plain:
-    """Converts what the command line says to a plain type; None was not said."""
-
-    def __init__(self, annotation: Any) -> None:
-        self._one = {list[str]: str, list[Path]: Path}.get(annotation, annotation)
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        if param.multiple or param.nargs == -1:
-            return tuple(self._convert(item, param) for item in value or ())
-        return None if value is None else self._convert(value, param)
-
-    def _convert(self, value: Any, param: Any) -> Any:
-        try:
-            return self._one(value)
-        except ValueError:
-            kind = "a whole number" if self._one is int else "a number"
-            raise UsageError(f"{_spelling(param)} takes {kind}, not {value!r}") from None
-
-
-def _spelling(parameter: Any) -> str:
-    return str(parameter.opts[-1] if parameter.param_type_name == "option" else parameter.name.upper())
 
 
 def main() -> None:

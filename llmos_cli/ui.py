@@ -146,15 +146,18 @@ class _Stream:
 
 
 def progress_line(event: Progress) -> str:
-    """`train 120/400 step  loss 3.214  4,012 tokens/s  eta 1m15s  1.2 GB`"""
+    """`train 120/400 steps  loss 3.214  4,012 tokens/s  eta 1m15s  1.2 GB`"""
     count = f"{event.step:,}/{event.total:,}" if event.total else f"{event.step:,}"
-    parts = [f"{event.stage} {count} {event.unit}"]
+    plural = "" if (event.total or event.step) == 1 or event.unit.isupper() else "s"
+    parts = [f"{event.stage} {count} {event.unit}{plural}"]
     parts += [f"{name} {number(value)}" for name, value in event.values.items()]
     if event.rate:
         parts.append(
             f"{event.rate:,.0f} {event.rate_unit}/s" if event.rate >= 10 else f"{event.rate:.2g} {event.rate_unit}/s"
         )
-    if event.eta is not None:
+    if event.total and event.step >= event.total:
+        parts += [f"in {duration(event.elapsed)}"] if event.elapsed else []
+    elif event.eta is not None:
         parts.append(f"eta {duration(event.eta)}")
     if event.memory:
         parts.append(size(event.memory))

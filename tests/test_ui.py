@@ -102,13 +102,14 @@ def test_off_a_terminal_progress_is_a_few_lines(streams):
                 values={"loss": 4.0 / step},
                 rate=1234.5,
                 rate_unit="tokens",
+                elapsed=9.0,
                 eta=75.0,
                 memory=1_200_000_000,
             )
         )
     assert err.getvalue().splitlines() == [
-        "train 1/100 step  loss 4  1,234 tokens/s  eta 1m15s  1.2 GB",
-        "train 100/100 step  loss 0.04  1,234 tokens/s  eta 1m15s  1.2 GB",
+        "train 1/100 steps  loss 4  1,234 tokens/s  eta 1m15s  1.2 GB",
+        "train 100/100 steps  loss 0.04  1,234 tokens/s  in 9.0s  1.2 GB",
     ]
 
 
@@ -118,7 +119,7 @@ def test_on_a_terminal_progress_is_one_line_that_moves(streams):
     shown.emit(Progress("train", 1, 2))
     shown.emit(Progress("train", 2, 2))
     shown.emit(Note("done"))
-    assert err.getvalue() == "train 1/2 step\r\x1b[2Ktrain 2/2 step\r\x1b[2Kdone\n"
+    assert err.getvalue() == "train 1/2 steps\r\x1b[2Ktrain 2/2 steps\r\x1b[2Kdone\n"
     assert out.getvalue() == ""
 
 
