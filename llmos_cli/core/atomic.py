@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import LlmosError
 
 _REFUSALS = {
@@ -37,7 +38,7 @@ def write_bytes(path: Path, data: bytes, *, scratch: Path | None = None) -> None
     """
     with refusals(path):
         make_directory(path.parent)
-        unfinished = (scratch or path.parent) / f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}"
+        unfinished = (scratch or path.parent) / scratch_name(".file")
         try:
             _write_synced(unfinished, data)
             unfinished.replace(path)
@@ -118,7 +119,14 @@ def refusals(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if (told := refusal(error, path)) is None:
             raise
-        reason, hint = _REFUSALS[error.errno]
-        raise LlmosError(f"cannot write {path}: {reason}", hint=hint) from error
+        raise told from error
+
+
+def refusal(error: OSError, path: Path | str) -> LlmosError | None:
+    """The sentence for an error by which the system refused to write `path`; None for other errors."""
+    if error.errno not in _REFUSALS:
+        return None
+    reason, hint = _REFUSALS[error.errno]
+    return LlmosError(f"cannot write {path}: {reason}", hint=hint)

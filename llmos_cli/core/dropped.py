@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmos_cli.core import atomic, manifest
-from llmos_cli.core.objects import files_below
-
 
 class Dropped:
     def __init__(self, dot: Path) -> None:
         self._directory = dot / "dropped"
+        self._scratch = dot / "tmp"
 
     def __contains__(self, checkpoint: str) -> bool:
         return (self._directory / checkpoint).exists()
@@ -26,8 +24,11 @@ class Dropped:
 
     def drop(self, directory: Path) -> None:
         """Remove all files of a checkpoint but its manifest. A crash in between is finished by dropping it again."""
+        from llmos_cli.core import atomic, manifest  # here: `log` asks what was dropped and drops nothing
+        from llmos_cli.core.objects import files_below
+
         with atomic.refusals(directory):
-            atomic.write_bytes(self._directory / directory.name, b"")
+            atomic.write_bytes(self._directory / directory.name, b"", scratch=self._scratch)
             for name in files_below(directory):
                 if name != manifest.NAME:
                     (directory / name).unlink(missing_ok=True)
@@ -36,4 +37,6 @@ class Dropped:
             atomic.sync_directory(directory)
 
     def restore(self, checkpoint: str) -> None:
+        from llmos_cli.core import atomic
+
         atomic.remove(self._directory / checkpoint)

@@ -20,6 +20,7 @@ from typing import Literal
 
 from llmos_cli.core.atomic import make_directory, refusals, sync_directory, sync_file, write_text
 from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import LlmosError
 
 Mode = Literal["reflink", "hardlink", "copy"]
@@ -103,7 +104,7 @@ class Objects:
 
     def _duplicate(self, source: Path, mode: Mode) -> Path:
         """A second name in the scratch folder for the bytes of `source`."""
-        copy = self._scratch / f"object-{os.getpid()}-{os.urandom(6).hex()}"
+        copy = self._scratch / scratch_name("object")
         if mode == "hardlink":
             os.link(source, copy)
         else:
@@ -119,9 +120,8 @@ class Objects:
 
     def _probe(self) -> Mode:
         """Try what this file system can do, each time: the workspace may have been moved to another."""
-        first = self._scratch / f"probe-{os.getpid()}-{os.urandom(6).hex()}"
-        second = first.with_suffix(".copy")
-        write_text(first, "probe")
+        first, second = self._scratch / scratch_name("probe"), self._scratch / scratch_name("probe")
+        write_text(first, "probe", scratch=self._scratch)
         try:
             mode = best_mode(first, second)
         finally:

@@ -7,6 +7,7 @@ that was cut off by a kill or a power failure is finished by the next one to tak
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -65,9 +66,20 @@ class OperationLog:
         self.path = dot / "operations.jsonl"
         self._pending = dot / "pending.json"
 
-    def apply(self, name: str, changes: Sequence[Change], *, run: str = "", emit: Emit = ignore) -> Operation:
+    def apply(self, name: str, changes: Sequence[Change], *, emit: Emit = ignore) -> Operation:
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
-        return self._apply(_new(name, changes, run), emit)
+        return self._apply(_new(name, changes), emit)
+
+    @contextlib.contextmanager
+    def locked(self, emit: Emit = ignore) -> Iterator[None]:
+        """Nobody else moves a ref, and nobody collects garbage, until the end of the block."""
+        with lock(self._dot / "locks" / "refs", emit=emit):
+            self._finish_pending()
+            yield
+
+    def apply_locked(self, name: str, changes: Sequence[Change], *, run: str = "") -> Operation:
+        """`apply` for a caller that is inside `locked()`."""
+        return self._apply_locked(_new(name, changes, run))
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
         """Reverse the last operation that is still in force, or the one whose id begins with `which`."""
@@ -143,18 +155,20 @@ class OperationLog:
         return list(done.values()), list(undone.values())
 
     def _apply(self, operation: Operation, emit: Emit) -> Operation:
-        with lock(self._dot / "locks" / "refs", emit=emit):
-            self._finish_pending()
-            self._compare(operation)
-            if operation.changes:
-                atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
-            try:
-                self._carry_out(operation)
-            except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
-                if not self._logged(operation):
-                    self._set([change.reversed() for change in operation.changes])
-                self._pending.unlink(missing_ok=True)
-                raise
+        with self.locked(emit):
+            return self._apply_locked(operation)
+
+    def _apply_locked(self, operation: Operation) -> Operation:
+        self._compare(operation)
+        if operation.changes:
+            atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+        try:
+            self._carry_out(operation)
+        except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
+            if not self._logged(operation):
+                self._set([change.reversed() for change in operation.changes])
+            self._pending.unlink(missing_ok=True)
+            raise
         return operation
 
     def _finish_pending(self) -> None:
@@ -199,7 +213,7 @@ class OperationLog:
             elif change.after is None:
                 atomic.remove(self._root / change.what)
             else:
-                atomic.write_text(self._root / change.what, change.after)
+                atomic.write_text(self._root / change.what, change.after, scratch=self._dot / "tmp")
 
     def _logged(self, operation: Operation) -> bool:
         """Whether it is among the last ones: nothing is logged while another is pending."""
@@ -226,7 +240,7 @@ class OperationLog:
 
 
 def _new(
-    name: str, changes: Sequence[Change], run: str, kind: Literal["do", "undo", "redo"] = "do", of: str = ""
+    name: str, changes: Sequence[Change], run: str = "", kind: Literal["do", "undo", "redo"] = "do", of: str = ""
 ) -> Operation:
     return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of)
 

@@ -36,6 +36,23 @@ def host() -> str:
     return os.uname().nodename or "localhost"
 
 
+def scratch_name(kind: str) -> str:
+    """A new name for something unfinished: it says whose it is, so that it can be told when nobody's."""
+    process = this_process()
+    return f"{kind}_{process.pid}_{process.started}_{os.urandom(4).hex()}_{process.host}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a name was made by `scratch_name` in a process of this host that is dead."""
+    parts = name.split("_", 4)
+    return (
+        len(parts) == 5
+        and parts[1].isdigit()
+        and parts[4] == host()
+        and not Process(int(parts[1]), float(parts[2]), parts[4]).alive()
+    )
+
+
 def start_time(pid: int) -> float | None:
     """When `pid` started, or None when there is no such process (a zombie is none: it only waits to be reaped)."""
     if sys.platform == "linux":

@@ -74,13 +74,16 @@ class Runs:
         return runs.resume(self._workspace, self.find(run), argv)
 
     def find(self, name: str) -> RunRecord:
-        """By id, by the name of a deployment (the living or else the newest one), or by a unique beginning of either."""
-        records = self.list()
-        for record in reversed(records):
-            if record.id == name:
-                return record
-        named = [record for record in records if record.name and record.name == name]
-        return max(named, key=lambda r: (r.alive, r.started)) if named else _by_prefix(name, records)
+        """By id, by the name of a deployment (the living or else the newest one), by a unique beginning of either, or by the
+        digits that an id ends with."""
+        by_id = {record.id: record for record in self.list()}
+        by_name: dict[str, RunRecord] = {}
+        for record in sorted(by_id.values(), key=lambda record: (record.alive, record.started)):
+            if record.name:
+                by_name[record.name] = record
+        if name in by_id or name in by_name:
+            return by_id.get(name) or by_name[name]
+        return _by_prefix(name, by_id, by_name)
 
     def alive(self) -> Sequence[RunRecord]:
         return [record for record in self._workspace.index.open_records() if record.alive]
@@ -90,17 +93,15 @@ class Runs:
         return self._workspace.index.records()
 
 
-def _by_prefix(name: str, records: Sequence[RunRecord]) -> RunRecord:
-    """The beginning of an id or name, or the four digits an id ends with."""
-    found = [
-        r for r in records if name and (r.id.startswith(name) or r.id.endswith(f"-{name}") or r.name.startswith(name))
-    ]
-    if len(found) > 1:
-        listed = ", ".join(record.name or record.id for record in found[-8:])
+def _by_prefix(name: str, by_id: Mapping[str, RunRecord], by_name: Mapping[str, RunRecord]) -> RunRecord:
+    found = {called: record for called, record in by_name.items() if called.startswith(name)}
+    found |= {run: record for run, record in by_id.items() if run.startswith(name) or run.endswith(f"-{name}")}
+    if len(found) > 1 and name:
+        listed = ", ".join(list(found)[-8:])
         raise AmbiguousRevision(f"{name} could be any of {len(found)} runs: {listed}", hint="give more of its name")
-    if not found:
+    if not found or not name:
         raise NotFound(f"no run is called {name!r}", hint="`llmos ps --all` lists runs and deployments")
-    return found[0]
+    return found.popitem()[1]
 
 
 def fold(record: RunRecord, events: Iterable[Mapping[str, Any]]) -> RunRecord:

@@ -155,31 +155,31 @@ class Run:
 
         Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`.
         """
-        checkpoint, stored = storing.store(self._workspace, staged, made)
-        self._workspace.refs.write(RUNS + self.id, checkpoint.id)
-        saved = Saved(checkpoint.id, size=checkpoint.manifest.size, stored=stored)
-        if not move:
-            self.emit(saved)
-            return checkpoint
-        try:
-            self._move(checkpoint.id)
-        except Conflict as conflict:
-            self.emit(saved)
+        prepared = storing.prepare(self._workspace, staged, made)
+        checkpoint, conflict = prepared.checkpoint, None
+        with self._workspace.oplog.locked(self.emit):
+            stored = storing.publish(self._workspace, prepared)
+            self._workspace.refs.write(RUNS + self.id, checkpoint.id)
+            if move:
+                conflict = self._move(checkpoint.id)
+        moved = self.base if move and conflict is None else ""
+        self.emit(Saved(checkpoint.id, moved, checkpoint.manifest.size, stored))
+        if conflict is not None:
             raise self._moved_meanwhile(checkpoint.id) from conflict
-        self.emit(Saved(saved.checkpoint, self.base, saved.size, saved.stored))
         return checkpoint
 
-    def _move(self, checkpoint: str) -> None:
+    def _move(self, checkpoint: str) -> Conflict | None:
         detached = self.base == self.started.base_checkpoint
-        ref = HEAD if detached else HEADS + self.base
         before = self.started.base_checkpoint or None
-        if before != checkpoint:
-            self._workspace.oplog.apply(
-                f"{self.started.operation} on {self.base[:12] if detached else self.base}",
-                [Change(ref, before, checkpoint)],
-                run=self.id,
-                emit=self.emit,
-            )
+        if before == checkpoint:
+            return None
+        change = Change(HEAD if detached else HEADS + self.base, before, checkpoint)
+        name = f"{self.started.operation} on {self.base[:12] if detached else self.base}"
+        try:
+            self._workspace.oplog.apply_locked(name, [change], run=self.id)
+        except Conflict as conflict:
+            return conflict
+        return None
 
     def _moved_meanwhile(self, checkpoint: str) -> Conflict:
         where = self.base[:12]
@@ -200,12 +200,21 @@ class Run:
     ) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
+        told = self._told(error)
         try:
-            self._end(error)
+            self._end(told)
         finally:
             self._journal.close()
+        if told is not error and told is not None:
+            raise told from error
+
+    def _told(self, error: BaseException | None) -> BaseException | None:
+        """Ctrl-C and what a disk refuses (a library wrote, and knows no better) as our own errors; others as they are."""
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"{self.started.operation} was interrupted", hint=self._way_on()) from None
+            return Interrupted(f"{self.started.operation} was interrupted", hint=self._way_on())
+        if isinstance(error, OSError):
+            return atomic.refusal(error, error.filename or self.path) or error
+        return error
 
     def _end(self, error: BaseException | None) -> None:
         if error is None:
@@ -226,7 +235,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _ended(error: BaseException) -> Ended:
-    if isinstance(error, KeyboardInterrupt | Interrupted):
+    if isinstance(error, Interrupted):
         return Ended("interrupted", Interrupted.exit_code, "interrupted")
     if isinstance(error, Terminated):
         return Ended("terminated", Terminated.exit_code, error.message)

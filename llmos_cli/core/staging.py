@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmos_cli.core import atomic
-from llmos_cli.core.processes import Process, host, this_process
+from llmos_cli.core.processes import is_abandoned, scratch_name
 
 
 @contextlib.contextmanager
 def stage(tmp: Path) -> Iterator[Path]:
     """An empty folder that is gone afterwards, unless it was renamed to its final place."""
-    for folder in leftovers(tmp):
-        shutil.rmtree(folder, ignore_errors=True)
-    process = this_process()
-    folder = tmp / f"stage_{process.pid}_{process.started}_{os.urandom(4).hex()}_{process.host}"
+    for path in leftovers(tmp):
+        discard(path)
+    folder = tmp / scratch_name("stage")
     with atomic.refusals(folder):
         atomic.make_directory(folder)
     try:
@@ -28,10 +26,13 @@ def stage(tmp: Path) -> Iterator[Path]:
 
 
 def leftovers(tmp: Path) -> list[Path]:
-    """Staged folders whose process is dead: killed before it could tidy up."""
-    found = []
-    for path in tmp.glob("stage_*"):
-        _, pid, started, _, where = path.name.split("_", 4)
-        if where == host() and not Process(int(pid), float(started), where).alive():
-            found.append(path)
-    return found
+    """What processes that are dead now left behind: killed before they could tidy up."""
+    return [path for path in tmp.iterdir() if is_abandoned(path.name)] if tmp.is_dir() else []
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; somebody else may be removing it too."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, manifest
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_file, hash_files
+from llmos_cli.core.processes import scratch_name
+from llmos_cli.core.staging import discard
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 
@@ -18,20 +20,34 @@ if TYPE_CHECKING:
 _FSCK = "`llmos fsck` tells what else is affected"
 
 
-def store(ws: Workspace, staged: Path, made: Made) -> tuple[Checkpoint, int]:
-    """Make a staged directory a checkpoint that no ref names yet, and say how many bytes were new on this disk.
+@dataclass(frozen=True)
+class Prepared:
+    """A staged directory that lacks nothing but its name; `stored`: bytes of it that are new on this disk."""
 
-    `Run.commit` is the way to call it. The same content and making give the same checkpoint again.
-    """
+    staged: Path
+    checkpoint: Checkpoint
+    stored: int
+
+
+def prepare(ws: Workspace, staged: Path, made: Made) -> Prepared:
+    """The long part of a commit: hash all files, share their bytes with equal ones, write the manifest. No lock is needed."""
     tree = {path.relative_to(staged).as_posix(): entry for path, entry in _hashed(staged).items()}
     written = manifest.manifest(tree, made)
-    final = Checkpoint(written.id, ws.checkpoints / written.id, written)
     stored = ws.objects.adopt(staged, tree)
     written.write(staged)
-    if not atomic.publish(staged, final.path):
-        stored = _again(ws, staged, final, stored)
+    return Prepared(staged, Checkpoint(written.id, ws.checkpoints / written.id, written), stored)
+
+
+def publish(ws: Workspace, prepared: Prepared) -> int:
+    """The short part: give it its place. The refs must be locked until one of them names it, so that nobody collects it.
+
+    The same content made the same way is the same checkpoint again. Returns the bytes that are new on this disk.
+    """
+    final, stored = prepared.checkpoint, prepared.stored
+    if not atomic.publish(prepared.staged, final.path):
+        stored = _again(ws, prepared) if final.id in ws.dropped else 0
     ws.index.note_file_times(final.id, _times(final))
-    return final, stored
+    return stored
 
 
 def _hashed(staged: Path) -> dict[Path, manifest.FileEntry]:
@@ -41,16 +57,15 @@ def _hashed(staged: Path) -> dict[Path, manifest.FileEntry]:
     return hash_files(staged / name for name in names)
 
 
-def _again(ws: Workspace, staged: Path, final: Checkpoint, stored: int) -> int:
-    """The checkpoint exists. Where its weights were removed, it gets them back."""
-    if final.id not in ws.dropped:
-        return 0
-    aside = staged.with_name(staged.name + "_old")
+def _again(ws: Workspace, prepared: Prepared) -> int:
+    """Its weights were removed, and here they are again."""
+    final = prepared.checkpoint
+    aside = ws.dot / "tmp" / scratch_name("removed")
     final.path.rename(aside)
-    atomic.publish(staged, final.path)
-    shutil.rmtree(aside)
+    atomic.publish(prepared.staged, final.path)
     ws.dropped.restore(final.id)
-    return stored
+    discard(aside)
+    return prepared.stored
 
 
 def verify(ws: Workspace, checkpoint: Checkpoint) -> None:

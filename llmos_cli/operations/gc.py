@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
+from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.protection import holders, protected, with_ancestors
 from llmos_cli.core.refs import RUNS
-from llmos_cli.core.staging import leftovers
+from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
 from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_DAY = 86400.0
+_OLD = 30 * 86400.0
+"""Seconds after which even a leftover of another host, whose processes cannot be seen from here, is abandoned."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class GcResult:
 def gc(ws: Workspace, *, expire: str = "30d", dry_run: bool = False) -> GcResult:
     grace = duration(expire)
     # Under the lock of the refs: what is unnamed now stays unnamed until it is gone.
-    with lock(ws.dot / "locks" / "refs", emit=ws.emit):
+    with ws.oplog.locked(ws.emit):
         now = time.time()
         unnamed, young = _unnamed(ws, now, grace)
         garbage = (*_checkpoints(ws, unnamed, now), *_objects(ws), *_states(ws, now, grace), *_leftovers(ws, now))
@@ -81,10 +82,9 @@ def _unnamed(ws: Workspace, now: float, grace: float) -> tuple[set[str], set[str
     """Checkpoints that may go, and those that nothing names either but that are still young (or ancestors of such)."""
     kept = protected(ws, now - min(grace, WINDOW))
     unnamed = {entry.id for entry in ws.index.entries()} - kept
-    young = (
-        with_ancestors(ws, {name for name in unnamed if now - (ws.checkpoints / name).stat().st_mtime < grace})
-        & unnamed
-    )
+    # What was written since a living run began may be its own, whatever the grace period.
+    since = min([now - grace, *(record.started for record in ws.runs.alive())])
+    young = with_ancestors(ws, {name for name in unnamed if (ws.checkpoints / name).stat().st_mtime > since}) & unnamed
     return unnamed - young, young
 
 
@@ -126,38 +126,31 @@ def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
     for path in sorted((ws.dot / "tmp").iterdir()):
         if path in dead:
             yield Garbage("leftover", path.name, "its process is dead", _bytes(path))
-        elif now - path.lstat().st_mtime > _DAY and not path.name.startswith("stage_"):
+        elif now - path.lstat().st_mtime > _OLD:
             yield Garbage("leftover", path.name, f"untouched since {age(path.lstat().st_mtime, now)}", _bytes(path))
 
 
 def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> None:
+    for run, checkpoint in ws.refs.under(RUNS).items():
+        if checkpoint in unnamed:
+            ws.refs.write(RUNS + run, None)
     for each in garbage:
         if each.kind == "checkpoint":
             _remove_checkpoint(ws, each.name)
         elif each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
         elif each.kind == "leftover":
-            _delete(ws.dot / "tmp" / each.name)
-    for run, checkpoint in ws.refs.under(RUNS).items():
-        if checkpoint in unnamed:
-            ws.refs.write(RUNS + run, None)
+            discard(ws.dot / "tmp" / each.name)
     held = holders(ws)
     ws.objects.remove({name for name, _ in ws.objects.names() if name not in held})
 
 
 def _remove_checkpoint(ws: Workspace, name: str) -> None:
     """Renamed away first: half a checkpoint must not be found under its id."""
-    aside = ws.dot / "tmp" / f"removed-{name}"
+    aside = ws.dot / "tmp" / scratch_name("removed")
     (ws.checkpoints / name).rename(aside)
     ws.dropped.restore(name)
-    shutil.rmtree(aside)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    discard(aside)
 
 
 def _bytes(path: Path) -> int:

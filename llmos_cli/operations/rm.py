@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.protection import holders, users
 from llmos_cli.core.view import Lines, View, size
@@ -43,14 +42,13 @@ def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool
     checkpoints = list(dict.fromkeys(ws.resolve(rev) for rev in revs))
     manifests = [ws.manifest(checkpoint) for checkpoint in checkpoints]
     # Under the lock of the refs, so that nobody can tag what is being removed.
-    with lock(ws.dot / "locks" / "refs", emit=ws.emit):
+    with ws.oplog.locked(ws.emit):
         if not force:
             _check_unused(ws, checkpoints)
         removed = _freed(ws, manifests)
         if not dry_run:
             _remove(ws, manifests)
-    if not dry_run:
-        ws.oplog.apply(f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}", [], emit=ws.emit)
+            ws.oplog.apply_locked(f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}", [])
     return RmResult(removed, dry_run)
 
 

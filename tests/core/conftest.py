@@ -1,0 +1,47 @@
+"""A bare workspace and a quick way to commit to it: no model, no config, just files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.workspace import Checkpoint, Workspace
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return Workspace.create(tmp_path / "w")
+
+
+Commit = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def commit(ws: Workspace) -> Commit:
+    """`commit(a="text")` commits the files as a run on the current branch, with HEAD as parent unless `scratch`."""
+
+    def make(operation: str = "train", *, scratch: bool = False, move: bool = True, **files: str) -> Checkpoint:
+        return commit_to(ws, files, operation=operation, scratch=scratch, move=move)
+
+    return make
+
+
+def commit_to(
+    ws: Workspace, files: Mapping[str, str], *, operation: str = "train", scratch: bool = False, move: bool = True
+) -> Checkpoint:
+    head = ws.head().checkpoint
+    parents = (head,) if head and not scratch else ()
+    made = Made(
+        operation, parents, {operation: {"method": "m"}}, {}, {}, 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    )
+    with (
+        ws.begin(operation, config=made.config, parents=parents, argv=["llmos", operation]) as run,
+        ws.stage() as staged,
+    ):
+        for name, text in files.items():
+            (staged / name).write_text(text)
+        return run.commit(staged, made, move=move)

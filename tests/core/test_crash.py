@@ -1,0 +1,233 @@
+"""Killed at any moment: the workspace is as it was or has the whole checkpoint, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core import storing
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import LlmosError
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.log import log
+
+STEPS = ("fsync", "rename", "replace", "link", "write")
+"""The calls by which a commit changes the disk: each of them is once the last one."""
+
+
+def commit_and_die(ws: Workspace, files: dict[str, str], after: int) -> bool:
+    """In a child that is killed just before its `after`-th call of STEPS; whether it got to the end instead."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1] == 0
+    left = after
+
+    def counted(call: Any) -> Any:
+        def step(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **named)
+
+        return step
+
+    for name in STEPS:
+        setattr(os, name, counted(getattr(os, name)))
+    commit(ws, files)
+    os._exit(0)
+
+
+def commit(ws: Workspace, files: dict[str, str]) -> str:
+    head = ws.head().checkpoint
+    made = Made("train", (head,) if head else (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
+    with ws.begin("train", config={}, argv=[]) as run, ws.stage() as staged:
+        for name, text in files.items():
+            (staged / name).write_text(text)
+        return run.commit(staged, made).id
+
+
+def test_killed_before_each_step_of_a_commit(ws: Workspace) -> None:
+    first = commit(ws, {"same": "x", "other": "1"})
+    steps = 0
+    while not commit_and_die(Workspace(ws.root), {"same": "x", "other": "2"}, steps):
+        after = Workspace(ws.root)
+        assert fsck(after).problems == (), f"killed before step {steps}"
+        now = after.checkpoint("main")
+        assert now.id == first or now.manifest.made.parents == (first,)
+        after.refs.write(HEADS + "main", first)
+        steps += 1
+    assert steps > 40
+    assert Workspace(ws.root).resolve("main~1") == first
+    assert commit(Workspace(ws.root), {"same": "x", "other": "3"})
+    assert fsck(Workspace(ws.root)).problems == ()
+
+
+def test_killed_at_random(ws: Workspace) -> None:
+    chance = random.Random(0)
+    for _ in range(8):
+        pid = os.fork()
+        if not pid:
+            for number in range(1000):
+                commit(Workspace(ws.root), {"a": "x" * 10_000, "b": f"{os.getpid()} {number}"})
+            os._exit(0)
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert fsck(Workspace(ws.root)).problems == ()
+    last = Workspace(ws.root).head().checkpoint
+    new = Workspace(ws.root)
+    assert new.parents(commit(new, {"a": "y"})) == ((last,) if last else ())
+    gc(new, expire="now")
+    assert list((ws.dot / "tmp").iterdir()) == []
+    assert fsck(new).problems == ()
+
+
+def test_commit_while_gc_collects_all_the_time(ws: Workspace) -> None:
+    pid = os.fork()
+    if not pid:
+        while True:
+            gc(Workspace(ws.root), expire="now")
+            time.sleep(0.05)
+    try:
+        for number in range(8):
+            commit(ws, {"same": "x", "own": str(number % 3)})
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    new = Workspace(ws.root)
+    assert fsck(new).problems == ()
+    assert len(log(new).checkpoints) == 8
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_full_disk_is_one_sentence_and_nothing_half_made(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=True)
+    try:
+        ws = Workspace.create(disk / "w")
+        first = commit(ws, {"a": "1"})
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 20_000))
+        for _ in range(40):
+            try:
+                commit(ws, {"a": "1", "b": os.urandom(2000).hex()})
+            except (LlmosError, OSError) as error:
+                failure = error
+                break
+        assert isinstance(failure, LlmosError), failure
+        assert "the disk is full" in failure.message and failure.exit_code == 1
+        (disk / "ballast").unlink()
+        assert fsck(Workspace(ws.root)).problems == ()
+        assert first in {entry.id for entry in Workspace(ws.root).index.entries()}
+        assert commit(Workspace(ws.root), {"a": "2"})
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_read_only_workspace_can_be_read_and_says_why_it_cannot_be_written(ws: Workspace) -> None:
+    from llmos_cli.operations.status import status
+    from llmos_cli.operations.tag import tag
+
+    checkpoint = commit(ws, {"a": "1"})
+    subprocess.run(["mount", "--bind", ws.root, ws.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", ws.root], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (ws.root / "plain").write_text("x")
+        reader = Workspace(ws.root)
+        assert [summary.id for summary in log(reader).checkpoints] == [checkpoint]
+        assert status(reader).head.checkpoint == checkpoint
+        assert reader.checkpoint().id == checkpoint
+        assert fsck(reader).problems == ()
+        for write in (lambda: tag(reader, "t"), lambda: commit(reader, {"a": "2"}), lambda: gc(reader)):
+            with pytest.raises(LlmosError, match="the file system is read-only"):
+                write()
+    finally:
+        subprocess.run(["umount", "-l", ws.root], check=True)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_reflinks_where_the_file_system_has_them(tmp_path: Path, kind: str) -> None:
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"needs the tool mkfs.{kind}")
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        ws = Workspace.create(disk / "w")
+        commit(ws, {"big": "x" * 5_000_000, "b": "1"})
+        before = shutil.disk_usage(disk).used
+        commit(ws, {"big": "x" * 5_000_000, "b": "2"})
+        os.sync()
+        assert ws.storage == "reflink"
+        assert shutil.disk_usage(disk).used - before < 2_000_000
+        assert fsck(ws).problems == ()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_two_names_at_once_or_none(ws: Workspace) -> None:
+    """A change of several refs that is killed anywhere is finished by the next operation, or never began."""
+    a, b = "a" * 64, "b" * 64
+    for after in range(40):
+        pid = os.fork()
+        if not pid:
+            left = after
+
+            def fsync(descriptor: int, call: Any = os.fsync) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                call(descriptor)
+
+            os.fsync = fsync  # type: ignore[assignment]
+            names = [f"{TAGS}{after}-x", f"{TAGS}{after}-y"]
+            Workspace(ws.root).oplog.apply("two", [Change(name, None, a) for name in names])
+            os._exit(0)
+        done = os.waitpid(pid, 0)[1] == 0
+        new = Workspace(ws.root)
+        new.oplog.apply("next", [Change(f"{TAGS}{after}-z", None, b)])
+        assert len([name for name in new.refs.under(TAGS) if name.startswith(f"{after}-")]) in (1, 3)
+        if done:
+            return
+    raise AssertionError("never got to the end")
+
+
+def test_storing_twice_at_once_gives_one_checkpoint(ws: Workspace) -> None:
+    made = Made("train", (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            mine = Workspace(ws.root)
+            for _ in range(5):
+                with mine.stage() as staged:
+                    (staged / "a").write_text("x" * 1000)
+                    storing.publish(mine, storing.prepare(mine, staged, made))
+            os._exit(0)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+    assert len(list(ws.checkpoints.iterdir())) == 1
+    assert fsck(ws).problems == ()
