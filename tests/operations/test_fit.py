@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from llmos_cli.errors import LlmosError, Terminated, UsageError
-from llmos_cli.events import Event, Metric, Progress
+from llmos_cli.events import Event, Metric, Note, Progress
 from llmos_cli.models.build import build
 from llmos_cli.operations.fit import fit
+from llmos_cli.operations.training import compiling
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks import load as task_called
@@ -237,3 +238,49 @@ def test_what_cannot_be_is_refused_before_the_first_step(keys: dict[str, Any], s
 def test_no_samples_is_an_error() -> None:
     with pytest.raises(UsageError, match="not one training sample"):
         fit(llama(), Counting(0), None, TASK, options(), seed=0)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As on a machine without a C++ compiler, and with nothing compiled before."""
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch._dynamo.reset()
+    with config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),), "fx_graph_cache": False}):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_compiler")
+def test_asking_to_compile_without_a_compiler_is_an_error() -> None:
+    with pytest.raises(LlmosError, match=r"torch\.compile failed") as failed:
+        fit(llama(), Counting(), None, TASK, options(compile="on"), seed=0)
+    assert "train.compile=off" in failed.value.hint
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_where_compiling_fails_auto_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "COST_SECONDS", 0.0)  # it would not be tried for a run of a second
+    heard: list[Event] = []
+    tried, eager = llama(), llama()
+    fitted = fit(tried, Counting(), None, TASK, options(compile="auto"), seed=0, emit=heard.append)
+    fit(eager, Counting(), None, TASK, options(compile="off"), seed=0)
+    assert not fitted.compiled
+    warned = [event.message for event in heard if isinstance(event, Note)]
+    assert len(warned) == 1 and "goes on without" in warned[0]
+    assert digest(tried) == digest(eager)
+
+
+@pytest.mark.slow
+def test_compiled_steps_learn_the_same_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+    how = options(compile="on", eval_every=5, max_steps=10)
+    eager, straight, cut = llama(), llama(), llama()
+    fit(eager, Counting(), Counting(8), TASK, options(eval_every=5, max_steps=10), seed=0)
+    assert fit(straight, Counting(), Counting(8), TASK, how, seed=0).compiled
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, Counting(), Counting(8), TASK, how, seed=0, state=tmp_path, emit=kill_at(5, signal.SIGINT))
+    fit(cut, Counting(), Counting(8), TASK, how, seed=0, state=tmp_path, resume=True)
+    assert digest(cut) == digest(straight)
+    for one, other in zip(eager.parameters(), straight.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-2)
