@@ -170,30 +170,33 @@ def _offers(parameter: str, verb: str, incomplete: str) -> list[str]:
 
 def _cheap(parameter: Any) -> Any:
     """Give a parameter of a plain type a plain converter: typer's own would import pydantic, half the time of `status`."""
-    annotation = parameter.type_descriptor.annotation
-    if annotation in (bool, str, int, float, Path, list[str], list[Path]) and not parameter.type_descriptor.is_ranged:
-        parameter._runtime_param = _Plain(annotation)
+    if parameter.type_descriptor.annotation in (bool, str, int, float, Path, list[str], list[Path]):
+        parameter._runtime_param = _Plain(parameter)
     return parameter
 
 
 class _Plain:
-    """Converts what the command line says to a plain type; None was not said."""
+    """Converts what the command line says to a plain type, within the parameter's bounds; None was not said."""
 
-    def __init__(self, annotation: Any) -> None:
+    def __init__(self, parameter: Any) -> None:
+        annotation = parameter.type_descriptor.annotation
         self._one = {list[str]: str, list[Path]: Path}.get(annotation, annotation)
+        self._called = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.name.upper()
+        self._low, self._high = parameter.min, parameter.max
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         if param.multiple or param.nargs == -1:
-            return tuple(self._convert(item, param) for item in value or ())
-        return None if value is None else self._convert(value, param)
+            return tuple(self._convert(item) for item in value or ())
+        return None if value is None else self._convert(value)
 
-    def _convert(self, value: Any, param: Any) -> Any:
+    def _convert(self, text: Any) -> Any:
         try:
-            return self._one(value)
+            value = self._one(text)
         except ValueError:
             kind = "a whole number" if self._one is int else "a number"
-            raise UsageError(f"{_spelling(param)} takes {kind}, not {value!r}") from None
-
-
-def _spelling(parameter: Any) -> str:
-    return str(parameter.opts[-1] if parameter.param_type_name == "option" else parameter.name.upper())
+            raise UsageError(f"{self._called} takes {kind}, not {text!r}") from None
+        if self._low is not None and value < self._low:
+            raise UsageError(f"{self._called} must be at least {self._low}, not {text}")
+        if self._high is not None and value > self._high:
+            raise UsageError(f"{self._called} must be at most {self._high}, not {text}")
+        return value

@@ -163,3 +163,9 @@ def test_the_completion_script_loads_in_bash(llmos):
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert ran.stdout == "complete -o default -F _llmos_completion llmos\n"
     assert llmos("completion", "tcsh").code == 2
+
+
+def test_numbers_of_the_command_line(llmos, workspace):
+    assert llmos("logs", "x", "-n", "many").err == "error: --last takes a whole number, not 'many'\n"
+    assert llmos("logs", "x", "-n", "-1").err == "error: --last must be at least 0, not -1\n"
+    assert llmos("logs", "x", "-n", "1").code == 4
