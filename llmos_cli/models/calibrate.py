@@ -106,9 +106,10 @@ def sequential(
     with replaying(model, stack) as replay:
         replay.check(batches[0])
         streams = Streams(replay, batches, with_reference="drift" in needs)
+        last = max((index for index, (_, watched) in enumerate(stops) if watched), default=-1)
         for index, (block, watched) in enumerate(stops):
-            visit(block, streams.measure(index, watched, needs))
-            if any(names for _, names in stops[index + 1 :]):
+            visit(block, streams.measure(index, watched, needs) if index <= last else {})
+            if index < last:
                 streams.advance(index)
 
 

@@ -179,6 +179,18 @@ def test_the_same_inputs_give_the_same_bits() -> None:
     assert all(torch.equal(first[name].hessian_II, second[name].hessian_II) for name in first)
 
 
+def test_blocks_without_chosen_layers_are_passed_by() -> None:
+    model, visited, found = llama(), [], {}
+
+    def visit(block: Block, seen: Mapping[str, Statistics]) -> None:
+        visited.append(block.name)
+        found.update(seen)
+
+    only = {name: layer for name, layer in layers(model).items() if "layers.1.mlp" in name}
+    sequential(model, text(), visit, layers=only, needs=EVERYTHING)  # type: ignore[arg-type]
+    assert len(visited) == 3 and {name.removesuffix(".weight") for name in found} == set(only)
+
+
 def test_methods_that_need_nothing_run_nothing() -> None:
     visited: list[str] = []
     model = llama()

@@ -1,0 +1,194 @@
+"""`llmos prune` and `llmos quantize` on tiny trained models: what they commit, prove, refuse and leave alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.methods.patterns import Target
+from llmos_cli.methods.prune import magnitude
+from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.load import load
+from llmos_cli.models.matrices import matrices
+from llmos_cli.models.rewrite import rewrite
+from llmos_cli.operations.config import resolve
+from llmos_cli.operations.train import train
+
+TOKENS = '{task: token-classification, source: "builtin:pytokens", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}'
+LSTM = f"""\
+model: {{arch: lstm, hidden_size: 16, embedding_size: 16}}
+data: {TOKENS}
+train: {{max_steps: 4, batch_size: 8}}
+"""
+Base = Callable[..., Workspace]
+
+
+@pytest.fixture(scope="module")
+def trained(new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def once(template: str, config: str = "") -> Path:
+        key = template + config
+        if key not in made:
+            ws = new_workspace(tmp_path_factory.mktemp("trained") / "base", template)
+            if config:
+                (ws.configs / "train.yaml").write_text(config)
+            train(ws, None, resolve(ws, "train"), emit=lambda event: None)
+            made[key] = ws.root
+        return made[key]
+
+    return once
+
+
+@pytest.fixture
+def base(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A copy of its own of a workspace with one trained checkpoint, and the current folder in it."""
+
+    def copy(template: str = "causal-lm", config: str = "") -> Workspace:
+        shutil.copytree(trained(template, config), tmp_path / "workspace", symlinks=True)
+        monkeypatch.chdir(tmp_path / "workspace")
+        return Workspace.find()
+
+    return copy
+
+
+def weights(ws: Workspace, rev: str = "HEAD") -> dict[str, torch.Tensor]:
+    return {name: matrix.read() for name, matrix in matrices(load(ws.checkpoint(rev).path)).items()}
+
+
+def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
+    ws = base()
+    pruned = llmos("prune", "--sparsity", "0.5", "--heal", "2", "-s", "data.max_eval_samples=4", "--json")
+    assert pruned.code == 0, pruned.err
+    assert all(((weight == 0).float().mean(1) == 0.5).all() for weight in weights(ws).values())
+    assert pruned.json["proof"]["parity"]["difference"] < 1e-4
+    assert pruned.json["proof"]["samples"] == 4
+    assert set(pruned.json["left_alone"]) == {"lm_head", "model.embed_tokens"}
+    assert ws.manifest(ws.resolve()).made.parents == (ws.resolve("HEAD~1"),)
+    known = {name for name, _ in ws.metrics(ws.resolve())}
+    assert {"kl_parent", "kl_base", "bits_per_byte", "sparsity", "parity", "size"} <= known
+
+    zeros = {name: weight == 0 for name, weight in weights(ws).items()}
+    quantized = llmos("quantize", "--bits", "3", "--group-size", "32", "--heal", "2")
+    assert quantized.code == 0, quantized.err
+    assert "reloaded in a fresh process by transformers" in quantized.out
+    assert "KL to the uncompressed one" in quantized.out
+    for name, weight in weights(ws).items():
+        assert not weight[zeros[name]].any(), name
+        assert all(len(row.unique()) <= 8 for row in weight.unflatten(1, (-1, 32)).flatten(0, 1))
+    config = json.loads((ws.checkpoint().path / "config.json").read_text())
+    assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] == 3
+
+    again = llmos("quantize")
+    assert again.code == 2 and "quantized already" in again.err
+
+
+def test_a_result_worse_than_the_guard_is_not_committed(base: Base, llmos: Any) -> None:
+    ws = base()
+    before = ws.resolve()
+    ran = llmos("prune", "--method", "magnitude", "--sparsity", "0.9", "--max-kl", "0")
+    assert ran.code == 3 and "above --max-kl 0" in ran.err
+    assert ws.resolve() == before and len(list(ws.checkpoints.iterdir())) == 1
+    assert ws.runs.list()[-1].status == "failed"
+
+
+def test_convolutions(base: Base, llmos: Any) -> None:
+    ws = base("image-classification")
+    pruned = llmos("prune", "--method", "sparsegpt", "--sparsity", "0.4", "--json")
+    assert pruned.code == 0, pruned.err
+    assert pruned.json["proof"]["parity"]["reader"].endswith("llmos_cli.models")
+    found = weights(ws).values()
+    assert sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found) == pytest.approx(
+        0.4, abs=0.02
+    )
+
+
+def test_lstms(base: Base, llmos: Any) -> None:
+    ws = base("token-classification", LSTM)
+    with ws.stage() as staged:
+        parent = ws.checkpoint()
+        model = load(parent.path)
+        for matrix in matrices(model).values():
+            matrix.write(magnitude.prune(matrix.read(), Statistics(), Target(0.5), magnitude.Options()))
+        rewrite(model, parent.path, staged)
+        with ws.begin("prune", config={}) as run:
+            run.commit(staged, parent.manifest.made)
+    zeros = {name: weight == 0 for name, weight in weights(ws).items()}
+    ran = llmos("quantize", "--heal", "2", "--json")
+    assert ran.code == 0, ran.err
+    assert "kept with 8 bits per output channel" in ran.json["notes"][0]
+    assert all(not weight[zeros[name]].any() for name, weight in weights(ws).items())
+    assert ran.json["proof"]["bytes_after"]["layers"] < 0.7 * ran.json["proof"]["bytes_before"]["layers_bf16"]
+
+
+def test_w8a8_rounds_inputs_too(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos("quantize", "--method", "w8a8")  # the config file says 4 bits: the method named here knows better
+    assert ran.code == 0, ran.err
+    assert "8 bits, one scale per output channel, inputs rounded to 8 bits" in ran.out
+    config = json.loads((ws.checkpoint().path / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "int-quantized"
+
+
+def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos("prune", "--pattern", "1:7")
+    assert ran.code == 1 and "its 32 inputs do not divide into groups of 7" in ran.err
+    ran = llmos("prune", "-s", "prune.ignore=['*']")
+    assert ran.code == 1 and "ignored, as the config says" in ran.err
+    assert len(list(ws.checkpoints.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["prune", "--sparsity", "1.5"], "sparsity"),
+        (["prune", "--pattern", "half"], "pattern"),
+        (["prune", "--pattern", "4:2"], "4:2"),
+        (["prune", "--pattern", "2:4", "--sparsity", "0.6"], "means sparsity 0.5, not 0.6"),
+        (["prune", "--method", "wonda"], "wanda"),
+        (["prune", "-s", "prune.wanda.depth=3"], "depth"),
+        (["prune", "-s", "prune.sparsegpt.damping=-1"], "damping"),
+        (["quantize", "--bits", "9"], "bits"),
+        (["quantize", "--group-size", "0"], "group_size"),
+        (["quantize", "--method", "w8a8", "--bits", "4"], "w8a8 has bits 8, not 4"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_right(base: Base, llmos: Any, command: list[str], said: str) -> None:
+    base()
+    ran = llmos(*command)
+    assert ran.code == 2 and said in ran.err
+    assert len(list(Path("checkpoints").iterdir())) == len(list(Path("runs").iterdir())) == 1
+
+
+def test_a_missing_revision(base: Base, llmos: Any) -> None:
+    base()
+    assert llmos("prune", "nowhere").code == 4
+
+
+def test_weights_that_are_not_finite(base: Base, llmos: Any) -> None:
+    ws = base()
+    parent = ws.checkpoint()
+    model = load(parent.path)
+    next(iter(matrices(model).values())).parameter.data[0, 0] = torch.nan
+    with ws.begin("train", config={}) as run, ws.stage() as staged:
+        rewrite(model, parent.path, staged)
+        run.commit(staged, parent.manifest.made)
+    for command in (["prune", "--method", "magnitude"], ["quantize"]):
+        ran = llmos(*command)
+        assert ran.code == 1 and "not finite" in ran.err
+
+
+def test_a_dry_run_tells_and_does_nothing(base: Base, llmos: Any) -> None:
+    base()
+    ran = llmos("quantize", "--dry-run", "-s", "quantize.ignore=['*.k_proj']")
+    assert ran.code == 0 and "4 bits, groups of 64" in ran.out and "left alone: output layer" in ran.out
+    assert "left alone: ignored" in llmos("prune", "--dry-run", "-s", "prune.ignore=['*.k_proj']").out
+    assert len(list(Path("runs").iterdir())) == 1
