@@ -48,9 +48,20 @@ def _docstrings(sources: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old sources are not the user's concern
             tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, Definition) and (text := ast.get_docstring(node)):
+        for node in _definitions(tree):
+            if text := ast.get_docstring(node):
                 yield package, text
+
+
+def _definitions(node: ast.AST) -> Iterator[Definition]:
+    """Modules, classes and functions, those within statements too; expressions, nine tenths of a tree, hold none."""
+    if isinstance(node, Definition):
+        yield node
+    for statements in ("body", "orelse", "handlers", "finalbody"):
+        children = getattr(node, statements, None)
+        if isinstance(children, list):
+            for child in children:
+                yield from _definitions(child)
 
 
 def _masked(text: str, package: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.data import conll
 from llmos_cli.data.columns import canonical
 from llmos_cli.data.documents import Documents
-from llmos_cli.data.places import SPLITS, Place, filesystem, first_line, locate
+from llmos_cli.data.places import SPLITS, Place, at_hand, filesystem, first_line, folder_at_hand, locate
 from llmos_cli.data.rows import Rows
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.options.data import DataOptions
@@ -61,7 +61,9 @@ def _other_file(
     root = workspace_of(cache)
     beside = root / source / value
     try:
-        place = locate(str(beside) if source and beside.exists() else value, format=options.format, root=root)
+        place = locate(
+            str(beside) if source and beside.exists() else value, format=options.format, root=root, hub=False
+        )
     except NotFound as error:
         raise UsageError(
             f"data.splits.{name} is {value}, which is neither a file nor a split of {source or 'the source'}",
@@ -118,10 +120,13 @@ def _datasets(place: Place, cache: Path) -> DatasetDict | dict[str, Dataset]:
     if place.format == "hub":
         return _hub(place.source)
     try:
-        loaded = _saved(place) if place.format == "datasets" else _built(place, cache)
+        loaded = _saved(place, cache) if place.format == "datasets" else _built(place, cache)
     except (DatasetGenerationError, DatasetsError, OSError, ValueError, TypeError, KeyError) as error:
+        reason = _reason(error)
+        if "corresponds to no data" in reason:  # how the library says that a table has a header alone
+            raise UsageError(f"{place.source} has no rows", hint="Is the file empty?") from error
         raise UsageError(
-            f"{place.source} cannot be read as {place.format}: {_reason(error)}",
+            f"{place.source} cannot be read as {place.format}: {reason}",
             hint="Check the file, or say what it is with data.format.",
         ) from error
     return loaded
@@ -132,14 +137,15 @@ def _built(place: Place, cache: Path) -> Any:
 
     extra: dict[str, Any] = {"sep": _delimiter(place.files[0])} if place.format == "csv" else {}
     if place.format == "imagefolder":
-        return load_dataset("imagefolder", data_dir=place.folder or None, cache_dir=str(cache / "datasets"))
-    return load_dataset(place.format, data_files=place.by_split(), cache_dir=str(cache / "datasets"), **extra)
+        return load_dataset("imagefolder", data_dir=folder_at_hand(place, cache), cache_dir=str(cache / "datasets"))
+    files = {name: at_hand(files, cache) for name, files in place.by_split().items()}
+    return load_dataset(place.format, data_files=files, cache_dir=str(cache / "datasets"), **extra)
 
 
-def _saved(place: Place) -> Any:
+def _saved(place: Place, cache: Path) -> Any:
     from datasets import Dataset, load_from_disk
 
-    loaded = load_from_disk(place.files[0])
+    loaded = load_from_disk(folder_at_hand(place, cache))
     return {"train": loaded} if isinstance(loaded, Dataset) else loaded
 
 

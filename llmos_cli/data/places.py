@@ -5,6 +5,7 @@ A source is a file, a pattern, a folder, or any of them behind an fsspec URL (`s
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from llmos_cli.data.cache import entry
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -65,8 +67,8 @@ class Place:
         return SPLITS.get(told.group().lower(), "") if told else ""
 
 
-def locate(source: str, *, format: str | None, root: Path) -> Place:
-    """Find what `source` names; relative paths are those of `root`, then of the current folder."""
+def locate(source: str, *, format: str | None, root: Path, hub: bool = True) -> Place:
+    """Find what `source` names; relative paths are those of `root`, then of the current folder. `hub`: it may be an id there."""
     if format is not None and format not in (*FORMATS, *OTHER_FORMATS):
         raise UsageError(
             f"data.format {format} is unknown", hint=f"There are: {', '.join((*FORMATS, *OTHER_FORMATS))}."
@@ -75,7 +77,7 @@ def locate(source: str, *, format: str | None, root: Path) -> Place:
         return Place(source, "hub")
     place = _absolute(source, root)
     if place is None:
-        if format is None and _could_be_on_the_hub(source):
+        if hub and format is None and _could_be_on_the_hub(source):
             return Place(source, "hub")
         raise NotFound(f"there is no file or folder {source}", hint="Paths are relative to the workspace's folder.")
     return _found(source, place, format)
@@ -87,7 +89,7 @@ def _absolute(source: str, root: Path) -> str | None:
         return source
     for base in (root, Path.cwd()):
         path = base / Path(source).expanduser()
-        if path.exists() or (any(sign in source for sign in "*?[") and any(base.glob(source))):
+        if path.exists() or (any(sign in source for sign in "*?[") and glob.glob(str(path))):  # noqa: PTH207 (absolute)
             return str(path)
     return None
 
@@ -113,7 +115,8 @@ def _found(source: str, place: str, format: str | None) -> Place:
 def _folder(source: str, place: str, system: AbstractFileSystem, path: str, format: str | None) -> Place:
     saved = any(system.isfile(f"{path.rstrip('/')}/{name}") for name in ("dataset_dict.json", "state.json"))
     if format == "datasets" or (format is None and saved):
-        return Place(source, "datasets", (place,), place)
+        parts = tuple(_named(system, file, place) for file in sorted(system.find(path)))
+        return Place(source, "datasets", parts, _named(system, path, place))
     files = [file for file in sorted(system.find(path)) if not _hidden(file, path)]
     if not files:
         raise UsageError(f"the folder {source} has no files", hint="Put the data there, or name another folder.")
@@ -175,6 +178,30 @@ def _decoded(file: str, lines: int) -> str:
         raise LlmosError(
             f"cannot read {file}: {_last_line(error)}", hint="Check that it is there and readable."
         ) from error
+
+
+def at_hand(files: Sequence[str], cache: Path) -> list[str]:
+    """Paths on this machine of files that may lie elsewhere: fetched once for each version of them that their store tells."""
+    return [_fetched(file, cache) if "://" in file else file for file in files]
+
+
+def folder_at_hand(place: Place, cache: Path) -> str:
+    """The folder of a place on this machine, fetched whole when it lies elsewhere."""
+    if "://" not in place.folder:
+        return place.folder
+    system, path = filesystem(place.folder)
+    version = [[file, str(system.ukey(filesystem(file)[1]))] for file in place.files]
+    return str(entry(cache, "fetched", version, lambda folder: system.get(f"{path}/", f"{folder}/", recursive=True)))
+
+
+def _fetched(file: str, cache: Path) -> str:
+    system, path = filesystem(file)
+    name = PurePosixPath(path).name
+    try:
+        version = [file, str(system.ukey(path))]
+        return str(entry(cache, "fetched", version, lambda folder: system.get_file(path, str(folder / name))) / name)
+    except OSError as error:
+        raise NotFound(f"cannot fetch {file}: {_last_line(error)}", hint="Check the URL and the network.") from error
 
 
 def _named(system: AbstractFileSystem, path: str, place: str) -> str:

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from llmos_cli.data.sources import builtins, load, table
+from llmos_cli.errors import LlmosError, NotFound, UsageError
+from llmos_cli.options.data import DataOptions
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json", "parquet", "saved"])
+def test_every_form_of_a_table_is_the_same_rows(form, source, loaded, rows):
+    splits = loaded(source(form)).splits
+    assert list(splits) == ["train", "validation", "test"]
+    read = [{"text": text, "label": label} for split in splits.values() for text, label in split]
+    assert sorted(read, key=str) == sorted(rows, key=str)
+
+
+def test_forms_agree_on_splits_and_fingerprint(source, loaded):
+    assert loaded(source("csv")).fingerprint["splits"] == loaded(source("jsonl")).fingerprint["splits"]
+
+
+def test_urls_and_compressed_files_are_read(source, loaded):
+    plain = source("csv")
+    with fsspec.open("memory://box/mail.csv", "wb") as file:
+        file.write(plain.read_bytes())
+    plain.with_suffix(".csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    same = [
+        loaded(place).fingerprint["splits"]
+        for place in (plain, f"file://{plain}", "memory://box/mail.csv", f"{plain}.gz")
+    ]
+    assert all(other == same[0] for other in same)
+
+
+def test_a_saved_dataset_may_be_elsewhere(source, loaded):
+    folder = source("saved")
+    fsspec.filesystem("memory").put(str(folder), "/saved", recursive=True)
+    assert loaded("memory://saved").fingerprint["splits"] == loaded(folder).fingerprint["splits"]
+
+
+def test_relative_paths_are_those_of_the_workspace(tmp_path, source):
+    path = source("csv")
+    cache = tmp_path / ".llmos" / "cache"
+    assert len(load(DataOptions(source=path.name), ("text", "label"), cache=cache).splits["train"])
+
+
+def test_splits_are_told_by_file_names_and_completed(tmp_path, loaded):
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    for name, words in {"train": "abcdefghijklmnopqrst", "test": "xyz"}.items():
+        (folder / f"{name}.csv").write_text("text,label\n" + "".join(f"{w},{i % 2}\n" for i, w in enumerate(words)))
+    splits = loaded(folder, validation_fraction=0.2).splits
+    assert list(splits["test"]["text"]) == ["x", "y", "z"]
+    assert len(splits["train"]) + len(splits["validation"]) == 20
+    assert set(splits["train"]["label"]) == {"0", "1"}
+
+
+def test_splits_can_be_named(tmp_path, loaded):
+    (tmp_path / "a.csv").write_text("text,label\none,x\ntwo,y\n")
+    (tmp_path / "b.csv").write_text("text,label\nthree,x\nfour,y\n")
+    splits = loaded(
+        None, splits={"train": str(tmp_path / "a.csv"), "test": str(tmp_path / "b.csv")}, validation_fraction=0.4
+    ).splits
+    assert list(splits["test"]["text"]) == ["three", "four"]
+    with pytest.raises(UsageError, match="neither a file nor a split"):
+        loaded(tmp_path / "a.csv", splits={"test": "dev"})
+
+
+def test_several_sources_repeat_in_training_and_one_is_judged(tmp_path, loaded):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(50)))
+    first, second = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    options = DataOptions.model_validate({"source": [{"source": first, "repeat": 3}, second], "evaluate": first})
+    splits = load(options, ("text",), cache=tmp_path / "cache").splits
+    once = load(DataOptions(source=first), ("text",), cache=tmp_path / "cache").splits
+    assert sum(text.startswith("a") for text in splits["train"]["text"]) == 3 * len(once["train"])
+    assert list(splits["test"]["text"]) == list(once["test"]["text"])
+
+
+def test_text_files_are_documents_and_long_ones_passages(tmp_path, loaded):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    book = "\n\n".join(f"Chapter {i}. " + "All work and no play. " * 20 for i in range(200))
+    (folder / "book.txt").write_text(book)
+    (folder / "note.md").write_text("A short note.")
+    splits = loaded(folder, ("text",), test_fraction=0.2, validation_fraction=0.2).splits
+    read = [text for split in splits.values() for text in split["text"]]
+    assert "A short note." in read
+    assert sum(map(len, read)) == len(book) + len("A short note.")
+    assert all(len(text) < 12_100 for text in read)
+
+
+def test_conll_files(tmp_path, loaded):
+    path = tmp_path / "news.conll"
+    path.write_text("-DOCSTART- O\n\n" + "".join(f"Ann{i} NNP B-PER\nsmiles VBZ O\n. . O\n\n" for i in range(30)))
+    splits = loaded(path, ("tokens", "tags")).splits
+    assert splits["train"]["tokens"][0][1:] == ["smiles", "."]
+    assert splits["train"]["tags"][0] == ["B-PER", "O", "O"]
+    assert loaded(path, ("tokens", "tags"), columns={"tags": "2"}).splits["train"]["tags"][0] == ["NNP", "VBZ", "."]
+
+
+def test_words_and_tags_from_a_table(tmp_path, loaded):
+    path = tmp_path / "tagged.jsonl"
+    path.write_text("".join(json.dumps({"words": f"w{i} x", "ner_tags": ["A", "B"]}) + "\n" for i in range(30)))
+    row = next(iter(loaded(path, ("tokens", "tags")).splits["test"]))
+    assert row[0][1:] == ["x"] and row[1] == ["A", "B"]
+
+
+def test_image_folders_take_labels_from_folders(tmp_path, loaded):
+    from PIL import Image
+
+    for kind, shade in {"dark": 10, "light": 240}.items():
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        for i in range(12):
+            Image.new("L", (6, 4), shade + i % 12).save(tmp_path / "pictures" / kind / f"{i}.png")
+    fsspec.filesystem("memory").put(f"{tmp_path}/pictures", "/pictures", recursive=True)
+    options = {"test_fraction": 0.2, "validation_fraction": 0.2}
+    here, elsewhere = (loaded(at, ("image", "label"), **options) for at in (tmp_path / "pictures", "memory://pictures"))
+    assert here.fingerprint["splits"] == elsewhere.fingerprint["splits"]
+    splits = here.splits
+    assert set(splits["train"]["label"]) == {"dark", "light"}
+    assert sum(len(split) for split in splits.values()) == 24
+    assert splits["train"]["image"][0].startswith(b"\x89PNG")
+
+
+def test_columns_are_guessed_told_and_missed(tmp_path, loaded):
+    path = tmp_path / "odd.csv"
+    path.write_text("comment,verdict,stars\n" + "".join(f"c{i},v{i % 2},{i}\n" for i in range(30)))
+    told = loaded(path, columns={"text": "comment", "label": "verdict"}).splits
+    assert told["train"]["text"][0].startswith("c") and told["train"]["label"][0].startswith("v")
+    with pytest.raises(UsageError, match=r"has no column coment \(it has comment, verdict, stars\)") as raised:
+        loaded(path, columns={"text": "coment"})
+    assert "Did you mean comment?" in raised.value.hint
+    with pytest.raises(UsageError, match="no column that looks like text"):
+        loaded(path)
+
+
+BAD = {
+    "empty": ("", "is empty"),
+    "header alone": ("text,label\n", "has no rows"),
+    "ragged": ('text,label\n"a,b\n', "cannot be read as csv"),
+    "hole": ("text,label\n" + "".join(f"t{i},a\n" for i in range(20)) + ",b\n", "row 21 has no text"),
+    "few": ("text,label\na,x\nb,y\n", "2 different rows, too few"),
+}
+
+
+@pytest.mark.parametrize("content, sentence", BAD.values(), ids=BAD)
+def test_bad_tables_are_one_sentence(content, sentence, tmp_path, loaded):
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(UsageError, match=sentence):
+        loaded(tmp_path / "bad.csv")
+
+
+def test_bad_places_are_one_sentence(tmp_path, loaded):
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')
+    (tmp_path / "torn.conll").write_text("word\n")
+    (tmp_path / "folder").mkdir()
+    cases = {
+        "missing.csv": (NotFound, "no file or folder missing.csv"),
+        "owner/nothing-here": (NotFound, "neither a file here nor could it be fetched"),
+        "builtin:pydocs": (UsageError, "no data set builtin:pydocs"),
+        str(tmp_path / "binary.txt"): (UsageError, "not UTF-8"),
+        str(tmp_path / "broken.jsonl"): (UsageError, "cannot be read as json"),
+        str(tmp_path / "folder"): (UsageError, "has no files"),
+    }
+    for source, (kind, sentence) in cases.items():
+        with pytest.raises(kind, match=sentence):
+            loaded(source, ("text",))
+    with pytest.raises(UsageError, match=r"line 1 of .* has 1 column"):
+        loaded(tmp_path / "torn.conll", ("tokens", "tags"))
+    with pytest.raises(UsageError, match=r"data\.source is not set"):
+        loaded(None)
+    with pytest.raises(UsageError, match="plain text, which has no labels"):
+        (tmp_path / "fine.txt").write_text("fine")
+        loaded(tmp_path / "fine.txt")
+    with pytest.raises(LlmosError, match=r"data\.format cvs is unknown"):
+        loaded(tmp_path / "fine.txt", format="cvs")
+
+
+def test_rows_that_stand_in_two_splits_are_told(tmp_path, loaded):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"{word},x\n" for word in "abcdefgh"))
+    notes = loaded(None, splits=dict.fromkeys(("train", "validation", "test"), str(path))).notes
+    assert notes[1] == "8 of 8 test rows also stand in the training split"
+
+
+def test_a_table_is_read_whole_for_predictions(source, tmp_path, rows):
+    read = table(str(source("csv")), DataOptions(), ("text",), cache=tmp_path / "cache")
+    assert list(read["text"]) == [row["text"] for row in rows]
+
+
+def test_builtins_are_found_by_file_name():
+    assert builtins() == ["digits", "docstrings", "pydoc", "pytokens", "stdlib"]
+
+
+def test_builtin_text_needs_no_heavy_library(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from llmos_cli.data.sources import load; "
+        "from llmos_cli.options.data import DataOptions; "
+        f"load(DataOptions(source='builtin:pydoc'), ('text',), cache=Path({str(tmp_path)!r})); "
+        "print([name for name in ('datasets', 'transformers', 'sklearn', 'pandas') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_pattern_names_several_files(tmp_path, loaded):
+    for i in range(3):
+        (tmp_path / f"part-{i}.csv").write_text("text,label\n" + "".join(f"t{i}{j},{j % 2}\n" for j in range(10)))
+    assert sum(len(split) for split in loaded(Path(tmp_path) / "part-*.csv").splits.values()) == 30
