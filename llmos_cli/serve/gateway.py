@@ -123,7 +123,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def generate(self, wishes: Sequence[Wish]) -> AsyncIterator[Generation]:
         """Generate; the requests of it that are unfinished at the end are counted as aborted."""
-        self.meter.prompts(wishes)
+        self.meter.read.inc(sum(len(wish.tokens) for wish in wishes))
         async with self.link.generate(wishes) as generation:
             try:
                 yield generation

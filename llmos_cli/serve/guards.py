@@ -9,10 +9,11 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmos_cli.errors import NotFound, Untrusted, UsageError
-from llmos_cli.serve.refusals import ApiError
+from llmos_cli.serve.refusals import CODES, ApiError
 
 OPEN = frozenset({"/", "/health", "/ready"})
 """Routes that need no key: a probe has none, and the page asks for one."""
@@ -67,10 +68,6 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class TooLarge(Exception):
-    pass
-
-
 class RequestSize:
     """413 for bodies of more than `limit` bytes, announced or not."""
 
@@ -83,12 +80,9 @@ class RequestSize:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.limit:
-            await self.refuse(scope, receive, send)
+            await self.refusal().response()(scope, receive, send)
             return
-        try:
-            await self.app(scope, self.counted(receive), send)
-        except TooLarge:
-            await self.refuse(scope, receive, send)
+        await self.app(scope, self.counted(receive), send)
 
     def counted(self, receive: Receive) -> Receive:
         total = 0
@@ -98,12 +92,12 @@ class RequestSize:
             message = await receive()
             total += len(message.get("body", b""))
             if total > self.limit:
-                raise TooLarge
+                # FastAPI is reading the body: this kind of exception passes through it.
+                raise HTTPException(413, self.refusal().message, headers={"Connection": "close"})
             return message
 
         return counting
 
-    async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def refusal(self) -> ApiError:
         message = f"The request is larger than {self.limit} bytes."
-        error = ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
-        await error.response()(scope, receive, send)
+        return ApiError(413, message, code=CODES[413], headers={"Connection": "close"})

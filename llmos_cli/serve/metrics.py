@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from llmos_cli.serve.link import Link, Wish
+    from llmos_cli.serve.link import Link
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 LABELS = ("model_name",)
@@ -22,7 +21,7 @@ class Meter:
         self.ttft = self.seconds("time_to_first_token_seconds", "From a request's arrival to its first token.")
         self.gap = self.seconds("inter_token_latency_seconds", "Between two tokens of one choice.")
         self.whole = self.seconds("e2e_request_latency_seconds", "From a request's arrival to its end.")
-        self.read = self.counter("prompt_tokens", "Tokens of prompts.")
+        self.read = self.counter("prompt_tokens", "Tokens of prompts, once for each choice.")
         self.written = self.counter("generation_tokens", "Tokens generated.")
         self.predicted = self.counter("predictions", "Rows classified.")
         self.ended = Counter(
@@ -40,9 +39,6 @@ class Meter:
 
     def gauge(self, name: str, text: str, value: object) -> None:
         Gauge(f"llmos:{name}", text, LABELS, registry=self.registry).labels(self.name).set_function(value)  # type: ignore[arg-type]
-
-    def prompts(self, wishes: Sequence[Wish]) -> None:
-        self.read.inc(sum(len(wish.tokens) for wish in wishes))
 
     def finished(self, reason: str, count: int = 1) -> None:
         if count:

@@ -14,6 +14,8 @@ from llmos_cli.serve.link import EngineFailed, Refused
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
+CODES = {413: "request_too_large"}
+
 
 class ApiError(Exception):
     """One sentence for the caller, the request's field it is about, and a code that programs can compare."""
@@ -62,7 +64,8 @@ def install(app: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return ApiError(404, f"There is no {request.method} {request.url.path} here.", code="not_found").response()
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        code = CODES.get(error.status_code)
+        return ApiError(error.status_code, str(error.detail), code=code, headers=error.headers).response()
 
     @app.exception_handler(EngineFailed)
     async def dead(request: Request, error: EngineFailed) -> JSONResponse:
@@ -90,4 +93,5 @@ def validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"{param or 'The body'} is missing.", param=param, code="missing")
     reason = str(first["msg"]).removeprefix("Value error, ")
-    return ApiError(400, f"{param or 'The body'}: {reason}.", param=param, code="invalid_value")
+    between = " " if reason.startswith("must ") else ": "
+    return ApiError(400, f"{param or 'The body'}{between}{reason}.", param=param, code="invalid_value")

@@ -5,10 +5,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-Tokens = list[Annotated[int, Field(ge=0)]]
+Tokens = list[int]
 Prompt = str | Tokens | list[str] | list[Tokens]
+
+
+def of_prompt(value: Any) -> Any:
+    """One sentence instead of pydantic's four, one for each member of the union."""
+    if isinstance(value, str) or is_tokens(value):
+        return value
+    if isinstance(value, list) and (all(isinstance(one, str) for one in value) or all(map(is_tokens, value))):
+        return value
+    raise ValueError("must be a text, a list of texts, token ids, or a list of those")
+
+
+def is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
 
 MAX_LOGPROBS = 20
 
@@ -72,7 +86,7 @@ class Generating(Body):
 
 
 class CompletionBody(Generating):
-    prompt: Prompt
+    prompt: Annotated[Prompt, BeforeValidator(of_prompt)]
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False

@@ -7,6 +7,7 @@ thread beside an HTTP server shares its interpreter lock: measured, half the tok
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -84,6 +85,7 @@ class LanguageModel:
         self.built = built
         self.path = path
         self.tokenizer: Any = None
+        self.told_busy = False
         self.facts = {
             "kind": "language-model",
             "task": "causal-lm",
@@ -130,18 +132,17 @@ class LanguageModel:
     def step(self, channel: Channel) -> None:
         for note in self.built.news():
             channel.send({"op": "note", "message": note})
-        if not self.engine.busy:
-            return
-        events = self.engine.step()
-        channel.send(
-            {
-                "op": "events",
-                "events": [packed(event) for event in events],
-                "running": len(self.engine.rows),
-                "waiting": len(self.engine.queue),
-                "usage": self.engine.cache_usage,
-            }
-        )
+        if self.engine.busy or self.told_busy:  # once more when it falls idle: a cancelled request makes no event
+            events = self.engine.step()
+            self.told_busy = self.engine.busy
+            channel.send({"op": "events", "events": [packed(event) for event in events], **self.load()})
+
+    def load(self) -> Message:
+        return {
+            "running": len(self.engine.rows),
+            "waiting": len(self.engine.queue),
+            "usage": self.engine.cache_usage,
+        }
 
 
 def request_of(message: Message) -> Request:
@@ -220,3 +221,6 @@ class Classifier:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch apart piece by piece costs seconds, and a compiling thread would be waited for

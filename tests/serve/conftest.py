@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
@@ -65,16 +63,15 @@ def tiny_tokenizer(chat: bool) -> Any:
     return fast
 
 
+SERVED = 2048
+"""Context of the models that are served: long enough for a test to do something while they answer."""
+
+
 def save_llama(directory: Path, *, chat: bool = False) -> Path:
-    tiny_llama().save_pretrained(directory)
+    """Without an end token: it always says as much as it was asked for."""
+    tiny_llama(max_position_embeddings=SERVED, eos_token_id=None).save_pretrained(directory)
     tiny_tokenizer(chat).save_pretrained(directory)
     return directory
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny Llama and its tokenizer."""
-    return save_llama(tmp_path_factory.mktemp("checkpoint"))
 
 
 def commit(ws: Workspace, fill: Callable[[Path], object], task: str) -> Checkpoint:
