@@ -188,7 +188,7 @@ class _Run:
                 self._validate(self.checks)
             if stopping.asked:
                 self._save()
-                stopping.stop()
+                stopping.stop(saved=self.directory is not None)
             if self._save_due():
                 self._save()
         self._report(now=True)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
 from llmos_cli.events import Event, Metric, Note
 from llmos_cli.models.load import load
+from llmos_cli.models.save import save
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.train import TrainResult, measure, resume, train
 from llmos_cli.operations.training.plan import plan
 from llmos_cli.operations.training.several import several
 from llmos_cli.operations.training.start import start
 from llmos_cli.tasks import load as task_called
+
+if TYPE_CHECKING:
+    from tests.conftest import Llmos
 
 
 def trained(
@@ -203,3 +209,38 @@ def test_several_configs_are_several_runs(workspace: Workspace, tmp_path: Path) 
     files[0].write_text("train: {max_stepz: 2}\n")
     with pytest.raises(LlmosError, match=r"one\.yaml failed: .*max_stepz"):
         several(workspace, None, files[:1], [], [], jobs=1, emit=lambda event: None)
+
+
+def test_a_pruned_parent_is_warned_about(workspace: Workspace) -> None:
+    trained(workspace)
+    pruned = load(workspace.checkpoint().path)
+    with torch.no_grad():
+        for layer in pruned.model.layers:
+            layer.mlp.up_proj.weight.zero_()
+    made = workspace.checkpoint().manifest.made
+    with workspace.begin("prune", config={}) as run, workspace.stage() as folder:
+        save(pruned, folder, dtype=torch.bfloat16, processor=AutoTokenizer.from_pretrained(workspace.checkpoint().path))
+        run.commit(folder, replace(made, operation="prune", parents=(workspace.resolve(),)))
+    heard: list[Event] = []
+    trained(workspace, "HEAD", emit=heard.append)
+    assert any("of the weights of" in event.message and "are zero" in event.message for event in heard if isinstance(event, Note))  # fmt: skip
+
+
+def test_the_commands(workspace: Workspace, llmos: Llmos) -> None:
+    planned = llmos("train", "--dry-run", "--json")
+    assert (planned.code, planned.json["steps"]) == (0, 4)
+    ran = llmos("train", "-s", "train.max_steps=2", "--json", "--quiet")
+    assert (ran.code, ran.json["steps"], ran.json["branch"], ran.err) == (0, 2, "main", "")
+    again = llmos("train", "HEAD", "--keep-branch")
+    assert again.code == 0 and "2 steps" not in again.out and "test: bits_per_byte" in again.out
+    assert workspace.resolve() == ran.json["checkpoint"]
+
+    mixed = llmos("train", "--resume", "-s", "train.max_steps=3")
+    assert (mixed.code, mixed.out) == (2, "") and "as it was configured" in mixed.err
+    assert llmos("train", "nonesuch").code == 4
+    assert llmos("train", "--jobs", 2).code == 2
+
+    said = llmos("generate", "-p", "The for", "--max-tokens", 4)
+    assert said.code == 0 and said.out.startswith("The for") and said.out.endswith("\n")
+    piped = llmos("generate", "--max-tokens", 4, "--json", stdin="The for")
+    assert piped.json["prompt"] + piped.json["text"] == said.out.removesuffix("\n")

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from llmos_cli import device, tasks
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
+from llmos_cli.models.blocks import layers, weights
 from llmos_cli.models.build import build, freeze_backbone, transfer
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
@@ -28,6 +29,10 @@ from llmos_cli.tasks.base import Prepared, Task
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
+
+
+PRUNED = 0.05
+"""Share of zeros from which a model counts as pruned."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def make_model(
     """The model on its device, in fp32, which is what optimizers need whatever the weights are stored in."""
     if parent is not None and not begin.new:
         model = load(parent.path, dtype=torch.float32)
+        _warn_of_zeros(model, parent, emit)
     else:
         facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
         model = build(begin.model, begin.task.name, facts, seed=config.seed, root=ws.root)
@@ -140,6 +146,20 @@ def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any
     }
     widths = {key: value for key, value in has.items() if key in plain and plain[key] != value}
     return {"arch": arch, **{key: value for key, value in widths.items() if key not in decided_by_data}}
+
+
+def _warn_of_zeros(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
+    """Training moves every weight, pruned ones too; only healing holds them."""
+    matrices = [matrix for layer in layers(model).values() for matrix in weights(layer).values()]
+    zeros = sum(int((matrix == 0).sum()) for matrix in matrices) / max(1, sum(matrix.numel() for matrix in matrices))
+    if zeros > PRUNED:
+        emit(
+            Note(
+                f"{zeros:.0%} of the weights of {parent.id[:12]} are zero, and training will change them; "
+                "`llmos prune --heal` trains with them held.",
+                level="warning",
+            )
+        )
 
 
 def _take_over(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:

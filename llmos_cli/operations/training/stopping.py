@@ -35,11 +35,13 @@ class Stopping:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
-            self.stop()
+            self.stop(saved=False)
         self.asked = signal.Signals(number)
 
-    def stop(self) -> None:
-        """Leave, as the signal that was asked for would have made us."""
+    def stop(self, *, saved: bool) -> None:
+        """Leave, as the signal would have made us; `saved`: whether there is a state to resume from."""
         if self.asked == signal.SIGTERM:
-            raise Terminated("training was terminated", hint="`llmos train --resume` goes on where it stopped")
+            raise Terminated(
+                "training was terminated", hint="`llmos train --resume` goes on where it stopped" if saved else ""
+            )
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmos_cli.methods.parameters import Parameters
 from llmos_cli.methods.train.muon import Options, optimizer, orthogonalized
@@ -84,3 +85,10 @@ def test_the_rest_is_stepped_by_adamw_without_decay_for_vectors() -> None:
         muon.step()
         adamw.step()
     torch.testing.assert_close(ours, theirs)
+
+
+def test_it_computes_where_its_matrices_are() -> None:
+    with FakeTensorMode():
+        matrix_KOI = torch.empty(2, 8, 4, device="cuda")
+        assert orthogonalized(matrix_KOI, 5).device.type == "cuda"
+        assert orthogonalized(matrix_KOI, 5, dtype=torch.bfloat16).dtype == torch.float32
