@@ -74,6 +74,8 @@ def _wrong_value(name: str, told: Mapping[str, Any], node: Node) -> ConfigError:
         close = difflib.get_close_matches(str(node.value), choices, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else ""
         return ConfigError(f"{name} is one of {', '.join(choices)}, not {given}", hint=hint, place=node.place)
+    if kind == "string_pattern_mismatch":
+        return ConfigError(f"{name} cannot be {given}", hint=f"it matches {context['pattern']}", place=node.place)
     message = str(told["msg"]).removeprefix("Value error, ")
     return ConfigError(f"{name}: {message[:1].lower()}{message[1:]}" if name else message, place=node.place)
 

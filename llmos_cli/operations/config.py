@@ -106,8 +106,24 @@ class ConfigSchema:
 
 
 def schema(verb: str) -> ConfigSchema:
-    """The JSON Schema of `configs/<verb>.yaml`, for editors."""
-    return ConfigSchema(verb, root_of(verb).model_json_schema())
+    """The JSON Schema of `configs/<verb>.yaml`, for editors, the methods' own options included."""
+    root = root_of(verb)
+    told = root.model_json_schema()
+    for name, field in root.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section) and section.has_methods:
+            definition = told["$defs"][section.__name__]
+            definition["additionalProperties"] = False
+            definition["properties"] |= {
+                method.name: _method_schema(method) for method in catalog.methods(name).values()
+            }
+    return ConfigSchema(verb, told)
+
+
+def _method_schema(method: catalog.Method) -> dict[str, Any]:
+    """Names and words of a method's options, read from its source: loading it would import torch."""
+    properties = {option.name: {"description": option.told} for option in catalog.options(method)}
+    return {"type": "object", "description": method.help, "properties": properties, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
