@@ -75,6 +75,8 @@ class CausalLM(Task):
     ) -> list[Prediction]:
         """How likely each text is: the sums of `nll` (nats) over the texts of a packed split are its loss, but for cold starts."""
         split = self.inputs(rows, facts, processor)
+        if not rows:
+            return []
         outcome = evaluate(self, model, split, batch_size=batch_size, stage="predict")
         owners = np.asarray(split.owner)[outcome.sample_N.numpy()]
         nll = np.bincount(owners, weights=outcome.nll_N.double().numpy(), minlength=len(rows))

@@ -128,17 +128,12 @@ def _tags(rows: Rows, split: str) -> list[str]:
 
 
 def _f1_of_something(outcome: Outcome, nothing: int) -> float:
-    kinds = [k for k in range(int(outcome.labels_N.max()) + 1) if k != nothing]
-    return float(
-        f1_score(
-            outcome.labels_N.numpy(),
-            outcome.predicted_N.numpy(),
-            labels=kinds,
-            average="micro",
-            sample_weight=None if outcome.weights_N is None else outcome.weights_N.numpy(),
-            zero_division=0.0,
-        )
-    )
+    truth, guess, weight = classification.pairs(outcome)
+    kinds = sorted({*truth.tolist(), *guess.tolist()} - {nothing})
+    if not kinds:
+        return 0.0
+    score = f1_score(truth, guess, labels=kinds, average="micro", sample_weight=weight, zero_division=0.0)
+    return float(score)
 
 
 TASK = TokenClassification()
