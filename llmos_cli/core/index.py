@@ -6,12 +6,13 @@ only what is new. Deleted or damaged, it is made anew without a word; where it c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -71,6 +72,8 @@ class Index:
         self._guard = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
+        self._still = False
+        self._fresh = False
 
     # What is asked
 
@@ -124,9 +127,21 @@ class Index:
             value[key] = tuple(value[key])
         return RunRecord(id=run, path=self._runs / run, **value).judged()
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Many questions about one moment: inside the block the files are looked at once."""
+        self._do(self._refresh)
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
+        self._fresh = False
+
     def _ask(self, query: str, *values: Any) -> list[Any]:
         def ask(db: sqlite3.Connection) -> list[Any]:
-            self._refresh(db)
+            if not (self._still and self._fresh):
+                self._refresh(db)
             return db.execute(query, values).fetchall()
 
         return self._do(ask)
@@ -138,6 +153,7 @@ class Index:
         fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
         if not fresh:
             self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
+        self._fresh = True
 
     def _refresh_folder(
         self, db: sqlite3.Connection, name: str, folder: Path, read: Callable[[sqlite3.Connection, set[str]], None]
@@ -228,7 +244,7 @@ class Index:
     def _connected(self, opened: Callable[[], sqlite3.Connection], *, again: bool = False) -> sqlite3.Connection:
         """The connection of this process: one must not be carried over a fork."""
         if again or self._connection is None or self._owner != os.getpid():
-            self._connection = None
+            self._connection, self._fresh = None, False
             self._connection, self._owner = opened(), os.getpid()
         return self._connection
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from llmos_cli.core.index import Entry
 from llmos_cli.core.view import Group, Lines, Span, View
@@ -74,32 +75,26 @@ def log(
     oneline: bool = False,
 ) -> LogResult:
     head = ws.head()
-    if everything:
-        found = ws.index.entries(-1 if limit is None or graph else limit + 1)
-    elif rev is None and head.checkpoint is None:
-        found = []
-    else:
-        found = _first(_ancestors(ws, ws.resolve(rev or "HEAD")), None if limit is None else limit + 1)
-    ordered = _children_first(found) if graph else found
-    shown = ordered if limit is None else ordered[:limit]
-    names = ws.refs.pointing()
-    return LogResult(
-        tuple(summarize(ws, entry.id, names) for entry in shown),
-        head.checkpoint,
-        head.branch,
-        None if everything else _left(ws, shown),
-        len(ordered) > len(shown),
-        graph,
-        oneline,
-    )
+    unborn = rev is None and head.checkpoint is None
+    with ws.index.still():
+        if everything:
+            found = ws.index.entries(-1 if limit is None or graph else limit + 1)
+        else:
+            found = [] if unborn else _ancestors(ws, ws.resolve(rev or "HEAD"), None if limit is None else limit + 1)
+        ordered = _children_first(found) if graph else found
+        shown = ordered[:limit]
+        names = ws.refs.pointing()
+        summaries = tuple(summarize(ws, entry.id, names) for entry in shown)
+    left = None if everything else _left(ws, shown)
+    return LogResult(summaries, head.checkpoint, head.branch, left, len(ordered) > len(shown), graph, oneline)
 
 
-def _first(entries: Iterator[Entry], limit: int | None) -> list[Entry]:
-    return [entry for entry, _ in zip(entries, range(limit), strict=False)] if limit is not None else list(entries)
+def _ancestors(ws: Workspace, start: str, limit: int | None) -> list[Entry]:
+    """A checkpoint and its ancestors, newest first; a manifest that cannot be read ends its line."""
+    return list(islice(_walk(ws, start), limit))
 
 
-def _ancestors(ws: Workspace, start: str) -> Iterator[Entry]:
-    """A checkpoint and all its ancestors, newest first; a manifest that cannot be read ends its line."""
+def _walk(ws: Workspace, start: str) -> Iterator[Entry]:
     waiting = [_aged(ws, start)]
     seen = {start}
     while waiting:

@@ -45,3 +45,17 @@ def commit_to(
         for name, text in files.items():
             (staged / name).write_text(text)
         return run.commit(staged, made, move=move)
+
+
+@pytest.fixture
+def commit_with_config(ws: Workspace) -> Callable[[str], Checkpoint]:
+    """`commit_with_config("seed: 1")` writes configs/train.yaml and commits a run that was given it."""
+
+    def make(text: str) -> Checkpoint:
+        (ws.configs / "train.yaml").write_text(text)
+        made = Made("train", (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
+        with ws.begin("train", config={}, files=[ws.configs / "train.yaml"]) as run, ws.stage() as staged:
+            (staged / "a").write_text(text)
+            return run.commit(staged, made)
+
+    return make

@@ -1,0 +1,250 @@
+"""rm, gc, du, fsck: what is kept, what goes, and whether it is still what it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.operations.checkout import checkout
+from llmos_cli.operations.du import du
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import duration, gc
+from llmos_cli.operations.log import log
+from llmos_cli.operations.rm import rm
+from llmos_cli.operations.tag import tag
+
+MONTHS = 90 * 86400.0
+
+
+def grow_old(ws: Workspace, *checkpoints: Any) -> None:
+    """As if the checkpoints had been written, and all operations done, three months ago."""
+    then = time.time() - MONTHS
+    for checkpoint in checkpoints:
+        os.utime(checkpoint.path, (then, then))
+    text = ws.oplog.path.read_text()
+    for operation in ws.oplog.operations():
+        text = text.replace(repr(operation.time), repr(operation.time - MONTHS))
+    ws.oplog.path.write_text(text)
+
+
+def test_rm_drops_weights_and_keeps_lineage(ws, commit):
+    first, second = commit(a="same", b="12"), commit(a="same", b="345")
+    result = rm(ws, [first.id[:12]])
+    assert [(each.id, each.size, each.freed) for each in result.removed] == [(first.id, 6, 2)]
+    assert [path.name for path in first.path.iterdir()] == ["manifest.json"]
+    assert [each.removed for each in log(ws).checkpoints] == [False, True]
+    assert ws.checkpoint().id == second.id
+    with pytest.raises(NotFound, match=f"the weights of {first.id[:12]} were removed"):
+        ws.checkpoint("HEAD~1")
+    assert fsck(ws).problems == ()
+    assert du(ws).unused == 0
+
+
+def test_rm_refuses_what_is_in_use_and_then_removes_nothing(ws, commit):
+    first, second = commit(a="1"), commit(a="2")
+    tag(ws, "base", "HEAD~1")
+    for rev, users in (("HEAD", "HEAD, branch main"), ("base", "tag base")):
+        with pytest.raises(UsageError, match=f"is in use by {users}$"):
+            rm(ws, [rev])
+    third = commit(a="3", move=False)
+    with pytest.raises(UsageError):
+        rm(ws, [third.id, second.id])
+    assert ws.checkpoint(third.id)
+    rm(ws, [first.id], force=True)
+    assert ws.resolve("base") == first.id
+
+
+def test_rm_refuses_what_a_deployment_serves(ws, commit):
+    first = commit(a="1")
+    commit(a="2")
+    deployed = ws.begin("deploy", config={}, parents=[first.id], name="chat")
+    with deployed, pytest.raises(UsageError, match="is in use by deployment chat"):
+        rm(ws, [first.id])
+    rm(ws, [first.id])
+
+
+def test_rm_dry_run_removes_nothing(ws, commit):
+    first = commit(a="1")
+    commit(a="2")
+    assert rm(ws, [first.id], dry_run=True).removed[0].freed == 1
+    assert ws.checkpoint(first.id)
+
+
+def test_what_was_removed_and_is_made_again_has_its_weights_again(ws, commit_with_config):
+    first = commit_with_config("x")
+    rm(ws, [first.id], force=True)
+    assert commit_with_config("x").id == first.id
+    assert ws.checkpoint().id == first.id
+    assert fsck(ws).problems == ()
+
+
+def test_gc_keeps_what_is_named_and_its_ancestors(ws, commit):
+    checkpoints = [commit(a="1"), commit(a="2"), commit(a="3")]
+    grow_old(ws, *checkpoints)
+    assert gc(ws).garbage == ()
+
+
+def test_gc_removes_what_nothing_names_after_the_grace_period(ws, commit):
+    first, trial = commit(a="1"), commit(a="123", move=False)
+    assert (gc(ws).garbage, gc(ws).kept) == ((), 1)
+    grow_old(ws, trial)
+    dry = gc(ws, dry_run=True)
+    assert [(each.kind, each.name, each.size) for each in dry.garbage] == [("checkpoint", trial.id, 3)]
+    assert trial.path.exists()
+    assert gc(ws).garbage == dry.garbage
+    assert not trial.path.exists()
+    assert fsck(ws).problems == ()
+    assert [entry.id for entry in ws.index.entries()] == [first.id]
+    assert len(list(ws.objects.names())) == 1
+
+
+def test_gc_keeps_what_undo_could_bring_back(ws, commit):
+    first, second = commit(a="1"), commit(a="2")
+    ws.oplog.undo()
+    os.utime(second.path, (0, 0))
+    assert gc(ws).garbage == ()
+    grow_old(ws, first, second)
+    assert [each.name for each in gc(ws).garbage] == [second.id]
+
+
+def test_gc_keeps_the_ancestors_of_the_young(ws, commit):
+    root = commit(a="1")
+    checkout(ws, root.id)
+    old = commit(a="2")
+    young = commit(a="3")
+    checkout(ws, "main")
+    grow_old(ws, root, old)
+    assert (gc(ws).garbage, gc(ws).kept) == ((), 2)
+    os.utime(young.path, (0, 0))
+    assert {each.name for each in gc(ws).garbage} == {old.id, young.id}
+
+
+def test_gc_never_touches_what_a_living_run_uses(ws, commit):
+    commit(a="1")
+    trial = commit(a="2", move=False)
+    grow_old(ws, trial)
+    with ws.begin("eval", config={}, parents=[trial.id]):
+        assert gc(ws, expire="now").garbage == ()
+    assert len(gc(ws, expire="now").garbage) == 1
+
+
+def test_gc_tidies_up_after_the_dead(ws, commit):
+    commit(a="1")
+    pid = os.fork()
+    if not pid:
+        staging = ws.stage()
+        (staging.__enter__() / "half").write_text("x" * 10)
+        os._exit(9)
+    os.waitpid(pid, 0)
+    (stray := ws.objects.path("ab" * 32)).parent.mkdir()
+    stray.write_text("stray")
+    found = {(each.kind, each.size) for each in gc(ws).garbage}
+    assert found == {("leftover", 10), ("object", 5)}
+    assert gc(ws).garbage == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("now", 0), ("30d", 2592000), ("12h", 43200), ("1.5h", 5400), ("2w", 1209600)]
+)
+def test_durations(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5", "-1d", "1y"])
+def test_what_is_no_duration(text):
+    with pytest.raises(UsageError, match="is not a duration"):
+        duration(text)
+
+
+def flip(path: Path) -> None:
+    """One bit, behind everybody's back: neither size nor times change."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+
+
+def edit_manifest(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+DAMAGE: dict[str, tuple[Callable[[Workspace, Any], object], str, str]] = {
+    "flipped bit": (lambda ws, c: flip(c.path / "a"), "checkpoints/{id}/a", "has other bytes than were saved"),
+    "cut off": (lambda ws, c: os.truncate(c.path / "a", 3), "checkpoints/{id}/a", "has 3 bytes instead of 10"),
+    "lost file": (lambda ws, c: (c.path / "a").unlink(), "checkpoints/{id}/a", "is missing"),
+    "extra file": (
+        lambda ws, c: (c.path / "x").write_text("x"),
+        "checkpoints/{id}/x",
+        "does not belong to the checkpoint",
+    ),
+    "a link": (
+        lambda ws, c: ((c.path / "a").unlink(), (c.path / "a").symlink_to("b")),
+        "checkpoints/{id}/a",
+        "is missing",
+    ),
+    "manifest": (
+        lambda ws, c: edit_manifest(c.path / "manifest.json"),
+        "checkpoints/{id}/manifest.json",
+        "was altered: its hash is not the checkpoint's id",
+    ),
+    "no manifest": (lambda ws, c: (c.path / "manifest.json").unlink(), "checkpoints/{id}", "manifest.json is missing"),
+    "lost checkpoint": (lambda ws, c: shutil.rmtree(c.path), "refs/tags/base", "names {id}, which is missing"),
+    "bad ref": (
+        lambda ws, c: (ws.dot / "refs/tags/base").write_text("?"),
+        "refs/tags/base",
+        "holds '?', which is no checkpoint id",
+    ),
+    "no head": (lambda ws, c: (ws.dot / "HEAD").unlink(), "HEAD", "HEAD is missing"),
+    "stranger": (lambda ws, c: (ws.checkpoints / "junk").mkdir(), "checkpoints/junk", "is not a checkpoint"),
+    "events": (
+        lambda ws, c: next((ws.root / "runs").iterdir()).joinpath("events.jsonl").write_text("?\n"),
+        "/events.jsonl",
+        "line 1 is not JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_fsck_finds(ws, commit, llmos, monkeypatch, kind):
+    checkpoint = commit(a="0123456789", b="x")
+    commit(a="other", b="x")
+    tag(ws, "base", "HEAD~1")
+    assert fsck(ws).problems == ()
+    damage, where, what = DAMAGE[kind]
+    damage(ws, checkpoint)
+    problems = fsck(Workspace(ws.root)).problems
+    assert any(
+        where.format(id=checkpoint.id[:12]) in problem.where and what.format(id=checkpoint.id[:12]) in problem.what
+        for problem in problems
+    ), problems
+    if where.startswith("checkpoints/{id}") and kind != "no manifest":
+        assert set(problems[0].hurts) == {"main", "base"}
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck")
+    assert told.code == 5
+    assert "error: " in told.err and "Traceback" not in told.err
+
+
+def test_fsck_of_a_whole_workspace_says_what_it_did(ws, commit, llmos, monkeypatch):
+    commit(a="0123456789"), commit(a="0123456789", b="x")
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck")
+    assert (told.code, told.out) == (0, "2 checkpoints, 2 files, 11 B hashed: everything is as it was saved\n")
+
+
+def test_fsck_settles_changed_times(ws, commit, tmp_path):
+    checkpoint = commit(a="1")
+    os.utime(checkpoint.path / "a", (1, 1))
+    fsck(ws)
+    assert ws.index.file_times(checkpoint.id)["a"] == 10**9
