@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -91,11 +91,6 @@ def shards(names: Iterable[str]) -> list[list[str]]:
         else:
             (after if grouped else before).append(name)
     return [group for group in (before, *grouped.values(), after) if group]
-
-
-def tensors_of(block: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors stored with one block, named as within it."""
-    return {name.removeprefix(f"{block}."): value for name, value in tensors.items() if name.startswith(f"{block}.")}
 
 
 def _outermost_lists(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.ModuleList]]:

@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -157,8 +163,8 @@ def _config(directory: Path) -> dict[str, Any]:
                 f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like'
             )
         AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         if "auto_map" in file.read_text(encoding="utf-8", errors="replace"):
             raise Untrusted(f"{directory.name} needs Python code of its own, which llmos does not run") from problem
         raise Corrupt(f"{file} does not load: {reason}") from problem
@@ -190,7 +196,9 @@ def _tokenizer(foreign: Foreign, target: Path) -> None:
         return
     options = {"gguf_file": foreign.gguf} if foreign.gguf else {}
     try:
-        AutoTokenizer.from_pretrained(foreign.directory, local_files_only=True, **options).save_pretrained(target)
+        AutoTokenizer.from_pretrained(
+            foreign.directory, local_files_only=True, trust_remote_code=False, **options
+        ).save_pretrained(target)
     except (OSError, ValueError, ImportError, KeyError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise LlmosError(f"the tokenizer of {foreign.origin['source']} does not load: {reason}") from problem

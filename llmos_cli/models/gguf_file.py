@@ -125,7 +125,7 @@ def _write_settings(writer: Any, gguf: Any, config: Any, dtype: str) -> None:
 
 def _write_tokenizer(writer: Any, source: Path, vocab_size: int) -> None:
     """A byte-level BPE: llama.cpp's `gpt2` tokenizer. Rows of the embedding beyond the tokenizer are marked unused."""
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {added["content"] for added in description["added_tokens"] if added["special"]}
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}

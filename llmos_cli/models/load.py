@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -64,13 +65,14 @@ def load_config(path: Path) -> PreTrainedConfig:
     values = _read_json(path / "config.json")
     try:
         if module.MODULE_KEY in values:
-            config_class: Any = _own_class(values[module.MODULE_KEY], path).config_class
-        else:
-            config_class = AutoConfig
-        return cast(PreTrainedConfig, config_class.from_pretrained(path, local_files_only=True))
-    except (ValueError, TypeError, KeyError) as problem:
+            own: Any = _own_class(values[module.MODULE_KEY], path).config_class
+            return cast(PreTrainedConfig, own.from_pretrained(path, local_files_only=True))
+        # Said outright: unsaid, transformers asks on the terminal whether to run a repository's code.
+        found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return cast(PreTrainedConfig, found)
+    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
         kind = values.get("model_type") or "a model without model_type"
-        reason = str(problem).strip().splitlines()[0]
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise LlmosError(f"{path}/config.json describes {kind}, which does not load: {reason}") from problem
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from llmos_cli.errors import LlmosError, NotFound, Untrusted, UsageError
 from llmos_cli.models import headers, unpickle
@@ -22,11 +22,10 @@ def bring(source: Path | str, target: Path, *, task: str | None = None, **option
 
 
 @pytest.fixture
-def upstream(llama: PreTrainedModel, tmp_path: Path) -> Path:
+def upstream(tmp_path: Path) -> Path:
     """As on the hub: one file of weights, a card, a licence, code that must not come along."""
     directory = tmp_path / "upstream"
-    llama.to(torch.bfloat16).save_pretrained(directory)
-    llama.float()
+    make("llama", "causal-lm").to(torch.bfloat16).save_pretrained(directory)
     (directory / "README.md").write_text("---\nlicense: mit\n---\n# A card")
     (directory / "LICENSE").write_text("MIT License")
     (directory / "modeling_evil.py").write_text("raise SystemExit")
