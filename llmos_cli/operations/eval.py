@@ -56,6 +56,8 @@ def evaluate(
     """
     checkpoints = {rev: ws.checkpoint(rev) for rev in dict.fromkeys([*revs, *gate.revisions(requirements)])}
     judged = revs[-1]
+    if resolved.config.eval.folds:
+        return _cross_validated(ws, checkpoints, judged, requirements, resolved, emit)
     data = common_data(ws, checkpoints, judged, resolved.config.data, emit)
     found = [
         _recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
@@ -63,6 +65,25 @@ def evaluate(
     ]
     note_unread(resolved, lambda message: emit(Note(message, level="warning")))
     return EvalResult(judged, resolved.config.eval.split, _told(data), found, judge(requirements, found, judged))
+
+
+def _cross_validated(
+    ws: Workspace,
+    checkpoints: Mapping[str, Checkpoint],
+    judged: str,
+    requirements: Sequence[Requirement],
+    resolved: Resolved,
+    emit: Emit,
+) -> EvalResult:
+    from llmos_cli.operations.folds import cross_validate  # brings the training loop along
+
+    options, seed = resolved.config.eval, resolved.config.seed
+    found = [
+        cross_validate(ws, rev, checkpoint, options, seed=seed, emit=emit) for rev, checkpoint in checkpoints.items()
+    ]
+    note_unread(resolved, lambda message: emit(Note(message, level="warning")))
+    source = _told(lineage.effective_data(ws, checkpoints[judged].id, DataOptions()))
+    return EvalResult(judged, "folds", source, found, judge(requirements, found, judged), options.folds)
 
 
 def judge(requirements: Sequence[Requirement], found: Sequence[Evaluation], judged: str) -> list[Verdict]:

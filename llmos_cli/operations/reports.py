@@ -69,9 +69,12 @@ class EvalResult:
         return Lines([[words[v.passed], f"  {v.requirement}  ({v.reason})"] for v in self.verdicts])
 
     def _remark(self) -> Lines:
-        where = f"{self._judged().samples:,} samples of the {self.split} split of {self.source}"
-        spread = f"mean ± standard deviation over {self.folds} folds of" if self.folds else "95 % intervals over"
-        remarks = [f"{spread} {where}"]
+        samples = f"{self._judged().samples:,} samples of"
+        if self.folds:
+            spread = f"mean ± standard deviation over {self.folds} folds of the {samples} {self.source}"
+        else:
+            spread = f"95 % intervals over {samples} the {self.split} split of {self.source}"
+        remarks = [spread]
         if cached := [evaluation.rev for evaluation in self.evaluations if evaluation.cached]:
             remarks.append(f"{', '.join(cached)}: measured before; --fresh measures again")
         return Lines([Span(remark, "dim") for remark in remarks])
