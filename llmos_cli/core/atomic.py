@@ -38,6 +38,7 @@ def write_bytes(path: Path, data: bytes, *, scratch: Path | None = None) -> None
     """
     with refusals(path):
         make_directory(path.parent)
+        make_directory(scratch or path.parent)
         unfinished = (scratch or path.parent) / scratch_name(".file")
         try:
             _write_synced(unfinished, data)

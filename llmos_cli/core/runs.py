@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def begin(
     with workspace.stage() as folder:
         _write_config(folder / "config.yaml", config)
         for file in files:
-            atomic.write_bytes(folder / "configs" / file.name, file.read_bytes())
+            atomic.write_bytes(_free(folder / "configs" / file.name), file.read_bytes())
         atomic.write_text(folder / EVENTS, journal.line(started))
         atomic.write_text(folder / "log.txt", journal.sentence(started))
         if not atomic.publish(folder, workspace.root / "runs" / run):
@@ -115,6 +116,15 @@ def _started(
 def _identifier(operation: str) -> str:
     """Sorts by time: UTC, because local time repeats an hour each autumn."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
+
+
+def _free(path: Path) -> Path:
+    """`path`, or `stem-2.yaml` and so on where two of the files are called the same."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -192,7 +202,7 @@ class Run:
 
     def __enter__(self) -> Run:
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _terminate)
+            self._handler = signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
         return self
 
     def __exit__(
@@ -230,7 +240,11 @@ class Run:
         return f"`llmos {self.started.operation} --resume` goes on where it stopped" if resumable else ""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(owner: int, number: int, frame: FrameType | None) -> None:
+    """Only in the run's own process: a forked worker inherits this handler, and must simply die of the signal."""
+    if os.getpid() != owner:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     raise Terminated("terminated by SIGTERM")
 
 

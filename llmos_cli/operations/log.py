@@ -10,6 +10,7 @@ from itertools import islice
 from llmos_cli.core.index import Entry
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import UsageError
 from llmos_cli.operations.summary import SHORT, Summary, age, short, summarize, told
 
 
@@ -74,6 +75,8 @@ def log(
     graph: bool = False,
     oneline: bool = False,
 ) -> LogResult:
+    if limit is not None and limit < 1:
+        raise UsageError(f"-n takes a number of checkpoints from 1 on, not {limit}")
     head = ws.head()
     unborn = rev is None and head.checkpoint is None
     with ws.index.still():

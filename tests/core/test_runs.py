@@ -192,6 +192,34 @@ def test_signals(ws: Workspace, number: int, code: int, status: str) -> None:
     process.stdout.close()
 
 
+def test_a_worker_that_is_terminated_does_not_end_the_run(ws: Workspace) -> None:
+    with ws.begin("train", config={}) as run:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.write(write, b"ready")
+                time.sleep(20)
+            finally:
+                os._exit(1)
+        os.read(read, 5)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+    assert [event["event"] for event in events(ws, run.id)] == ["started", "ended"]
+
+
+def test_files_called_the_same_are_all_kept(ws: Workspace, tmp_path: Path) -> None:
+    for folder, text in (("a", "1"), ("b", "2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.yaml").write_text(text)
+    with ws.begin("train", config={}, files=[tmp_path / "a" / "train.yaml", tmp_path / "b" / "train.yaml"]) as run:
+        pass
+    assert {path.name: path.read_text() for path in (run.path / "configs").iterdir()} == {
+        "train.yaml": "1",
+        "train-2.yaml": "2",
+    }
+
+
 def test_writers_do_not_tear_each_others_lines(tmp_path: Path) -> None:
     def write(number: int) -> None:
         journal = Journal(tmp_path)
