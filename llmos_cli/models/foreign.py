@@ -101,6 +101,7 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     own = _task(config)
     chosen = _chosen(task, own, config)
     _copy(foreign.others(), target)
+    _forget_code(target)
     _tokenizer(foreign, target)
     weights = _safetensors(foreign, target)
     if dtype is None and chosen == own and _rewrite(weights, foreign.directory, target):
@@ -187,6 +188,14 @@ def _chosen(task: str | None, own: str | None, config: Mapping[str, Any]) -> str
 def _copy(files: Iterable[Path], target: Path) -> None:
     for file in files:
         shutil.copyfile(file, target / file.name)
+
+
+def _forget_code(target: Path) -> None:
+    """No pointer to Python files that were left behind: transformers would ask whether to run them."""
+    for file in target.glob("*config.json"):
+        settings = json.loads(file.read_bytes())
+        if isinstance(settings, dict) and settings.pop("auto_map", None):
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _tokenizer(foreign: Foreign, target: Path) -> None:

@@ -133,6 +133,15 @@ def test_a_model_that_needs_its_own_code_is_refused(upstream: Path, tmp_path: Pa
         bring(upstream, tmp_path / "ours")
 
 
+def test_pointers_to_code_that_is_not_needed_are_left_behind(upstream: Path, tmp_path: Path) -> None:
+    config = json.loads((upstream / "config.json").read_text())
+    (upstream / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "modeling_evil.Config"}}))
+    (upstream / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["modeling_evil.T", null]}}')
+    bring(upstream, tmp_path / "ours")
+    assert "auto_map" not in (tmp_path / "ours" / "config.json").read_text()
+    assert (tmp_path / "ours" / "tokenizer_config.json").read_text() == "{}\n"
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
