@@ -24,12 +24,14 @@ class Best:
     weights: dict[str, Tensor] | None = None
 
     def consider(self, value: float, step: int, *, task: Task, model: nn.Module, keep: bool) -> None:
+        """Of equal ones the later is kept, which has trained longer (accuracy often stands still for a while), but it is no
+        improvement to be patient for."""
         sign = 1 if task.lower_is_better else -1
-        if self.value is not None and sign * value >= sign * self.value:
-            self.behind += 1
-            return
-        self.value, self.step, self.behind = value, step, 0
-        self.weights = copied(model) if keep else None
+        better = self.value is None or sign * value < sign * self.value
+        self.behind = 0 if better else self.behind + 1
+        if better or value == self.value:
+            self.value, self.step = value, step
+            self.weights = copied(model) if keep else None
 
 
 def due(options: TrainOptions, budget: Budget, done: int) -> bool:
