@@ -193,7 +193,10 @@ def _copy(files: Iterable[Path], target: Path) -> None:
 def _forget_code(target: Path) -> None:
     """No pointer to Python files that were left behind: transformers would ask whether to run them."""
     for file in target.glob("*config.json"):
-        settings = json.loads(file.read_bytes())
+        try:
+            settings = json.loads(file.read_bytes())
+        except ValueError as problem:
+            raise Corrupt(f"{file.name} is not JSON") from problem
         if isinstance(settings, dict) and settings.pop("auto_map", None):
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -21,7 +21,7 @@ def load_class(file: Path, name: str) -> type[PreTrainedModel]:
     """The class `name` of `file`, executed only if the file's hash is trusted (errors.Untrusted otherwise)."""
     if not file.is_file():
         raise NotFound(f"there is no module {file}", hint="`model.module` is FILE.py:CLASS, relative to the workspace")
-    trust.require(Workspace.find(file.parent), file)
+    trust.require(_workspace(file), file)
     found = getattr(_execute(file), name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ConfigError(
@@ -30,6 +30,14 @@ def load_class(file: Path, name: str) -> type[PreTrainedModel]:
         )
     found.__llmos_file__ = str(file)  # type: ignore[attr-defined]
     return found
+
+
+def _workspace(file: Path) -> Workspace:
+    """The one the file lies in; an exported copy is trusted by the workspace one works in."""
+    try:
+        return Workspace.find(file.parent)
+    except NotFound:
+        return Workspace.find()
 
 
 def split(reference: str) -> tuple[str, str]:

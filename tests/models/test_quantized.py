@@ -9,6 +9,7 @@ from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CompressedTensorsConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, UsageError
@@ -51,6 +52,15 @@ def test_packing_by_hand() -> None:
     low, high = packing.pack(codes, 3)[0].tolist()
     assert low & 0xFFFFFFFF == 0b001 | 0b010 << 3 | 0b11 << 30
     assert high == 0b1
+
+
+def test_tensors_stay_on_their_device() -> None:
+    with FakeTensorMode():
+        codes = torch.empty(4, 70, dtype=torch.int8, device="cuda")
+        words = packing.pack(codes, 3)
+        scales, zeros = torch.empty(4, 2, device="cuda"), torch.empty(4, 2, dtype=torch.int8, device="cuda")
+        made = [words, packing.unpack(words, 3, 70), packing.dequantize(codes, scales, zeros), round_tokens(scales)]
+    assert {tensor.device.type for tensor in made} == {"cuda"}
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
