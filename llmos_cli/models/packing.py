@@ -45,8 +45,9 @@ def unpack(words_OW: Tensor, bits: int, inputs: int) -> Tensor:
         if offset + bits > WORD:
             code_OR = code_OR | (words_OR[word + 1] << (WORD - offset))
         codes_OR.append(code_OR & (2**bits - 1))
-    unsigned_OI = torch.stack(codes_OR, -1).flatten(1).narrow(1, 0, inputs)
-    return (unsigned_OI - 2 ** (bits - 1)).to(torch.int8)
+    unsigned_OI: Tensor = torch.stack(codes_OR, -1).flatten(1).narrow(1, 0, inputs)
+    codes_OI: Tensor = (unsigned_OI - 2 ** (bits - 1)).to(torch.int8)
+    return codes_OI
 
 
 def dequantize(codes: Tensor, scales_OG: Tensor, zeros_OG: Tensor | None = None) -> Tensor:
