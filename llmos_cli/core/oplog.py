@@ -70,6 +70,12 @@ class OperationLog:
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
         return self._apply(_new(name, changes), emit)
 
+    def settle(self, emit: Emit = ignore) -> None:
+        """Finish what a killed process left half done, before anybody builds on what the refs say."""
+        if self._pending.exists():
+            with self.locked(emit):
+                pass
+
     @contextlib.contextmanager
     def locked(self, emit: Emit = ignore) -> Iterator[None]:
         """Nobody else moves a ref, and nobody collects garbage, until the end of the block."""

@@ -49,6 +49,7 @@ def begin(
     name: str,
 ) -> Run:
     """Make the run's folder, complete before it appears under its name, with its Started event inside."""
+    workspace.oplog.settle(workspace.emit)
     head = workspace.head()
     run = _identifier(operation)
     started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)

@@ -12,6 +12,7 @@ No path in it is absolute: a workspace that was moved goes on working.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -72,7 +73,10 @@ class Workspace:
         for folder in (here, *here.parents):
             if (folder / DOT / "refs").is_dir():
                 _check_format(folder / "llmos.yaml")
-                return cls(folder)
+                found = cls(folder)
+                if (found.dot / "pending.json").exists() and os.access(found.dot, os.W_OK):
+                    found.oplog.settle()
+                return found
         raise NotFound(f"there is no workspace in {here} or above it", hint="`llmos init` makes one here")
 
     @classmethod

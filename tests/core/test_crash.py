@@ -51,9 +51,9 @@ def commit_and_die(ws: Workspace, files: dict[str, str], after: int) -> bool:
 
 
 def commit(ws: Workspace, files: dict[str, str]) -> str:
-    head = ws.head().checkpoint
-    made = Made("train", (head,) if head else (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
     with ws.begin("train", config={}, argv=[]) as run, ws.stage() as staged:
+        head = run.started.base_checkpoint
+        made = Made("train", (head,) if head else (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
         for name, text in files.items():
             (staged / name).write_text(text)
         return run.commit(staged, made).id
@@ -63,7 +63,7 @@ def test_killed_before_each_step_of_a_commit(ws: Workspace) -> None:
     first = commit(ws, {"same": "x", "other": "1"})
     steps = 0
     while not commit_and_die(Workspace(ws.root), {"same": "x", "other": "2"}, steps):
-        after = Workspace(ws.root)
+        after = Workspace.find(ws.root)
         assert fsck(after).problems == (), f"killed before step {steps}"
         now = after.checkpoint("main")
         assert now.id == first or now.manifest.made.parents == (first,)
@@ -73,6 +73,19 @@ def test_killed_before_each_step_of_a_commit(ws: Workspace) -> None:
     assert Workspace(ws.root).resolve("main~1") == first
     assert commit(Workspace(ws.root), {"same": "x", "other": "3"})
     assert fsck(Workspace(ws.root)).problems == ()
+
+
+def test_a_run_begun_after_a_kill_in_the_middle_of_a_move_starts_where_the_move_ends(ws: Workspace) -> None:
+    first = commit(ws, {"a": "1"})
+    second = commit(ws, {"a": "2"})
+    # As a kill leaves it between writing the operation down and moving the branch.
+    operations = ws.oplog.path.read_text().splitlines(keepends=True)
+    (ws.dot / "pending.json").write_text(operations.pop())
+    ws.oplog.path.write_text("".join(operations))
+    ws.refs.write(HEADS + "main", first)
+    third = commit(ws, {"a": "3"})
+    assert ws.parents(third) == (second,)
+    assert ws.resolve() == third
 
 
 def test_killed_at_random(ws: Workspace) -> None:
@@ -87,8 +100,8 @@ def test_killed_at_random(ws: Workspace) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         assert fsck(Workspace(ws.root)).problems == ()
-    last = Workspace(ws.root).head().checkpoint
-    new = Workspace(ws.root)
+    new = Workspace.find(ws.root)
+    last = new.head().checkpoint
     assert new.parents(commit(new, {"a": "y"})) == ((last,) if last else ())
     gc(new, expire="now")
     assert list((ws.dot / "tmp").iterdir()) == []
