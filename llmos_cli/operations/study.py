@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.importance import get_param_importances
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from llmos_cli.core.processes import Process, this_process
 from llmos_cli.errors import LlmosError, UsageError
@@ -31,25 +33,43 @@ _DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.M
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
+def open_storage(url: str) -> BaseStorage:
+    """Connect, and make the tables where there are none; UsageError for what is no storage."""
+    try:
+        if url.startswith("sqlite"):
+            # Two searches may share the file: the second waits instead of failing.
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        return get_storage(url)
+    except (ImportError, ValueError, ArgumentError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise UsageError(
+            f"cannot open the storage {without_password(url)}: {reason}",
+            hint="tune.storage is an Optuna URL, such as sqlite:///studies.sqlite or postgresql://HOST/DATABASE",
+        ) from problem
+    except (SQLAlchemyError, StorageInternalError, OSError) as problem:
+        raise LlmosError(
+            f"the storage {without_password(url)} does not answer: {str(problem).splitlines()[0]}"
+        ) from problem
+
+
+def without_password(url: str) -> str:
+    scheme, there, rest = url.partition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}@{host}" if there and at else url
+
+
 def open_study(
-    name: str, storage: str, directions: Mapping[str, str], sampler: BaseSampler, pruner: BasePruner
+    name: str, storage: BaseStorage, directions: Mapping[str, str], sampler: BaseSampler, pruner: BasePruner
 ) -> optuna.Study:
     """Make the study, or go on with the one of that name; UsageError where it was made for other objectives."""
-    try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=_storage(storage),
-            sampler=sampler,
-            pruner=pruner,
-            directions=[_DIRECTIONS[direction] for direction in directions.values()],
-            load_if_exists=True,
-        )
-    except (ImportError, ValueError) as problem:
-        raise UsageError(
-            f"cannot open the storage {storage}: {problem}", hint="tune.storage is an Optuna URL"
-        ) from problem
-    except optuna.exceptions.StorageInternalError as problem:
-        raise LlmosError(f"the storage {storage} does not answer: {problem}") from problem
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        directions=[_DIRECTIONS[direction] for direction in directions.values()],
+        load_if_exists=True,
+    )
     known = study.user_attrs.get("objectives")
     if known is not None and known != list(directions):
         raise UsageError(
@@ -60,17 +80,10 @@ def open_study(
     return study
 
 
-def told(name: str, storage: str) -> int:
+def told(name: str, storage: BaseStorage) -> int:
     """How many trials the study has, if there is one."""
-    summaries = optuna.get_all_study_summaries(_storage(storage), include_best_trial=False)
+    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
     return next((summary.n_trials for summary in summaries if summary.study_name == name), 0)
-
-
-def _storage(url: str) -> Any:
-    if url.startswith("sqlite"):
-        # Two searches may share the file: the second waits instead of failing.
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-    return url
 
 
 def pruner(name: str, startup: int) -> BasePruner:

@@ -198,11 +198,10 @@ def _open(plan: Plan) -> tuple[optuna.Study, int]:
     """The study, and how many trials it is to have: the sampler may run out of new ones before."""
     module = catalog.method("tune", plan.sampler).load()
     grid = {key: dimension.values() for key, dimension in plan.space.items()}
-    search = Search(plan.seed, studies.told(plan.name, plan.storage), plan.startup, len(plan.objectives), grid)
+    storage = studies.open_storage(plan.storage)
+    search = Search(plan.seed, studies.told(plan.name, storage), plan.startup, len(plan.objectives), grid)
     sampler = module.sampler(module.Options(**plan.options.of_method(plan.sampler)), search)
-    study = studies.open_study(
-        plan.name, plan.storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup)
-    )
+    study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
     limit: Callable[[Search], int] | None = getattr(module, "limit", None)
     return study, min(plan.options.trials, limit(search)) if limit else plan.options.trials
 
@@ -318,7 +317,7 @@ def _result(plan: Plan, study: optuna.Study, applied: Mapping[str, Any] | None) 
     rows = [_row(plan, trial) for trial in studies.ranked(study, studies.finished(study))]
     return TuneResult(
         study=plan.name,
-        storage=optuna_url(plan.storage),
+        storage=studies.without_password(plan.storage),
         sampler=plan.sampler,
         objectives=plan.objectives,
         trials=rows,
@@ -326,13 +325,6 @@ def _result(plan: Plan, study: optuna.Study, applied: Mapping[str, Any] | None) 
         importances=studies.importances(study),
         applied=applied,
     )
-
-
-def optuna_url(url: str) -> str:
-    """Without the password that it may hold."""
-    scheme, there, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}@{host}" if there and at else url
 
 
 def _row(plan: Plan, trial: FrozenTrial) -> TrialRow:

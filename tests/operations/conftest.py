@@ -114,3 +114,15 @@ def digits(_lines: Callable[[str], Workspace], monkeypatch: pytest.MonkeyPatch) 
     ws = _lines("image-classification")
     monkeypatch.chdir(ws.root)
     return ws
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace of its own without checkpoints, for a tiny image classifier: what trains fastest."""
+    from llmos_cli.operations.init import init
+
+    init(tmp_path / "workspace", "image-classification")
+    ws = Workspace.find(tmp_path / "workspace")
+    make(ws, "image-classification")
+    monkeypatch.chdir(ws.root)
+    return ws
