@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
 
 PICKLES = (".bin", ".pt", ".pth")
-WEIGHTS = (".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", *PICKLES)
-TEXTS = ["*.json", "*.txt", "*.model", "*.md", "*.jinja", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
-"""What is taken from the hub beside weights."""
+KEPT = [
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer*.json", "tokenizer*.model", "*.bpe.model", "spiece.model", "vocab.*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+]
+"""What is taken from upstream beside weights."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,23 @@ class Foreign:
         return next((file.name for file in self.weights if file.suffix == ".gguf"), None)
 
     def others(self) -> list[Path]:
-        """Tokenizer, configuration, card, licence: small files that are no weights and no code."""
-        files = sorted(file for file in self.directory.iterdir() if file.is_file() and not file.name.startswith("."))
-        return [
-            file for file in files if file.suffix not in (*WEIGHTS, ".py") and not file.name.endswith(".index.json")
-        ]
+        """Configuration, tokenizer, card, licence: no code, no weights, and nothing that merely lies in the same folder."""
+        if self.gguf:  # says all of that itself
+            return []
+        files = sorted(file for file in self.directory.iterdir() if file.is_file())
+        return [file for file in files if any(fnmatch(file.name, pattern) for pattern in KEPT)]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """`fresh`: tensors the source lacked, now random (a new head); `notes`: what the user should know."""
+    """`fresh`: tensors the source lacked, now random (a new head); `notes`: what the user should know; `licence`: where the
+    weights' file itself names one."""
 
     task: str
     architecture: str
     fresh: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    licence: str = ""
 
 
 def find(source: str, *, file: str | None = None, revision: str | None = None) -> Foreign:
@@ -129,9 +136,9 @@ def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
 
 def _download(name: str, file: str | None, revision: str | None) -> Foreign:
     wanted = [file] if file else ["*.safetensors"]
-    directory = _snapshot(name, revision, [*TEXTS, *wanted])
+    directory = _snapshot(name, revision, [*KEPT, "*.index.json", *wanted])
     if not file and not any(directory.glob("*.safetensors")):
-        directory = _snapshot(name, revision, [*TEXTS, "pytorch_model*.bin"])
+        directory = _snapshot(name, revision, [*KEPT, "pytorch_model*.bin"])
     origin = {"kind": "hub", "source": name, "revision": directory.name}
     return Foreign(directory, _choose(directory, file), origin)
 
@@ -312,7 +319,7 @@ def _convert_gguf(foreign: Foreign, target: Path, dtype: torch.dtype | None) -> 
     """Dequantized by transformers' own reader; stored in bf16 unless told."""
     assert foreign.gguf is not None
     model = gguf_file.read(foreign.directory / foreign.gguf)
-    _copy((file for file in foreign.others() if file.suffix in (".md", "") or "LICEN" in file.name), target)
     save(model, target, dtype=dtype or torch.bfloat16)
     _tokenizer(foreign, target)
-    return Converted("causal-lm", type(model).__name__)
+    named = gguf_file.licence(foreign.directory / foreign.gguf)
+    return Converted("causal-lm", type(model).__name__, licence=named)

@@ -85,6 +85,12 @@ def read(file: Path) -> PreTrainedModel:
     return found
 
 
+def licence(file: Path) -> str:
+    """The licence that the file's own metadata names, "" where none."""
+    field = _package().GGUFReader(file).get_field("general.license")
+    return str(field.contents()) if field is not None else ""
+
+
 def _package() -> Any:
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("GGUF needs the package gguf", hint="pip install 'llmos-cli[gguf]'")

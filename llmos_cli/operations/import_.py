@@ -84,7 +84,7 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, emit: Emit) -
             bytes=checkpoint.manifest.size,
             tokenizer=(checkpoint.path / "tokenizer.json").exists(),
             chat_template=_has_chat_template(checkpoint.path),
-            licence=licence(checkpoint.path),
+            licence=converted.licence or licence(checkpoint.path),
             fresh=converted.fresh,
         )
 
@@ -105,12 +105,13 @@ def licence(directory: Path) -> str:
 def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
     """What is remembered of upstream: where it was and the hash of every file that was read."""
     upstream = hash_files([*found.weights, *found.others()])
+    named = converted.licence
     files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(upstream.items())}
     return Made(
         operation="import",
         parents=(),
         config={"import": {**found.origin, **asdict(options)}, "data": {"task": converted.task}},
-        data={"upstream": {**found.origin, "files": files}},
+        data={"upstream": {**found.origin, "files": files, **({"licence": named} if named else {})}},
         environment=environment(),
         seed=options.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

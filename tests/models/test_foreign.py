@@ -29,6 +29,7 @@ def upstream(tmp_path: Path) -> Path:
     (directory / "README.md").write_text("---\nlicense: mit\n---\n# A card")
     (directory / "LICENSE").write_text("MIT License")
     (directory / "modeling_evil.py").write_text("raise SystemExit")
+    (directory / "diary.txt").write_text("not part of the model")
     return directory
 
 
