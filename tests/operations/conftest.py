@@ -15,7 +15,7 @@ MODELS = {
     "image-classification": "{arch: mlp, hidden_size: 16}",
 }
 CONFIGS = {
-    "causal-lm": '{source: "builtin:pydoc", sequence_length: 32, max_eval_samples: 8, tokenizer: {vocab_size: 300}}',
+    "causal-lm": '{source: "builtin:pydoc", sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}}',
     "image-classification": '{source: "builtin:digits", max_samples: 128, max_eval_samples: 64}',
 }
 
