@@ -8,7 +8,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 "${PYTHON:-python3}" -m venv "$scratch/venv"
-"$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" "torch==2.13.0" "$wheel"
+"$scratch/venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check -c "$constraints" "torch==2.13.0" "$wheel"
 export PATH="$scratch/venv/bin:$PATH"
 
 cd "$scratch"

@@ -116,7 +116,7 @@ def _datasets(place: Place, cache: Path) -> DatasetDict | dict[str, Dataset]:
     from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it also raises
     if place.format == "hub":
         return _hub(place.source)
     try:

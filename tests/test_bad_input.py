@@ -1,0 +1,194 @@
+"""Bad input: one sentence, a hint, the right exit code, no traceback, and the workspace as it was. One row a case."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+Prepare = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`words` after `llmos`; what the first line of stderr must contain; what is done to the workspace before."""
+
+    words: str
+    code: int
+    says: str
+    before: Prepare = field(default=lambda root: None)
+    template: str = "causal-lm"
+
+    def __str__(self) -> str:
+        return self.says.replace(" ", "-")[:60]
+
+
+def write(file: str, text: str) -> Prepare:
+    return lambda root: (root / file).write_text(text)
+
+
+def config(text: str) -> Prepare:
+    """The text classifier's config with another data section."""
+    model = "{arch: bag}"
+    return write("configs/train.yaml", f"model: {model}\ndata: {text}\ntrain: {{max_steps: 1}}\n")
+
+
+def csv(rows: str, options: str = "") -> Prepare:
+    def prepare(root: Path) -> None:
+        (root / "data.csv").write_text(rows)
+        config(f"{{task: text-classification, source: data.csv{options}}}")(root)
+
+    return prepare
+
+
+def damage(change: Callable[[bytes], bytes]) -> Prepare:
+    """Change the largest file of HEAD's checkpoint, as a bad disk would."""
+
+    def prepare(root: Path) -> None:
+        shards = sorted((root / "checkpoints").glob("*/model-*.safetensors"), key=lambda path: path.stat().st_size)
+        content = change(shards[-1].read_bytes())
+        for name in (shards[-1],):
+            name.chmod(0o644)
+            name.write_bytes(content)
+
+    return prepare
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+LABELS = "\n".join(f"text number {at},{'ab'[at % 2]}" for at in range(40))
+LONG = "data: {task: causal-lm, source: 'builtin:pydoc', sequence_length: 64, tokenizer: {vocab_size: 300}}"
+
+CASES = [
+    Case("train -s train.max_step=5", 2, "there is no option 'train.max_step'"),
+    Case("train", 2, "'train' is given twice", write("configs/train.yaml", "train: {max_steps: 1}\ntrain: {seed: 1}\n")),
+    Case("train -s train.max_steps=many", 2, "train.max_steps takes a whole number, not 'many'"),
+    Case("train -s train.optimizer=adamm", 2, "'adamm'"),
+    Case("train -s data.source=nowhere.txt", 4, "nowhere.txt"),
+    Case("train -s data.source=empty.txt", 2, "empty", write("empty.txt", "")),
+    Case("train -s data.source=bad.jsonl", 2, "bad.jsonl", write("bad.jsonl", '{"text": "a"}\n{"text": \n')),
+    Case("train", 2, "column", csv("alpha,beta\n" + "".join(f"{at},{at % 7}\n" for at in range(40))), "text-classification"),
+    Case("train", 2, "column", csv(f"text,label\n{LABELS}\n", ", columns: {label: kind}"), "text-classification"),
+    Case("train", 2, "only the label", csv("text,label\n" + "".join(f"text {at},a\n" for at in range(40))), "text-classification"),
+    Case("train -s data.source=x.txt -s data.columns.text=body", 4, "x.txt"),
+    Case("train", 2, "64", write("configs/train.yaml", f"model: {{arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}}\n{LONG}\ntrain: {{max_steps: 1}}\n")),
+    Case("train -s model.arch=lama", 2, "lama"),
+    Case("train -s model.hidden_sise=64", 2, "hidden_sise"),
+    Case("train nothing", 4, "nothing"),
+    Case("train --resume", 4, "interrupted"),
+    Case("prune --sparsity 1.5", 2, "prune.sparsity must be less than 1, not 1.5"),
+    Case("prune --pattern 4:2", 2, "4:2"),
+    Case("prune --pattern 2:4 --sparsity 0.7", 2, "2:4"),
+    Case("prune --method wnada", 2, "'wnada'"),
+    Case("quantize --bits 9", 2, "quantize.bits must be at most 8, not 9"),
+    Case("quantize --method gptq --bits 1", 2, "quantize.bits must be at least 2, not 1"),
+    Case("eval --require nonsense", 2, "nonsense"),
+    Case("eval --require 'bits_per_byte <= 2 * base * 2'", 2, "2 * base * 2"),
+    Case("eval --require 'bits_per_byte <= __import__(1)'", 4, "__import__(1)"),
+    Case("eval --require 'bits_per_byte <= 1.0 * nobody'", 4, "nobody"),
+    Case("eval --require 'beauty <= 1'", 3, "beauty"),
+    Case("eval --require 'bits_per_byte <= 0.001'", 3, "bits_per_byte"),
+    Case("eval none", 4, "none"),
+    Case("show 0", 4, "0"),
+    Case("diff HEAD HEAD~9", 4, "HEAD~9"),
+    Case("eval", 5, "bytes", damage(lambda content: content[:-7])),
+    Case("deploy --port 0 --detach", 5, "model-", damage(flipped)),
+    Case("generate", 5, "bytes", damage(lambda content: content[:-7])),
+    Case("deploy --host 0.0.0.0 --port 0", 2, "key"),
+    Case("tag 'a b'", 2, "a b"),
+    Case("rm HEAD", 2, "HEAD"),
+    Case("import missing-folder", 1, "missing-folder"),
+    Case("export -o configs", 2, "configs"),
+    Case("logs nobody", 4, "nobody"),
+    Case("stop nobody", 4, "nobody"),
+    Case("checkout nowhere", 4, "nowhere"),
+    Case("tune --sampler tepe", 2, "'tepe'"),
+    Case("predict HEAD missing.txt", 4, "missing.txt"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(new_workspace, tmp_path_factory) -> dict[str, Path]:
+    """A trained workspace of each template that the table uses."""
+    made = {}
+    for template in sorted({case.template for case in CASES}):
+        workspace = new_workspace(tmp_path_factory.mktemp("trained") / "model", template)
+        _train(workspace.root)
+        made[template] = workspace.root
+    return made
+
+
+def _train(root: Path) -> None:
+    from llmos_cli import app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert app.run(["train", "-q", "--json"]) == 0
+
+
+@pytest.fixture
+def root(request, trained, tmp_path, monkeypatch) -> Path:
+    """A copy of the trained workspace, the case's damage done; the current folder is in it."""
+    case: Case = request.getfixturevalue("case")
+    copy = tmp_path / "model"
+    shutil.copytree(trained[case.template], copy)
+    case.before(copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input(case, root, llmos):
+    before = state(root)
+    ran = llmos(*shlex.split(case.words))
+    assert ran.code == case.code, ran.err
+    assert "Traceback" not in ran.err
+    (error,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert case.says in error
+    assert "unexpectedly" not in error
+    assert "\nhint: " in ran.err or case.code in (2, 3)
+    assert state(root) == before
+
+
+def test_a_failure_is_json_too(trained, llmos, monkeypatch):
+    monkeypatch.chdir(trained["causal-lm"])
+    failed = llmos("eval", "none", "--json")
+    assert (failed.code, failed.json["error"]["code"]) == (4, 4)
+    judged = llmos("eval", "--require", "bits_per_byte <= 0.001", "--json")
+    assert (judged.code, judged.json["verdicts"][0]["passed"]) == (3, False)
+
+
+def test_a_port_in_use(trained, llmos, monkeypatch, busy_port):
+    monkeypatch.chdir(trained["causal-lm"])
+    ran = llmos("deploy", "--port", busy_port)
+    assert ran.code == 1
+    assert f"{busy_port}" in ran.err
+    assert "hint: " in ran.err
+
+
+def state(root: Path) -> dict[str, str]:
+    """What must not change: checkpoints, refs, configs, and no leftovers of unfinished work."""
+    kept = [
+        *root.glob("checkpoints/**/*"),
+        *root.glob(".llmos/refs/**/*"),
+        *root.glob("configs/*"),
+        *root.glob(".llmos/tmp/*"),
+        root / ".llmos/HEAD",
+    ]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept if path.is_file()}
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
