@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llmos_cli.data import cache as store
 from llmos_cli.data.tokenize import backend_of, batched, encoded, identity
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MULTIPLE = 16
+DROPPED = 0.1
+"""Share of a text's tokens that augmentation leaves out, anew in each epoch: what a class hangs on must not be one word."""
 UNSCORED = -100
 
 
@@ -31,26 +34,32 @@ class Padded:
     from, `cut` how many texts lost their end.
     """
 
-    def __init__(self, columns: Mapping[str, Any], labels: Any, *, length: int, pad: int, cut: int = 0) -> None:
+    def __init__(
+        self, columns: Mapping[str, Any], labels: Any, *, length: int, pad: int, cut: int = 0, augment: bool = False
+    ) -> None:
         self.ids, self.words = columns["ids"], columns.get("words")
         lengths = np.asarray(columns["lengths"], np.int64)
         self.ends = np.concatenate([[0], np.cumsum(lengths)])
         self.owner = np.asarray(columns["owner"], np.int64) if "owner" in columns else np.arange(len(lengths))
         self.labels = np.asarray(labels, np.int64)
-        self.length, self.pad, self.cut = length, pad, cut
+        self.length, self.pad, self.cut, self.augment = length, pad, cut, augment
 
     def __len__(self) -> int:
         return len(self.ends) - 1
 
     def batch(self, rows: Sequence[int], *, augment_seed: int | None = None) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` [B, L], `labels` [B] (texts) or [B, L] (words)."""
+        """`input_ids` and `attention_mask` [B, L], `labels` [B] (texts) or [B, L] (words); texts are thinned out where the
+        split is augmented and a seed is given."""
         slices = [slice(self.ends[row], self.ends[row + 1]) for row in rows]
-        longest = max(piece.stop - piece.start for piece in slices)
+        pieces = [np.asarray(self.ids[piece], np.int64) for piece in slices]
+        if self.augment and augment_seed is not None and self.words is None:
+            pieces = _thinned(pieces, augment_seed)
+        longest = max(map(len, pieces))
         width = min(-(-longest // MULTIPLE) * MULTIPLE, max(self.length, longest))
         ids, mask = np.full((len(slices), width), self.pad, np.int64), np.zeros((len(slices), width), np.int64)
-        for place, piece in enumerate(slices):
-            ids[place, : piece.stop - piece.start] = self.ids[piece]
-            mask[place, : piece.stop - piece.start] = 1
+        for place, piece in enumerate(pieces):
+            ids[place, : len(piece)] = piece
+            mask[place, : len(piece)] = 1
         labels = self.labels[list(rows)] if self.words is None else self._of_words(self.words, slices, width)
         return {
             "input_ids": torch.from_numpy(ids),
@@ -69,6 +78,12 @@ class Padded:
         return 0
 
 
+def _thinned(pieces: Sequence[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:
+    """Texts without some of their tokens; the first, which may be the one that stands for the class, stays."""
+    random = np.random.default_rng(seed)
+    return [np.concatenate([ids[:1], ids[1:][random.random(len(ids) - 1) >= DROPPED]]) for ids in pieces]
+
+
 Pieces = Iterator[dict[str, list[int]]]
 """One dict a sample: what it adds to each column."""
 TEXT_COLUMNS = {"ids": "<u4", "lengths": "<u4", "cut": "<u1"}
@@ -83,8 +98,9 @@ def texts(
     length: int,
     key: Any,
     cache: Path,
+    augment: bool = False,
 ) -> Padded:
-    """Each text as one sample of at most `length` ids; encoded once for each `key`, which must name the texts."""
+    """Each text as one sample of at most `length` ids (thinned out in training with `augment`); encoded once for each `key`, which must name the texts."""
     place = store.entry(
         cache,
         "encodings",
@@ -92,7 +108,8 @@ def texts(
         lambda directory: store.write(directory, TEXT_COLUMNS, _texts(rows, tokenizer, length)),
     )
     columns = store.columns(place)
-    return Padded(columns, labels, length=length, pad=pad_id(tokenizer), cut=int(columns["cut"].sum()))
+    cut = int(columns["cut"].sum())
+    return Padded(columns, labels, length=length, pad=pad_id(tokenizer), cut=cut, augment=augment)
 
 
 def words(

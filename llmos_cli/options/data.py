@@ -57,4 +57,4 @@ class DataOptions(Section):
     max_eval_samples: int | None = Field(None, ge=1)
     """Evaluate on at most this many samples (sequences for language models)."""
     augment: bool = False
-    """Random shifts and rotations of training images, on the batch."""
+    """Vary training samples from epoch to epoch: images are shifted, turned and scaled a little, texts lose a tenth of their tokens."""

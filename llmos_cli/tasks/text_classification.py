@@ -52,6 +52,7 @@ class TextClassification(Task):
                 length=data.sequence_length,
                 key=[loaded.key(name), len(rows)],
                 cache=cache,
+                augment=data.augment,
             )
             if split.cut:
                 notes.append(

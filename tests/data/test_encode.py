@@ -39,3 +39,12 @@ def test_unlabelled_rows_encode_like_labelled_ones(tokenizer, tmp_path):
     known = encode.words(WORDS, tokenizer, [0] * 11, length=16, key="same", cache=tmp_path)
     fresh = encode.unlabelled_words(WORDS, tokenizer, length=16)
     assert known.ids.tolist() == fresh.ids.tolist() and known.words.tolist() == fresh.words.tolist()
+
+
+def test_augmented_texts_lose_some_tokens_and_never_the_first(tokenizer, tmp_path):
+    text = "The quick brown fox jumps over the lazy dog " * 3
+    split = encode.texts([text], tokenizer, [0], length=64, key="a", cache=tmp_path, augment=True)
+    plain, thin, again = split.batch([0]), split.batch([0], augment_seed=1), split.batch([0], augment_seed=1)
+    assert thin["input_ids"].tolist() == again["input_ids"].tolist()
+    assert 40 < int(thin["attention_mask"].sum()) < int(plain["attention_mask"].sum()) == 64
+    assert thin["input_ids"][0, 0] == plain["input_ids"][0, 0]

@@ -97,7 +97,9 @@ def test_intervals_hold_the_value_and_shrink_with_samples():
             if samples < 4
             else [label if i % 4 else 1 - label for i, label in enumerate(labels)]
         )
-        interval = scoring.intervals(TEXT, outcome(labels, guess), {"id2label": {0: "a", 1: "b"}}, seed=0)["accuracy"]
+        interval = scoring.intervals(
+            TEXT, outcome(labels, guess), {"id2label": {0: "a", 1: "b"}}, seed=0, resamples=60
+        )["accuracy"]
         assert interval.low <= interval.value <= interval.high
         return interval.high - interval.low
 
