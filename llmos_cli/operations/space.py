@@ -49,6 +49,13 @@ class Range:
         count = math.floor((self.high - self.low) / self.step + 1e-9)
         return [self.low + k * self.step for k in range(count + 1)]
 
+    def value(self, setting: Any) -> Any:
+        """What the study calls this setting; None where it is not in the range."""
+        if not _is_number(setting) or not self.low <= setting <= self.high:
+            return None
+        values = self.values()
+        return setting if values is None or setting in values else None
+
     def setting(self, value: Any) -> Any:
         """Of a continuous range four digits: no more are meant, and what is trained is what `--apply` writes."""
         return value if self.whole or self.step is not None else float(f"{value:.4g}")
@@ -65,6 +72,9 @@ class Choices:
 
     def values(self) -> list[Scalar]:
         return [_label(choice) for choice in self.choices]
+
+    def value(self, setting: Any) -> Any:
+        return _label(setting) if setting in self.choices else None
 
     def setting(self, value: Any) -> Any:
         return self.choices[self.values().index(value)]
@@ -132,3 +142,15 @@ def settings(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[key] = setting
     return found
+
+
+def place_of(space: Space, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values that a config has already, as the study calls them; None where it lies outside the space."""
+    place = {key: dimension.value(_at(config, key)) for key, dimension in space.items()}
+    return None if None in place.values() else place
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config

@@ -117,7 +117,8 @@ def _cell(value: Any) -> Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A search, checked: what is varied, towards what, how, and within which budget of each trial."""
+    """A search, checked: what is varied, towards what, how, within which budget of each trial; `now` is where in the space the
+    config stands, None for outside of it."""
 
     name: str
     storage: str
@@ -128,6 +129,7 @@ class Plan:
     options: TuneOptions
     seed: int
     fixed: Mapping[str, Any]
+    now: Mapping[str, Any] | None
 
     @property
     def startup(self) -> int:
@@ -168,7 +170,8 @@ def make_plan(ws: Workspace, resolved: Resolved, *, apply: bool) -> Plan:
     described = {"space": options.space, "objectives": objectives, "sampler": options.sampler, "fixed": fixed}
     name = options.study or f"tune-{key_of({**described, 'train': train.mapping})[:8]}"
     storage = options.storage or f"sqlite:///{ws.dot / 'studies.sqlite'}"
-    return Plan(name, storage, space, objectives, options.sampler, pruner, options, resolved.config.seed, fixed)
+    now = spaces.place_of(space, train.mapping)
+    return Plan(name, storage, space, objectives, options.sampler, pruner, options, resolved.config.seed, fixed, now)
 
 
 def _edge(dimension: spaces.Dimension, edge: int) -> Any:
@@ -203,7 +206,11 @@ def _open(plan: Plan) -> tuple[optuna.Study, int]:
     sampler = module.sampler(module.Options(**plan.options.of_method(plan.sampler)), search)
     study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
     limit: Callable[[Search], int] | None = getattr(module, "limit", None)
-    return study, min(plan.options.trials, limit(search)) if limit else plan.options.trials
+    if limit:
+        return study, min(plan.options.trials, limit(search))
+    if plan.now is not None and not search.told:
+        study.enqueue_trial(dict(plan.now))  # so that the best is never worse than what is there
+    return study, plan.options.trials
 
 
 def _search(ws: Workspace, plan: Plan, study: optuna.Study, limit: int, resolved: Resolved, emit: Emit) -> None:

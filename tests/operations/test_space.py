@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.space import Choices, Range, read, settings
+from llmos_cli.operations.space import Choices, Range, place_of, read, settings
 
 
 def test_whole_numbers_stay_whole():
@@ -70,6 +70,26 @@ def test_nonsense_names_its_key(value, says):
     with pytest.raises(UsageError, match=says) as caught:
         read({"train.learning_rate": value})
     assert "tune.space.train.learning_rate" in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ({"train": {"lr": 1e-3, "optimizer": "muon"}}, {"train.lr": 1e-3, "train.optimizer": "muon"}),
+        ({"train": {"lr": 1.0, "optimizer": "muon"}}, None),
+        ({"train": {"lr": 1e-3, "optimizer": "sgd"}}, None),
+        ({"train": {"lr": 1e-3}}, None),
+        ({}, None),
+    ],
+)
+def test_where_a_config_stands_in_a_space(config, place):
+    space = read({"train.lr": {"low": 1e-4, "high": 1e-2}, "train.optimizer": ["adamw", "muon"]})
+    assert place_of(space, config) == place
+
+
+def test_between_the_steps_is_outside():
+    space = read({"x": {"low": 2, "high": 8, "step": 3}})
+    assert (place_of(space, {"x": 5}), place_of(space, {"x": 4})) == ({"x": 5}, None)
 
 
 def test_an_empty_space_is_an_error():

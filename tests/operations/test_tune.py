@@ -17,7 +17,7 @@ SPACE = """\
 tune:
   space:
     train.learning_rate: {low: 1e-4, high: 1e-1, log: true}
-    model.hidden_size: [8, 16]
+    model.hidden_size: [4, 8, 16]
   max_steps: 6
 """
 
@@ -47,6 +47,9 @@ def test_a_search_from_start_to_undo(searched: Workspace, llmos):
     assert [t["values"]["accuracy"] for t in trials] == sorted((t["values"]["accuracy"] for t in trials), reverse=True)
     assert result["front"] == [trials[0]["number"]]
     assert sum(result["importances"].values()) == pytest.approx(1.0) or result["importances"] == {}
+
+    first = next(trial for trial in trials if trial["number"] == 0)
+    assert first["settings"] == {"train.learning_rate": 0.001, "model.hidden_size": 4}  # what the config says
 
     for trial in trials:
         record = searched.runs.find(trial["run"])
