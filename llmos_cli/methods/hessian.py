@@ -40,3 +40,14 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
             return upper_II
         damping *= 10
     raise LlmosError("the Hessian of the calibration inputs cannot be inverted", hint="use more calibration samples")
+
+
+def moved_target(weight_OI: Tensor, drift_II: Tensor | None, hessian_II: Tensor, share: float) -> Tensor:
+    """What a layer whose inputs have drifted from X_ref to X should aim at to answer as before, `share` of the way:
+
+    argmin_T |X_ref W^T - X T^T|^2 = W (1 + H^-1 D)^T with drift D = X^T (X_ref - X).
+    """
+    if share == 0 or drift_II is None:
+        return weight_OI
+    move_II: Tensor = torch.linalg.solve(hessian_II, drift_II)
+    return weight_OI + share * (weight_OI @ move_II.T)

@@ -1,32 +1,32 @@
 """Calibration, block by block: what each layer's inputs look like once the layers before it have been compressed.
 
-For each block in forward order: measure its layers' inputs in the compressed stream (and, for methods that make up for drift, in
-the reference stream of the original weights), let the visitor change its weights, run it again to feed the next block. Sums are in
-fp32 over batches in order, so the same inputs give the same bits.
+For each block in forward order, and within it for each group of layers that are given the same tensor (query, key and value; then
+the output projection; ...): measure their inputs in the compressed stream, and, for methods that make up for drift, in the
+reference stream of the original weights; let the visitor change their weights; go on. So every layer is fitted to what it will
+really be fed. Sums are in fp32 over batches in order: the same inputs give the same bits.
 
-Shapes: N rows of inputs (tokens, pixels, steps), I inputs of a layer, O outputs.
+Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import repeat
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from llmos_cli.models.blocks import Block, blocks
+from llmos_cli.models.blocks import Block, blocks, weights
+from llmos_cli.models.inputs import Inputs, inputs_of, leaders
 from llmos_cli.models.replay import Output, Replay, replaying
 
 Need = Literal["norms", "hessian", "drift"]
 """What a method asks for: the norm of each input, X^T X, and X^T (X_ref - X)."""
 
-ROWS = 16384
-"""Rows unfolded or multiplied at once: bounds the memory of convolutions on large images."""
+Batches = Sequence[Mapping[str, Tensor]]
+"""Keyword arguments of the model's forward."""
 
 
 @dataclass
@@ -79,163 +79,137 @@ class Statistics:
             self.hessian_II = rows_NI.new_zeros(inputs, inputs)
 
 
-Visit = Callable[[Block, Mapping[str, Statistics]], None]
-"""Called with a block and the statistics of its matrices, named `layer.weight`; changes the weights in place."""
+Visit = Callable[[Mapping[str, Statistics]], None]
+"""Called with the matrices (`layer.weight`) to change now, in place, and the statistics of each; those of a matrix that no input
+reached, or of a method that needs none, are empty."""
+
+Advance = Callable[[int, int], None]
+"""Told how many blocks of how many are done."""
 
 
 def sequential(
     model: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
+    batches: Batches,
     visit: Visit,
     *,
     layers: Mapping[str, nn.Module],
     needs: Collection[Need],
+    advance: Advance = lambda done, total: None,
 ) -> None:
-    """Visit every block that holds some of `layers`, in forward order, then what stands outside the blocks as one more.
-
-    `batches` are keyword arguments of the model's forward. A matrix that no input reached has no statistics.
-    """
+    """Visit every matrix of `layers` once: block by block in forward order, then what stands outside the blocks."""
     stack = blocks(model)
-    owned = [_within(block, layers) for block in stack]
-    outside = {name: layer for name, layer in layers.items() if not any(name in names for names in owned)}
-    stops = [*zip(stack, owned, strict=True), *([(Block("", model), outside)] if outside else [])]
+    stops = [_within(block, layers) for block in stack]
+    outside = {name: layer for name, layer in layers.items() if not any(name in inside for inside in stops)}
+    stops += [outside] if outside else []
     if not needs:
-        for block, _ in stops:
-            visit(block, {})
+        for done, watched in enumerate(stops, 1):
+            visit({name: Statistics() for name in _names(watched)})
+            advance(done, len(stops))
         return
     with replaying(model, stack) as replay:
         replay.check(batches[0])
-        streams = Streams(replay, batches, with_reference="drift" in needs)
-        last = max((index for index, (_, watched) in enumerate(stops) if watched), default=-1)
-        for index, (block, watched) in enumerate(stops):
-            visit(block, streams.measure(index, watched, needs) if index <= last else {})
+        streams = Streams(replay, batches, needs)
+        last = max((index for index, watched in enumerate(stops) if watched), default=-1)
+        for index, watched in enumerate(stops[: last + 1]):
+            unreached = set(_names(watched))
+            for statistics in streams.stages(index, watched):
+                visit(statistics)
+                unreached -= set(statistics)
+            visit({name: Statistics() for name in sorted(unreached)})
             if index < last:
                 streams.advance(index)
+            advance(index + 1, last + 1)
 
 
 class Streams:
-    """The activations between two blocks: of the model as compressed so far, and of the original where asked for."""
+    """The activations between two blocks: of the model as compressed so far, and of the original where drift is asked for."""
 
-    def __init__(self, replay: Replay, batches: Sequence[Mapping[str, Tensor]], *, with_reference: bool) -> None:
-        self.replay, self.batches, self.with_reference = replay, batches, with_reference
+    def __init__(self, replay: Replay, batches: Batches, needs: Collection[Need]) -> None:
+        self.replay, self.batches, self.needs = replay, batches, needs
         self.compressed: list[Output] = [None] * len(batches)
         self.reference: list[Output] = [None] * len(batches)
 
-    def measure(self, index: int, watched: Mapping[str, nn.Module], needs: Collection[Need]) -> dict[str, Statistics]:
-        """Statistics of block `index`, its weights still the original ones; the reference stream moves past it.
-
-        Layers that are given the very same tensor (query, key, value) share one measurement.
-        """
-        sums: dict[str, Statistics] = {}
-        leaders: dict[str, str] = {}
-        for number, batch in enumerate(self.batches):
-            references: dict[str, list[Inputs]] = {}
-            if self.with_reference and index > 0:
-                references, self.reference[number] = self._watch(index, number, watched, self.reference[number])
-            seen, output = self._watch(index, number, watched, self.compressed[number])
-            if self.with_reference and index == 0:
-                # Nothing has been compressed before the first block: the two streams are one.
-                self.reference[number] = output
-            leaders = leaders or _leaders(seen)
-            for name, calls in seen.items():
-                if leaders.setdefault(name, name) == name:
-                    sums.setdefault(name, Statistics()).add_all(
-                        calls, references.get(name), batch.get("attention_mask"), needs
-                    )
-        return {name: sums[leader] for name, leader in leaders.items()}
+    def stages(self, index: int, watched: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics]]:
+        """Block `index`'s matrices in groups of one input, in the order of their running; each group is measured when the ones
+        before it have been changed."""
+        if not watched:
+            if "drift" in self.needs:
+                self._references(index, {})
+            return
+        originals = self._references(index, watched)
+        first: dict[str, list[Inputs]] = {}
+        for seen in originals:
+            first = {**seen, **first}
+        follows = leaders(first)
+        for leader in dict.fromkeys(follows.values()):
+            measured = self._measure(index, leader, watched, originals)
+            yield {name: measured for name, followed in follows.items() if followed == leader}
 
     def advance(self, index: int) -> None:
         """The compressed stream moves past block `index`, now of compressed weights."""
         for number, batch in enumerate(self.batches):
             self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
 
+    def _references(self, index: int, watched: Mapping[str, nn.Module]) -> list[dict[str, list[Inputs]]]:
+        """What the original block gives its layers in the reference stream, which moves past it; where nothing asks for
+        drift, what the first batch of the compressed stream gives them, to know their order."""
+        if "drift" not in self.needs:
+            seen, _ = self._watch(index, 0, watched, self.compressed[0])
+            return [seen]
+        found = []
+        for number in range(len(self.batches)):
+            seen, self.reference[number] = self._watch(index, number, watched, self.reference[number])
+            found.append(seen)
+        return found
+
+    def _measure(
+        self, index: int, name: str, watched: Mapping[str, nn.Module], originals: Sequence[Mapping[str, list[Inputs]]]
+    ) -> Statistics:
+        layer_name = name.rpartition(".")[0]
+        total = Statistics()
+        for number, batch in enumerate(self.batches):
+            original = originals[number].get(name, []) if "drift" in self.needs else None
+            calls = len(originals[0].get(name, [])) if original is None else len(original)
+            only = {layer_name: watched[layer_name]}
+            seen, _ = self._watch(index, number, only, self.compressed[number], until=calls)
+            total.add_all(seen.get(name, []), original, batch.get("attention_mask"), self.needs)
+        return total
+
     def _watch(
-        self, index: int, number: int, watched: Mapping[str, nn.Module], before: Output
+        self, index: int, number: int, watched: Mapping[str, nn.Module], before: Output, until: int = 0
     ) -> tuple[dict[str, list[Inputs]], Output]:
+        """What the block's layers are given, and its output; None for that where the `until`-th call of a layer was enough."""
         seen: dict[str, list[Inputs]] = {}
 
-        def record(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = args[0] if args else next(iter(kwargs.values()))
-            for weight, inputs in _inputs_of(layer, given, args[1:], output).items():
-                seen.setdefault(f"{name}.{weight}", []).append(inputs)
+        def record(name: str, layer: nn.Module) -> Callable[..., None]:
+            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                given = args[0] if args else next(iter(kwargs.values()))
+                for weight, inputs in inputs_of(layer, given, args[1:], output).items():
+                    seen.setdefault(f"{name}.{weight}", []).append(inputs)
+                    if until and len(seen[f"{name}.{weight}"]) == until:
+                        enough.add(weight)
+                if enough and len(enough) == len(seen):
+                    raise _Enough
 
-        hooks = [
-            layer.register_forward_hook(partial(record, name), with_kwargs=True) for name, layer in watched.items()
-        ]
+            return hook
+
+        enough: set[str] = set()
+        hooks = [layer.register_forward_hook(record(name, layer), with_kwargs=True) for name, layer in watched.items()]
         try:
             return seen, self.replay.run(index, number, self.batches[number], before)
+        except _Enough:
+            return seen, None
         finally:
             for hook in hooks:
                 hook.remove()
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one call gave one weight matrix; `layer` is set where rows must be cut out of an image first."""
-
-    source: Tensor
-    layer: nn.Conv2d | None = None
-
-    def same_as(self, other: Inputs) -> bool:
-        return self.source is other.source and _geometry(self.layer) == _geometry(other.layer)
-
-    def rows(self, keep_BL: Tensor | None) -> Iterator[Tensor]:
-        """[N, I] in parts; positions that are padding left out."""
-        if self.layer is not None:
-            yield from _patches(self.source, self.layer)
-        elif keep_BL is not None and self.source.shape[:-1] == keep_BL.shape:
-            yield self.source[keep_BL.bool()]
-        else:
-            yield self.source.reshape(-1, self.source.shape[-1])
+class _Enough(Exception):
+    """All that was looked for has been seen: the rest of the forward pass need not run."""
 
 
-def _inputs_of(layer: nn.Module, given: Tensor, state: Sequence[Any], output: Any) -> dict[str, Inputs]:
-    """The inputs of each matrix of a layer by its name in it."""
-    if isinstance(layer, nn.Conv2d):
-        return {"weight": Inputs(given, layer)}
-    if not isinstance(layer, nn.LSTM):
-        return {"weight": Inputs(given)}
-    if not isinstance(given, Tensor) or layer.num_layers > 1 or layer.bidirectional or layer.proj_size:
-        # Torch keeps the states between stacked steps to itself: such matrices have no statistics.
-        return {"weight_ih_l0": Inputs(given)} if isinstance(given, Tensor) else {}
-    return {"weight_ih_l0": Inputs(given), "weight_hh_l0": Inputs(_earlier_states(layer, state, output[0]))}
-
-
-def _earlier_states(lstm: nn.LSTM, state: Sequence[Any], states: Tensor) -> Tensor:
-    """The state that each step was given: that of the step before, of the caller or zero for the first."""
-    time = states.dim() - 2 if lstm.batch_first else 0
-    first = torch.zeros_like(states.narrow(time, 0, 1))
-    if state and state[0] is not None:
-        first = state[0][0].movedim(0, time).reshape(first.shape)
-    return torch.cat([first, states.narrow(time, 0, states.shape[time] - 1)], time)
-
-
-def _patches(images_BCHW: Tensor, conv: nn.Conv2d) -> Iterator[Tensor]:
-    """[N, in / groups * height * width] rows that the kernel sees, a few images at a time; groups add their rows up."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    padded_BCHW = F.pad(images_BCHW, conv._reversed_padding_repeated_twice, mode=mode)
-    height, width = padded_BCHW.shape[2:]
-    for part_BCHW in padded_BCHW.split(max(1, ROWS // (height * width))):
-        columns_BKP = F.unfold(part_BCHW, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
-        yield columns_BKP.unflatten(1, (conv.groups, -1)).transpose(2, 3).flatten(0, 2)
-
-
-def _geometry(conv: nn.Conv2d | None) -> tuple[Any, ...]:
-    if conv is None:
-        return ()
-    return (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-
-
-def _leaders(seen: Mapping[str, list[Inputs]]) -> dict[str, str]:
-    """For each matrix the first one that was given the very same tensors."""
-    leaders: dict[str, str] = {}
-    for name, calls in seen.items():
-        leaders[name] = next((other for other in leaders if _alike(seen[other], calls)), name)
-    return leaders
-
-
-def _alike(one: list[Inputs], other: list[Inputs]) -> bool:
-    return len(one) == len(other) and all(mine.same_as(theirs) for mine, theirs in zip(one, other, strict=True))
+def _names(watched: Mapping[str, nn.Module]) -> list[str]:
+    return [f"{name}.{weight}" for name, layer in watched.items() for weight in weights(layer)]
 
 
 def _within(block: Block, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

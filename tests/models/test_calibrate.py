@@ -19,7 +19,7 @@ from llmos_cli.errors import LlmosError
 from llmos_cli.models.architectures.cnn import CnnConfig, CnnForImageClassification
 from llmos_cli.models.architectures.lstm import LstmConfig, LstmForTokenClassification
 from llmos_cli.models.architectures.mlp import MlpConfig, MlpForImageClassification
-from llmos_cli.models.blocks import Block, layers
+from llmos_cli.models.blocks import layers
 from llmos_cli.models.calibrate import Statistics, sequential
 
 Batches = list[dict[str, Tensor]]
@@ -79,7 +79,7 @@ IDS = ["llama", "bert", "cnn", "lstm", "mlp"]
 
 def measured(model: nn.Module, batches: Batches, needs: set[str] = EVERYTHING) -> dict[str, Statistics]:
     found: dict[str, Statistics] = {}
-    sequential(model, batches, lambda block, seen: found.update(seen), layers=layers(model), needs=needs)  # type: ignore[arg-type]
+    sequential(model, batches, found.update, layers=layers(model), needs=needs)  # type: ignore[arg-type]
     return found
 
 
@@ -97,22 +97,23 @@ def test_sums_are_those_of_a_plain_pass(build, batches: Batches) -> None:  # typ
 
 
 @pytest.mark.parametrize(("build", "batches"), FAMILIES, ids=IDS)
-def test_each_block_sees_what_the_compressed_blocks_before_it_give(build, batches: Batches) -> None:  # type: ignore[no-untyped-def]
+def test_each_layer_sees_what_the_compressed_ones_before_it_give(build, batches: Batches) -> None:  # type: ignore[no-untyped-def]
     model, original = build(), plain_pass(build(), batches)
-    found: dict[str, Statistics] = {}
+    visited: list[Mapping[str, Statistics]] = []
 
-    def visit(block: Block, seen: Mapping[str, Statistics]) -> None:
-        found.update(seen)
-        for parameter in block.module.parameters():
-            parameter.data.mul_(0.9)
+    def visit(seen: Mapping[str, Statistics]) -> None:
+        visited.append(seen)
+        for name in seen:
+            model.get_parameter(name).data.mul_(0.9)
 
     sequential(model, batches, visit, layers=layers(model), needs=EVERYTHING)  # type: ignore[arg-type]
-    last = list(found)[-1]
-    now = plain_pass_before(build, model, batches, last)
-    torch.testing.assert_close(found[last].hessian_II, now.T @ now, rtol=1e-3, atol=1e-4)
-    drift_II = now.T @ (original[last] - now)
-    assert found[last].drift_II is not None
-    torch.testing.assert_close(found[last].drift_II, drift_II, rtol=1e-3, atol=1e-3)
+    assert sorted(name for seen in visited for name in seen) == sorted(original)
+    last = visited[-1] or visited[-2]
+    for name, found in last.items():
+        now_NI = plain_pass(model, batches)[name]
+        torch.testing.assert_close(found.hessian_II, now_NI.T @ now_NI, rtol=1e-3, atol=1e-4)
+        assert found.drift_II is not None
+        torch.testing.assert_close(found.drift_II, now_NI.T @ (original[name] - now_NI), rtol=1e-3, atol=1e-3)
 
 
 def test_layers_given_the_same_tensor_share_a_measurement() -> None:
@@ -180,22 +181,27 @@ def test_the_same_inputs_give_the_same_bits() -> None:
 
 
 def test_blocks_without_chosen_layers_are_passed_by() -> None:
-    model, visited, found = llama(), [], {}
-
-    def visit(block: Block, seen: Mapping[str, Statistics]) -> None:
-        visited.append(block.name)
-        found.update(seen)
-
+    model = llama()
     only = {name: layer for name, layer in layers(model).items() if "layers.1.mlp" in name}
-    sequential(model, text(), visit, layers=only, needs=EVERYTHING)  # type: ignore[arg-type]
-    assert len(visited) == 3 and {name.removesuffix(".weight") for name in found} == set(only)
+    found: dict[str, Statistics] = {}
+    sequential(model, text(), found.update, layers=only, needs=EVERYTHING)  # type: ignore[arg-type]
+    plain = plain_pass(model, text())
+    assert {name.removesuffix(".weight") for name in found} == set(only)
+    for name, statistics in found.items():
+        torch.testing.assert_close(statistics.norm_I, plain[name].norm(dim=0), rtol=1e-4, atol=1e-4)
 
 
 def test_methods_that_need_nothing_run_nothing() -> None:
-    visited: list[str] = []
+    model, visited = llama(), []
+    sequential(model, [], lambda seen: visited.append(list(seen)), layers=layers(model), needs=set())
+    assert [len(names) for names in visited] == [7, 7, 7] and visited[1][0].startswith("model.layers.1.")
+
+
+def test_layers_that_no_input_reaches_have_empty_statistics() -> None:
     model = llama()
-    sequential(model, [], lambda block, seen: visited.append(block.name), layers=layers(model), needs=set())
-    assert visited == [f"model.layers.{index}" for index in range(3)]
+    model.model.layers[1].spare = nn.Linear(4, 4)
+    found = measured(model, text())
+    assert found["model.layers.1.spare.weight"].count == 0
 
 
 def plain_pass(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
@@ -217,24 +223,6 @@ def plain_pass(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
     for handle in hooks:
         handle.remove()
     return {name: torch.cat(parts) for name, parts in rows.items()}
-
-
-def plain_pass_before(build, compressed: nn.Module, batches: Batches, name: str) -> Tensor:  # type: ignore[no-untyped-def]
-    """What reached `name` when its own block was not yet compressed: that block's weights are the original ones."""
-    model = build()
-    block = next(prefix for prefix in owners(model) if name.startswith(prefix))
-    state = {
-        key: value if not key.startswith(block) else original
-        for (key, value), original in zip(compressed.state_dict().items(), model.state_dict().values(), strict=True)
-    }
-    model.load_state_dict(state)
-    return plain_pass(model, batches)[name]
-
-
-def owners(model: nn.Module) -> list[str]:
-    from llmos_cli.models.blocks import blocks
-
-    return [f"{block.name}." for block in blocks(model)]
 
 
 def slow_rows(layer: nn.Module, given: Tensor, output: object, keep: Tensor | None) -> dict[str, Tensor]:

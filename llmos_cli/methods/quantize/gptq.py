@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, searched
-from llmos_cli.methods.hessian import damped, inverse_factor
+from llmos_cli.methods.hessian import damped, inverse_factor, moved_target
 from llmos_cli.models.calibrate import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
@@ -32,7 +32,7 @@ class Options(Section):
     """Columns in order of their inputs' size, largest first."""
     block: int = Field(128, ge=1)
     """Columns whose errors are carried on together: speed only."""
-    asymmetry: float = Field(0.5, ge=0, le=1)
+    asymmetry: float = Field(0.75, ge=0, le=1)
     """How far the target moves to make up for the error of the layers before; 0: not at all."""
     passes: int = Field(2, ge=0)
     """Rounds of scale refits and coordinate descent after the columns."""
@@ -43,7 +43,7 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
     weight_OI = weight_OI.float()
     keep_OI = weight_OI != 0
     hessian_II = damped(statistics.hessian_II, options.damping)
-    target_OI = moved_target(weight_OI, statistics, hessian_II, options.asymmetry)
+    target_OI = moved_target(weight_OI, statistics.drift_II, hessian_II, options.asymmetry)
     importance_I = hessian_II.diagonal()
     columns_I = (
         importance_I.argsort(descending=True, stable=True) if options.act_order else torch.arange(len(importance_I))
@@ -55,14 +55,6 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
         codes = descend(codes, target_OI, keep_OI, hessian_II, columns_I, grid, options.block)
     plain = nearest(weight_OI, absmax(weight_OI, grid), grid)
     return better_rows(codes, plain, target_OI, hessian_II)
-
-
-def moved_target(weight_OI: Tensor, statistics: Statistics, hessian_II: Tensor, share: float) -> Tensor:
-    """argmin_T |X_ref W^T - X T^T|^2 = W (1 + H^-1 D)^T with drift D = X^T (X_ref - X), taken `share` of the way."""
-    if share == 0 or statistics.drift_II is None:
-        return weight_OI
-    move_II: Tensor = torch.linalg.solve(hessian_II, statistics.drift_II)
-    return weight_OI + share * (weight_OI @ move_II.T)
 
 
 def column_by_column(

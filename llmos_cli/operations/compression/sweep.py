@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
-from llmos_cli.models.blocks import Block, blocks
 from llmos_cli.models.calibrate import Need, Statistics, sequential
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.operations.compression.subject import Subject
@@ -33,36 +32,32 @@ Compress = Callable[[Matrix, Statistics], Change]
 def sweep(
     subject: Subject, batches: Sequence[Batch], compress: Compress, needs: Collection[Need], *, stage: str, emit: Emit
 ) -> dict[str, Change]:
-    """`compress` every matrix in forward order, each calibrated on what the compressed blocks before it give."""
-    started, done = time.monotonic(), 0
-    pending = dict(subject.matrices)
-    changes: dict[str, Change] = {}
-    total = len(blocks(subject.model))
+    """`compress` every matrix in forward order, each calibrated on what the compressed ones before it give.
 
-    def visit(block: Block, statistics: Mapping[str, Statistics]) -> None:
-        nonlocal done
-        for matrix in _take(pending, block):
-            seen = statistics.get(matrix.name, Statistics())
+    LlmosError when every one of them was left alone.
+    """
+    started = time.monotonic()
+    changes: dict[str, Change] = {}
+
+    def visit(statistics: Mapping[str, Statistics]) -> None:
+        for name, seen in statistics.items():
             reached = seen.count > 0 or not needs
-            changes[matrix.name] = (
-                compress(matrix, seen) if reached else Change(skipped="no calibration input reached it")
-            )
-            emit(Layer(matrix.name, changes[matrix.name].values, changes[matrix.name].skipped))
-        done += 1
+            change = compress(subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
+            changes[name] = change
+            emit(Layer(name, change.values, change.skipped))
+
+    def advance(done: int, total: int) -> None:
         elapsed = time.monotonic() - started
         emit(Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / done * (total - done)))
 
     chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
-    sequential(subject.model, batches, visit, layers=chosen, needs=needs)
+    sequential(subject.model, batches, visit, layers=chosen, needs=needs, advance=advance)
     if all(change.skipped for change in changes.values()):
         raise LlmosError(_nothing(subject, changes))
     return changes
 
 
-def _take(pending: dict[str, Matrix], block: Block) -> Iterator[Matrix]:
-    inside = {id(parameter) for parameter in block.module.parameters()}
-    for name in [name for name, matrix in pending.items() if id(matrix.parameter) in inside]:
-        yield pending.pop(name)
+UNREACHED = "no calibration input reached it"
 
 
 def _nothing(subject: Subject, changes: Mapping[str, Change]) -> str:

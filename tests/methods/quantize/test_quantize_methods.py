@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmos_cli.errors import LlmosError
 from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, searched, usable_group
-from llmos_cli.methods.hessian import damped
+from llmos_cli.methods.hessian import damped, moved_target
 from llmos_cli.methods.quantize import gptq, rtn, w8a8
 from llmos_cli.models.calibrate import Statistics
 
@@ -143,7 +143,7 @@ def test_the_moved_target_answers_like_the_original() -> None:
     reference_NI, weight_OI = inputs(80, 6), weights(4, 6)
     drifted_NI = reference_NI @ (torch.eye(6) + 0.1 * weights(6, 6, seed=2))  # invertible: can be made up for wholly
     statistics = seen(drifted_NI, reference_NI)
-    target_OI = gptq.moved_target(weight_OI, statistics, statistics.hessian_II, 1.0)
+    target_OI = moved_target(weight_OI, statistics.drift_II, statistics.hessian_II, 1.0)
     torch.testing.assert_close(drifted_NI @ target_OI.T, reference_NI @ weight_OI.T, rtol=1e-2, atol=1e-2)
 
 
