@@ -16,7 +16,6 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     NO_COLOR="1",
     COLUMNS="100",
-    LLMOS_COMPILE="off",
 )
 
 import pytest
@@ -54,7 +53,7 @@ Llmos = Callable[..., Ran]
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing a test does reaches the user's folders, and none of the user's settings reach a test."""
     home = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith("LLMOS_") and name != "LLMOS_COMPILE"]:
+    for name in [name for name in os.environ if name.startswith("LLMOS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

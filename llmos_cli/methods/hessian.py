@@ -32,6 +32,7 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
         raise LlmosError(
             "calibration produced values that are not finite", hint="evaluate the parent: its activations overflow"
         )
+    upper_II: Tensor
     while damping <= 10:
         lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II.float(), damping))
         if not failed:
