@@ -106,7 +106,8 @@ class QuantizeOptions(Methodical):
 class HealOptions(Section):
     """Distillation after compressing: optimizer steps of `--heal` run with these."""
 
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(4e-4, gt=0)
+    """Of weights in their own size; of quantized layers' scales, the share of a scale that a step may move it by."""
     batch_size: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0)
 
