@@ -1,7 +1,11 @@
-"""Which decoder serves a model: our own for Llama-like ones, transformers' forward for the rest; and compiling it meanwhile."""
+"""Which decoder serves a model: our own for Llama-like ones, transformers' forward for the rest; and compiling it meanwhile.
+
+LLMOS_COMPILE=off in the environment turns off compiling that was not asked for by `full`.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,4 +77,14 @@ def own(model: Any, slots: int, context: int, warm: str) -> Built:
         )
     decoder = LlamaDecoder(model, slots=slots, context=context)
     note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}"
-    return Built(decoder, "own", note)
+    if warm == "off" or (warm == "background" and os.environ.get("LLMOS_COMPILE") == "off"):
+        return Built(decoder, "own", note)
+    from llmos_cli.serve import compiled
+
+    compiling = compiled.CompiledDecoder(decoder)
+    if warm == "full":
+        compiled.prepare()
+        compiling.warm()
+    else:
+        compiled.in_background(compiling)
+    return Built(compiling, "own", f"{note}, compiling", compiling.news)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +77,29 @@ class Layer:
     down: Matmul
 
 
-class LlamaDecoder:
-    """Decodes with the weights of a transformers module, which may be dropped afterwards.
+class KeysValues(NamedTuple):
+    """One layer's cache, `[S, H, T + 1, D]` each: a single buffer for all layers made compiled decoding ten times slower.
+    Position T is where padding is written; nothing attends to it."""
 
-    One key and one value tensor per layer, `[S, H, T + 1, D]`: a single stacked buffer made compiled decoding ten times slower.
-    Position T is where padding is written; nothing attends to it.
-    """
+    keys_SHTD: Tensor
+    values_SHTD: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one forward stand: the rows of the cache and the positions in them that they are written to, their
+    rotation, and which positions of the window they see (M: queries of one key-value head, G x L)."""
+
+    rows: slice
+    row_B1: Tensor
+    written_BL: Tensor
+    cos_BL1D: Tensor
+    sin_BL1D: Tensor
+    seen_B1MW: Tensor
+
+
+class LlamaDecoder:
+    """Decodes with the weights of a transformers module, which may be dropped afterwards."""
 
     def __init__(self, model: Any, *, slots: int, context: int) -> None:
         config = model.config
@@ -99,55 +116,78 @@ class LlamaDecoder:
         self.head = matmul(model.lm_head)
         self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.embedding_VE, context + 1)
         self.offsets_T = torch.arange(context, device=self.embedding_VE.device)
-        shape = (slots, self.kv_heads, context + 1, self.head_size)
-        self.keys_SHTD = [self.embedding_VE.new_zeros(shape) for _ in self.layers]
-        self.values_SHTD = [self.embedding_VE.new_zeros(shape) for _ in self.layers]
+        self.offsets_S = torch.arange(slots, device=self.embedding_VE.device)
+        self.caches = [self.cache() for _ in self.layers]
+
+    def cache(self) -> KeysValues:
+        shape = (self.slots, self.kv_heads, self.context + 1, self.head_size)
+        return KeysValues(self.embedding_VE.new_zeros(shape), self.embedding_VE.new_zeros(shape))
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
         window = min(round_up(int(positions_BL.max()) + 1, WINDOW), self.context)
-        hidden_BLE = self.hidden(tokens_BL, positions_BL, first, window)
+        hidden_BLE = self.hidden(tokens_BL, positions_BL, self.caches, first, window)
         if not every:
             hidden_BLE = last_real(hidden_BLE, positions_BL)
         return self.head(hidden_BLE).float()
 
-    def hidden(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, window: int) -> Tensor:
+    def hidden(
+        self, tokens_BL: Tensor, positions_BL: Tensor, caches: Sequence[KeysValues], first: int, window: int
+    ) -> Tensor:
         """Every block, then the final norm: `[B, L, E]`. Tensor work only, so that it compiles as one graph."""
-        rows = slice(first, first + tokens_BL.shape[0])
-        written_BL = torch.where(positions_BL < 0, self.context, positions_BL)
-        cos_BL1D, sin_BL1D = self.cos_TD[written_BL][:, :, None], self.sin_TD[written_BL][:, :, None]
-        # Padding rows attend to position 0 rather than to nothing: a softmax over nothing is NaN.
-        seen_B1LW = (self.offsets_T[:window] <= positions_BL.clamp(min=0)[:, :, None])[:, None]
+        place = self.place(positions_BL, first, window)
         hidden_BLE = F.embedding(tokens_BL, self.embedding_VE)
-        for layer, keys_SHTD, values_SHTD in zip(self.layers, self.keys_SHTD, self.values_SHTD, strict=True):
-            normed_BLE = self.normalise(hidden_BLE, layer.attention_norm_E)
-            query_BLND, key_BLHD, value_BLHD = self.project(layer, normed_BLE, cos_BL1D, sin_BL1D)
-            keys_BHTD, values_BHTD = keys_SHTD[rows], values_SHTD[rows]
-            write(keys_BHTD, written_BL, key_BLHD)
-            write(values_BHTD, written_BL, value_BLHD)
-            attended_BLE = self.attend(query_BLND, keys_BHTD[:, :, :window], values_BHTD[:, :, :window], seen_B1LW)
-            hidden_BLE = hidden_BLE + layer.output(attended_BLE)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            query_BLND, key_BLHD, value_BLHD = self.project(layer, hidden_BLE, place)
+            keys_BHTD, values_BHTD = cache.keys_SHTD[place.rows], cache.values_SHTD[place.rows]
+            keys_BHTD[place.row_B1, :, place.written_BL] = key_BLHD
+            values_BHTD[place.row_B1, :, place.written_BL] = value_BLHD
+            mixed_BLE = self.attend(query_BLND, keys_BHTD[:, :, :window], values_BHTD[:, :, :window], place.seen_B1MW)
+            hidden_BLE = hidden_BLE + layer.output(mixed_BLE)
             gate_BLF, up_BLF = layer.gate_up(self.normalise(hidden_BLE, layer.mlp_norm_E)).chunk(2, dim=-1)
             hidden_BLE = hidden_BLE + layer.down(self.activation(gate_BLF) * up_BLF)
         return self.normalise(hidden_BLE, self.norm_E)
 
-    def project(self, layer: Layer, normed_BLE: Tensor, cos_BL1D: Tensor, sin_BL1D: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys (both turned to their positions) and values: `[B, L, heads, D]` each."""
-        batch, length, _ = normed_BLE.shape
-        heads = layer.query_key_value(normed_BLE).view(batch, length, -1, self.head_size)
-        query, key, value = heads.split([self.kv_heads * self.group, self.kv_heads, self.kv_heads], dim=2)
-        if layer.query_norm_D is not None and layer.key_norm_D is not None:
-            query, key = self.normalise(query, layer.query_norm_D), self.normalise(key, layer.key_norm_D)
-        return rotate(query, cos_BL1D, sin_BL1D), rotate(key, cos_BL1D, sin_BL1D), value
+    def place(self, positions_BL: Tensor, first: int, window: int) -> Place:
+        batch, length = positions_BL.shape
+        written_BL = torch.where(positions_BL < 0, self.context, positions_BL)
+        # Padding attends to position 0 rather than to nothing: a softmax over nothing is NaN.
+        seen_B1LW = (self.offsets_T[:window] <= positions_BL.clamp(min=0)[:, :, None])[:, None]
+        return Place(
+            slice(first, first + batch),
+            self.offsets_S[:batch, None],
+            written_BL,
+            self.cos_TD[written_BL][:, :, None],
+            self.sin_TD[written_BL][:, :, None],
+            seen_B1LW if length == 1 else seen_B1LW.repeat(1, 1, self.group, 1),
+        )
 
-    def attend(self, query_BLND: Tensor, keys_BHWD: Tensor, values_BHWD: Tensor, seen_B1LW: Tensor) -> Tensor:
+    def project(self, layer: Layer, hidden_BLE: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both turned to their positions) and values: `[B, L, heads, D]` each."""
+        batch, length, _ = hidden_BLE.shape
+        turned = self.kv_heads * (self.group + 1)
+        normed_BLE = self.normalise(hidden_BLE, layer.attention_norm_E)
+        heads = layer.query_key_value(normed_BLE).view(batch, length, -1, self.head_size)
+        both, value = heads[:, :, :turned], heads[:, :, turned:]
+        if layer.query_norm_D is not None and layer.key_norm_D is not None:
+            query, key = both.split([turned - self.kv_heads, self.kv_heads], dim=2)
+            both = torch.cat([self.normalise(query, layer.query_norm_D), self.normalise(key, layer.key_norm_D)], dim=2)
+        both = rotate(both, place.cos_BL1D, place.sin_BL1D)
+        return both[:, :, : turned - self.kv_heads], both[:, :, turned - self.kv_heads :], value
+
+    def attend(self, query_BLND: Tensor, keys_BHWD: Tensor, values_BHWD: Tensor, seen_B1MW: Tensor) -> Tensor:
         """Grouped-query attention without repeating keys: the G queries of a key-value head stand as G more positions."""
         batch, length, _, size = query_BLND.shape
-        query_BHGLD = query_BLND.view(batch, length, self.kv_heads, self.group, size).permute(0, 2, 3, 1, 4)
-        query_BHMD = query_BHGLD.reshape(batch, self.kv_heads, self.group * length, size)
-        seen_B1MW = seen_B1LW.repeat(1, 1, self.group, 1)
+        heads, group = self.kv_heads, self.group
+        if length == 1:  # then heads lie as attention wants them, and nothing is copied
+            query_BHGD = query_BLND.reshape(batch, heads, group, size)
+            return F.scaled_dot_product_attention(query_BHGD, keys_BHWD, values_BHWD, attn_mask=seen_B1MW).reshape(
+                batch, 1, -1
+            )
+        query_BHGLD = query_BLND.reshape(batch, length, heads, group, size).permute(0, 2, 3, 1, 4)
+        query_BHMD = query_BHGLD.reshape(batch, heads, group * length, size)
         mixed_BHMD = F.scaled_dot_product_attention(query_BHMD, keys_BHWD, values_BHWD, attn_mask=seen_B1MW)
-        mixed_BHGLD = mixed_BHMD.view(batch, self.kv_heads, self.group, length, size)
+        mixed_BHGLD = mixed_BHMD.view(batch, heads, group, length, size)
         return mixed_BHGLD.permute(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
     def normalise(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -155,8 +195,9 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        for cache_SHTD in [*self.keys_SHTD, *self.values_SHTD]:
-            cache_SHTD[target].copy_(cache_SHTD[source])
+        for cache in self.caches:
+            for rows_SHTD in cache:
+                rows_SHTD[target].copy_(rows_SHTD[source])
 
 
 def layer_of(block: Any) -> Layer:
@@ -175,17 +216,22 @@ def layer_of(block: Any) -> Layer:
 
 
 def rotary_tables(rotary: Any, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions `0 ... length - 1`, `[length, D]`, from the model's own module: any static scaling holds."""
+    """Cosines and signed sines of positions `0 ... length - 1`, `[length, D]`, from the model's own module: any static scaling holds.
+
+    transformers turns `x * cos + concat(-high, low) * sin`; with the sign in the table, `concat(high, low)` is a roll.
+    """
     positions_1T = torch.arange(length, device=like.device)[None]
     with torch.no_grad():
         cos_1TD, sin_1TD = rotary(like[:1, None], positions_1T)
-    return cos_1TD[0].contiguous(), sin_1TD[0].contiguous()
+    half = sin_1TD.shape[-1] // 2
+    signed_TD = torch.cat([-sin_1TD[0, :, :half], sin_1TD[0, :, half:]], dim=-1)
+    return cos_1TD[0].contiguous(), signed_TD
 
 
 def rotate(heads_BLND: Tensor, cos_BL1D: Tensor, sin_BL1D: Tensor) -> Tensor:
-    """Rotary position encoding in the half-split form that transformers' Llama uses."""
-    low, high = heads_BLND.chunk(2, dim=-1)
-    return heads_BLND * cos_BL1D + torch.cat((-high, low), dim=-1) * sin_BL1D
+    """Rotary position encoding (arXiv:2104.09864) in the half-split form."""
+    rolled_BLND = heads_BLND.roll(heads_BLND.shape[-1] // 2, dims=-1)
+    return heads_BLND * cos_BL1D + rolled_BLND * sin_BL1D
 
 
 def write(cache_BHTD: Tensor, positions_BL: Tensor, new_BLHD: Tensor) -> None:
