@@ -54,7 +54,7 @@ def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compres
         compress = zeroing(model, module, own, target)
         changes = sweep(model, samples.batches, compress, module.NEEDS, stage="prune", emit=run.emit)
         if options.heal:
-            _heal(model, changes, config, run.emit)
+            heal_pruned(model, changes, config, run.emit)
         round_to_stored(model.model, parent.path)
         rewrite(model.model, parent.path, staged)
         sparsity = sparsity_of(model)
@@ -127,7 +127,7 @@ def _misfit(matrix: Matrix, target: Target) -> str:
     return f"its {matrix.inputs} inputs do not divide into groups of {target.m}"
 
 
-def _heal(subject: Subject, changes: Mapping[str, Change], config: PruneConfig, emit: Emit) -> None:
+def heal_pruned(subject: Subject, changes: Mapping[str, Change], config: PruneConfig, emit: Emit) -> None:
     """Learn the parent's logits with every zero of a pruned matrix held."""
     pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
     chosen = {id(parameter) for parameter in pruned}

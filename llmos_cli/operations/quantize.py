@@ -75,7 +75,7 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         changes = sweep(model, samples.batches, compress, module.NEEDS, stage="quantize", emit=run.emit)
         source = parent.path
         if options.heal:
-            coded = _heal(model, coded, config, run.emit)
+            coded = heal_quantized(model, coded, config, run.emit)
             round_to_stored(model.model, parent.path, but={entry.matrix.name for entry in coded.values()})
             rewrite(model.model, parent.path, dense)
             source = dense
@@ -161,7 +161,9 @@ def coding(
     return compress
 
 
-def _heal(subject: Subject, coded: Mapping[str, Coded], config: QuantizeConfig, emit: Emit) -> dict[str, Coded]:
+def heal_quantized(
+    subject: Subject, coded: Mapping[str, Coded], config: QuantizeConfig, emit: Emit
+) -> dict[str, Coded]:
     """Learn the parent's logits by scales, norms and biases."""
     kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}

@@ -1,0 +1,132 @@
+"""Compression: KL to the parent of every method at several sizes, on one checkpoint: run inside a workspace.
+
+    python benchmarks/compress.py [REV] [--only REGEX] [--seeds 3] [--heal 100] [--group-size 128]
+
+All cells share the parent, the calibration samples of a seed and the evaluation text. An interval is a bootstrap over samples;
+the ratio to the row's baseline is paired over the same samples, so noise that both share cancels. Nothing is committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmos_cli import device
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import ignore
+from llmos_cli.models.load import load
+from llmos_cli.operations import prune, quantize
+from llmos_cli.operations.compression.finish import round_to_stored
+from llmos_cli.operations.compression.subject import Subject, calibration, method, subject
+from llmos_cli.operations.compression.sweep import sweep
+from llmos_cli.operations.config import resolve
+from llmos_cli.tasks import scoring
+from llmos_cli.tasks.base import Outcome
+
+TABLE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("W4", "quantize", "rtn", {"bits": 4}),
+    ("W4", "quantize", "gptq", {"bits": 4}),
+    ("W3", "quantize", "rtn", {"bits": 3}),
+    ("W3", "quantize", "gptq", {"bits": 3}),
+    ("W8", "quantize", "rtn", {"bits": 8}),
+    ("W8", "quantize", "gptq", {"bits": 8}),
+    ("50%", "prune", "magnitude", {}),
+    ("50%", "prune", "wanda", {}),
+    ("50%", "prune", "sparsegpt", {}),
+    ("2:4", "prune", "magnitude", {"pattern": "2:4"}),
+    ("2:4", "prune", "wanda", {"pattern": "2:4"}),
+    ("2:4", "prune", "sparsegpt", {"pattern": "2:4"}),
+)
+"""Row, verb, method, options; the first method of a row is its baseline."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: str
+    name: str
+    seed: int
+    outcome: Outcome
+    seconds: float
+    cpu_seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rev", nargs="?", default="HEAD")
+    parser.add_argument("--only", default="", help="rows and methods to run, as in 'W4|2:4 wanda'")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--heal", type=int, default=0)
+    parser.add_argument("--group-size", type=int, default=128)
+    asked = parser.parse_args()
+    device.use_threads()
+    print(
+        "| row | method | seed | KL [95 %] | ratio to the row's first [95 %] | s | CPU s |\n|---|---|---|---|---|---|---|"
+    )
+    baselines: dict[tuple[str, int], Cell] = {}
+    for cell, task, facts in cells(asked):
+        baseline = baselines.setdefault((cell.row, cell.seed), cell)
+        print(told(cell, baseline, task, facts), flush=True)
+
+
+def cells(asked: argparse.Namespace) -> Iterator[tuple[Cell, Any, Any]]:
+    ws = Workspace.find()
+    for row, verb, name, options in TABLE:
+        if not re.search(asked.only, f"{row} {name}"):
+            continue
+        for seed in range(asked.seeds):
+            for heal in sorted({0, asked.heal}):
+                flags = {f"{verb}.{key}": value for key, value in {"method": name, "heal": heal, **options}.items()}
+                flags |= {"quantize.group_size": asked.group_size} if verb == "quantize" else {}
+                resolved = resolve(ws, verb, flags={**flags, "seed": seed})
+                parent = subject(ws, ws.checkpoint(asked.rev), resolved, [], emit=ignore)
+                started = time.monotonic(), time.process_time()
+                (pruned if verb == "prune" else quantized)(parent, resolved)
+                spent = time.monotonic() - started[0], time.process_time() - started[1]
+                cell = Cell(row, f"{name} + heal {heal}" if heal else name, seed, judged(parent), *spent)
+                yield cell, parent.exam.task, parent.exam.prepared.facts
+
+
+def pruned(parent: Subject, resolved: Any) -> None:
+    options = resolved.config.prune
+    module, own = method("prune", options)
+    batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
+    compress = prune.zeroing(parent, module, own, prune.target_of(resolved))
+    changes = sweep(parent, batches, compress, module.NEEDS, stage="prune", emit=ignore)
+    if options.heal:
+        prune.heal_pruned(parent, changes, resolved.config, ignore)
+    round_to_stored(parent.model, parent.checkpoint.path)
+
+
+def quantized(parent: Subject, resolved: Any) -> None:
+    options = resolved.config.quantize
+    module, own = method("quantize", options)
+    batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
+    coded: dict[str, quantize.Coded] = {}
+    compress = quantize.coding(parent, module, own, *quantize.form(resolved, module), coded)
+    sweep(parent, batches, compress, module.NEEDS, stage="quantize", emit=ignore)
+    if options.heal:
+        quantize.heal_quantized(parent, coded, resolved.config, ignore)
+        round_to_stored(parent.model, parent.checkpoint.path, but=set(coded))
+
+
+def judged(parent: Subject) -> Outcome:
+    teacher = load(parent.checkpoint.path, device=parent.model.device)
+    split = parent.exam.prepared.splits["test"]
+    return scoring.evaluate(parent.exam.task, parent.model, split, batch_size=16, teacher=teacher)
+
+
+def told(cell: Cell, baseline: Cell, task: Any, facts: Any) -> str:
+    kl = scoring.intervals(task, cell.outcome, facts, seed=0)["kl"]
+    ratio = scoring.paired(
+        task, baseline.outcome, cell.outcome, facts, seed=0, compare=lambda base, other: other / max(base, 1e-12)
+    )["kl"]
+    numbers = f"{kl.value:.6f} [{kl.low:.6f}, {kl.high:.6f}] | {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"| {cell.row} | {cell.name} | {cell.seed} | {numbers} | {cell.seconds:.1f} | {cell.cpu_seconds:.1f} |"
+
+
+if __name__ == "__main__":
+    main()
