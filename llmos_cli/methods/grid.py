@@ -83,7 +83,7 @@ def searched(weight_OI: Tensor, grid: Grid, importance_I: Tensor) -> Tensor:
 def usable(scale_OG: Tensor, grid: Grid) -> Tensor:
     """The scale as the file holds it, 1 where its group is all zero or so small that the scale vanishes."""
     stored_OG = scale_OG.to(grid.dtype)
-    return torch.where((stored_OG == 0) | ~torch.isfinite(1 / stored_OG.float()), 1, stored_OG)
+    return torch.where((stored_OG == 0) | ~torch.isfinite(stored_OG.float().reciprocal()), 1, stored_OG)
 
 
 def nearest(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Codes:

@@ -33,7 +33,7 @@ def allot(weights: Mapping[str, Tensor], target: Target, options: Options) -> di
         return dict.fromkeys(weights, target.sparsity)
     sizes = [weight.numel() for weight in weights.values()]
     candidates = torch.cat([_candidates(weight, options.keep_at_least) for weight in weights.values()])
-    layer = torch.cat([torch.full((size,), index) for index, size in enumerate(sizes)])
+    layer = torch.cat([torch.full((size,), index, device=candidates.device) for index, size in enumerate(sizes)])
     smallest = candidates.sort(stable=True).indices[: pruned_count(len(candidates), target.sparsity)]
     pruned = torch.bincount(layer[smallest], minlength=len(sizes)).tolist()
     return {name: count / size for name, count, size in zip(weights, pruned, sizes, strict=True)}

@@ -46,7 +46,9 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
     target_OI = moved_target(weight_OI, statistics.drift_II, hessian_II, options.asymmetry)
     importance_I = hessian_II.diagonal()
     columns_I = (
-        importance_I.argsort(descending=True, stable=True) if options.act_order else torch.arange(len(importance_I))
+        importance_I.argsort(descending=True, stable=True)
+        if options.act_order
+        else torch.arange(len(importance_I), device=importance_I.device)
     )
     scale_OG = searched(target_OI.where(keep_OI, 0), grid, importance_I)
     codes = column_by_column(target_OI, keep_OI, scale_OG, grid, statistics.hessian_II, columns_I, options)
