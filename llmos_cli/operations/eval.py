@@ -17,7 +17,7 @@ from torch import Tensor
 from llmos_cli import catalog, device
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.errors import NotFound
-from llmos_cli.events import Emit, Metric, Note, Progress
+from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
@@ -58,6 +58,7 @@ def evaluate(
     judged = revs[-1]
     if resolved.config.eval.folds:
         return _cross_validated(ws, checkpoints, judged, requirements, resolved, emit)
+    emit = _notes_once(emit)
     data = common_data(ws, checkpoints, judged, resolved.config.data, emit)
     found = [
         _recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
@@ -65,6 +66,19 @@ def evaluate(
     ]
     note_unread(resolved, lambda message: emit(Note(message, level="warning")))
     return EvalResult(judged, resolved.config.eval.split, _told(data), found, judge(requirements, found, judged))
+
+
+def _notes_once(emit: Emit) -> Emit:
+    """What is to be said of the data is said for the first revision, not for each."""
+    said: set[str] = set()
+
+    def hear(event: Event) -> None:
+        if not isinstance(event, Note) or event.message not in said:
+            emit(event)
+        if isinstance(event, Note):
+            said.add(event.message)
+
+    return hear
 
 
 def _cross_validated(

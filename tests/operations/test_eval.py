@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Note
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
+from llmos_cli.operations.eval import _notes_once
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import load as load_task
@@ -52,6 +54,14 @@ def test_numbers_agree_with_the_model(line: Workspace, llmos):
     weights = sum(path.stat().st_size for path in line.checkpoint().path.glob("*.safetensors"))
     assert measured["size"] == weights
     assert measured["compression"] == pytest.approx(2 * measured["parameters"] / weights)
+
+
+def test_what_is_said_of_the_data_is_said_once():
+    heard = []
+    hear = _notes_once(heard.append)
+    for message in ("a", "b", "a"):
+        hear(Note(message))
+    assert [note.message for note in heard] == ["a", "b"]
 
 
 def test_the_root_has_no_kl(line: Workspace, llmos):
