@@ -41,14 +41,13 @@ class CompiledDecoder:
         self.graphs: dict[Shape, Graph] = {}
         self.told: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
         batch, length = tokens_BL.shape
         if length == 1 and first == 0 and not every:
             shape = (at_least(batch, self.rows), at_least(int(positions_BL.max()) + 1, self.windows))
             if graph := self.graphs.get(shape):
                 tokens, positions = padded(tokens_BL, shape[0], 0), padded(positions_BL, shape[0], -1)
-                return graph(tokens, positions, self.eager.caches)[:batch]
+                return run(graph, tokens, positions, self.eager.caches)[:batch]
         return self.eager.forward(tokens_BL, positions_BL, first, every=every)
 
     def move(self, source: int, target: int) -> None:
@@ -66,15 +65,14 @@ class CompiledDecoder:
                 self.compile((rows, window), scratch)
         self.told.put(f"compiled {len(self.graphs)} of {len(self.rows) * len(self.windows)} shapes")
 
-    @torch.inference_mode()
     def compile(self, shape: Shape, scratch: list[KeysValues]) -> None:
         """Compile one shape over a cache that nothing is served from, and keep it if it agrees with the eager decoder."""
         rows, window = shape
         graph = torch.compile(own_code(self.step(window)), dynamic=False, fullgraph=True)
         tokens_B1 = torch.arange(rows)[:, None] % self.vocabulary
         positions_B1 = torch.arange(rows)[:, None] % window
-        compiled_BV = graph(tokens_B1, positions_B1, scratch)
-        eager_BV = self.step(window)(tokens_B1, positions_B1, scratch)
+        compiled_BV = run(graph, tokens_B1, positions_B1, scratch)
+        eager_BV = run(self.step(window), tokens_B1, positions_B1, scratch)
         if (compiled_BV - eager_BV).abs().max() <= TOLERANCE * eager_BV.abs().max():
             self.graphs[shape] = graph
         else:
@@ -88,6 +86,12 @@ class CompiledDecoder:
             return eager.head(last_real(hidden_B1E, positions_B1)).float()
 
         return step
+
+
+def run(graph: Graph, tokens_B1: Tensor, positions_B1: Tensor, caches: list[KeysValues]) -> Tensor:
+    """In inference mode, with inputs made outside of it: tensors made inside are another kind, and dynamo would compile again."""
+    with torch.inference_mode():
+        return graph(tokens_B1, positions_B1, caches)
 
 
 def in_background(decoder: CompiledDecoder) -> None:
