@@ -28,10 +28,11 @@ REQUESTS = {
     "causal-lm": ("/v1/completions", {"prompt": "The for statement", "max_tokens": 4}),
     "text-classification": ("/v1/predict", {"inputs": ["Return the path of a file."]}),
     "token-classification": ("/v1/predict", {"inputs": [["def", "main", "(", ")", ":"]]}),
-    "image-classification": ("/v1/predict", {"inputs": [[[0.0] * 8] * 8]}),
+    "image-classification": ("/v1/predict", {"inputs": [[[0] * 8] * 8]}),
 }
 
 
+@pytest.mark.timeout(900)  # a minute of computing each; a busy machine stretches it
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_job(kind, new_workspace, tmp_path, llmos, monkeypatch):
     template, different, gate = KINDS[kind]
