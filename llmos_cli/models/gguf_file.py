@@ -8,7 +8,9 @@ Shapes: O outputs, I inputs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import struct
 from collections.abc import Iterator
@@ -66,13 +68,14 @@ def read(file: Path) -> PreTrainedModel:
     """The model of a GGUF file, dequantized to fp32. Corrupt where it cannot be read."""
     _package()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype="float32",
-            output_loading_info=True,
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # the reader's own progress bar knows no switch
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype="float32",
+                output_loading_info=True,
+            )
     except UNREADABLE as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise Corrupt(f"{file.name} cannot be read: {reason}") from problem

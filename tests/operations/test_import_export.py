@@ -129,6 +129,7 @@ def test_gguf_reads_back_with_its_tokenizer(
         again = llmos("import", tmp_path / "model.gguf", "--dtype", "float32", "--json")
         assert again.code == 0, again.err
         assert again.json["tokenizer"]
+        assert "GGUF" not in again.err
         again_logits = logits(load(workspace.checkpoint("HEAD").path), "causal-lm")
         expected = logits(load(workspace.checkpoint(imported["checkpoint"]).path), "causal-lm")
         torch.testing.assert_close(again_logits, expected)
