@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from llmos_cli.core import atomic
 from llmos_cli.core.config import Resolved, unread
@@ -29,6 +29,7 @@ from llmos_cli.operations.ps import ADDRESS, address_of
 
 if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
+    from llmos_cli.serve.server import Serving
     from llmos_cli.options.verbs import DeployOptions
 
 
@@ -64,7 +65,7 @@ def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce:
         run.listen(emit)
         result = DeployResult(name, url_of(listener), run.id, os.getpid(), checkpoint.id)
         atomic.write_text(run.path / ADDRESS, json.dumps(asdict(result)))
-        serve(listener, serving_of(run, options, checkpoint, keys, result, announce, unread(resolved)))
+        serve(listener, serving_of(run, resolved, checkpoint, keys, result, announce))
 
 
 def check(ws: Workspace, rev: str, resolved: Resolved) -> tuple[DeployOptions, Checkpoint, Collection[str]]:
@@ -117,17 +118,17 @@ def verify(checkpoint: Checkpoint) -> None:
 
 def serving_of(
     run: Run,
-    options: DeployOptions,
+    resolved: Resolved,
     checkpoint: Checkpoint,
     keys: Collection[str],
     result: DeployResult,
     announce: Announce,
-    dead: Sequence[str],
-) -> Any:
+) -> Serving:
     from llmos_cli.serve.gateway import Gateway, Limits
     from llmos_cli.serve.link import Link, Load
     from llmos_cli.serve.server import Serving
 
+    options: DeployOptions = resolved.config.deploy
     limits = Limits(options.slots, options.queue, options.max_request_bytes, options.max_tokens)
     load = Load(str(checkpoint.path), options.slots, options.context, options.warm)
 
@@ -138,7 +139,7 @@ def serving_of(
         return Gateway(link, result.name, checkpoint.id, checkpoint.path, limits)
 
     def ready() -> None:
-        for key in dead:
+        for key in unread(resolved):
             say(f"{key} was set and nothing reads it", "warning")
         say(f"ready at {result.url}", "info")
         announce(result)
