@@ -29,8 +29,8 @@ from llmos_cli.operations.ps import ADDRESS, address_of
 
 if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
-    from llmos_cli.serve.server import Serving
     from llmos_cli.options.verbs import DeployOptions
+    from llmos_cli.serve.server import Serving
 
 
 @dataclass(frozen=True)
