@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-HEADERS = ("checkpoint", "stage", "size", "newly stored", "bits/byte", "KL to base", "tokens/s")
+HEADERS = ("checkpoint", "stage", "size", "newly stored", "bits/byte", "KL to base", "tokens read/s")
 
 
 def main(revisions: list[str]) -> None:

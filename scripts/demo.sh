@@ -47,4 +47,4 @@ type_ llmos stop mymodel
 printf '\n'
 python "$table" base HEAD~1 HEAD
 printf '\nThe workspace is in demo-workspace/mymodel. Try next:\n'
-printf '  llmos predict HEAD FILE          write predictions\n  llmos export HEAD DIR            take the model elsewhere\n  llmos init x -t image-classification   begin another one\n'
+printf '  llmos predict HEAD FILE          score the texts of a file, row by row\n  llmos export HEAD -o FOLDER      take the model elsewhere\n  llmos init x -t image-classification   begin another one\n'
