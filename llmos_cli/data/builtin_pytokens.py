@@ -1,4 +1,4 @@
-"""Lines of Python source whose tokens are to be tagged with their part in the grammar: 16 classes, most of which need context."""
+"""Python source whose tokens are to be tagged with their part in the grammar: 16 classes, most of which need context."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from llmos_cli.data.fingerprint import split_of
 from llmos_cli.data.rows import Rows
 
 FRACTIONS = {"test": 0.05, "validation": 0.05}
-LONGEST_TOKEN, LONGEST_LINE = 24, 64
-"""Characters of a token (strings are abbreviated), tokens of a line (longer ones are tables, not grammar)."""
+LONGEST_TOKEN, LONGEST_LINE, ROW = 24, 64, 40
+"""Characters of a token (strings are abbreviated); tokens of a line (longer ones are tables, not grammar); tokens after which
+a row, which is some consecutive lines, ends."""
 LEFT_OUT = ("encodings/", "distutils/")
 """Tables rather than grammar; gone from newer Pythons."""
 Place = tuple[int, int]
@@ -27,30 +28,48 @@ Line = tuple[list[str], list[str]]
 
 
 def load(cache: Path) -> dict[str, Rows]:
-    """(tokens, tags) of each logical line of the packages' files, in splits by the SHA-256 of the path; a line is in one split only."""
+    """(tokens, tags) of a few lines each of the packages' files, in splits by the SHA-256 of the path; a line is in one split only."""
     sources = [(path, text) for path, text in stdlib.files() if "/" in path and not path.startswith(LEFT_OUT)]
-    lines = json_entry(cache, "pytokens", ["pytokens/2", stdlib.identity(sources)], lambda: _all_lines(sources))
+    rows = json_entry(cache, "pytokens", ["pytokens/3", stdlib.identity(sources)], lambda: _all_rows(sources))
     return {
         split: Rows(
             {
-                "tokens": [words for name, words, _ in lines if name == split],
-                "tags": [tags for name, _, tags in lines if name == split],
+                "tokens": [words for name, words, _ in rows if name == split],
+                "tags": [tags for name, _, tags in rows if name == split],
             }
         )
         for split in ("train", "validation", "test")
     }
 
 
-def _all_lines(sources: list[tuple[str, str]]) -> Iterator[tuple[str, list[str], list[str]]]:
+def _all_rows(sources: list[tuple[str, str]]) -> Iterator[tuple[str, list[str], list[str]]]:
     """(split, words, tags): held-out files first, so that training never sees a line that is judged."""
     seen: set[tuple[str, ...]] = set()
     named = [(split_of(hashlib.sha256(path.encode()).digest(), FRACTIONS), text) for path, text in sources]
     for name in ("test", "validation", "train"):
         for text in (text for split, text in named if split == name):
-            for words, tags in tagged_lines(text):
-                if tuple(words) not in seen:
-                    seen.add(tuple(words))
-                    yield name, words, tags
+            for words, tags in _joined(_new(tagged_lines(text), seen)):
+                yield name, words, tags
+
+
+def _new(lines: Iterator[Line], seen: set[tuple[str, ...]]) -> Iterator[Line]:
+    for words, tags in lines:
+        if tuple(words) not in seen:
+            seen.add(tuple(words))
+            yield words, tags
+
+
+def _joined(lines: Iterator[Line]) -> Iterator[Line]:
+    """Consecutive lines as rows: a line alone is a third of a batch's width, and padding costs what tokens do."""
+    words: list[str] = []
+    tags: list[str] = []
+    for more_words, more_tags in lines:
+        words, tags = words + more_words, tags + more_tags
+        if len(words) >= ROW:
+            yield words, tags
+            words, tags = [], []
+    if words:
+        yield words, tags
 
 
 def tagged_lines(source: str) -> Iterator[Line]:

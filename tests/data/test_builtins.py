@@ -73,11 +73,25 @@ def test_pytokens_tell_parts_of_the_grammar():
     ]  # fmt: skip
 
 
+def test_pytokens_rows_join_lines_and_a_held_out_line_is_not_trained_on():
+    trained, held_out = "a/m0.py", "a/m4.py"  # as the SHA-256 of these names has it
+    rows = list(
+        builtin_pytokens._all_rows([(trained, "x = f(1)\ny = g(2)\ny = g(2)\nz.w()\n"), (held_out, "x = f(1)\n")])
+    )
+    assert [(name, " ".join(words)) for name, words, _ in rows] == [
+        ("test", "x = f ( 1 )"),
+        ("train", "y = g ( 2 ) z . w ( )"),
+    ]
+
+
 @pytest.mark.slow
 def test_pytokens_lines_are_in_one_split(cache):
     splits = builtin_pytokens.load(cache)
-    lines = {name: {tuple(words) for words in splits[name]["tokens"]} for name in NAMES}
-    assert all(not lines[a] & lines[b] for a, b in combinations(NAMES, 2))
-    assert {tag for tags in splits["test"]["tags"] for tag in tags} == {
-        tag for tags in splits["train"]["tags"] for tag in tags
+    runs = {
+        name: {" ".join(words[i : i + 12]) for words in splits[name]["tokens"] for i in range(len(words) - 11)}
+        for name in NAMES
     }
+    shared = len(runs["train"] & runs["test"]) / len(runs["test"])
+    assert shared < 0.02
+    tags = {name: {tag for tags in splits[name]["tags"] for tag in tags} for name in NAMES}
+    assert tags["test"] == tags["train"] and len(tags["train"]) == 16
