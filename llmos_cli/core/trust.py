@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.atomic import write_text
+from llmos_cli.core.locks import lock
 from llmos_cli.core.places import config_home
 from llmos_cli.errors import Corrupt, NotFound, Untrusted
 
@@ -23,14 +25,16 @@ Trusted = dict[str, str]
 """SHA-256 of a file's content -> the path it was trusted under, relative to its workspace."""
 
 
-def require(ws: Workspace, path: Path, *, ask: Callable[[str], bool] | None = None) -> None:
-    """Untrusted (exit 5) unless the content of `path` is listed for `ws`; `ask` may list it with the user's consent."""
-    if digest(path) in trusted(ws):
-        return
+def require(ws: Workspace, path: Path, *, ask: Callable[[str], bool] | None = None) -> bytes:
+    """The content of `path`, which is listed for `ws`; Untrusted (exit 5) otherwise. `ask` may list it with the user's
+    consent. Whoever runs code runs these bytes: the file may be another one a moment later."""
+    content = _content(path)
     name = _name(ws, path)
+    if _sha256(content) in trusted(ws):
+        return content
     if ask is not None and ask(f"{name} is code of this workspace and will run with your rights. Trust it?"):
-        trust(ws, path)
-        return
+        _list(ws, name, content)
+        return content
     raise Untrusted(f"{name} is code that is not trusted here", hint=f"read it, then `llmos trust {name}`")
 
 
@@ -40,28 +44,43 @@ def trusted(ws: Workspace) -> Trusted:
 
 def trust(ws: Workspace, path: Path) -> str:
     """List the content of `path`; returns its hash."""
-    listed, found = _read(), digest(path)
-    listed.setdefault(str(ws.root), {})[found] = _name(ws, path)
-    _write(listed)
-    return found
+    return _list(ws, _name(ws, path), _content(path))
 
 
 def revoke(ws: Workspace, name: str) -> list[str]:
     """Take every content that was listed as `name` off the list; returns the hashes."""
-    listed = _read()
-    here = listed.get(str(ws.root), {})
-    gone = [found for found, known in here.items() if known == name]
-    if not gone:
-        raise NotFound(f"{name} is not trusted here", hint="`llmos trust --list` shows what is")
-    listed[str(ws.root)] = {found: known for found, known in here.items() if found not in gone}
-    _write(listed)
+    with _locked():
+        listed = _read()
+        here = listed.get(str(ws.root), {})
+        gone = [found for found, known in here.items() if known == name]
+        if not gone:
+            raise NotFound(f"{name} is not trusted here", hint="`llmos trust --list` shows what is")
+        listed[str(ws.root)] = {found: known for found, known in here.items() if found not in gone}
+        _write(listed)
     return gone
 
 
 def digest(path: Path) -> str:
+    return _sha256(_content(path))
+
+
+def _list(ws: Workspace, name: str, content: bytes) -> str:
+    found = _sha256(content)
+    with _locked():
+        listed = _read()
+        listed.setdefault(str(ws.root), {})[found] = name
+        _write(listed)
+    return found
+
+
+def _content(path: Path) -> bytes:
     if not path.is_file():
         raise NotFound(f"there is no file {path}")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.read_bytes()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _name(ws: Workspace, path: Path) -> str:
@@ -71,6 +90,11 @@ def _name(ws: Workspace, path: Path) -> str:
 
 def _file() -> Path:
     return config_home() / "trusted.json"
+
+
+def _locked() -> AbstractContextManager[None]:
+    """Two processes that each list a file must not take each other's off."""
+    return lock(_file().with_name("trusted.lock"))
 
 
 def _read() -> dict[str, Trusted]:

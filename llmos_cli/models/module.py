@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -21,8 +21,8 @@ def load_class(file: Path, name: str) -> type[PreTrainedModel]:
     """The class `name` of `file`, executed only if the file's hash is trusted (errors.Untrusted otherwise)."""
     if not file.is_file():
         raise NotFound(f"there is no module {file}", hint="`model.module` is FILE.py:CLASS, relative to the workspace")
-    trust.require(_workspace(file), file)
-    found = getattr(_execute(file), name, None)
+    source = trust.require(_workspace(file), file)
+    found = getattr(_execute(source, file), name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ConfigError(
             f"{file.name} has no transformers.PreTrainedModel class {name!r}",
@@ -54,16 +54,16 @@ def record(config: PreTrainedConfig, file: Path, name: str) -> None:
     setattr(config, MODULE_KEY, {"file": file.name, "class": name, "sha256": digest})
 
 
-def _execute(file: Path) -> object:
+def _execute(source: bytes, file: Path) -> ModuleType:
+    """The module that these bytes are, and no others: Python's own import would run a .pyc that lies beside the file."""
     # Named by content: two checkpoints' versions of one file are two modules.
-    name = f"llmos_module_{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    name = f"llmos_module_{hashlib.sha256(source).hexdigest()[:16]}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(name)
+        module.__file__ = str(file)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise

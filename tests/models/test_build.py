@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import py_compile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import ConfigError, Untrusted
-from llmos_cli.models import blocks
+from llmos_cli.models import blocks, module
 from llmos_cli.models.build import build, freeze_backbone, transfer
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
@@ -125,6 +126,16 @@ def test_a_module_of_the_users_own_runs_when_trusted_and_travels_with_the_checkp
     assert list(blocks.layers(model)) == ["first"]
     with pytest.raises(ConfigError, match="wdith is no key of Net"):
         build(ModelOptions(module=f"{_copy(workspace)}:Net", wdith=3), task, FACTS[task], seed=0, root=workspace.root)
+
+
+def test_bytecode_beside_a_trusted_module_does_not_run(tmp_path: Path) -> None:
+    workspace = Workspace.create(tmp_path / "workspace")
+    file = workspace.root / "net.py"
+    file.write_text("raise RuntimeError('bytecode ran')\n")
+    py_compile.compile(str(file), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    file.write_text(f"# Not what was compiled.{NET}")
+    trust.trust(workspace, file)
+    assert module.load_class(file, "Net").__name__ == "Net"
 
 
 def _copy(workspace: Workspace) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from llmos_cli.core import trust
@@ -42,6 +44,15 @@ def test_list_and_revoke(workspace, code, llmos):
     with pytest.raises(Untrusted):
         trust.require(workspace, code)
     assert llmos("trust", "--revoke", "my_model.py").code == 4
+
+
+def test_files_that_are_trusted_at_once_are_all_listed(workspace):
+    files = [workspace.root / f"{number}.py" for number in range(16)]
+    for file in files:
+        file.write_text(f"# {file.name}\n")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda file: trust.trust(workspace, file), files))
+    assert sorted(trust.trusted(workspace).values()) == sorted(file.name for file in files)
 
 
 def test_the_list_is_the_users_not_the_workspaces(workspace, code, own_home):
