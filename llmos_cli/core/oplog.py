@@ -19,7 +19,7 @@ from typing import Literal
 from llmos_cli.core import atomic
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Refs
-from llmos_cli.errors import Conflict, UsageError
+from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -166,6 +166,8 @@ class OperationLog:
 
     def _apply_locked(self, operation: Operation) -> Operation:
         self._compare(operation)
+        if operation.kind != "do":
+            self._check_there(operation)
         if operation.changes:
             atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
         try:
@@ -192,6 +194,16 @@ class OperationLog:
                 raise Conflict(
                     f"{_short(change.what)} is at {_value(now)} and not at {_value(change.before)} any more",
                     hint="`llmos op log` shows what moved it",
+                )
+
+    def _check_there(self, operation: Operation) -> None:
+        """What an old operation moved from or to may have been collected since."""
+        for change in operation.changes:
+            names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
+            if names_one and not (self._root / "checkpoints" / str(change.after)).is_dir():
+                raise NotFound(
+                    f"cannot {operation.name}: checkpoint {_value(change.after)} is gone",
+                    hint="`llmos op log` lists the operations; `llmos undo ID` takes back another one",
                 )
 
     def _current(self, change: Change) -> str | None:

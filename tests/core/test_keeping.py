@@ -115,6 +115,25 @@ def test_gc_keeps_what_undo_could_bring_back(ws, commit):
     assert [each.name for each in gc(ws).garbage] == [second.id]
 
 
+def test_gc_keeps_what_undo_could_bring_back_whatever_the_grace_period(ws, commit):
+    _, second = commit(a="1"), commit(a="2")
+    ws.oplog.undo()
+    assert gc(ws, expire="now").garbage == ()
+    ws.oplog.redo()
+    assert ws.checkpoint().id == second.id
+
+
+def test_nothing_returns_to_a_checkpoint_that_is_gone(ws, commit):
+    first, second = commit(a="1"), commit(a="2")
+    ws.oplog.undo()
+    grow_old(ws, second)
+    assert [each.name for each in gc(ws).garbage] == [second.id]
+    with pytest.raises(NotFound, match=f"cannot redo train on main: checkpoint {second.id[:12]} is gone") as caught:
+        ws.oplog.redo()
+    assert caught.value.hint
+    assert ws.checkpoint().id == first.id
+
+
 def test_gc_keeps_the_ancestors_of_the_young(ws, commit):
     root = commit(a="1")
     checkout(ws, root.id)
