@@ -17,11 +17,12 @@ def check(rows: Sequence[Any], task: str) -> None:
 
 
 def is_text(row: Any) -> bool:
-    return isinstance(row, str)
+    """A lone surrogate (half an emoji, which JSON can escape) is no text: no tokenizer can encode it."""
+    return isinstance(row, str) and not any("\ud800" <= character <= "\udfff" for character in row)
 
 
 def is_sentence(row: Any) -> bool:
-    return isinstance(row, list) and bool(row) and all(isinstance(word, str) and word for word in row)
+    return isinstance(row, list) and bool(row) and all(word and is_text(word) for word in row)
 
 
 def is_image(row: Any) -> bool:

@@ -209,6 +209,19 @@ class Classifier:
 
     def step(self, channel: Channel) -> None:
         messages, self.waiting = self.waiting, []
+        try:
+            self.answer(messages, channel)
+        except LlmosError:  # one request's rows must not cost the others their answers: whose they are shows one by one
+            for message in messages:
+                self.answer_or_refuse(message, channel)
+
+    def answer_or_refuse(self, message: Message, channel: Channel) -> None:
+        try:
+            self.answer([message], channel)
+        except LlmosError as error:
+            channel.send({"op": "refused", "id": message["id"], "message": error.message})
+
+    def answer(self, messages: list[Message], channel: Channel) -> None:
         rows = [row for message in messages for row in message["rows"]]
         if not rows:
             return

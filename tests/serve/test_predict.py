@@ -99,6 +99,19 @@ def test_requests_that_wait_are_one_batch_and_each_gets_its_own(checkpoints: dic
     check_same([p for answer in got for p in answer["predictions"]], expected(checkpoints[task], task))
 
 
+def test_a_request_that_cannot_be_answered_is_refused_and_the_others_are_answered(checkpoints: dict[str, Path]):
+    task = "image-classification"
+    answers, engine = Answers(), Classifier(tasks.load(task), load(checkpoints[task]), checkpoints[task])
+    for number, row in enumerate([ROWS[task][0], [[1, 300]], ROWS[task][1]]):
+        engine.handle({"op": "predict", "id": number, "rows": [row]}, answers.channel)
+    engine.step(answers.channel)
+    got = answers.all()
+    assert [answer["op"] for answer in got] == ["predicted", "refused", "predicted"]
+    assert got[1]["message"] == "an image is not rows of pixels with values 0 to 255"
+    check_same([got[0]["predictions"][0], got[2]["predictions"][0]], expected(checkpoints[task], task))
+    assert not engine.busy
+
+
 def test_over_http_it_is_the_same(server: Server, checkpoints: dict[str, Path]):
     rows = ROWS["text-classification"]
     answer = httpx.post(f"{server.url}/v1/predict", json={"model": "sorts", "inputs": rows}, timeout=60)
@@ -126,9 +139,11 @@ def check_same(got: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
         ("image-classification", [[[1, 2]]]),
         ("text-classification", 5),
         ("text-classification", ["a"]),
+        ("text-classification", "half a \ud83d"),
         ("token-classification", "a text"),
         ("token-classification", []),
         ("token-classification", ["a", 3]),
+        ("token-classification", ["a", "\ud83d"]),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused_by_its_place(task: str, row: Any):
