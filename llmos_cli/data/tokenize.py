@@ -19,7 +19,7 @@ from llmos_cli.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Item = TypeVar("Item")
 
@@ -78,11 +78,11 @@ def _at_most(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def existing(place: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that a checkpoint directory, another directory or a hub id holds."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    """The fast tokenizer that a checkpoint directory, another directory or a hub id holds."""
+    from transformers import PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(place))
+        tokenizer = load_tokenizer(place)
     except (OSError, ValueError) as error:
         raise NotFound(
             f"there is no tokenizer at {place}",
@@ -93,6 +93,17 @@ def existing(place: str | Path) -> PreTrainedTokenizerFast:
             f"the tokenizer at {place} has no tokenizer.json",
             hint="Load it once with transformers and save it again with save_pretrained() to get one.",
         )
+    return tokenizer
+
+
+def load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
+    """What transformers finds in a directory, or on the hub under an id; never with code that lies beside it."""
+    from transformers import AutoTokenizer
+
+    here = Path(place).is_dir()
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(place), local_files_only=here, trust_remote_code=False
+    )
     return tokenizer
 
 

@@ -285,7 +285,7 @@ def _through_model(
     """Load what upstream has into the architecture of `task` and save that: renamed tensors, a new head, another dtype."""
     state = _read(entries, entries)
     stored = {value.dtype for value in state.values() if value.is_floating_point()}
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     auto = AUTO[SUFFIXES[task]]
     if type(config) not in auto._model_mapping:
         raise UsageError(f"{config.model_type} has no model for {task}", hint=f"--task {' or '.join(SUFFIXES)}")

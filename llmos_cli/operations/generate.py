@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, TextStreamer
+from transformers import PreTrainedModel, TextStreamer
 
 from llmos_cli import device, tasks
 from llmos_cli.core.view import Lines
+from llmos_cli.data.tokenize import load_tokenizer
 from llmos_cli.errors import UsageError
 from llmos_cli.models.load import load
 from llmos_cli.operations.training.start import config_json
@@ -54,7 +55,7 @@ def generate(
     checkpoint = ws.checkpoint(rev)
     _check_task(checkpoint)
     device.use_threads()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    tokenizer = load_tokenizer(checkpoint.path)
     on = device.pick()
     model = device.move(load(checkpoint.path, dtype=device.compute_dtype(on)), on)
     prompt_BL = device.move(_encoded(tokenizer, prompt), on)

@@ -27,12 +27,12 @@ class Source(Section):
 
 
 class Tokenizer(Section):
-    """How text becomes tokens: a BPE trained on the training text, or the tokenizer of a directory, a hub id or a revision."""
+    """How text becomes tokens: a BPE trained on the training text, or the tokenizer of a directory or a hub id."""
 
     type: Literal["bpe", "from"] = "bpe"
     vocab_size: int = Field(4096, ge=300)
     path: str | None = None
-    """Directory or hub id to take the tokenizer from, with `type: from`."""
+    """Directory (relative to the workspace) or hub id to take the tokenizer from, with `type: from`."""
 
 
 class DataOptions(Section):

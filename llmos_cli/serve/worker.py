@@ -124,9 +124,9 @@ class LanguageModel:
 
     def chat_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            from transformers import AutoTokenizer
+            from llmos_cli.data.tokenize import load_tokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            self.tokenizer = load_tokenizer(self.path)
         return self.tokenizer
 
     def step(self, channel: Channel) -> None:

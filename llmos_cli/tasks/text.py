@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmos_cli.data.files import workspace_of
 from llmos_cli.data.tokenize import bpe, existing
 from llmos_cli.errors import UsageError
 from llmos_cli.options.data import DataOptions
@@ -31,7 +32,8 @@ def tokenizer_for(
     elif data.tokenizer.type == "from":
         if not data.tokenizer.path:
             raise UsageError("data.tokenizer.path is not set", hint="`type: from` needs a directory or a hub id there.")
-        tokenizer = existing(data.tokenizer.path)
+        directory = workspace_of(cache) / Path(data.tokenizer.path).expanduser()
+        tokenizer = existing(directory if directory.is_dir() else data.tokenizer.path)
     else:
         tokenizer = bpe(texts, vocab_size=data.tokenizer.vocab_size, key=key, cache=cache, classifies=classifies)
     tokenizer.model_max_length = data.sequence_length

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -10,6 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from llmos_cli.data.pack import Packed, Separate, packed
 from llmos_cli.data.tokenize import END, ByteCounter, backend_of, bpe, end_of_text, existing, identity
 from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.options.data import DataOptions
+from llmos_cli.options.data import Tokenizer as TokenizerOptions
+from llmos_cli.tasks.text import tokenizer_for
 
 TEXTS = ["def f(x):\n    return x\n", "naïve façade 🙂🙂 — ok\n", f"a text that says {END} itself", "", "tab\tend "]
 
@@ -92,6 +99,25 @@ def test_a_tokenizer_comes_back_from_its_directory(tokenizer, tmp_path):
     assert identity(existing(tmp_path)) == identity(tokenizer)
     with pytest.raises(NotFound, match="no tokenizer"):
         existing(tmp_path / "nowhere")
+
+
+def test_a_tokenizers_directory_is_relative_to_the_workspace(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "words")
+    data = DataOptions(tokenizer=TokenizerOptions(type="from", path="words"))
+    found = tokenizer_for([], data, processor=None, key="", cache=tmp_path / ".llmos" / "cache", classifies=False)
+    assert identity(found) == identity(tokenizer)
+
+
+def test_a_tokenizer_never_brings_its_own_code(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **own}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # whatever transformers would ask
+    with contextlib.suppress(NotFound):
+        existing(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_tokenizer_without_an_end_is_refused(lossy):
