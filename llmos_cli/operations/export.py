@@ -65,7 +65,7 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions) -> Exp
     checkpoint = ws.checkpoint(rev)
     _check_hashes(checkpoint)
     output = output.absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if _taken(output, options):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
@@ -77,6 +77,12 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions) -> Exp
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return ExportResult(checkpoint.id, str(output), options.format, taken, difference, code)
+
+
+def _taken(output: Path, options: ExportOptions) -> bool:
+    """Whether something is there already; an empty folder is a place for a directory, and none for a GGUF file."""
+    free = options.format != "gguf" and output.is_dir() and not any(output.iterdir())
+    return os.path.lexists(output) and not free
 
 
 def _check_hashes(checkpoint: Checkpoint) -> None:
@@ -150,8 +156,19 @@ def _publish(unfinished: Path, output: Path, options: ExportOptions) -> None:
     for name in files_below(unfinished):
         atomic.sync_file(unfinished / name)
     if options.format == "gguf":
-        (unfinished / "model.gguf").replace(output)
-        atomic.sync_directory(output.parent)
-        return
-    if not atomic.publish(unfinished, output):
+        published = _publish_file(unfinished / "model.gguf", output)
+    else:
+        published = atomic.publish(unfinished, output)
+    if not published:
         raise UsageError(f"{output} appeared meanwhile", hint="export to a new name")
+
+
+def _publish_file(file: Path, output: Path) -> bool:
+    """Rename `file`, unless the name is taken: it is reserved first, for a rename would replace what is there."""
+    try:
+        output.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    file.replace(output)
+    atomic.sync_directory(output.parent)
+    return True

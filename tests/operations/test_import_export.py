@@ -16,6 +16,7 @@ from llmos_cli.models import gguf_file, headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.save import save
+from llmos_cli.operations.export import _publish_file
 from tests.models.conftest import batch, logits, make, nearest, quantize_all
 
 TEXT = "the for statement is used to iterate over the elements of a sequence 0123456789 " * 20
@@ -173,6 +174,33 @@ def test_small_architectures_stand_alone(workspace: Workspace, llmos: Any, tmp_p
     subprocess.run([sys.executable, "-I", "-c", LOADER, str(tmp_path), *tasks], check=True)
     for arch in tasks:
         torch.testing.assert_close(torch.load(tmp_path / arch / "logits.pt"), expected[arch])
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_gguf_overwrites_nothing(workspace: Workspace, llmos: Any, tmp_path: Path, there: str) -> None:
+    save(make("llama", "causal-lm"), tmp_path / "llama")
+    assert llmos("import", tmp_path / "llama").code == 0
+    output = tmp_path / "model.gguf"
+    {
+        "file": lambda: output.write_text("mine"),
+        "folder": output.mkdir,
+        "link": lambda: output.symlink_to("nowhere"),
+    }[there]()
+    before = output.lstat()
+    ran = llmos("export", "-o", output, "--format", "gguf")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, f"error: {output} exists already")
+    assert output.lstat() == before
+
+
+def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:
+    made, output = tmp_path / "made", tmp_path / "model.gguf"
+    made.write_text("new")
+    output.write_text("mine")
+    assert not _publish_file(made, output)
+    assert output.read_text() == "mine"
+    output.unlink()
+    assert _publish_file(made, output)
+    assert output.read_text() == "new"
 
 
 def test_gguf_knows_llama_alone(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
