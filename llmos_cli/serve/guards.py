@@ -20,7 +20,7 @@ OPEN = frozenset({"/", "/health", "/ready"})
 
 
 def read_keys(file: str | None) -> frozenset[str]:
-    """Keys from a file (one a line, `#` begins a comment) and from LLMOS_API_KEYS (separated by commas)."""
+    """Keys from a file (one a line; a line that begins with `#` is a comment) and from LLMOS_API_KEYS (separated by commas)."""
     keys = [key.strip() for key in os.environ.get("LLMOS_API_KEYS", "").split(",")]
     if file is not None:
         keys += _keys_of(Path(file).expanduser())
@@ -29,13 +29,15 @@ def read_keys(file: str | None) -> frozenset[str]:
 
 def _keys_of(path: Path) -> list[str]:
     try:
-        text = path.read_text()
+        with path.open(encoding="utf-8") as file:
+            # Of the file that is open: the path may name another one by now.
+            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise Untrusted(f"the API key file {path} can be read by others", hint=f"chmod 600 {path}")
+            lines = [line.strip() for line in file]
     except FileNotFoundError:
         raise NotFound(f"the API key file {path} does not exist") from None
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Untrusted(f"the API key file {path} can be read by others", hint=f"chmod 600 {path}")
-    keys = [line.split("#")[0].strip() for line in text.splitlines()]
-    if not any(keys):
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
         raise UsageError(f"the API key file {path} holds no key", hint="write one a line")
     return keys
 
