@@ -7,6 +7,7 @@ llmos ps; llmos logs chat; llmos stop chat
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -41,9 +42,8 @@ def deploy(
         resolved = s.resolve(
             "deploy", files=config, sets=sets, unsets=unsets, flags={f"deploy.{key}": flags[key] for key in flags}
         )
-        if detach:
-            arguments = [word for word in sys.argv[1:] if word not in ("-d", "--detach")]
-            s.ui.show(operations.detach(s.workspace, rev, resolved, arguments, timeout=ready_timeout))
+        if detach and operations.DETACHED not in os.environ:
+            s.ui.show(operations.detach(s.workspace, rev, resolved, sys.argv[1:], timeout=ready_timeout))
             return
 
         def announce(result: operations.DeployResult) -> None:

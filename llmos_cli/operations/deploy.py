@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, refs
 from llmos_cli.core.config import Resolved, unread
 from llmos_cli.core.locks import lock
 from llmos_cli.core.objects import hash_files
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.data.extras import require
-from llmos_cli.errors import Corrupt, LlmosError, UsageError
+from llmos_cli.errors import Conflict, Corrupt, LlmosError, UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.ps import ADDRESS, address_of
 
@@ -46,6 +46,9 @@ class DeployResult:
     def view(self) -> View:
         return Lines([[Span(self.name, "name"), f" serves {self.checkpoint[:12]} at {self.url}"]])
 
+
+DETACHED = "LLMOS_DETACHED"
+"""Set in the environment of a deployment that was started by `--detach`: it serves, whatever its command line says."""
 
 Announce = Callable[[DeployResult], None]
 
@@ -82,6 +85,7 @@ def check(ws: Workspace, rev: str, resolved: Resolved) -> tuple[DeployOptions, C
             f"serving on {options.host} needs an API key: others can reach it",
             hint="set deploy.api_key_file or LLMOS_API_KEYS, or serve on 127.0.0.1",
         )
+    check_name(options.name)
     check_free(ws, options.name or ws.name)
     return options, checkpoint, keys
 
@@ -95,10 +99,18 @@ def loopback(host: str) -> bool:
         return False  # a name that may resolve to anything
 
 
+def check_name(name: str | None) -> None:
+    """A deployment's name is part of a file's name: what a ref may be called, without folders."""
+    if name is not None and "/" in name:
+        raise UsageError(f"{name!r} is not a name for a deployment", hint="letters, digits, `-`, `_` and `.` are fine")
+    if name is not None:
+        refs.check_name("deployment", name)
+
+
 def check_free(ws: Workspace, name: str) -> None:
     for record in ws.runs.alive():
         if record.operation == "deploy" and record.name == name:
-            raise UsageError(
+            raise Conflict(
                 f"a deployment called {name} is running (process {record.pid})",
                 hint=f"`llmos stop {name}` ends it, or give this one another --name",
             )
@@ -148,7 +160,7 @@ def serving_of(
 
 
 def detach(ws: Workspace, rev: str, resolved: Resolved, arguments: Sequence[str], *, timeout: float) -> DeployResult:
-    """Deploy in a process of its own and return once it answers; `arguments` are the command line's, without `--detach`."""
+    """Run the command line `arguments` in a process of its own, where DETACHED is set, and return once it answers."""
     check(ws, rev, resolved)
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
@@ -158,8 +170,14 @@ def detach(ws: Workspace, rev: str, resolved: Resolved, arguments: Sequence[str]
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=Path.cwd(),
+            env={**os.environ, DETACHED: "1"},
         )
-        return wait_ready(ws, child, output, timeout)
+        try:
+            return wait_ready(ws, child, output, timeout)
+        except BaseException:  # it is in a session of its own: Ctrl-C reaches us alone
+            child.terminate()
+            child.wait()
+            raise
 
 
 def wait_ready(ws: Workspace, child: subprocess.Popen[bytes], output: IO[str], timeout: float) -> DeployResult:
@@ -170,8 +188,6 @@ def wait_ready(ws: Workspace, child: subprocess.Popen[bytes], output: IO[str], t
         if (found := answering(ws, child.pid)) is not None:
             return found
         time.sleep(0.1)
-    child.terminate()
-    child.wait()
     raise LlmosError(
         f"the deployment was not ready within {timeout:g} s and was stopped", hint="give it longer with --ready-timeout"
     )

@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations import deploy as operation
+from llmos_cli.operations.config import resolve
 from tests.conftest import Llmos
 from tests.serve.conftest import deployed, eventually, llmos_command, new_workspace, save_llama
 
@@ -31,7 +33,7 @@ def inside(served: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_life_of_a_detached_deployment(llmos: Llmos, served: Workspace):
     assert llmos("ps").out == "nothing is running; `llmos ps --all` lists every run\n"
-    made = llmos("deploy", "--port", 0, "--name", "life", "--detach", "--json")
+    made = llmos("deploy", "--port", 0, "--name", "life", "-qd", "--json")
     assert made.code == 0, made.err
     url, run = made.json["url"], made.json["run"]
     try:
@@ -42,7 +44,7 @@ def test_the_whole_life_of_a_detached_deployment(llmos: Llmos, served: Workspace
         assert process["checkpoint"] == served.resolve("HEAD")
 
         again = llmos("deploy", "--port", 0, "--name", "life", "--detach")
-        assert again.code == 2 and "a deployment called life is running" in again.err
+        assert again.code == 6 and "a deployment called life is running" in again.err
 
         assert f"ready at {url}" in llmos("logs", "life").out
         assert llmos("logs", "lif", "-n", 1).out.count("\n") == 1  # a unique beginning will do
@@ -127,6 +129,25 @@ def test_a_key_file_must_be_private_and_hold_a_key(
         file.chmod(mode)
     result = llmos("deploy", "--port", 0, "--api-key-file", file)
     assert result.code == code and sentence in result.err
+
+
+@pytest.mark.parametrize("name", ["../../out", "a/b", "..", "", "-x", "a b"])
+def test_a_name_must_be_one_for_a_file(llmos: Llmos, name: str):
+    result = llmos("deploy", "--port", 0, f"--name={name}")
+    assert (result.code, result.err.splitlines()[0]) == (2, f"error: {name!r} is not a name for a deployment")
+
+
+def test_an_interrupted_detach_leaves_nothing_behind(served: Workspace, monkeypatch: pytest.MonkeyPatch):
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(ws: Workspace, child: subprocess.Popen[bytes], *rest: object) -> None:
+        begun.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operation, "wait_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        operation.detach(served, "HEAD", resolve(served, "deploy"), ["deploy", "--port", "0"], timeout=60)
+    assert begun[0].poll() is not None
 
 
 @pytest.mark.parametrize("words", [["HEAD~9"], ["nothing"]])
