@@ -24,6 +24,7 @@ from llmos_cli import catalog, device
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit, Metric, Note, ignore
 from llmos_cli.methods import parameters
+from llmos_cli.models.compiling import FAILURES, explained
 from llmos_cli.operations.training import budget, compiling, loss, schedule, state, validation
 from llmos_cli.operations.training.meter import Meter
 from llmos_cli.operations.training.order import Order
@@ -212,10 +213,11 @@ class _Run:
         try:
             with compiling.untouched(self.model):
                 self._backward(device.move(self._batch(0), self.on), 1)
-        except compiling.FAILURES as problem:
+        except FAILURES as problem:
+            failure = explained(problem, instead="train.compile=off")
             if self.options.compile == "on":
-                raise compiling.explained(problem) from problem
-            self.emit(Note(f"{compiling.explained(problem).message}; training goes on without.", level="warning"))
+                raise failure from problem
+            self.emit(Note(f"{failure.message}; training goes on without.", level="warning"))
             self.loss, self.compiled = eager, False
         self.budget.set_aside(time.monotonic() - started)
         self.meter.forget_speed()

@@ -79,8 +79,13 @@ def own(model: Any, slots: int, context: int, warm: str) -> Built:
     note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}"
     if warm == "off" or (warm == "background" and os.environ.get("LLMOS_COMPILE") == "off"):
         return Built(decoder, "own", note)
+    from llmos_cli.models.compiling import explained, possible
     from llmos_cli.serve import compiled
 
+    if not possible():
+        if warm == "full":
+            raise explained("there is no C++ compiler", instead="deploy.warm=off")
+        return Built(decoder, "own", f"{note}, not compiling: there is no C++ compiler")
     compiling = compiled.CompiledDecoder(decoder)
     if warm == "full":
         compiled.prepare()

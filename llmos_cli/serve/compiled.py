@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from llmos_cli import device
+from llmos_cli.errors import LlmosError
+from llmos_cli.models.compiling import FAILURES, explained
 from llmos_cli.serve.decoder import WINDOW, KeysValues, LlamaDecoder, last_real
 
 NICENESS = 10
@@ -58,11 +60,14 @@ class CompiledDecoder:
             yield self.told.get()
 
     def warm(self) -> None:
-        """Compile every shape, the shortest windows first: every stream begins there."""
+        """Compile every shape, the shortest windows first: every stream begins there. LlmosError where torch cannot."""
         scratch = [self.eager.cache() for _ in self.eager.layers]
-        for window in self.windows:
-            for rows in dict.fromkeys([1, self.rows[-1], *self.rows]):
-                self.compile((rows, window), scratch)
+        try:
+            for window in self.windows:
+                for rows in dict.fromkeys([1, self.rows[-1], *self.rows]):
+                    self.compile((rows, window), scratch)
+        except FAILURES as problem:
+            raise explained(problem, instead="deploy.warm=off") from problem
         self.told.put(f"compiled {len(self.graphs)} of {len(self.rows) * len(self.windows)} shapes")
 
     def compile(self, shape: Shape, scratch: list[KeysValues]) -> None:
@@ -104,7 +109,10 @@ def in_background(decoder: CompiledDecoder) -> None:
         torch.set_num_threads(threads)
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        decoder.warm()
+        try:
+            decoder.warm()
+        except LlmosError as error:
+            decoder.told.put(f"{error.message}; decoding goes on without")
 
     prepare()
     threading.Thread(target=work, name="compile", daemon=True).start()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from llmos_cli.serve.compiled import CompiledDecoder, at_least, doublings
+import pytest
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from llmos_cli.errors import LlmosError
+from llmos_cli.serve import backend
+from llmos_cli.serve.compiled import CompiledDecoder, at_least, doublings, in_background
 from llmos_cli.serve.decoder import LlamaDecoder
 from llmos_cli.serve.engine import Engine, Request
-from tests.serve.conftest import tiny_llama
+from tests.serve.conftest import eventually, tiny_llama
 from tests.serve.test_engine import decode, greedy, prompts
 
 
@@ -47,3 +53,30 @@ def test_compiled_decoding_is_transformers_greedy_and_compiles_nothing_more():
     got = decode(Engine(compiled), requests)
     assert got == {request.id: greedy(tiny_llama(), request.tokens, 20) for request in requests}
     assert counters["stats"]["unique_graphs"] == before
+
+
+def test_without_a_compiler_full_is_refused_and_background_goes_on_eagerly(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LLMOS_COMPILE", raising=False)
+    with pytest.raises(LlmosError, match=r"torch\.compile failed: there is no C") as failed:
+        backend.build(tiny_llama(), slots=2, context=96, warm="full")
+    assert "deploy.warm" in failed.value.hint
+    built = backend.build(tiny_llama(), slots=2, context=96, warm="background")
+    assert isinstance(built.decoder, LlamaDecoder)
+    assert "there is no C++ compiler" in built.note
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch):
+    def failing(*_: object, **__: object) -> None:
+        raise TorchDynamoException("no header Python.h\nand forty lines more")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    compiled = decoder(1, 96)
+    with pytest.raises(LlmosError, match=r"^torch\.compile failed: no header Python\.h$") as failed:
+        compiled.warm()
+    assert "deploy.warm" in failed.value.hint
+    in_background(compiled)
+    assert eventually(lambda: not compiled.told.empty())
+    assert list(compiled.news()) == ["torch.compile failed: no header Python.h; decoding goes on without"]

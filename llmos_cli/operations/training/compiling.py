@@ -6,37 +6,27 @@ otherwise last minutes. The first steps run eager and are timed; then the rest o
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from llmos_cli import device
-from llmos_cli.errors import LlmosError
+from llmos_cli.models.compiling import possible
 from llmos_cli.operations.training.random import random_states, restore_random
 
 EAGER_STEPS = 3
 COST_SECONDS = 40.0
 GAIN = 1.5
-FAILURES = (TorchDynamoException, InductorError)
-"""What a compiler raises when it cannot: a missing C++ compiler or its headers, mostly."""
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def repays(eager_seconds_left: float) -> bool:
     """Whether compiling now ends the run sooner: the time saved is more than the time spent."""
-    return _possible() and eager_seconds_left * (1 - 1 / GAIN) > COST_SECONDS
-
-
-def _possible() -> bool:
-    """On the CPU torch compiles by way of a C++ compiler."""
-    return device.pick().type != "cpu" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return possible() and eager_seconds_left * (1 - 1 / GAIN) > COST_SECONDS
 
 
 def compiled(function: F) -> F:
@@ -57,10 +47,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         model.zero_grad(set_to_none=True)
-
-
-def explained(problem: Exception) -> LlmosError:
-    first = str(problem).strip().splitlines()[0]
-    return LlmosError(
-        f"torch.compile failed: {first}", hint="Install a C++ compiler and Python's headers, or set train.compile=off."
-    )
