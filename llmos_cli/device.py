@@ -11,7 +11,6 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -214,17 +213,6 @@ def memory_used(device: torch.device | None = None) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def memory_peak(device: torch.device | None = None) -> int:
-    """The most bytes this process has had at once."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def memory_free(device: torch.device | None = None) -> int:
     """Bytes that can still be had: on the CPU, what the machine and every cgroup around this process have left."""
     if device is not None and device.type == "cuda":
@@ -251,15 +239,3 @@ def seed(number: int) -> None:
     """Seed every generator that training draws from."""
     random.seed(number)
     torch.manual_seed(number)
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Kernels that give the same bits every time, where torch has them; a warning where it has not."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -60,11 +60,10 @@ def test_a_memory_limit_bounds_what_is_free(cgroup: Path) -> None:
     assert device.memory_free() == 1_000_000
 
 
-def test_memory_of_this_process_is_within_its_peak() -> None:
+def test_memory_of_this_process_is_what_it_holds() -> None:
     before = device.memory_used()
     ballast = torch.ones(25_000_000)
     assert device.memory_used() - before > 80_000_000
-    assert device.memory_peak() >= device.memory_used() - 20_000_000
     assert ballast.sum() == 25_000_000
 
 
@@ -115,10 +114,3 @@ def test_seeding_repeats_the_draws() -> None:
     first = torch.rand(3)
     device.seed(5)
     assert torch.equal(torch.rand(3), first)
-
-
-def test_deterministic_kernels_are_asked_for_and_given_back() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    with device.deterministic():
-        assert torch.are_deterministic_algorithms_enabled()
-    assert torch.are_deterministic_algorithms_enabled() == before

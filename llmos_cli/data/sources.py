@@ -54,16 +54,6 @@ def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded
     return Loaded(", ".join(source.source for source in sources) or "data.splits", kept, described, notes)
 
 
-def table(source: str, options: DataOptions, columns: Sequence[str], *, cache: Path) -> Rows:
-    """All rows of a source in order, whatever its splits: for predictions, where `columns` may be the input alone."""
-    if source.startswith(BUILTIN):
-        return concatenated(list(_builtin(source, columns, cache=cache).values()))
-    from llmos_cli.data import files
-
-    alone = options.model_copy(update={"splits": {}})
-    return concatenated(list(files.read(source, alone, columns, cache=cache).values()))
-
-
 def builtins() -> list[str]:
     """Names of the data sets that need no network, by file name."""
     return sorted(path.stem.removeprefix("builtin_") for path in Path(__file__).parent.glob("builtin_*.py"))

@@ -93,15 +93,6 @@ def dense_shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def bytes_by_layer(entries: Mapping[str, Entry]) -> dict[str, int]:
-    """Stored bytes of each module: a layer's packed weight, scales and bias together."""
-    total: dict[str, int] = {}
-    for name, entry in entries.items():
-        layer = name.rpartition(".")[0]
-        total[layer] = total.get(layer, 0) + entry.bytes
-    return total
-
-
 def quantized_names(names: Iterable[str]) -> list[str]:
     """Dense names of the weights stored as codes: those with a `_scale` beside them."""
     known = set(names)

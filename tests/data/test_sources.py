@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from llmos_cli.data.sources import builtins, load, table
+from llmos_cli.data.sources import builtins, load
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.options.data import DataOptions
 
@@ -189,11 +189,6 @@ def test_rows_that_stand_in_two_splits_are_told(tmp_path, loaded):
     path.write_text("text,label\n" + "".join(f"{word},x\n" for word in "abcdefgh"))
     notes = loaded(None, splits=dict.fromkeys(("train", "validation", "test"), str(path))).notes
     assert notes[1] == "8 of 8 test rows also stand in the training split"
-
-
-def test_a_table_is_read_whole_for_predictions(source, tmp_path, rows):
-    read = table(str(source("csv")), DataOptions(), ("text",), cache=tmp_path / "cache")
-    assert list(read["text"]) == [row["text"] for row in rows]
 
 
 def test_builtins_are_found_by_file_name():

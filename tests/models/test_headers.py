@@ -21,7 +21,6 @@ def test_a_header_says_names_types_shapes_and_bytes(tmp_path: Path) -> None:
         "a": ("BF16", (4,), 8),
         "b": ("F32", (2, 3), 24),
     }
-    assert headers.bytes_by_layer({"x.weight": found["b"], "x.bias": found["a"]}) == {"x": 32}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from llmos_cli import tasks
-from llmos_cli.data.sources import table
 from llmos_cli.errors import UsageError
 from llmos_cli.options.data import DataOptions
 from llmos_cli.tasks import scoring
@@ -172,14 +171,6 @@ def test_new_labels_make_a_new_head_only_when_asked(prepare, tmp_path, sources):
         "ham",
         "spam",
     }
-
-
-def test_a_user_may_predict_on_a_file_without_labels(tmp_path):
-    (tmp_path / "new.csv").write_text("text\nhello\nworld\n")
-    assert list(table(str(tmp_path / "new.csv"), DataOptions(), ("text",), cache=tmp_path)["text"]) == [
-        "hello",
-        "world",
-    ]
 
 
 def test_numeric_labels_are_ordered_by_value(prepare):
