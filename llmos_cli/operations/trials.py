@@ -7,7 +7,9 @@ proposed with all that is known at that moment, and what is slow to import is im
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -68,13 +70,18 @@ class Worker:
     def __init__(self, root: Path, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(theirs, root, jobs), daemon=True)
+        self._stderr = tempfile.NamedTemporaryFile(prefix="llmos-trials-")  # noqa: SIM115 (open as long as the worker lives)
+        self._heard = 0
+        self.process: BaseProcess = context.Process(
+            target=serve, args=(theirs, root, jobs, self._stderr.name), daemon=True
+        )
         self.process.start()
         theirs.close()  # or the pipe would not tell us when the process is gone
         self.job: Job | None = None
 
     def begin(self, job: Job) -> None:
         self.job = job
+        self._heard = os.fstat(self._stderr.fileno()).st_size
         self.connection.send(job)
 
     def receive(self) -> Message:
@@ -84,10 +91,18 @@ class Worker:
             message: Message = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(PATIENCE)
-            message = Stopped(self.job.number, f"its process ended with code {self.process.exitcode}")
+            message = Stopped(
+                self.job.number, f"its process ended with code {self.process.exitcode}{self._last_words()}"
+            )
         if not isinstance(message, Reported):
             self.job = None
         return message
+
+    def _last_words(self) -> str:
+        """The last line that it wrote to stderr since the trial began: of a traceback, the exception."""
+        self._stderr.seek(self._heard)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
+        return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
         """Let it end its run, or end it after a while."""
@@ -97,6 +112,7 @@ class Worker:
             self.process.join(PATIENCE)
         if self.process.is_alive():
             self.process.kill()
+        self._stderr.close()
 
 
 class Workers:
@@ -130,8 +146,10 @@ class Workers:
         return [busy[connection] for connection in wait(list(busy)) if isinstance(connection, Connection)]
 
 
-def serve(connection: Connection, root: Path, jobs: int) -> None:
-    """A worker's life: until the search closes the pipe or terminates it."""
+def serve(connection: Connection, root: Path, jobs: int, stderr: str) -> None:
+    """A worker's life: until the search closes the pipe or terminates it. What it writes to stderr goes to that file."""
+    with open(stderr, "ab") as file:
+        os.dup2(file.fileno(), 2)
     # Ctrl-C reaches the whole group of processes; the search alone decides, and says so by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from llmos_cli.operations import trial

@@ -11,7 +11,7 @@ import pytest
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.trial import carry_out_trial
-from llmos_cli.operations.trials import Job, Stopped, Trained
+from llmos_cli.operations.trials import Job, Stopped, Trained, Worker
 
 SPACE = """\
 tune:
@@ -161,6 +161,14 @@ def test_a_pruned_trial_is_a_run_that_is_done_and_made_nothing(searched: Workspa
 def test_a_point_that_cannot_be_built_is_a_result_too(searched: Workspace):
     message = carry_out_trial(searched, job(searched, model__num_hidden_layers=-1), lambda reported: True)
     assert isinstance(message, Stopped) and not message.pruned and message.reason
+
+
+def test_a_worker_that_died_says_of_what(searched: Workspace):
+    worker = Worker(searched.root, 1)
+    worker.begin(Job(7, 5, ["accuracy"], prunable=False))  # settings that are none: nothing that a trial expects
+    message = worker.receive()
+    worker.stop()
+    assert message == Stopped(7, "its process ended with code 1: TypeError: 'int' object is not iterable")
 
 
 def test_an_objective_that_nothing_measures(searched: Workspace):
