@@ -211,6 +211,17 @@ def test_several_configs_are_several_runs(workspace: Workspace, tmp_path: Path) 
         several(workspace, None, files[:1], [], [], jobs=1, emit=lambda event: None)
 
 
+def test_every_failure_of_several_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file in files:
+        file.write_text(f"train: {{{file.stem}: 2}}\n")
+    with pytest.raises(LlmosError) as caught:
+        several(workspace, None, files, [], [], jobs=2, emit=lambda event: None)
+    first, second = caught.value.message.split("; training with ")
+    assert "one.yaml failed: " in first and "train.one" in first
+    assert "two.yaml failed: " in second and "train.two" in second
+
+
 def test_a_pruned_parent_is_warned_about(workspace: Workspace) -> None:
     trained(workspace)
     pruned = load(workspace.checkpoint().path)

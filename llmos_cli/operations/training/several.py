@@ -60,13 +60,21 @@ def several(
     words = [rev] if rev else []
     words += [word for text in sets for word in ("-s", text)] + [word for text in unsets for word in ("--unset", text)]
 
-    def one(file: Path) -> dict[str, Any]:
+    def one(file: Path) -> dict[str, Any] | LlmosError:
         emit(Note(f"training with {file}"))
-        return _train(ws, file, words, threads=threads)
+        try:
+            return _train(ws, file, words, threads=threads)
+        except LlmosError as failure:  # told when the others are done
+            return failure
 
     with ThreadPoolExecutor(at_once) as pool:
-        runs = tuple(pool.map(one, files))
-    return SeveralResult(tuple(map(str, files)), runs)
+        runs = dict(zip(map(str, files), pool.map(one, files), strict=True))
+    done = {file: run for file, run in runs.items() if not isinstance(run, LlmosError)}
+    failed = [run for run in runs.values() if isinstance(run, LlmosError)]
+    if failed:
+        made = ", ".join(f"{file} made {short(run['checkpoint'])}" for file, run in done.items())
+        raise LlmosError("; ".join(failure.message for failure in failed), hint=made)
+    return SeveralResult(tuple(done), tuple(done.values()))
 
 
 def _train(ws: Workspace, file: Path, words: Sequence[str], *, threads: int) -> dict[str, Any]:
