@@ -121,8 +121,14 @@ def schema(verb: str) -> ConfigSchema:
 
 
 def _method_schema(method: catalog.Method) -> dict[str, Any]:
-    """Names and words of a method's options, read from its source: loading it would import torch."""
-    properties = {option.name: {"description": option.told} for option in catalog.options(method)}
+    """Names and words of a method's options, read from its source: loading it would import torch. The source of another
+    distribution's method is found by loading it."""
+    if method.path is None:
+        options = _options(method)
+        told = {name: field.description or "" for name, field in (options.model_fields if options else {}).items()}
+    else:
+        told = {option.name: option.told for option in catalog.options(method)}
+    properties = {name: {"description": words} for name, words in told.items()}
     return {"type": "object", "description": method.help, "properties": properties, "additionalProperties": False}
 
 

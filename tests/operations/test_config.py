@@ -6,11 +6,12 @@ from typing import Any, get_args
 
 import pytest
 
+from llmos_cli import catalog
 from llmos_cli.core import config, yaml12
 from llmos_cli.core.config_errors import section_of
 from llmos_cli.core.section import Section
 from llmos_cli.operations import templates
-from llmos_cli.operations.config import resolve
+from llmos_cli.operations.config import _method_schema, resolve
 from llmos_cli.options.verbs import ROOTS
 
 TEMPLATES = ("causal-lm", "image-classification", "text-classification", "token-classification")
@@ -46,6 +47,15 @@ def test_what_show_prints_is_a_config_again(workspace, llmos):
     (workspace.root / "again.yaml").write_text(shown)
     assert yaml12.parse(shown, "").plain() == llmos("config", "show", "--json").json["config"]
     assert llmos("config", "check", "again.yaml", "--verb", "train").code == 0
+
+
+def test_the_schema_knows_the_options_of_another_distributions_method(tmp_path, monkeypatch):
+    (tmp_path / "shrinking_plugin.py").write_text(
+        "from llmos_cli.core.section import Section\nclass Options(Section):\n    by: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = _method_schema(catalog.Method("shrink", "shrinking_plugin", None))
+    assert list(found["properties"]) == ["by"]
 
 
 def test_the_schema_knows_methods_and_their_options(llmos):
