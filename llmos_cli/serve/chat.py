@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from llmos_cli.serve.choices import Choice, Measured, Piece, pieces, usage
 from llmos_cli.serve.completions import observe
-from llmos_cli.serve.gateway import DONE, Gateway, gather, sse, unless_gone, wishes_of
+from llmos_cli.serve.gateway import DONE, Gateway, Stream, gather, sse, unless_gone, wishes_of
 from llmos_cli.serve.link import EngineFailed, Refused
 from llmos_cli.serve.refusals import ApiError, of_engine
 from llmos_cli.serve.schema import ChatBody
@@ -27,17 +28,23 @@ async def chat(gateway: Gateway, body: ChatBody, request: Request) -> Response:
             f"The model {gateway.name!r} has no chat template; POST /v1/completions continues plain text.",
             code="no_chat_template",
         )
-    gateway.admit(body.n)
-    messages = [message.model_dump() for message in body.messages]
+    with contextlib.ExitStack() as held:
+        held.enter_context(gateway.admit(body.n))
+        job = Chat(gateway, body, await rendered(gateway, body))
+        if body.stream:
+            return Stream(job.stream(), held.pop_all())
+        answer = await unless_gone(request, job.whole())
+    return JSONResponse(answer) if answer is not None else Response(status_code=499)
+
+
+async def rendered(gateway: Gateway, body: ChatBody) -> Sequence[int]:
     try:
-        tokens = await gateway.link.ask("render", messages=messages)
+        tokens: Sequence[int] = await gateway.link.ask(
+            "render", messages=[message.model_dump() for message in body.messages]
+        )
     except Refused as error:
         raise ApiError(400, str(error), param="messages") from error
-    job = Chat(gateway, body, tokens)
-    if body.stream:
-        return StreamingResponse(job.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    answer = await unless_gone(request, job.whole())
-    return JSONResponse(answer) if answer is not None else Response(status_code=499)
+    return tokens
 
 
 class Chat:

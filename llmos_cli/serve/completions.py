@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from llmos_cli.serve.choices import Choice, Measured, Piece, pieces, usage
-from llmos_cli.serve.gateway import DEFAULT_TOKENS, DONE, Gateway, gather, sse, unless_gone, wishes_of
+from llmos_cli.serve.gateway import DEFAULT_TOKENS, DONE, Gateway, Stream, gather, sse, unless_gone, wishes_of
 from llmos_cli.serve.link import EngineFailed, Wish
 from llmos_cli.serve.metrics import Watch
 from llmos_cli.serve.refusals import ApiError, of_engine
@@ -28,11 +29,12 @@ class Prompt:
 
 async def complete(gateway: Gateway, body: CompletionBody, request: Request) -> Response:
     gateway.check(body.model, generates=True)
-    job = Completion(gateway, body)
-    gateway.admit(len(job.wishes))
-    if body.stream:
-        return StreamingResponse(job.stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    answer = await unless_gone(request, job.whole())
+    with contextlib.ExitStack() as held:
+        held.enter_context(gateway.admit(len(several(body.prompt)) * body.n))
+        job = Completion(gateway, body)
+        if body.stream:
+            return Stream(job.stream(), held.pop_all())
+        answer = await unless_gone(request, job.whole())
     return JSONResponse(answer) if answer is not None else Response(status_code=499)
 
 
@@ -139,7 +141,7 @@ def several(prompt: Any) -> list[Any]:
 
 
 def observe(watch: Watch, choice: Choice, piece: Piece) -> None:
-    if piece.text:
+    if piece.text or piece.finish:  # an answer's last tokens may make no text
         watch.spoke(choice.index, choice.generated)
     if piece.finish:
         watch.ended(piece.finish)

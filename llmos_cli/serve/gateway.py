@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer
 
 from llmos_cli.serve.choices import Choice, Piece
@@ -38,7 +40,8 @@ class Limits:
 
 @dataclass
 class Gateway:
-    """`name` is the model's in the API; its `checkpoint` (an id) is known too. `path` is the checkpoint's directory."""
+    """`name` is the model's in the API; its `checkpoint` (an id) is known too. `path` is the checkpoint's directory.
+    `admitted` counts what has been let in and is not answered yet: generations and questions."""
 
     link: Link
     name: str
@@ -46,6 +49,7 @@ class Gateway:
     path: Path
     limits: Limits
     draining: bool = False
+    admitted: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -90,13 +94,20 @@ class Gateway:
             way = "it classifies: POST /v1/predict" if generates else "it generates text: POST /v1/completions"
             raise ApiError(400, f"The model {self.name!r} cannot do this; {way}.", param="model")
 
-    def admit(self, requests: int) -> None:
-        """Room for this many more, or 429."""
+    @contextlib.contextmanager
+    def admit(self, requests: int) -> Iterator[None]:
+        """Room for this many more while the block runs, or 429. Taken before any work is done, or as many as come at once
+        would find the same room free."""
         room = self.limits.slots + self.limits.queue
         if requests > room:
             raise ApiError(400, f"This asks for {requests} generations at once, and {room} are the most.", param="n")
-        if self.link.in_flight + requests > room:
-            raise busy(f"{self.link.in_flight} requests are being served, and {room} are the most; try again shortly.")
+        if self.admitted + requests > room:
+            raise busy(f"{self.admitted} requests are being served, and {room} are the most; try again shortly.")
+        self.admitted += requests
+        try:
+            yield
+        finally:
+            self.admitted -= requests
 
     def budget(self, prompt: Sequence[int], asked: int | None, *, default: int | None, param: str) -> int:
         """Tokens that may be generated after a prompt."""
@@ -145,6 +156,18 @@ def sse(value: Any) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+
+
+class Stream(StreamingResponse):
+    """Server-sent events; what is `held` is let go when the stream ends, even where the client left before it began."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: contextlib.ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.held:
+            await super().__call__(scope, receive, send)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer | None:

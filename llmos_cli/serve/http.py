@@ -101,8 +101,8 @@ def predicting(app: FastAPI, gateway: Gateway) -> None:
     async def predict(body: PredictBody, request: Request) -> Response:
         gateway.check(body.model, generates=False)
         check(body.inputs, gateway.link.facts["task"])
-        gateway.admit(1)
-        answer = await unless_gone(request, predictions(gateway, body))
+        with gateway.admit(1):
+            answer = await unless_gone(request, predictions(gateway, body))
         return JSONResponse(answer) if answer is not None else Response(status_code=499)
 
 

@@ -155,10 +155,6 @@ class Link:
         if not self.gone.done():
             self.writer.write(wire.frame(message))
 
-    @property
-    def in_flight(self) -> int:
-        return len(self.inboxes)
-
     @contextlib.asynccontextmanager
     async def generate(self, wishes: Sequence[Wish]) -> AsyncIterator[Generation]:
         """Submit requests that are answered together; whatever is unfinished when the block is left is cancelled."""

@@ -111,12 +111,12 @@ async def first(*waits: asyncio.Future[Any]) -> None:
 async def drain(gateway: Gateway, serving: Serving, signals: asyncio.Queue[int]) -> None:
     """Accept nothing more and let what is being answered end, for `drain_seconds` or until asked again; the rest is cut off."""
     gateway.draining = True
-    serving.say(f"draining: {gateway.link.in_flight} requests in flight", "info")
+    serving.say(f"draining: {gateway.admitted} requests in flight", "info")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(serving.drain_seconds):
-            while gateway.link.in_flight and signals.empty():
+            while gateway.admitted and signals.empty():
                 await asyncio.sleep(0.02)
-    if left := gateway.link.in_flight:
+    if left := gateway.admitted:
         serving.say(f"cut off {left} requests", "warning")
 
 
