@@ -206,6 +206,13 @@ def _read(file: Path) -> str:
         return ""
 
 
+def has_fp64(device: torch.device) -> bool:
+    """Whether `device` computes in float64: Metal does not, nor do all of Intel's GPUs."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
+
+
 def memory_used(device: torch.device | None = None) -> int:
     """Bytes: allocated on an accelerator, resident in this process on the CPU."""
     if device is not None and device.type == "cuda":

@@ -94,7 +94,9 @@ class CompiledDecoder:
 
 
 def run(graph: Graph, tokens_B1: Tensor, positions_B1: Tensor, caches: list[KeysValues]) -> Tensor:
-    """In inference mode, with inputs made outside of it: tensors made inside are another kind, and dynamo would compile again."""
+    """On the cache's device, in inference mode, with inputs made outside of it: tensors made inside are another kind, and dynamo would compile again."""
+    on = caches[0].keys_SHTD.device
+    tokens_B1, positions_B1 = device.move(tokens_B1, on), device.move(positions_B1, on)
     with torch.inference_mode():
         return graph(tokens_B1, positions_B1, caches)
 

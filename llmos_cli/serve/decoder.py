@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmos_cli import device
 from llmos_cli.serve.kernels import Matmul, matmul
 
 WINDOW = 128
@@ -37,7 +38,7 @@ class Decoder(Protocol):
     vocabulary: int
 
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
-        """Append tokens to rows `first...` and return logits.
+        """Append tokens to rows `first...` and return logits, on the model's device; both tensors come on the CPU.
 
         `positions_BL` is where each token stands in its row, -1 for padding at a row's end (computed and thrown away).
         Returns `logits_BLV` in fp32 if `every`, else the logits after each row's last real token, `logits_BV`.
@@ -126,6 +127,7 @@ class LlamaDecoder:
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
         window = min(round_up(int(positions_BL.max()) + 1, WINDOW), self.context)
+        tokens_BL, positions_BL = (device.move(given, self.embedding_VE.device) for given in (tokens_BL, positions_BL))
         hidden_BLE = self.hidden(tokens_BL, positions_BL, self.caches, first, window)
         if not every:
             hidden_BLE = last_real(hidden_BLE, positions_BL)

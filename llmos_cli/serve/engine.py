@@ -231,4 +231,6 @@ def score_prompt(row: Row, length: int, logits_LV: Tensor) -> None:
     scored = row.tokens[row.cached + 1 : min(row.cached + length + 1, row.prompt_length)]
     count = row.request.sampling.logprobs or 0
     if scored:
-        row.prompt_scores += measure(logits_LV[: len(scored)], torch.tensor(scored), [count] * len(scored))
+        row.prompt_scores += measure(
+            logits_LV[: len(scored)], torch.tensor(scored, device=logits_LV.device), [count] * len(scored)
+        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from llmos_cli import device
 from llmos_cli.serve.decoder import WINDOW, last_real, round_up, write
 
 
@@ -31,11 +32,13 @@ class RecomputingDecoder:
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
-        rows_B1 = first + torch.arange(tokens_BL.shape[0])[:, None]
-        self.tokens_ST[rows_B1, positions_BL.where(positions_BL >= 0, self.context)] = tokens_BL
         length = int(positions_BL.max()) + 1
+        on = self.tokens_ST.device
+        tokens_BL, positions_BL = device.move(tokens_BL, on), device.move(positions_BL, on)
+        rows_B1 = first + torch.arange(tokens_BL.shape[0], device=on)[:, None]
+        self.tokens_ST[rows_B1, positions_BL.where(positions_BL >= 0, self.context)] = tokens_BL
         logits_BTV: Tensor = self.model(input_ids=self.tokens_ST[rows_B1[:, 0], :length]).logits
-        logits_BLV = logits_BTV[torch.arange(len(rows_B1))[:, None], positions_BL.clamp(min=0)]
+        logits_BLV = logits_BTV[rows_B1 - first, positions_BL.clamp(min=0)]
         return (logits_BLV if every else last_real(logits_BLV, positions_BL)).float()
 
     @torch.inference_mode()
@@ -98,13 +101,13 @@ class SlotDecoder:
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
-        device = self.model.device
-        tokens_BL, positions_BL = tokens_BL.to(device), positions_BL.to(device)
         self.step.first = first
         self.step.window = min(round_up(int(positions_BL.max()) + 1, WINDOW), self.context)
+        on = self.model.device
+        tokens_BL, positions_BL = device.move(tokens_BL, on), device.move(positions_BL, on)
         self.step.written_BL = positions_BL.where(positions_BL >= 0, self.context)
         real_BL = positions_BL.clamp(min=0)
-        seen_B1LW = (torch.arange(self.step.window, device=device) <= real_BL[:, :, None])[:, None]
+        seen_B1LW = (torch.arange(self.step.window, device=on) <= real_BL[:, :, None])[:, None]
         output = self.model(
             input_ids=tokens_BL,
             attention_mask=torch.zeros_like(seen_B1LW, dtype=self.model.dtype).masked_fill(
@@ -141,7 +144,7 @@ def agrees(decoder: SlotDecoder, model: Any) -> bool:
     length = min(12, decoder.context)
     tokens_BL = torch.randint(model.config.vocab_size, (2, length), generator=generator)
     with torch.inference_mode():
-        whole_BLV = model(input_ids=tokens_BL.to(model.device)).logits.float()
+        whole_BLV = model(input_ids=device.move(tokens_BL, model.device)).logits.float()
     positions_BL = torch.arange(length).repeat(2, 1)
     chunks = [slice(0, length // 2), slice(length // 2, length - 1), slice(length - 1, length)]
     parts = [decoder.forward(tokens_BL[:, c], positions_BL[:, c], 0, every=True) for c in chunks]

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmos_cli import device
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -45,7 +47,9 @@ def draw(logits_BV: Tensor, wishes: Sequence[Sampling], uniforms: Sequence[float
     random_rows = [row for row, wish in enumerate(wishes) if wish.temperature > 0]
     if random_rows:
         chosen = [wishes[row] for row in random_rows]
-        tokens_B[random_rows] = pick(logits_BV[random_rows], chosen, [uniforms[row] for row in random_rows])
+        on = logits_BV.device if device.has_fp64(logits_BV.device) else torch.device("cpu")
+        picked = pick(device.move(logits_BV[random_rows], on), chosen, [uniforms[row] for row in random_rows])
+        tokens_B[random_rows] = device.move(picked, tokens_B.device)
     tokens = tokens_B.tolist()
     measured = [row for row, wish in enumerate(wishes) if wish.logprobs is not None]
     drawn = [Drawn(token) for token in tokens]
