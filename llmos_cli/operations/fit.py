@@ -263,7 +263,7 @@ class _Run:
         self._save()
         raise LlmosError(
             f"The {what} is no longer finite at step {self.budget.step + 1}.",
-            hint=f"Lower train.learning_rate (now {self.options.learning_rate:g}); the weights before that step are kept in the run.",
+            hint=f"Start again with a lower train.learning_rate (now {self.options.learning_rate:g}): resuming would end at the same step.",
         )
 
     def _hold_masks(self) -> None:
