@@ -41,6 +41,7 @@ type_ llmos deploy --port 0 --detach
 type_ llmos ps
 url=$(llmos ps --json | python -c 'import json, sys; print(json.load(sys.stdin)["processes"][0]["url"])')
 type_ curl -sS "$url/v1/completions" -H "'Content-Type: application/json'" -d "'{\"prompt\": \"The for statement\", \"max_tokens\": 24}'"
+printf '\n'
 type_ llmos logs mymodel --last 5
 type_ llmos stop mymodel
 
