@@ -42,7 +42,7 @@ def sweep(
     def visit(statistics: Mapping[str, Statistics]) -> None:
         for name, seen in statistics.items():
             reached = seen.count > 0 or not needs
-            change = compress(subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
+            change = _alone(compress, subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
             changes[name] = change
             emit(Layer(name, change.values, change.skipped))
 
@@ -55,6 +55,24 @@ def sweep(
     if all(change.skipped for change in changes.values()):
         raise LlmosError(_nothing(subject, changes))
     return changes
+
+
+SMALL = 1 << 21
+"""Weights below which a matrix is changed by one thread."""
+
+
+def _alone(compress: Compress, matrix: Matrix, seen: Statistics) -> Change:
+    """Methods walk a matrix column by column: thousands of small steps, at each of which several threads wait for each other.
+
+    On a busy machine that wait is many times the work; below `SMALL` a second thread gains nothing even on a quiet one.
+    """
+    threads = torch.get_num_threads()
+    if matrix.parameter.numel() < SMALL:
+        torch.set_num_threads(1)
+    try:
+        return compress(matrix, seen)
+    finally:
+        torch.set_num_threads(threads)
 
 
 UNREACHED = "no calibration input reached it"
