@@ -131,6 +131,15 @@ train: {max_steps: 4, batch_size: 8}
 """Configs that train in a second or two: what a test checks is never how good a model is."""
 
 
+LONGEST_FIRST = ("test_story", "test_tune", "test_deploy", "test_compress", "test_train", "test_http", "test_bad_input")
+"""Files that take a minute or so: begun first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="Rewrite the transcripts of tests/golden/ as they are now."

@@ -33,7 +33,9 @@ REQUESTS = {
 
 
 @pytest.mark.timeout(900)  # a minute of computing each; a busy machine stretches it
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if "LSTM" in kind else ()) for kind in KINDS]
+)
 def test_the_whole_job(kind, new_workspace, tmp_path, llmos, monkeypatch):
     template, different, gate = KINDS[kind]
     root = new_workspace(tmp_path / "model", template).root

@@ -137,6 +137,8 @@ def test_undo_and_redo_walk_a_history(steps: list[str]) -> None:
     """Against the obvious model: a list of states and a place in it."""
     with tempfile.TemporaryDirectory() as root:
         ws = Workspace.create(Path(root) / "w")
+        for name in "abc":
+            (ws.root / "checkpoints" / (name * 64)).mkdir(parents=True)
         states: list[str | None] = [None]
         at = 0
         for step in steps:

@@ -50,10 +50,11 @@ def test_equal_checkpoints(line: Workspace, llmos):
 def test_metrics_with_their_intervals(line: Workspace, llmos):
     for rev in ("base", "HEAD"):
         llmos("eval", rev, "-s", "eval.latency=false", "-q")
-    (found,) = [m for m in llmos("diff", "base", "--no-tensors", "--json").json["metrics"] if m["name"] == "loss"]
+    metrics = llmos("diff", "base", "--no-tensors", "--json").json["metrics"]
+    (found,) = [m for m in metrics if (m["name"], m["split"]) == ("loss", "test")]
     assert found["before"] != found["after"]
     assert found["before_interval"][0] < found["before"] < found["before_interval"][1]
-    (kl,) = [m for m in llmos("diff", "base", "--no-tensors", "--json").json["metrics"] if m["name"] == "kl_base"]
+    (kl,) = [m for m in metrics if m["name"] == "kl_base"]
     assert kl["before"] is None and kl["after"] > 0
 
 
