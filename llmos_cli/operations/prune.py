@@ -91,7 +91,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS))
 
 
-NOT_SMALLER = "the files are no smaller: zeros take room until they are exported sparse or cut out"
+NOT_SMALLER = "the files are no smaller: a zero is stored like any other weight"
 
 
 def target_of(resolved: Resolved) -> Target:
