@@ -38,9 +38,9 @@ class Padded:
         self, columns: Mapping[str, Any], labels: Any, *, length: int, pad: int, cut: int = 0, augment: bool = False
     ) -> None:
         self.ids, self.words = columns["ids"], columns.get("words")
-        lengths = np.asarray(columns["lengths"], np.int64)
-        self.ends = np.concatenate([[0], np.cumsum(lengths)])
-        self.owner = np.asarray(columns["owner"], np.int64) if "owner" in columns else np.arange(len(lengths))
+        self.lengths = np.asarray(columns["lengths"], np.int64)
+        self.ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.owner = np.asarray(columns["owner"], np.int64) if "owner" in columns else np.arange(len(self.lengths))
         self.labels = np.asarray(labels, np.int64)
         self.length, self.pad, self.cut, self.augment = length, pad, cut, augment
 

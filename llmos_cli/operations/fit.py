@@ -155,7 +155,8 @@ class _Run:
         self.seed, self.facts, self.directory, self.emit, self.masks = seed, facts, directory, emit, masks
         self.on = next(model.parameters()).device
         self.teacher = teacher.eval() if teacher is not None else None
-        self.order = Order(len(split), seed=seed)
+        lengths = getattr(split, "lengths", None)
+        self.order = Order(len(split), size=options.batch_size, seed=seed, lengths=lengths)
         self.budget = budget.of(options, samples=len(split))
         self.optimizer = _optimizer(model, options)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -241,8 +242,7 @@ class _Run:
 
     def _batch(self, part: int) -> Batch:
         number = self.budget.step * self.options.accumulation + part
-        rows = self.order.take(number * self.options.batch_size, self.options.batch_size)
-        return self.split.batch(rows, augment_seed=(self.seed * 1_000_003 + number) % 2**31)
+        return self.split.batch(self.order.batch(number), augment_seed=(self.seed * 1_000_003 + number) % 2**31)
 
     def _backward(self, batch: Batch, positions: int) -> float:
         """Add the gradient of one forward pass; returns its share of the step's mean loss."""

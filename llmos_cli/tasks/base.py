@@ -29,7 +29,10 @@ UNSCORED = -100
 
 
 class Split(Protocol):
-    """Samples that can be batched: `len(split)` of them."""
+    """Samples that can be batched: `len(split)` of them.
+
+    A split whose samples differ in length has `lengths` too, a number a sample: training then batches like with like.
+    """
 
     def __len__(self) -> int: ...
 
