@@ -14,7 +14,12 @@ def train(
     rev: Annotated[
         str | None, typer.Argument(metavar="[REV]", help="Checkpoint to start from; from scratch when absent.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this branch's last interrupted run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with this branch's last interrupted run; -s train.X changes how it is optimised."
+        ),
+    ] = False,
     run: Annotated[str | None, typer.Option(metavar="ID", help="With --resume: this run instead.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Make each -c FILE a run of its own, this many at a time.")
@@ -29,14 +34,14 @@ def train(
 ) -> None:
     with session(json=json, quiet=quiet) as s:
         if resume or run:
-            if rev or config or sets or unsets or jobs:
+            if rev or config or jobs:
                 raise UsageError(
-                    "--resume goes on with a run as it was configured",
-                    hint="leave REV, -c, -s and --jobs out, or start a new run from a checkpoint",
+                    "--resume goes on with a run as it was begun",
+                    hint="leave REV, -c and --jobs out (-s train.learning_rate and its like may change), or start a new run",
                 )
             from llmos_cli.operations.train import resume as operation
 
-            s.ui.show(operation(s.workspace, run, emit=s.ui.emit))
+            s.ui.show(operation(s.workspace, run, sets=sets or (), unsets=unsets or (), emit=s.ui.emit))
         elif jobs:
             from llmos_cli.operations.training.several import several
 

@@ -48,6 +48,19 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """A run goes on from `step` with other settings: config key -> (before, now)."""
+
+    step: int
+    settings: Mapping[str, tuple[Any, Any]]
+
+    @property
+    def told(self) -> str:
+        changes = (f"{key} {now} (was {before})" for key, (before, now) in sorted(self.settings.items()))
+        return f"from step {self.step} on: {', '.join(changes)}"
+
+
+@dataclass(frozen=True)
 class Progress(Event):
     """`step` of `total` (0 when unknown) `unit`s of `stage`; `rate` in `rate_unit` per second, `eta` and `elapsed` in seconds, `memory` in bytes."""
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, duration, number, short, size
 from llmos_cli.errors import ConfigError, LlmosError
-from llmos_cli.events import Event, Metric, Note, Progress, Saved
+from llmos_cli.events import Event, Metric, Note, Progress, Resumed, Saved
 
 _COLOURS = {"id": "33", "name": "36", "good": "32", "bad": "31", "warn": "35", "dim": "2", "bold": "1"}
 _SPARSE_SECONDS = 20.0
@@ -54,6 +54,8 @@ class Ui:
                 pass
             case Note():
                 self._say(event.message)
+            case Resumed():
+                self._say(event.told)
             case Saved(checkpoint=checkpoint, moved=moved):
                 self._say(f"saved {short(checkpoint)}" + (f" ({moved})" if moved else ""))
             case Metric(name=name, value=value, split=split, step=int(step)):

@@ -71,16 +71,22 @@ def resolve(
     for path in read:
         tree = merge(tree, read_file(path, workspace.root if workspace else None))
     tree = merge(tree, _environment(environ, own, {*sections, *own}))
-    for key in unsets:
-        _remove(tree, key)
-    for assignment in sets:
-        tree = merge(tree, _assignment(assignment))
+    tree = amended(tree, sets=sets, unsets=unsets)
     for key, value in (flags or {}).items():
         if value is not None:
             tree = merge(tree, _nested(key, yaml12.from_plain(value, "flag")))
     config = check(tree, root_model, methods=methods)
     mapping = config.model_dump(mode="json")
     return Resolved(verb, config, mapping, dict(_origins(tree)), tuple(read), shipped)
+
+
+def amended(tree: Node, *, sets: Sequence[str], unsets: Sequence[str]) -> Node:
+    """`tree` as `--unset a.b` and `-s a.b=c` change it."""
+    for key in unsets:
+        _remove(tree, key)
+    for assignment in sets:
+        tree = merge(tree, _assignment(assignment))
+    return tree
 
 
 def check(tree: Node, root_model: type[Section], *, methods: Methods | None = None) -> Section:
@@ -119,6 +125,18 @@ def merge(base: Node, over: Node) -> Node:
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
     return Node(merged, over.file, over.start, over.end, key=over.key, text=over.text)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> its two values, for the leaves in which two recorded configs differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **after}:
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= changes(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found[prefix + key] = (one, other)
+    return found
 
 
 def unread(resolved: Resolved) -> list[str]:

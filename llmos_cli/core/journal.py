@@ -16,7 +16,7 @@ from typing import Any
 from llmos_cli.core.atomic import refusals
 from llmos_cli.core.records import EVENTS
 from llmos_cli.errors import LlmosError
-from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Saved, Started
+from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Resumed, Saved, Started
 
 _PROGRESS_EVERY = 5.0
 """Seconds between lines of progress in `log.txt`; `events.jsonl` has them all."""
@@ -91,6 +91,8 @@ def _words(event: Event) -> str:
     match event:
         case Started():
             return f"{event.operation} started on {event.base[:12] if len(event.base) == 64 else event.base} (process {event.pid} on {event.host})"
+        case Resumed():
+            return event.told
         case Progress():
             return f"{event.stage} {event.step}{f'/{event.total}' if event.total else ''} {event.unit} {_values(event.values)}"
         case Metric():

@@ -54,7 +54,7 @@ def begin(
     run = _identifier(operation)
     started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)
     with workspace.stage() as folder:
-        _write_config(folder / "config.yaml", config)
+        atomic.write_text(folder / "config.yaml", _yaml(config))
         for file in files:
             atomic.write_bytes(_free(folder / "configs" / file.name), file.read_bytes())
         atomic.write_text(folder / EVENTS, journal.line(started))
@@ -87,7 +87,9 @@ def _check_resumable(record: RunRecord) -> None:
             f"run {record.id} is still running (process {record.pid})", hint=f"`llmos logs {record.id}` follows it"
         )
     if record.status == "done":
-        raise UsageError(f"run {record.id} is done: there is nothing to resume")
+        raise UsageError(
+            f"run {record.id} is done: there is nothing to resume", hint=f"`llmos logs {record.id}` shows what it did"
+        )
 
 
 def _started(
@@ -128,11 +130,11 @@ def _free(path: Path) -> Path:
     return free
 
 
-def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+def _yaml(config: Mapping[str, Any]) -> str:
     import yaml
 
-    with path.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(json.loads(json.dumps(dict(config), default=str)), file, sort_keys=False, allow_unicode=True)
+    plain = json.loads(json.dumps(dict(config), default=str))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 class Run:
@@ -160,6 +162,10 @@ class Run:
         self._journal.write(event)
         for listener in self._listeners:
             listener(event)
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Go on with another config than the recorded one."""
+        atomic.write_text(self.path / "config.yaml", _yaml(config))
 
     def commit(self, staged: Path, made: Made, *, move: bool = True) -> Checkpoint:
         """Make the staged directory a checkpoint, whole or not at all, and move the branch that was current at the start.
@@ -223,8 +229,9 @@ class Run:
         """Ctrl-C and what a disk refuses (a library wrote, and knows no better) as our own errors; others as they are."""
         if isinstance(error, KeyboardInterrupt):
             return Interrupted(f"{self.started.operation} was interrupted", hint=self._way_on())
-        if isinstance(error, OSError):
-            return atomic.refusal(error, error.filename or self.path) or error
+        if isinstance(error, Exception) and not isinstance(error, LlmosError):
+            refused = atomic.system_error(error)
+            return refused and atomic.refusal(refused, refused.filename or self.path) or error
         return error
 
     def _end(self, error: BaseException | None) -> None:
@@ -238,7 +245,10 @@ class Run:
 
     def _way_on(self) -> str:
         resumable = self.state.is_dir() and any(self.state.iterdir())
-        return f"`llmos {self.started.operation} --resume` goes on where it stopped" if resumable else ""
+        return f"`llmos {self.started.operation} --resume` goes on where it stopped" if resumable else _AS_BEFORE
+
+
+_AS_BEFORE = "the workspace is as it was before: run it again when you like"
 
 
 def _terminate(owner: int, number: int, frame: FrameType | None) -> None:
@@ -246,7 +256,7 @@ def _terminate(owner: int, number: int, frame: FrameType | None) -> None:
     if os.getpid() != owner:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    raise Terminated("terminated by SIGTERM")
+    raise Terminated("terminated by SIGTERM", hint="`llmos ps --all` shows what the run had done")
 
 
 def _ended(error: BaseException) -> Ended:

@@ -25,13 +25,16 @@ from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit, Metric, Note, ignore
 from llmos_cli.methods import parameters
 from llmos_cli.models.compiling import FAILURES, explained
-from llmos_cli.operations.training import budget, compiling, loss, schedule, state, validation
+from llmos_cli.operations.training import budget, compiling, divergence, loss, schedule, state, validation
 from llmos_cli.operations.training.meter import Meter
 from llmos_cli.operations.training.order import Order
 from llmos_cli.operations.training.stopping import Stopping
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks.base import Batch, Split, Task
 from llmos_cli.tasks.scoring import evaluate
+RUNAWAY = 2.0
+"""Times the first step's loss (or one nat) from which training is on its way to infinity."""
+
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class _Run:
         self.precision = precision_of(options, self.on)
         self.best = validation.Best()
         self.validations = self.saved_validations = 0
-        self.last_loss = self.gradient_norm = math.nan
+        self.first_loss = self.last_loss = self.gradient_norm = math.nan
+        self.checked_loss = 0.0
         self.meter = Meter(emit, stage, "tokens" if _counts_tokens(split) else "samples", self.on)
         if options.gradient_checkpointing:
             _checkpoint_gradients(model)
@@ -176,6 +180,7 @@ class _Run:
             return
         self.best, position = state.load(self.directory, model=self.model, optimizer=self.optimizer)
         self.budget.restore(step=position.step, elapsed=position.elapsed, lead=position.lead)
+        self.first_loss = position.first_loss
         self.validations = self.saved_validations = position.validations
         if position.compiled:
             self._compile()
@@ -233,6 +238,8 @@ class _Run:
             group["lr"] = learning_rate
         self.last_loss = sum(self._backward(device.move(batch, self.on), positions) for batch in batches)
         self.gradient_norm = float(nn.utils.clip_grad_norm_(self.trained, self.options.clip_norm or math.inf))
+        if self.budget.step == 0:
+            self.first_loss = self.last_loss
         self._check_finite()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -260,11 +267,17 @@ class _Run:
             return
         what = "gradient" if math.isfinite(self.last_loss) else "loss"
         self.optimizer.zero_grad(set_to_none=True)
-        self._save()
-        raise LlmosError(
-            f"The {what} is no longer finite at step {self.budget.step + 1}.",
-            hint=f"Start again with a lower train.learning_rate (now {self.options.learning_rate:g}): resuming would end at the same step.",
-        )
+        raise LlmosError(f"The {what} is no longer finite at step {self.budget.step + 1}.", hint=self._way_on())
+
+    def _way_on(self) -> str:
+        """The state saved last stays: these weights would give the same loss again, whatever the options are."""
+        now = f"(now {self.options.learning_rate:g})"
+        if self.directory is None:
+            return f"Start again with a lower learning rate {now}."
+        good = state.go_back(self.directory, failed_after=self.budget.step)
+        divergence.note(self.directory, divergence.Divergence(self.budget.step + 1, good))
+        where = f"goes on from step {good}, the last good state" if good else "begins again"
+        return f"{divergence.WAY_ON} {where}, with a lower rate {now}."
 
     def _hold_masks(self) -> None:
         with torch.no_grad():
@@ -279,7 +292,8 @@ class _Run:
         self.validations = max(self.validations + 1, validation.tenths(self.budget))
         with self._autocast():
             outcome = evaluate(self.task, self.model, checks, batch_size=self.options.batch_size)
-        value = self.task.metrics(outcome, self.facts)[self.task.metric]
+        metrics = self.task.metrics(outcome, self.facts)
+        value, self.checked_loss = metrics[self.task.metric], metrics["loss"]
         self.emit(Metric(self.task.metric, value, split="validation", step=self.budget.step))
         keep = self.options.keep == "best"
         self.best.consider(value, self.budget.step, task=self.task, model=self.model, keep=keep)
@@ -298,9 +312,20 @@ class _Run:
         if self.directory is None:
             return
         here = self.budget
-        position = state.Position(here.step, here.elapsed, here.lead, self.validations, self.compiled)
-        state.save(self.directory, model=self.model, optimizer=self.optimizer, best=self.best, position=position)
+        position = state.Position(here.step, here.elapsed, here.lead, self.validations, self.compiled, self.first_loss)
+        state.save(
+            self.directory,
+            model=self.model,
+            optimizer=self.optimizer,
+            best=self.best,
+            position=position,
+            sound=self._sound(),
+        )
         self.saved_validations = self.validations
+    def _sound(self) -> bool:
+        """Whether this is a state to come back to: the latest validation is the best, and no loss has run away."""
+        return self.best.behind == 0 and max(self.last_loss, self.checked_loss) <= RUNAWAY * max(1.0, self.first_loss)
+
 
     def _finish(self) -> Fitted:
         if self.best.weights is not None and self.best.step != self.budget.step:

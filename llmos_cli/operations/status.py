@@ -9,6 +9,7 @@ from llmos_cli.core.refs import Head
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.summary import Summary, age, short, summarize, told
+from llmos_cli.operations.training.divergence import WAY_ON, Divergence, noted
 
 _STORAGE = {
     "reflink": "equal files share their blocks (reflinks)",
@@ -32,7 +33,8 @@ class Process:
 @dataclass(frozen=True)
 class StatusResult:
     """`changed`: configs that differ from what the last run of their verb was given; `storage`: reflink, hardlink, copy or
-    None before the first checkpoint; `resumable`: the last training run, where it was cut off and can go on."""
+    None before the first checkpoint; `resumable`: the last training run, where it was cut off and can go on; `diverged`: where
+    its loss stopped it, so that it goes on with other settings alone."""
 
     workspace: str
     head: Head
@@ -41,6 +43,7 @@ class StatusResult:
     changed: tuple[str, ...]
     storage: str | None
     resumable: str | None
+    diverged: Divergence | None
 
     def view(self) -> View:
         return Group([Lines(self._head()), Lines(self._rest())])
@@ -65,7 +68,9 @@ class StatusResult:
             lines.append(
                 f"running: {process.operation} {name}, {age(process.since)}{process.progress and ', ' + process.progress}"
             )
-        if self.resumable:
+        if self.resumable and self.diverged:
+            lines.append(f"diverged: {self.resumable} at step {self.diverged.step}, {WAY_ON} goes on")
+        elif self.resumable:
             lines.append(f"interrupted: {self.resumable}, `llmos train --resume` goes on")
         if self.changed:
             lines.append(f"changed since its last run: {', '.join(self.changed)}")
@@ -76,6 +81,7 @@ class StatusResult:
 
 def status(ws: Workspace) -> StatusResult:
     head = ws.head()
+    resumable = _resumable(ws, head)
     return StatusResult(
         ws.name,
         head,
@@ -83,7 +89,8 @@ def status(ws: Workspace) -> StatusResult:
         tuple(_process(record) for record in ws.runs.alive()),
         tuple(_changed_configs(ws)),
         ws.storage,
-        _resumable(ws, head),
+        resumable,
+        noted(ws.root / "runs" / resumable / "state") if resumable else None,
     )
 
 

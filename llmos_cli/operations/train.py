@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from llmos_cli import device
-from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.manifest import Made
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.view import Line, Lines, Span, duration, number, short, size
 from llmos_cli.errors import NotFound, UsageError
-from llmos_cli.events import Emit, Metric, Note
+from llmos_cli.events import Emit, Metric, Note, Resumed
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
-from llmos_cli.operations.config import methods, note_unread
+from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
+from llmos_cli.operations.training import divergence, state
+from llmos_cli.operations.training.resumption import resumption
 from llmos_cli.operations.training.start import Start, config_json, make_model, start
 from llmos_cli.options.verbs import TrainConfig
 from llmos_cli.tasks.base import Task
@@ -87,15 +88,27 @@ def train(ws: Workspace, rev: str | None, resolved: Resolved, *, move: bool = Tr
         return result
 
 
-def resume(ws: Workspace, name: str | None, *, emit: Emit) -> TrainResult:
-    """Go on with an interrupted training run, as it was configured: the run `name`, or the current branch's last one."""
+def resume(
+    ws: Workspace, name: str | None, *, sets: Sequence[str] = (), unsets: Sequence[str] = (), emit: Emit
+) -> TrainResult:
+    """Go on with an interrupted training run: the run `name`, or the current branch's last one.
+
+    As it was configured, but for what `sets` and `unsets` change of how it is optimised (`training/resumption.py`).
+    """
     record = ws.runs.find(name) if name else _last_interrupted(ws)
     if record.operation != "train":
-        raise UsageError(f"run {record.id} is a {record.operation}, not a training run")
+        raise UsageError(
+            f"run {record.id} is a {record.operation}, not a training run", hint="`llmos ps --all` lists every run"
+        )
+    again = resumption(record, sets=sets, unsets=unsets)
     with ws.runs.resume(record.id) as run:
         run.listen(emit)
+        divergence.forget(run.state)
+        if again.changes:
+            run.reconfigure(again.resolved.mapping)
+            run.emit(Resumed(state.step(run.state), again.changes))
         parent = ws.checkpoint(run.started.parents[0]) if run.started.parents else None
-        return carry_out(ws, run, parent, recorded(run.path / "config.yaml"), resume=True, move=True)
+        return carry_out(ws, run, parent, again.resolved, resume=True, move=True)
 
 
 def _last_interrupted(ws: Workspace) -> Any:
@@ -107,13 +120,6 @@ def _last_interrupted(ws: Workspace) -> Any:
     raise NotFound(
         f"no training run on {base} was interrupted", hint="`llmos ps --all` lists runs; `--run ID` names one"
     )
-
-
-def recorded(file: Path) -> Resolved:
-    """A run's own config, with none of what the config files say today."""
-    tree = configs.read_file(file)
-    config = configs.check(tree, TrainConfig, methods=methods)
-    return Resolved("train", config, config.model_dump(mode="json"), {}, ())
 
 
 def carry_out(
@@ -190,13 +196,25 @@ def _commit(
             "data": begin.data.model_dump(mode="json"),
         },
         data=begin.prepared.fingerprint,
-        environment={**environment(), "precision": fitted.precision, "compiled": fitted.compiled},
+        environment={
+            **environment(),
+            "precision": fitted.precision,
+            "compiled": fitted.compiled,
+            **_told_of_resuming(run),
+        },
         seed=resolved.config.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with ws.stage() as folder:
         save(model, folder, dtype=_stored_dtype(begin), processor=begin.prepared.processor)
         return run.commit(folder, made, move=move)
+
+
+def _told_of_resuming(run: Run) -> dict[str, str]:
+    """The settings that changed on the way: `config` has only those that the run ended with."""
+    events, _ = read_events(run.path / EVENTS)
+    told = [Resumed(event["step"], event["settings"]).told for event in events if event["event"] == "resumed"]
+    return {"resumed": "; ".join(told)} if told else {}
 
 
 def _stored_dtype(begin: Start) -> torch.dtype:

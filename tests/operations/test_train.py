@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -11,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.device import compute_dtype
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
-from llmos_cli.events import Event, Metric, Note
+from llmos_cli.events import Event, Metric, Note, Resumed
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.show import show
+from llmos_cli.operations.status import status
 from llmos_cli.operations.train import TrainResult, measure, resume, train
+from llmos_cli.operations.training.divergence import Divergence
 from llmos_cli.operations.training.plan import plan
 from llmos_cli.operations.training.several import several
 from llmos_cli.operations.training.start import start
@@ -63,7 +69,7 @@ def test_a_checkpoint_from_scratch_says_how_it_was_made(workspace: Workspace) ->
     assert (checkpoint.id, made.operation, made.parents, made.seed) == (result.checkpoint, "train", (), 0)
     assert made.config["data"]["task"] == "causal-lm"
     assert made.config["model"]["hidden_size"] == 32
-    assert made.environment["precision"] == "float32"
+    assert made.environment["precision"] == str(compute_dtype(torch.device("cpu"))).removeprefix("torch.")
     assert made.environment["packages"]["torch"] == torch.__version__
     assert made.data["tokenizer"]
     assert (result.steps, result.rate_unit, result.branch) == (4, "tokens", "main")
@@ -119,6 +125,78 @@ def test_there_is_nothing_to_resume_after_a_run_that_ended_well(workspace: Works
         resume(workspace, None, emit=lambda event: None)
     with pytest.raises(UsageError, match="is done"):
         resume(workspace, result.run, emit=lambda event: None)
+
+
+def diverged(ws: Workspace, *sets: str) -> str:
+    """Train at a rate that no weight survives; the id of the run that its loss stopped."""
+    with pytest.raises(LlmosError, match="no longer finite") as stopped:
+        trained(ws, None, "train.max_steps=6", "train.eval_every=1", "train.learning_rate=1e30", *sets)
+    assert "`llmos train --resume -s train.learning_rate=LOWER`" in stopped.value.hint
+    return ws.runs.list()[-1].id
+
+
+def resumed(ws: Workspace, run: str | None, *sets: str, emit: Any = lambda event: None) -> TrainResult:
+    return resume(ws, run, sets=sets, emit=emit)
+
+
+def test_a_run_that_diverged_goes_on_from_its_last_good_state_at_another_rate(workspace: Workspace) -> None:
+    cut = ("train.max_steps=6", "train.eval_every=1")
+    run = killed(workspace, signal.SIGINT, *cut)
+    with pytest.raises(LlmosError, match="no longer finite"):
+        resumed(workspace, run, "train.learning_rate=1e30")
+    assert status(workspace).diverged == Divergence(step=4, good=2)
+
+    heard: list[Event] = []
+    result = resumed(workspace, None, "train.learning_rate=1e-3", "train.clip_norm=0.5", emit=heard.append)
+    assert result.steps == 6 and math.isfinite(result.metrics["test"]["loss"])
+    told = "from step 2 on: train.clip_norm 0.5 (was 1.0), train.learning_rate 0.001 (was 1e+30)"
+    assert told in [event.told for event in heard if isinstance(event, Resumed)]
+    assert told in (workspace.root / "runs" / run / "log.txt").read_text()
+    after = hashes(workspace)
+
+    again = killed(workspace, signal.SIGINT, *cut)
+    resumed(workspace, again, "train.learning_rate=1e-3", "train.clip_norm=0.5")
+    assert hashes(workspace) == after
+
+
+def test_a_run_without_a_good_state_begins_again_at_another_rate(workspace: Workspace) -> None:
+    diverged(workspace)
+    assert status(workspace).diverged == Divergence(step=2, good=0)
+    resumed(workspace, None, "train.learning_rate=1e-3")
+    after = hashes(workspace)
+    trained(workspace, None, "train.max_steps=6", "train.eval_every=1", "train.learning_rate=1e-3")
+    assert hashes(workspace) == after
+
+
+def test_a_resumed_run_tells_the_settings_it_ended_with_and_those_it_had(workspace: Workspace) -> None:
+    run = diverged(workspace)
+    resumed(workspace, None, "train.learning_rate=1e-3")
+    made = show(workspace, "HEAD")
+    assert made.config["train"]["learning_rate"] == 1e-3
+    assert made.environment["resumed"] == "from step 0 on: train.learning_rate 0.001 (was 1e+30)"
+    assert yaml.safe_load((workspace.root / "runs" / run / "config.yaml").read_text())["train"]["learning_rate"] == 1e-3
+
+
+def test_a_diverged_run_is_not_resumed_to_the_same_end(workspace: Workspace, llmos: Llmos) -> None:
+    run = diverged(workspace)
+    refused = llmos("train", "--resume")
+    assert refused.code == 2 and f"run {run} ended at step 2" in refused.err
+    assert "-s train.learning_rate=LOWER" in refused.err
+    assert "interrupted: " not in llmos("status").out
+    assert f"diverged: {run} at step 2, `llmos train --resume -s train.learning_rate=LOWER`" in llmos("status").out
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["model.hidden_size=64", "data.max_samples=8", "seed=3", "train.batch_size=2", "train.optimizer=sgd"],
+)
+def test_what_a_run_learns_and_from_what_stays_as_it_was(workspace: Workspace, setting: str) -> None:
+    diverged(workspace)
+    before = workspace.runs.list()
+    with pytest.raises(UsageError, match=f"{setting.partition('=')[0]} cannot change") as refused:
+        resumed(workspace, None, "train.learning_rate=1e-3", setting)
+    assert "llmos train" in refused.value.hint
+    assert workspace.runs.list() == before
 
 
 def test_training_goes_on_from_a_revision(workspace: Workspace) -> None:
@@ -246,8 +324,8 @@ def test_the_commands(workspace: Workspace, llmos: Llmos) -> None:
     assert again.code == 0 and "2 steps" not in again.out and "test: bits_per_byte" in again.out
     assert workspace.resolve() == ran.json["checkpoint"]
 
-    mixed = llmos("train", "--resume", "-s", "train.max_steps=3")
-    assert (mixed.code, mixed.out) == (2, "") and "as it was configured" in mixed.err
+    mixed = llmos("train", "HEAD", "--resume")
+    assert (mixed.code, mixed.out) == (2, "") and "as it was begun" in mixed.err
     assert llmos("train", "nonesuch").code == 4
     assert llmos("train", "--jobs", 2).code == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Best:
         """Of equal ones the later is kept, which has trained longer (accuracy often stands still for a while), but it is no
         improvement to be patient for."""
         sign = 1 if task.lower_is_better else -1
-        better = self.value is None or sign * value < sign * self.value
+        better = math.isfinite(value) and (self.value is None or sign * value < sign * self.value)
         self.behind = 0 if better else self.behind + 1
         if better or value == self.value:
             self.value, self.step = value, step

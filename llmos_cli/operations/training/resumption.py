@@ -1,0 +1,85 @@
+"""What may change when a training run goes on: how it is optimised. What it learns, and from what, stays as it was.
+
+A run goes on from a state: weights, the optimizer's, a place in the data. Another model or batch size does not fit that
+state, and other data would make the record of what the checkpoint was trained on a lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.core import config as configs
+from llmos_cli.core.config import Resolved
+from llmos_cli.errors import UsageError
+from llmos_cli.operations.config import methods
+from llmos_cli.operations.training.divergence import WAY_ON, noted
+from llmos_cli.options.verbs import TrainConfig
+
+if TYPE_CHECKING:
+    from llmos_cli.core.records import RunRecord
+
+FREE = frozenset(
+    f"train.{name}"
+    for name in (
+        "clip_norm",
+        "compile",
+        "eval_every",
+        "eval_samples",
+        "gradient_checkpointing",
+        "keep",
+        "label_smoothing",
+        "learning_rate",
+        "max_epochs",
+        "max_seconds",
+        "max_steps",
+        "patience",
+        "precision",
+        "save_every",
+        "schedule",
+        "teacher_weight",
+        "temperature",
+        "warmup",
+        "weight_decay",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The config to go on with, and what is new in it: key -> (before, now)."""
+
+    resolved: Resolved
+    changes: Mapping[str, tuple[Any, Any]]
+
+
+def resumption(record: RunRecord, *, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Resumption:
+    """A run's own config, with none of what the config files say today, changed as asked; UsageError for what cannot change."""
+    file = record.path / "config.yaml"
+    before = _recorded(configs.read_file(file))
+    resolved = _recorded(configs.amended(configs.read_file(file), sets=sets, unsets=unsets))
+    changes = configs.changes(before.mapping, resolved.mapping)
+    _check_free(changes, before.config.train.optimizer)
+    diverged = noted(record.path / "state")
+    if diverged and not changes:
+        raise UsageError(
+            f"run {record.id} ended at step {diverged.step}, where the loss was no longer finite, and would end there again",
+            hint=f"{WAY_ON} goes on with a lower rate (it was {resolved.config.train.learning_rate:g})",
+        )
+    return Resumption(resolved, changes)
+
+
+def _recorded(tree: Any) -> Resolved:
+    config = configs.check(tree, TrainConfig, methods=methods)
+    return Resolved("train", config, config.model_dump(mode="json"), {}, ())
+
+
+def _check_free(changes: Mapping[str, Any], optimizer: str) -> None:
+    for key in changes:
+        if key not in FREE and not key.startswith(f"train.{optimizer}."):
+            raise UsageError(
+                f"{key} cannot change while a run goes on",
+                hint="begin another run: `llmos train`, or `llmos train REV` from a checkpoint's weights; "
+                "`--resume` takes -s train.learning_rate, clip_norm, schedule and their like",
+            )
