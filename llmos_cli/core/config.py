@@ -144,9 +144,8 @@ def unread(resolved: Resolved) -> list[str]:
     dead = [key for key in resolved.config.unread() if _set_by_user(key, resolved)]
     if not dead:
         return []
-    shipped = list(resolved.shipped())
-    own = [key for key in dead if not any(_at(template, key) == _at(resolved.mapping, key) for template in shipped)]
-    return [f"{key} ({_origin_of(key, resolved)})" for key in own]
+    shipped = [template for template in resolved.shipped() if _for_the_same_task(template, resolved.mapping)]
+    return [f"{key} ({_origin_of(key, resolved)})" for key in dead if not _as_shipped(key, resolved, shipped)]
 
 
 def _files(verb: str, workspace: Workspace | None, files: Sequence[Path]) -> list[Path]:
@@ -244,6 +243,16 @@ def _origins(tree: Node, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _set_by_user(key: str, resolved: Resolved) -> bool:
     """Told by its origin, and by its value: to write a default down is not to ask for anything."""
     return bool(_origin_of(key, resolved)) and _at(resolved.mapping, key) != _default(type(resolved.config), key)
+
+
+def _as_shipped(key: str, resolved: Resolved, shipped: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether it stands in the workspace's own file as a template wrote it: that is nobody's wish."""
+    in_the_file = _origin_of(key, resolved).startswith(f"configs/{resolved.verb}.yaml:")
+    return in_the_file and any(_at(template, key) == _at(resolved.mapping, key) for template in shipped)
+
+
+def _for_the_same_task(template: Mapping[str, Any], mapping: Mapping[str, Any]) -> bool:
+    return _at(template, "data.task") in (None, _at(mapping, "data.task"))
 
 
 def _origin_of(key: str, resolved: Resolved) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -26,6 +27,14 @@ class Section(BaseModel):
         if not name.startswith("_") and name in type(self).model_fields:
             self.__pydantic_private__["_read"].add(name)  # type: ignore[index]
         return value
+
+    def over(self, base: Mapping[str, Any]) -> Self:
+        """What this section says explicitly, on top of `base`. Reading a key of the result is reading it here, and only that:
+        a copy reads nothing, else every key would count as read once it was copied."""
+        said = {name: self.__dict__[name] for name in self.model_fields_set & type(self).model_fields.keys()}
+        laid = type(self)(**{**base, **{name: value for name, value in said.items() if value is not None}})
+        laid._read = self._read
+        return laid
 
     @classmethod
     def is_section(cls, name: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from llmos_cli.core import atomic, refs
-from llmos_cli.core.config import Resolved, unread
+from llmos_cli.core.config import Resolved
 from llmos_cli.core.locks import lock
 from llmos_cli.core.objects import hash_files
 from llmos_cli.core.view import Lines, Span, View
@@ -25,6 +25,7 @@ from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.data.extras import require
 from llmos_cli.errors import Conflict, Corrupt, LlmosError, UsageError
 from llmos_cli.events import Emit, Note
+from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.ps import ADDRESS, address_of
 
 if TYPE_CHECKING:
@@ -151,8 +152,7 @@ def serving_of(
         return Gateway(link, result.name, checkpoint.id, checkpoint.path, limits)
 
     def ready() -> None:
-        for key in unread(resolved):
-            say(f"{key} was set and nothing reads it", "warning")
+        note_unread(resolved, lambda message: say(message, "warning"))
         say(f"ready at {result.url}", "info")
         announce(result)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmos_cli import catalog, device
@@ -349,12 +348,7 @@ class _Run:
 
 def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     method = catalog.method("train", options.optimizer).load()
-    try:
-        own = method.Options(**options.of_method(options.optimizer))
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(["train", options.optimizer, *map(str, first["loc"])])
-        raise UsageError(f"{key}: {first['msg'].lower()}", hint="`llmos config schema` lists the keys") from problem
+    own = options.of_method(options.optimizer, method.Options)
     optimizer: torch.optim.Optimizer = method.optimizer(
         parameters.of_model(model), own, learning_rate=options.learning_rate, weight_decay=options.weight_decay
     )

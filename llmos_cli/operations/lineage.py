@@ -46,7 +46,6 @@ def effective_data(ws: Workspace, checkpoint: str, asked: DataOptions) -> DataOp
     Task and sequence length stay the checkpoint's in either case, unless `asked` says otherwise.
     """
     recorded = recorded_data(ws, checkpoint)
-    said = {name: getattr(asked, name) for name in asked.model_fields_set}
-    if said.get("source") is not None or said.get("splits"):
+    if {"source", "splits"} & asked.model_fields_set and (asked.source is not None or asked.splits):
         recorded = {name: recorded[name] for name in ("task", "sequence_length") if name in recorded}
-    return DataOptions(**recorded | {name: value for name, value in said.items() if value is not None})
+    return asked.over(recorded)

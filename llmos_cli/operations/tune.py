@@ -203,7 +203,7 @@ def _open(plan: Plan) -> tuple[optuna.Study, int]:
     grid = {key: dimension.values() for key, dimension in plan.space.items()}
     storage = studies.open_storage(plan.storage)
     search = Search(plan.seed, studies.told(plan.name, storage), plan.startup, len(plan.objectives), grid)
-    sampler = module.sampler(module.Options(**plan.options.of_method(plan.sampler)), search)
+    sampler = module.sampler(plan.options.of_method(plan.sampler, module.Options), search)
     study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
     limit: Callable[[Search], int] | None = getattr(module, "limit", None)
     if limit:

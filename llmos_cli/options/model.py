@@ -28,3 +28,9 @@ class ModelOptions(Section):
         widths = dict(self.__pydantic_extra__ or {})
         self._read.update(widths)
         return widths
+
+    def width(self, name: str) -> Any:
+        """One of those keys; None where it is not set."""
+        if name in (widths := self.__pydantic_extra__ or {}):
+            self._read.add(name)
+        return widths.get(name)

@@ -6,13 +6,15 @@ that have methods; `core/config.py` checks those keys against the catalog and th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from llmos_cli.core.section import Section
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
+
+Own = TypeVar("Own", bound=Section)
 
 
 class Methodical(Section):
@@ -21,10 +23,18 @@ class Methodical(Section):
     model_config = ConfigDict(extra="allow")
     has_methods: ClassVar[bool] = True
 
-    def of_method(self, name: str) -> dict[str, Any]:
-        """The keys set for one method, to be read by its `Options`."""
-        self._read.add(name)
-        return dict((self.__pydantic_extra__ or {}).get(name) or {})
+    _of_methods: dict[str, Section] = PrivateAttr(default_factory=dict)
+
+    def of_method(self, name: str, options: type[Own]) -> Own:
+        """What was set for one method, as its own options: each of them that is never read is reported like any other key."""
+        own = options(**(self.__pydantic_extra__ or {}).get(name) or {})
+        self._of_methods[name] = own
+        return own
+
+    def unread(self, prefix: str = "") -> list[str]:
+        chosen = {f"{prefix}{name}": own for name, own in self._of_methods.items()}
+        others = [key for key in super().unread(prefix) if key not in chosen]
+        return others + [key for name, own in chosen.items() for key in own.unread(f"{name}.")]
 
 
 class TrainOptions(Methodical):
@@ -163,21 +173,21 @@ class DeployOptions(Section):
 
 
 class TrainConfig(Section):
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**53)
     model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions()
     train: TrainOptions = TrainOptions()
 
 
 class PruneConfig(Section):
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**53)
     data: DataOptions = DataOptions()
     prune: PruneOptions = PruneOptions()
     heal: HealOptions = HealOptions()
 
 
 class QuantizeConfig(Section):
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**53)
     data: DataOptions = DataOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     heal: HealOptions = HealOptions()
@@ -186,12 +196,12 @@ class QuantizeConfig(Section):
 class TuneConfig(Section):
     """A trial is a training run: `configs/train.yaml` with the trial's values; this file holds the search."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**53)
     tune: TuneOptions = TuneOptions()
 
 
 class EvalConfig(Section):
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**53)
     data: DataOptions = DataOptions()
     eval: EvalOptions = EvalOptions()
 

@@ -103,8 +103,8 @@ class ImageClassification(Task):
 def _shape(train: Rows, model: ModelOptions) -> Pixels:
     """The shape of the first image, which stands for the others: squared, and grey only if it is."""
     first = pixels.opened(train["image"][0])
-    size = model.widths().get("image_size") or min(*first.shape[:2], LARGEST_SIDE)
-    channels = model.widths().get("num_channels") or (1 if first.ndim == 2 else 3)
+    size = model.width("image_size") or min(*first.shape[:2], LARGEST_SIDE)
+    channels = model.width("num_channels") or (1 if first.ndim == 2 else 3)
     return Pixels(int(size), int(channels), (0.0,) * int(channels), (1.0,) * int(channels))
 
 

@@ -55,9 +55,9 @@ def length_of(tokenizer: PreTrainedTokenizerFast, facts: Mapping[str, Any]) -> i
 
 def check_length(data: DataOptions, model: ModelOptions, processor: Path | None) -> None:
     """Refuse sequences longer than the positions that the model has or is asked to have."""
-    widths = model.widths()
     config = config_of(processor) if processor is not None else {}
-    limits = [int(keys[name]) for keys in (widths, config) for name in POSITIONS if keys.get(name)]
+    found = [asked for name in POSITIONS for asked in (model.width(name), config.get(name))]
+    limits = [int(limit) for limit in found if limit]
     if limits and data.sequence_length > min(limits):
         raise UsageError(
             f"data.sequence_length is {data.sequence_length}, but the model has {min(limits)} positions",

@@ -318,4 +318,4 @@ def test_the_run_keeps_a_log(server: Server):
     log = (Path(server.workspace) / "runs" / server.run / "log.txt").read_text()
     assert "decoding 4 streams" in log
     assert f"ready at {server.url}" in log
-    assert "nothing reads it" not in log
+    assert "had no effect" not in log

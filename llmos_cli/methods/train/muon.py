@@ -55,7 +55,17 @@ class Muon(torch.optim.Optimizer):
     """Groups with `orthogonal` hold matrices (or convolutions, as [O, rest]); the others are stepped by AdamW."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, learning_rate: float, options: Options) -> None:
-        super().__init__(groups, {"lr": learning_rate, **options.model_dump()})
+        defaults = {
+            "lr": learning_rate,
+            "momentum": options.momentum,
+            "nesterov": options.nesterov,
+            "iterations": options.iterations,
+            "scale": options.scale,
+            "beta1": options.beta1,
+            "beta2": options.beta2,
+            "eps": options.eps,
+        }
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from llmos_cli import catalog, device
@@ -61,14 +60,9 @@ def subject(ws: Workspace, checkpoint: Checkpoint, resolved: Resolved, ignore: S
 
 
 def method(verb: str, options: PruneOptions | QuantizeOptions) -> tuple[ModuleType, Section]:
-    """The method's module and its own options, checked; UsageError for a name or an option that is not there."""
+    """The method's module and its own options; UsageError for a name that is not there."""
     module = catalog.method(verb, options.method).load()
-    try:
-        return module, module.Options(**options.of_method(options.method))
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join([verb, options.method, *map(str, first["loc"])])
-        raise UsageError(f"{key}: {first['msg'].lower()}", hint="`llmos config schema` lists the keys") from problem
+    return module, options.of_method(options.method, module.Options)
 
 
 def outranked(resolved: Resolved, key: str, by: str) -> bool:
