@@ -20,6 +20,8 @@ import typer
 from typer.exceptions import TyperException
 
 from llmos_cli import __version__
+from llmos_cli.catalog import commands, did_you_mean
+from llmos_cli.core.atomic import system_error
 from llmos_cli.core.places import cache_home
 from llmos_cli.errors import Interrupted, LlmosError, UsageError
 from llmos_cli.lazy import Commands
@@ -60,14 +62,14 @@ def root(
 
 def _enter(directory: str) -> None:
     if not Path(directory).is_dir():
-        raise UsageError(f"-C: there is no folder {directory!r}")
+        raise UsageError(f"-C: there is no folder {directory!r}", hint=f"it is looked for from {Path.cwd()}")
     os.chdir(directory)
 
 
 def _wait(seconds: str) -> None:
     """Passed on through the environment, so that a run's child processes wait as long."""
     if not seconds.replace(".", "", 1).isdigit():
-        raise UsageError(f"--wait takes a number of seconds, not {seconds!r}")
+        raise UsageError(f"--wait takes a number of seconds, not {seconds!r}", hint="for example --wait 5")
     os.environ["LLMOS_WAIT"] = seconds
 
 
@@ -90,10 +92,10 @@ def run(args: Sequence[str]) -> int:
         ui.error(error)
         return error.exit_code
     except TyperException as error:
-        ui.error(_as_usage(error))
+        ui.error(_as_usage(error, args))
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        ui.error(Interrupted("interrupted"))
+        ui.error(Interrupted("interrupted", hint="nothing was left half done: run it again when you like"))
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the one boundary
         ui.error(_plainly(error))
@@ -101,12 +103,20 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _as_usage(error: TyperException) -> UsageError:
-    """typer's usage errors in our words: one sentence, and where help is."""
+def _as_usage(error: TyperException, args: Sequence[str]) -> UsageError:
+    """typer's usage errors in our words: one sentence, the nearest name, and where help is."""
     context = getattr(error, "ctx", None)
-    message = " ".join(error.format_message().split()).rstrip(".")
-    path = context.command_path if context else "llmos"
-    return UsageError(message[:1].lower() + message[1:], hint=f"`{path} --help` lists what it takes")
+    help_ = f"`{context.command_path if context else _command_of(args)} --help` lists what it takes"
+    if close := getattr(error, "possibilities", None):
+        option = getattr(error, "option_name", "")
+        return UsageError(f"no such option: {option}", hint=f"{did_you_mean(option, close)} {help_}")
+    message = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+    return UsageError(message[:1].lower() + message[1:], hint=help_)
+
+
+def _command_of(args: Sequence[str]) -> str:
+    """For errors that do not say where they arose: the command is the first word that names one."""
+    return next((f"llmos {word}" for word in args if word in commands()), "llmos")
 
 
 def _reader_left() -> int:
@@ -117,9 +127,10 @@ def _reader_left() -> int:
 
 def _plainly(error: Exception) -> LlmosError:
     """Anything else in one sentence: the disk's troubles as they are, the unforeseen with its traceback in a file."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        message, hint = _DISK[error.errno]
-        where = f": {error.filename}" if error.filename else ""
+    refused = system_error(error)
+    if refused is not None and refused.errno in _DISK:
+        message, hint = _DISK[refused.errno]
+        where = f": {refused.filename}" if refused.filename else ""
         return LlmosError(f"{message}{where}", hint=hint)
     said = " ".join(str(error).split())[:300]
     kept = _keep_traceback(error)
@@ -140,6 +151,12 @@ _DISK = {
     errno.EROFS: ("the file system is read-only", "work on a writable copy of the workspace"),
     errno.EACCES: ("permission denied", "check the owner and mode of the file or folder"),
     errno.EPERM: ("operation not permitted", "check the owner and mode of the file or folder"),
+    errno.EFBIG: ("the file would be larger than this process may write", "`ulimit -f` says how large it may be"),
+    errno.EISDIR: ("a folder stands where a file is needed", "name a file"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "name a folder"),
+    errno.ENAMETOOLONG: ("a name is too long for the file system", "give it a shorter one"),
+    errno.ELOOP: ("links lead in a circle", "name the file that is meant"),
+    errno.EMFILE: ("too many files are open", "raise the limit with `ulimit -n`"),
 }
 
 

@@ -26,7 +26,7 @@ class LlmosError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -47,7 +47,7 @@ class Place:
 
 
 class ConfigError(UsageError):
-    def __init__(self, message: str, *, hint: str = "", place: Place | None = None) -> None:
+    def __init__(self, message: str, *, hint: str, place: Place | None = None) -> None:
         super().__init__(message, hint=hint)
         self.place = place
 

@@ -186,17 +186,21 @@ class _Plain:
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         if param.multiple or param.nargs == -1:
-            return tuple(self._convert(item) for item in value or ())
-        return None if value is None else self._convert(value)
+            return tuple(self._convert(item, ctx) for item in value or ())
+        return None if value is None else self._convert(value, ctx)
 
-    def _convert(self, text: Any) -> Any:
+    def _convert(self, text: Any, ctx: Any) -> Any:
         try:
             value = self._one(text)
         except ValueError:
             kind = "a whole number" if self._one is int else "a number"
-            raise UsageError(f"{self._called} takes {kind}, not {text!r}") from None
+            raise UsageError(f"{self._called} takes {kind}, not {text!r}", hint=_help_of(ctx)) from None
         if self._low is not None and value < self._low:
-            raise UsageError(f"{self._called} must be at least {self._low}, not {text}")
+            raise UsageError(f"{self._called} must be at least {self._low}, not {text}", hint=_help_of(ctx))
         if self._high is not None and value > self._high:
-            raise UsageError(f"{self._called} must be at most {self._high}, not {text}")
+            raise UsageError(f"{self._called} must be at most {self._high}, not {text}", hint=_help_of(ctx))
         return value
+
+
+def _help_of(ctx: Any) -> str:
+    return f"`{ctx.command_path if ctx else 'llmos'} --help` says what it takes"

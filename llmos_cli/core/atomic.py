@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,10 @@ _REFUSALS = {
     errno.EROFS: ("the file system is read-only", "copy the workspace to a place you can write"),
     errno.EACCES: ("permission denied", "the workspace must be writable by you"),
     errno.EPERM: ("operation not permitted", "the workspace must be writable by you"),
+    errno.EFBIG: ("the file would be larger than this process may write", "`ulimit -f` says how large it may be"),
 }
+_TOLD = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) tell an errno: their exceptions are not OSErrors."""
 
 
 def write_text(path: Path, text: str, *, scratch: Path | None = None) -> None:
@@ -131,3 +135,14 @@ def refusal(error: OSError, path: Path | str) -> LlmosError | None:
         return None
     reason, hint = _REFUSALS[error.errno]
     return LlmosError(f"cannot write {path}: {reason}", hint=hint)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The system's own error behind `error`: itself, what a library made it of, or what one says in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error
+        if told := _TOLD.search(str(error)):
+            return OSError(int(told[1]), os.strerror(int(told[1])))
+        error = error.__cause__ or error.__context__
+    return None

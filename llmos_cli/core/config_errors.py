@@ -38,7 +38,7 @@ def explain(error: ValidationError, tree: Node, model: type[Section], *, prefix:
     name = ".".join(filter(None, (prefix, *path)))
     if told["type"] == "extra_forbidden":
         return unknown_key(name, path[-1], _names(model, path[:-1]), node.key_place)
-    return _wrong_value(name, told, node)
+    return _wrong_value(name, told, node, _about(model, path) or LOOK)
 
 
 def unknown_key(name: str, key: str, known: Iterable[str], place: Place) -> ConfigError:
@@ -62,22 +62,48 @@ def _locate(location: tuple[int | str, ...], tree: Node) -> tuple[list[str], Nod
     return path, tree
 
 
-def _wrong_value(name: str, told: Mapping[str, Any], node: Node) -> ConfigError:
+def _wrong_value(name: str, told: Mapping[str, Any], node: Node, about: str) -> ConfigError:
     kind, context, given = told["type"], told.get("ctx") or {}, _shown(node)
     if kind in _TAKES:
-        return ConfigError(f"{name} takes {_TAKES[kind]}, not {given}", hint=_quoted_hint(node), place=node.place)
+        return ConfigError(
+            f"{name} takes {_TAKES[kind]}, not {given}", hint=_quoted_hint(node) or about, place=node.place
+        )
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        return ConfigError(f"{name} must be {words} {context[bound]:g}, not {given}", place=node.place)
+        return ConfigError(f"{name} must be {words} {context[bound]:g}, not {given}", hint=about, place=node.place)
     if kind == "literal_error":
         choices = [choice.strip(" '") for choice in context["expected"].replace(" or ", ", ").split(",")]
         close = difflib.get_close_matches(str(node.value), choices, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else ""
+        hint = f"did you mean {close[0]!r}?" if close else about
         return ConfigError(f"{name} is one of {', '.join(choices)}, not {given}", hint=hint, place=node.place)
     if kind == "string_pattern_mismatch":
         return ConfigError(f"{name} cannot be {given}", hint=f"it matches {context['pattern']}", place=node.place)
     message = str(told["msg"]).removeprefix("Value error, ")
-    return ConfigError(f"{name}: {message[:1].lower()}{message[1:]}" if name else message, place=node.place)
+    said = f"{name}: {message[:1].lower()}{message[1:]}" if name else message
+    return ConfigError(said, hint=about, place=node.place)
+
+
+LOOK = "`llmos config schema VERB` explains every option"
+
+
+def _about(model: type[Section], path: list[str]) -> str:
+    """What the option at `path` means, its limits and its default, as its class declares them."""
+    for section in path[:-1]:
+        if section in model.model_fields:
+            model = section_of(model.model_fields[section].annotation) or model
+    words = [part for part in path if part in model.model_fields]
+    if not words:
+        return ""
+    field = model.model_fields[words[-1]]
+    meaning = (field.description or "").partition("\n")[0].strip().rstrip(".")
+    limits = [
+        f"{text} {getattr(limit, bound):g}"
+        for limit in field.metadata
+        for text, bound in _BOUNDS.values()
+        if isinstance(getattr(limit, bound, None), int | float)
+    ]
+    default = [f"{field.default} when left out"] if isinstance(field.default, int | float | str) else []
+    return "; ".join(filter(None, [meaning[:1].lower() + meaning[1:], " and ".join(limits), *default]))
 
 
 def _shown(node: Node) -> str:

@@ -29,7 +29,9 @@ def patience() -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"LLMOS_WAIT must be a number of seconds, not {text!r}") from None
+        raise UsageError(
+            f"LLMOS_WAIT must be a number of seconds, not {text!r}", hint="for example LLMOS_WAIT=5"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -126,6 +126,9 @@ def parse(text: bytes) -> Manifest:
     )
 
 
+_SMALLER = "give it a text or a finite number, or leave it out"
+
+
 def plain(value: Any, where: str) -> Any:
     """`value` in JSON's own types; tuples become lists, paths text. LlmosError for what JSON cannot hold exactly."""
     if value is None or isinstance(value, bool):
@@ -134,11 +137,11 @@ def plain(value: Any, where: str) -> Any:
         return _text(value, where)
     if isinstance(value, int):
         if abs(value) > _EXACT:
-            raise LlmosError(f"{where} is {value}, and a manifest holds integers up to 2^53 - 1 only")
+            raise LlmosError(f"{where} is {value}, and a manifest holds integers up to 2^53 - 1 only", hint=_SMALLER)
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise LlmosError(f"{where} is {value}, which a manifest cannot hold")
+            raise LlmosError(f"{where} is {value}, which a manifest cannot hold", hint=_SMALLER)
         return float(value)
     if isinstance(value, Mapping):
         return {_text(str(key), where): plain(item, f"{where}.{key}") for key, item in value.items()}
@@ -147,12 +150,12 @@ def plain(value: Any, where: str) -> Any:
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(items)]
     if isinstance(value, os.PathLike):
         return _text(str(os.fspath(value)), where)
-    raise LlmosError(f"{where} is a {type(value).__name__}, which a manifest cannot hold")
+    raise LlmosError(f"{where} is a {type(value).__name__}, which a manifest cannot hold", hint=_SMALLER)
 
 
 def _text(value: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise LlmosError(f"{where} is {value!r}, which is not Unicode text") from None
+        raise LlmosError(f"{where} is {value!r}, which is not Unicode text", hint="write it in UTF-8") from None
     return value

@@ -86,7 +86,10 @@ class Objects:
 
     def _adopt_file(self, staged: Path, entry: FileEntry, mode: Mode) -> int:
         if not stat.S_ISREG(staged.lstat().st_mode):
-            raise LlmosError(f"a checkpoint holds plain files only, and {staged.name} is something else")
+            raise LlmosError(
+                f"a checkpoint holds plain files only, and {staged.name} is something else",
+                hint="copy what it points to in its place",
+            )
         staged.chmod(0o444)
         sync_file(staged)
         if mode == "copy":

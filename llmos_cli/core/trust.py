@@ -75,7 +75,7 @@ def _list(ws: Workspace, name: str, content: bytes) -> str:
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
-        raise NotFound(f"there is no file {path}")
+        raise NotFound(f"there is no file {path}", hint="`llmos trust FILE` takes a Python file of the workspace")
     return path.read_bytes()
 
 

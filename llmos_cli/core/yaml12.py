@@ -92,7 +92,12 @@ def parse(text: str, file: str) -> Node:
         where = place(file, text, _mark(mark)) if mark else Place(file, 0, 0)
         raise ConfigError(f"not valid YAML: {error.problem}", hint=_syntax_hint(text), place=where) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not text that YAML allows: {error}", place=Place(file, 0, 0)) from None
+        told = " ".join(str(error).split())
+        raise ConfigError(
+            f"{file} is not text that YAML allows: {told}",
+            hint="save it as plain UTF-8 text, without control characters",
+            place=Place(file, 0, 0),
+        ) from None
 
 
 def parse_value(text: str, file: str) -> Node:
@@ -181,7 +186,7 @@ class _Open:
 
 def _checked_key(key: Node, container: dict[str, Node]) -> Node:
     if isinstance(key.value, dict | list):
-        raise ConfigError("a key must be a word", place=key.place)
+        raise ConfigError("a key must be a word", hint="write `key: value`", place=key.place)
     if key.raw in container:
         first = container[key.raw].key_place.line
         raise ConfigError(f"{key.raw!r} is given twice", hint=f"it is also on line {first}: keep one", place=key.place)

@@ -122,7 +122,15 @@ def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
     """The weights of a directory: the named file, else safetensors, else the only GGUF file, else pickles."""
     if file is not None:
         if not (directory / file).is_file():
-            raise NotFound(f"{directory} has no file {file}")
+            there = (
+                ", ".join(
+                    sorted(
+                        path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf", *PICKLES)
+                    )
+                )
+                or "none"
+            )
+            raise NotFound(f"{directory} has no file {file}", hint=f"its files of weights: {there}")
         return (directory / file,)
     if any(directory.glob("*.safetensors")):
         return tuple(headers.files(directory))
@@ -174,8 +182,11 @@ def _config(directory: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         if "auto_map" in file.read_text(encoding="utf-8", errors="replace"):
-            raise Untrusted(f"{directory.name} needs Python code of its own, which llmos does not run") from problem
-        raise Corrupt(f"{file} does not load: {reason}") from problem
+            raise Untrusted(
+                f"{directory.name} needs Python code of its own, which llmos does not run",
+                hint="convert it with its own code to an architecture that transformers has, and import that",
+            ) from problem
+        raise Corrupt(f"{file} does not load: {reason}", hint="copy or download the folder again") from problem
     return config
 
 
@@ -203,7 +214,7 @@ def _forget_code(target: Path) -> None:
         try:
             settings = json.loads(file.read_bytes())
         except ValueError as problem:
-            raise Corrupt(f"{file.name} is not JSON") from problem
+            raise Corrupt(f"{file.name} is not JSON", hint="copy or download the folder again") from problem
         if isinstance(settings, dict) and settings.pop("auto_map", None):
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -220,7 +231,10 @@ def _tokenizer(foreign: Foreign, target: Path) -> None:
         ).save_pretrained(target)
     except (OSError, ValueError, ImportError, KeyError) as problem:
         reason = str(problem).strip().splitlines()[0]
-        raise LlmosError(f"the tokenizer of {foreign.origin['source']} does not load: {reason}") from problem
+        raise LlmosError(
+            f"the tokenizer of {foreign.origin['source']} does not load: {reason}",
+            hint="put a tokenizer.json beside the weights",
+        ) from problem
 
 
 def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:

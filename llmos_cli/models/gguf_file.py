@@ -78,10 +78,13 @@ def read(file: Path) -> PreTrainedModel:
             )
     except UNREADABLE as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise Corrupt(f"{file.name} cannot be read: {reason}") from problem
+        raise Corrupt(f"{file.name} cannot be read: {reason}", hint="copy or download it again") from problem
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise Corrupt(f"{file.name} lacks {len(missing)} of the model's tensors, {missing[0]} first")
+        raise Corrupt(
+            f"{file.name} lacks {len(missing)} of the model's tensors, {missing[0]} first",
+            hint="copy or download it again",
+        )
     found: PreTrainedModel = model.eval()
     if hasattr(found.config, "quantization_config"):
         del found.config.quantization_config
@@ -111,7 +114,10 @@ def _check(model: PreTrainedModel, dtype: str) -> None:
             f"GGUF export knows llama, not {config.model_type}", hint="export --format hf, and convert that"
         )
     if config.attention_bias or config.mlp_bias or config.rope_parameters.get("rope_type") != "default":
-        raise UsageError("GGUF export knows Llama without biases and with plain rotary positions only")
+        raise UsageError(
+            "GGUF export knows Llama without biases and with plain rotary positions only",
+            hint="export --format hf, and convert that",
+        )
 
 
 def _write_settings(writer: Any, gguf: Any, config: Any, dtype: str) -> None:

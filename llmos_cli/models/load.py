@@ -73,7 +73,10 @@ def load_config(path: Path) -> PreTrainedConfig:
     except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
         kind = values.get("model_type") or "a model without model_type"
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise LlmosError(f"{path}/config.json describes {kind}, which does not load: {reason}") from problem
+        raise LlmosError(
+            f"{path}/config.json describes {kind}, which does not load: {reason}",
+            hint="`llmos fsck` tells whether the checkpoint is whole; `llmos doctor` shows the versions installed",
+        ) from problem
 
 
 def model_class(config: PreTrainedConfig, path: Path | None = None) -> type[PreTrainedModel]:

@@ -135,7 +135,10 @@ def _write_weights(
 def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> dict[str, Tensor]:
     """The tensors one weight becomes. Scales are kept in the dense weight's dtype."""
     if quantized.codes.shape != dense.shape:
-        raise LlmosError(f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}")
+        raise LlmosError(
+            f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}",
+            hint="the method must return one code for each weight",
+        )
     stored = {f"{name}_scale": quantized.scales_OG.to(dense.dtype)}
     zeros_OG = quantized.zeros_OG
     if not pack:

@@ -96,7 +96,9 @@ def _kept_configs(ws: Workspace, checkpoint: str | None) -> list[Path]:
     if not kept:
         raise NotFound(
             f"no run in this workspace kept the configs of {checkpoint[:12] if checkpoint else 'this branch'}",
-            hint=f"`llmos show {checkpoint[:12]}` prints the resolved config" if checkpoint else "",
+            hint=f"`llmos show {checkpoint[:12]}` prints the resolved config"
+            if checkpoint
+            else "`llmos train` makes the first checkpoint",
         )
     return kept
 

@@ -184,7 +184,10 @@ def wait_ready(ws: Workspace, child: subprocess.Popen[bytes], output: IO[str], t
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise LlmosError(f"the deployment ended before it was ready: {last_words(output)}")
+            raise LlmosError(
+                f"the deployment ended before it was ready: {last_words(output)}",
+                hint="without --detach it says everything here",
+            )
         if (found := answering(ws, child.pid)) is not None:
             return found
         time.sleep(0.1)

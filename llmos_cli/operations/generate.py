@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,12 +76,17 @@ def generate(
 
 
 def _check(sampling: Sampling) -> None:
-    if sampling.temperature < 0:
-        raise UsageError(f"--temperature is {sampling.temperature}, and must not be below 0.")
+    if not 0 <= sampling.temperature < math.inf:
+        raise UsageError(
+            f"--temperature is {sampling.temperature}, and must be a number from 0 on.",
+            hint="0 takes the likeliest token.",
+        )
     if not 0 < sampling.top_p <= 1:
-        raise UsageError(f"--top-p is {sampling.top_p}, and must be above 0 and at most 1.")
+        raise UsageError(
+            f"--top-p is {sampling.top_p}, and must be above 0 and at most 1.", hint="1 keeps every token."
+        )
     if sampling.max_tokens < 1:
-        raise UsageError(f"--max-tokens is {sampling.max_tokens}, and must be at least 1.")
+        raise UsageError(f"--max-tokens is {sampling.max_tokens}, and must be at least 1.", hint="128 when left out.")
 
 
 def _check_task(checkpoint: Checkpoint) -> None:

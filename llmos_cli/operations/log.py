@@ -76,7 +76,7 @@ def log(
     oneline: bool = False,
 ) -> LogResult:
     if limit is not None and limit < 1:
-        raise UsageError(f"-n takes a number of checkpoints from 1 on, not {limit}")
+        raise UsageError(f"-n takes a number of checkpoints from 1 on, not {limit}", hint="without -n all are listed")
     head = ws.head()
     unborn = rev is None and head.checkpoint is None
     with ws.index.still():

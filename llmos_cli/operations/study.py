@@ -48,7 +48,8 @@ def open_storage(url: str) -> BaseStorage:
         ) from problem
     except (SQLAlchemyError, StorageInternalError, OSError) as problem:
         raise LlmosError(
-            f"the storage {without_password(url)} does not answer: {str(problem).splitlines()[0]}"
+            f"the storage {without_password(url)} does not answer: {str(problem).splitlines()[0]}",
+            hint="check tune.storage: its server, file and password",
         ) from problem
 
 

@@ -34,8 +34,10 @@ def _keys_of(path: Path) -> list[str]:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise Untrusted(f"the API key file {path} can be read by others", hint=f"chmod 600 {path}")
             lines = [line.strip() for line in file]
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise UsageError(f"the API key file {path} is not a text file", hint="write one key a line") from None
     except FileNotFoundError:
-        raise NotFound(f"the API key file {path} does not exist") from None
+        raise NotFound(f"the API key file {path} does not exist", hint="write one key a line, and chmod 600") from None
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise UsageError(f"the API key file {path} holds no key", hint="write one a line")

@@ -43,9 +43,12 @@ class Wish:
 class EngineFailed(Exception):
     """The engine refused to load, or its process died; `message` is one sentence."""
 
-    def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
+    def __init__(self, message: str, hint: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.message, self.hint, self.exit_code = message, hint, exit_code
+
+
+SHUTTING_DOWN = ("the server is shutting down", "ask again when it is back")
 
 
 class Refused(Exception):
@@ -102,7 +105,13 @@ class Link:
             self.take(message)
         if not self.gone.done():
             await self.process.wait()
-            self.end(None if self.closing else EngineFailed(self.obituary()))
+            self.end(
+                None
+                if self.closing
+                else EngineFailed(
+                    self.obituary(), "the deployment's log says more (`llmos logs NAME`); deploy it again"
+                )
+            )
 
     async def overhear(self) -> None:
         """What the process prints (warnings of the libraries, a traceback) goes to the log."""
@@ -144,7 +153,7 @@ class Link:
     def end(self, failure: EngineFailed | None) -> None:
         """Nobody will answer any more: tell all who wait."""
         self.gone.set_result(failure)
-        reason = failure or EngineFailed("the server is shutting down")
+        reason = failure or EngineFailed(*SHUTTING_DOWN)
         for inbox in {id(inbox): inbox for inbox in self.inboxes.values()}.values():
             inbox.put_nowait((0, reason))
         if not self.loaded.done():
@@ -202,7 +211,7 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[tuple[int, tuple[Any, ...]]]:
         while self.open:
             if self.link.gone.done() and self.inbox.empty():
-                raise self.link.gone.result() or EngineFailed("the server is shutting down")
+                raise self.link.gone.result() or EngineFailed(*SHUTTING_DOWN)
             id, event = await self.inbox.get()
             if isinstance(event, Exception):
                 raise event

@@ -35,7 +35,10 @@ def bind(host: str, port: int) -> socket.socket:
             raise LlmosError(
                 f"port {port} of {host} is in use", hint="choose another with --port, or 0 for a free one"
             ) from error
-        raise LlmosError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+        raise LlmosError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}",
+            hint="127.0.0.1 is this machine alone, 0.0.0.0 every address it has",
+        ) from error
     listener.listen(1024)
     return listener
 
@@ -67,7 +70,7 @@ def serve(listener: socket.socket, serving: Serving) -> None:
         error.exit_code = failure.exit_code
         raise error from failure
     if number == signal.SIGINT:
-        raise Interrupted("the deployment was interrupted")
+        raise Interrupted("the deployment was interrupted", hint="what was being answered was finished first")
 
 
 async def run(listener: socket.socket, serving: Serving) -> int:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ConfigDict, Field
 
 from llmos_cli.core import config
+from llmos_cli.core.config_errors import LOOK
 from llmos_cli.core.section import Section
 from llmos_cli.errors import ConfigError, NotFound, UsageError
 
@@ -108,16 +109,16 @@ def test_a_section_with_everything_commented_out_is_at_its_defaults(folder):
         ("prnue: {}", "there is no option 'prnue'", "did you mean 'prune'?", 1, 1),
         ("prune: {wnada: {damp: 1}}", "there is no option 'prune.wnada'", "did you mean 'wanda'?", 1, 9),
         ("prune: {wanda: {dmap: 1}}", "there is no option 'prune.wanda.dmap'", "did you mean 'damp'?", 1, 17),
-        ("prune: {wanda: {damp: -1}}", "prune.wanda.damp must be greater than 0, not -1", "", 1, 23),
+        ("prune: {wanda: {damp: -1}}", "prune.wanda.damp must be greater than 0, not -1", "greater than 0; 0.1 when left out", 1, 23),
         ("prune:\n  columns:\n    txt: a", "there is no option 'prune.columns.txt'", "did you mean 'text'?", 3, 5),
-        ("prune: {sparsity: 1.5}", "prune.sparsity must be less than 1, not 1.5", "", 1, 19),
-        ("prune: {steps: 2.5}", "prune.steps takes a whole number, not 2.5", "", 1, 16),
-        ("prune: {steps: true}", "prune.steps takes a whole number, not true", "", 1, 16),
+        ("prune: {sparsity: 1.5}", "prune.sparsity must be less than 1, not 1.5", "at least 0 and less than 1; 0.5 when left out", 1, 19),
+        ("prune: {steps: 2.5}", "prune.steps takes a whole number, not 2.5", LOOK, 1, 16),
+        ("prune: {steps: true}", "prune.steps takes a whole number, not true", LOOK, 1, 16),
         ("prune: {steps: '2'}", "prune.steps takes a whole number, not '2'", "a number in quotes is text: take the quotes away", 1, 16),
         ("prune: {schedule: cosin}", "prune.schedule is one of linear, cosine, not 'cosin'", "did you mean 'cosine'?", 1, 19),
-        ("prune: {ignore: a}", "prune.ignore takes a list, not 'a'", "", 1, 17),
-        ("prune: {ignore: [a, 3]}", "prune.ignore.1 takes text, not 3", "", 1, 21),
-        ("prune: 3", "prune takes a mapping (KEY: VALUE lines), not 3", "", 1, 8),
+        ("prune: {ignore: a}", "prune.ignore takes a list, not 'a'", LOOK, 1, 17),
+        ("prune: {ignore: [a, 3]}", "prune.ignore.1 takes text, not 3", LOOK, 1, 21),
+        ("prune: 3", "prune takes a mapping (KEY: VALUE lines), not 3", LOOK, 1, 8),
         ("- prune", "a config is a mapping of sections", "such as `train:`", 1, 1),
     ],
 )  # fmt: skip

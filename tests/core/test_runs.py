@@ -105,10 +105,10 @@ def test_the_branch_of_the_start_moves_though_head_went_elsewhere(ws: Workspace,
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (LlmosError("the loss is NaN"), "failed", 1),
-        (NotFound("no such file"), "failed", 4),
+        (LlmosError("the loss is NaN", hint="h"), "failed", 1),
+        (NotFound("no such file", hint="h"), "failed", 4),
         (ValueError("odd"), "failed", 1),
-        (Terminated("terminated by SIGTERM"), "terminated", 143),
+        (Terminated("terminated by SIGTERM", hint="h"), "terminated", 143),
     ],
 )
 def test_how_it_ended(ws: Workspace, error: Exception, status: str, code: int) -> None:

@@ -53,7 +53,7 @@ def sweep(
     chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
     sequential(subject.model, batches, visit, layers=chosen, needs=needs, advance=advance)
     if all(change.skipped for change in changes.values()):
-        raise LlmosError(_nothing(subject, changes))
+        raise LlmosError(_nothing(subject, changes), hint="look at the `ignore` globs, the method and its options")
     return changes
 
 

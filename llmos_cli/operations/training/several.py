@@ -73,7 +73,7 @@ def several(
     failed = [run for run in runs.values() if isinstance(run, LlmosError)]
     if failed:
         made = ", ".join(f"{file} made {short(run['checkpoint'])}" for file, run in done.items())
-        raise LlmosError("; ".join(failure.message for failure in failed), hint=made)
+        raise LlmosError("; ".join(failure.message for failure in failed), hint=made or failed[0].hint)
     return SeveralResult(tuple(done), tuple(done.values()))
 
 
@@ -95,5 +95,8 @@ def _train(ws: Workspace, file: Path, words: Sequence[str], *, threads: int) -> 
     said = json.loads(done.stdout) if done.stdout.strip().startswith("{") else {}
     if done.returncode:
         problem = said.get("error", {})
-        raise LlmosError(f"training with {file} failed: {problem.get('message', done.stderr.strip()[-200:])}")
+        raise LlmosError(
+            f"training with {file} failed: {problem.get('message', done.stderr.strip()[-200:])}",
+            hint=problem.get("hint") or "`llmos ps --all` lists its run",
+        )
     return dict(said)

@@ -42,6 +42,9 @@ class Stopping:
         """Leave, as the signal would have made us; `saved`: whether there is a state to resume from."""
         if self.asked == signal.SIGTERM:
             raise Terminated(
-                "training was terminated", hint="`llmos train --resume` goes on where it stopped" if saved else ""
+                "training was terminated",
+                hint="`llmos train --resume` goes on where it stopped"
+                if saved
+                else "nothing was saved of it: run it again",
             )
         raise KeyboardInterrupt
