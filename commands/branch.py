@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def branch(
@@ -21,10 +21,11 @@ def branch(
     delete: Annotated[bool, typer.Option("-d", "--delete", help="Delete the branch; its checkpoints stay.")] = False,
     rename: Annotated[bool, typer.Option("-m", "--rename", help="Rename the branch.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Move a branch that exists.")] = False,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations import branch as operations
 
         if name is None:

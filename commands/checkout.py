@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def checkout(
@@ -18,10 +18,11 @@ def checkout(
         bool, typer.Option("--configs", help="Restore the config files that made the checkpoint.")
     ] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite configs that were edited.")] = False,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.checkout import checkout as operation
 
         s.ui.show(operation(s.workspace, rev, create=create, configs=configs, force=force))

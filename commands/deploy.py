@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import ConfigFiles, JsonFlag, QuietFlag, Sets, Unsets, session
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
 
 
 def deploy(
@@ -32,16 +32,20 @@ def deploy(
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations import deploy as operations
 
         flags = {"name": name, "host": host, "port": port, "warm": warm, "api_key_file": api_key_file}
         resolved = s.resolve(
             "deploy", files=config, sets=sets, unsets=unsets, flags={f"deploy.{key}": flags[key] for key in flags}
         )
+        if dry_run:
+            s.ui.show(operations.rehearse(s.workspace, rev, resolved))
+            return
         if detach and operations.DETACHED not in os.environ:
             s.ui.show(operations.detach(s.workspace, rev, resolved, sys.argv[1:], timeout=ready_timeout))
             return

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 DTYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("float32", "bfloat16", "float16", "q8_0")}
 
@@ -26,10 +26,11 @@ def export(
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write dense weights.")] = False,
     standalone: Annotated[bool, typer.Option("--standalone", help="Add the architecture's Python file.")] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of the written weights; q8_0 for GGUF only.")] = None,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         if output is None:
             raise UsageError("where to?", hint="`llmos export -o DIRECTORY`")
         if dtype is not None and dtype not in DTYPES[format]:
@@ -38,4 +39,5 @@ def export(
         from llmos_cli.operations.export import ExportOptions
         from llmos_cli.operations.export import export as operation
 
-        s.ui.show(operation(workspace, rev, output, ExportOptions(format, dequantize, standalone, dtype)))
+        options = ExportOptions(format, dequantize, standalone, dtype)
+        s.ui.show(operation(workspace, rev, output, options, dry_run=dry_run))

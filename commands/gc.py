@@ -17,7 +17,7 @@ def gc(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.gc import gc as operation
 
         s.ui.show(operation(s.workspace, expire=expire, dry_run=dry_run))

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -25,10 +25,11 @@ def import_(
     task: Annotated[str | None, typer.Option("--task", help="Give it the head of this task.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Store weights as float32, bfloat16 or float16.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of a new head.")] = 0,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"--dtype {dtype} is unknown", hint=f"there are {', '.join(DTYPES)}")
         workspace = s.workspace
@@ -38,4 +39,5 @@ def import_(
 
         if task is not None:
             tasks.load(task)
-        s.ui.show(operation(workspace, source, ImportOptions(file, revision, task, dtype, seed), emit=s.ui.emit))
+        options = ImportOptions(file, revision, task, dtype, seed)
+        s.ui.show(operation(workspace, source, options, dry_run=dry_run, emit=s.ui.emit))

@@ -26,7 +26,7 @@ def prune(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         given = {"method": method, "sparsity": sparsity, "pattern": pattern, "heal": heal}
         flags = {f"prune.{key}": value for key, value in (given | {"max_kl": max_kl, "max_drop": max_drop}).items()}
         resolved = s.resolve("prune", files=config, sets=sets, unsets=unsets, flags=flags)

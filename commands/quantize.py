@@ -26,7 +26,7 @@ def quantize(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         given = {"method": method, "bits": bits, "group_size": group_size, "heal": heal}
         flags = {f"quantize.{key}": value for key, value in (given | {"max_kl": max_kl, "max_drop": max_drop}).items()}
         resolved = s.resolve("quantize", files=config, sets=sets, unsets=unsets, flags=flags)

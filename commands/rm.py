@@ -18,7 +18,7 @@ def rm(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.rm import rm as operation
 
         s.ui.show(operation(s.workspace, revs, force=force, dry_run=dry_run))

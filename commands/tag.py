@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def tag(
@@ -20,10 +20,11 @@ def tag(
     rev: Annotated[str, typer.Argument(help="What it names.")] = "HEAD",
     delete: Annotated[bool, typer.Option("-d", "--delete", help="Delete the tag.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Move a tag that exists.")] = False,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations import tag as operations
 
         if name is None:

@@ -32,7 +32,12 @@ def train(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        if dry_run and (resume or run or jobs):
+            raise UsageError(
+                "--dry-run plans one new run",
+                hint="leave --resume, --run and --jobs out; a run's own config is in runs/",
+            )
         if resume or run:
             if rev or config or jobs:
                 raise UsageError(

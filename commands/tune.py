@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import ConfigFiles, JsonFlag, QuietFlag, Sets, Unsets, session
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
 
 
 def tune(
@@ -21,10 +21,11 @@ def tune(
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         flags = {"trials": trials, "jobs": jobs, "sampler": sampler, "study": study, "storage": storage}
         resolved = s.resolve(
             "tune", files=config, sets=sets, unsets=unsets, flags={f"tune.{key}": flags[key] for key in flags}
@@ -33,6 +34,9 @@ def tune(
 
         require("optuna", "tune", "searches")
 
-        from llmos_cli.operations.tune import tune as operation
+        from llmos_cli.operations import tune as operations
 
-        s.ui.show(operation(s.workspace, resolved, apply=apply, emit=s.ui.emit))
+        if dry_run:
+            s.ui.show(operations.rehearse(s.workspace, resolved, apply=apply))
+        else:
+            s.ui.show(operations.tune(s.workspace, resolved, apply=apply, emit=s.ui.emit))

@@ -45,6 +45,8 @@ class Session:
 
         workspace = Workspace.find()
         workspace.emit = self.ui.emit
+        if self.ui.dry_run:
+            workspace.oplog.rehearsing = True
         return workspace
 
     def resolve(
@@ -71,8 +73,9 @@ class Session:
 
 
 @contextmanager
-def session(*, json: bool = False, quiet: bool = False) -> Iterator[Session]:
-    ui = Ui(json=json, quiet=quiet)
+def session(*, json: bool = False, quiet: bool = False, dry_run: bool = False) -> Iterator[Session]:
+    """With `dry_run` no ref and no config of the workspace moves, and the result says so; see `core/oplog.py`."""
+    ui = Ui(json=json, quiet=quiet, dry_run=dry_run)
     try:
         yield Session(ui)
     finally:

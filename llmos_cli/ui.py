@@ -22,9 +22,10 @@ _SPARSE_SECONDS = 20.0
 
 
 class Ui:
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, json: bool = False, quiet: bool = False, dry_run: bool = False) -> None:
         self.json = json
         self.quiet = quiet
+        self.dry_run = dry_run
         self._out = _Stream(sys.stdout)
         self._err = _Stream(sys.stderr)
         self._live = self._err.terminal and not quiet
@@ -36,9 +37,11 @@ class Ui:
         """Print a result: its view, or itself as JSON."""
         self._clear()
         if self.json:
-            self._out.line(to_json(result))
-        else:
-            self._out.text(render(result.view(), colour=self._out.colour, width=self._out.width))
+            self._out.line(to_json(result, **({"dry_run": True} if self.dry_run else {})))
+            return
+        self._out.text(render(result.view(), colour=self._out.colour, width=self._out.width))
+        if self.dry_run:
+            self._out.line("dry run: nothing was changed")
 
     def write(self, text: str) -> None:
         """Print text as it is on stdout: generated tokens, a log that is followed."""
@@ -258,14 +261,14 @@ def _rich_table(table: Table, width: int) -> str:
     return out.getvalue()
 
 
-def to_json(result: Any) -> str:
-    """The result dataclass as one JSON object: `{"schema": "llmos.status/1", ...}`."""
+def to_json(result: Any, **more: Any) -> str:
+    """The result dataclass as one JSON object: `{"schema": "llmos.status/1", ...}`, and `more` of it."""
     import json
     from dataclasses import fields
 
     schema = getattr(result, "__llmos_schema__", None) or f"llmos.{_kebab(type(result).__name__)}/1"
     values = {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
-    return json.dumps({"schema": schema, **values}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"schema": schema, **values, **more}, ensure_ascii=False, allow_nan=False)
 
 
 def error_json(error: LlmosError) -> str:

@@ -59,7 +59,10 @@ class Operation:
 
 
 class OperationLog:
+    """While `rehearsing` an operation is checked like any other, told, and not carried out."""
+
     def __init__(self, root: Path, dot: Path, refs: Refs) -> None:
+        self.rehearsing = False
         self._root = root
         self._dot = dot
         self._refs = refs
@@ -79,6 +82,9 @@ class OperationLog:
     @contextlib.contextmanager
     def locked(self, emit: Emit = ignore) -> Iterator[None]:
         """Nobody else moves a ref, and nobody collects garbage, until the end of the block."""
+        if self.rehearsing:
+            yield
+            return
         with lock(self._dot / "locks" / "refs", emit=emit):
             self._finish_pending()
             yield
@@ -168,6 +174,8 @@ class OperationLog:
         self._compare(operation)
         if operation.kind != "do":
             self._check_there(operation)
+        if self.rehearsing:
+            return operation
         if operation.changes:
             atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
         try:

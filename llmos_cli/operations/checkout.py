@@ -41,8 +41,8 @@ def checkout(
         ws.oplog.apply(
             f"checkout {create or rev}{' --configs' if configs else ''}", [*changes, *restored], emit=ws.emit
         )
-    head = ws.head()
-    return CheckoutResult(head.branch, head.checkpoint, tuple(change.what for change in restored))
+    branch = target.removeprefix(SYMBOLIC + HEADS) if target and target.startswith(SYMBOLIC) else None
+    return CheckoutResult(branch, checkpoint, tuple(change.what for change in restored))
 
 
 def _target(ws: Workspace, rev: str, create: str | None) -> tuple[str | None, str | None, list[Change]]:

@@ -72,6 +72,16 @@ def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce:
         serve(listener, serving_of(run, resolved, checkpoint, keys, result, announce))
 
 
+def rehearse(ws: Workspace, rev: str, resolved: Resolved) -> DeployResult:
+    """What `deploy` would answer: the checkpoint is hashed and the port tried; `run` is "" and `pid` 0."""
+    options, checkpoint, _ = check(ws, rev, resolved)
+    verify(checkpoint)
+    from llmos_cli.serve.server import bind, url_of
+
+    with bind(options.host, options.port) as listener:
+        return DeployResult(options.name or ws.name, url_of(listener), "", 0, checkpoint.id)
+
+
 def check(ws: Workspace, rev: str, resolved: Resolved) -> tuple[DeployOptions, Checkpoint, Collection[str]]:
     """Everything that can be said no to at once."""
     options: DeployOptions = resolved.config.deploy

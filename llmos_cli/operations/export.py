@@ -60,22 +60,31 @@ class ExportResult:
         return Lines(lines)
 
 
-def export(ws: Workspace, rev: str, output: Path, options: ExportOptions) -> ExportResult:
-    """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place."""
+def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry_run: bool = False) -> ExportResult:
+    """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
+    does the same in the workspace's scratch folder, and renames nothing."""
     checkpoint = ws.checkpoint(rev)
     _check_hashes(checkpoint)
     output = output.absolute()
     if _taken(output, options):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
+    if dry_run:
+        with ws.stage() as staged:
+            return _written(checkpoint, staged, output, options)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with atomic.refusals(output):
             atomic.make_directory(unfinished)
-            difference, code = _write(checkpoint, unfinished, options)
-            taken = sum((unfinished / name).stat().st_size for name in files_below(unfinished))
+            result = _written(checkpoint, unfinished, output, options)
             _publish(unfinished, output, options)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return result
+
+
+def _written(checkpoint: Checkpoint, unfinished: Path, output: Path, options: ExportOptions) -> ExportResult:
+    difference, code = _write(checkpoint, unfinished, options)
+    taken = sum((unfinished / name).stat().st_size for name in files_below(unfinished))
     return ExportResult(checkpoint.id, str(output), options.format, taken, difference, code)
 
 

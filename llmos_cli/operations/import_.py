@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llmos_cli.core.manifest import Made
-from llmos_cli.core.objects import hash_files
+from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Emit, Note
@@ -34,7 +34,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """`fresh`: tensors that upstream lacks and training must fill; `licence` is "" where upstream names none."""
+    """`checkpoint` and `run` are "" in a dry run. `fresh`: tensors that upstream lacks and training must fill; `licence` is "" where upstream names none."""
 
     checkpoint: str
     run: str
@@ -50,7 +50,8 @@ class ImportResult:
     fresh: tuple[str, ...]
 
     def view(self) -> View:
-        head: Line = (Span(short(self.checkpoint), "id"), f"  {self.architecture} from {self.source}, for {self.task}")
+        told = f"{self.architecture} from {self.source}, for {self.task}"
+        head: Line = (Span(short(self.checkpoint), "id"), f"  {told}") if self.checkpoint else told
         lines: list[Line] = [
             head,
             f"{self.parameters:,} parameters, {size(self.bytes)}, licence {self.licence or 'not named'}",
@@ -62,31 +63,53 @@ class ImportResult:
         return Lines(lines)
 
 
-def import_(ws: Workspace, source: str, options: ImportOptions, *, emit: Emit) -> ImportResult:
-    """Fetch, convert, commit. The branch moves to the imported checkpoint, which has no parents."""
+def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool = False, emit: Emit) -> ImportResult:
+    """Fetch, convert, commit. The branch moves to the imported checkpoint, which has no parents. A dry run does all of it
+    but the commit, and keeps nothing: what would go wrong goes wrong now."""
+    if dry_run:
+        with ws.stage() as staged:
+            _, converted = _converted(source, options, staged, emit)
+            return _result(source, converted, staged)
     with ws.begin("import", config={"import": {"source": source, **asdict(options)}}) as run:
         run.listen(emit)
-        found = foreign.find(source, file=options.file, revision=options.revision)
-        dtype = getattr(torch, options.dtype) if options.dtype else None
         with ws.stage() as staged:
-            converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
-            for note in converted.notes:
-                run.emit(Note(note, level="warning"))
+            found, converted = _converted(source, options, staged, run.emit)
             checkpoint = run.commit(staged, _made(found, converted, options))
-        return ImportResult(
+        return replace(
+            _result(source, converted, checkpoint.path),
             checkpoint=checkpoint.id,
             run=run.id,
             branch=run.base,
-            source=source,
-            task=converted.task,
-            architecture=converted.architecture,
-            parameters=headers.parameters(checkpoint.path),
             bytes=checkpoint.manifest.size,
-            tokenizer=(checkpoint.path / "tokenizer.json").exists(),
-            chat_template=_has_chat_template(checkpoint.path),
-            licence=converted.licence or licence(checkpoint.path),
-            fresh=converted.fresh,
         )
+
+
+def _converted(
+    source: str, options: ImportOptions, staged: Path, emit: Emit
+) -> tuple[foreign.Foreign, foreign.Converted]:
+    found = foreign.find(source, file=options.file, revision=options.revision)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
+    for note in converted.notes:
+        emit(Note(note, level="warning"))
+    return found, converted
+
+
+def _result(source: str, converted: foreign.Converted, directory: Path) -> ImportResult:
+    return ImportResult(
+        checkpoint="",
+        run="",
+        branch="",
+        source=source,
+        task=converted.task,
+        architecture=converted.architecture,
+        parameters=headers.parameters(directory),
+        bytes=sum((directory / name).stat().st_size for name in files_below(directory)),
+        tokenizer=(directory / "tokenizer.json").exists(),
+        chat_template=_has_chat_template(directory),
+        licence=converted.licence or licence(directory),
+        fresh=converted.fresh,
+    )
 
 
 def licence(directory: Path) -> str:

@@ -31,6 +31,10 @@ class Range:
     log: bool = False
     step: float | None = None
 
+    def __str__(self) -> str:
+        told = f"{self.low:g} to {self.high:g}" + (f" by {self.step:g}" if self.step else "")
+        return told + (", logarithmic" if self.log else "")
+
     @property
     def whole(self) -> bool:
         return all(isinstance(value, int) for value in (self.low, self.high, self.step or 1))
@@ -66,6 +70,9 @@ class Choices:
     """Optuna stores scalars only: a list or a mapping stands under its JSON text."""
 
     choices: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values()))
 
     def distribution(self) -> BaseDistribution:
         return CategoricalDistribution(self.values())

@@ -5,11 +5,12 @@ The study lives in the workspace (or any Optuna storage) under a name: the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from llmos_cli import catalog, tasks
@@ -135,6 +136,53 @@ class Plan:
     def startup(self) -> int:
         return self.options.startup_trials or max(1, min(10, self.options.trials // 3))
 
+    @property
+    def lists_all(self) -> bool:
+        """Whether the sampler goes through all points there are, and so knows their number."""
+        return hasattr(catalog.method("tune", self.sampler).load(), "limit")
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """`space` by config key, in words; `fixed`: config keys that all trials share; `trials`: how many the study is to have."""
+
+    study: str
+    storage: str
+    sampler: str
+    pruner: str
+    objectives: Mapping[str, str]
+    space: Mapping[str, str]
+    fixed: Mapping[str, Any]
+    trials: int
+    jobs: int
+
+    def view(self) -> View:
+        towards = ", ".join(f"{direction} {name}" for name, direction in self.objectives.items())
+        rows: list[list[Cell]] = [[key, values] for key, values in self.space.items()]
+        rows += [[key, str(value)] for key, value in self.fixed.items()]
+        lines: list[Any] = [
+            f"{self.trials} trials, {self.jobs} at a time, by {self.sampler}: {towards}; stopped early by: {self.pruner}",
+            Span(f"study {self.study}", "dim"),
+        ]
+        return Group([Table(["key", "values"], rows, align="ll"), Lines(lines)])
+
+
+def rehearse(ws: Workspace, resolved: Resolved, *, apply: bool) -> TunePlan:
+    """What `tune` would search, every key and option of it checked; the study is not opened."""
+    plan = make_plan(ws, resolved, apply=apply)
+    _, trials = _sampler(plan, told=0)
+    return TunePlan(
+        study=plan.name,
+        storage=studies.without_password(plan.storage),
+        sampler=plan.sampler,
+        pruner=plan.pruner,
+        objectives=plan.objectives,
+        space={key: str(dimension) for key, dimension in plan.space.items()},
+        fixed=plan.fixed,
+        trials=trials,
+        jobs=min(plan.options.jobs, trials),
+    )
+
 
 def tune(ws: Workspace, resolved: Resolved, *, apply: bool = False, emit: Emit) -> TuneResult:
     """Search until the study has `tune.trials` trials; with `apply`, write the best one's values into configs/train.yaml."""
@@ -198,19 +246,23 @@ def _fixed(options: TuneOptions, space: Space) -> dict[str, Any]:
 
 
 def _open(plan: Plan) -> tuple[optuna.Study, int]:
-    """The study, and how many trials it is to have: the sampler may run out of new ones before."""
+    """The study, and how many trials it is to have."""
+    storage = studies.open_storage(plan.storage)
+    told = studies.told(plan.name, storage)
+    sampler, limit = _sampler(plan, told=told)
+    study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
+    if plan.now is not None and not told and not plan.lists_all:
+        study.enqueue_trial(dict(plan.now))  # so that the best is never worse than what is there
+    return study, limit
+
+
+def _sampler(plan: Plan, *, told: int) -> tuple[BaseSampler, int]:
+    """The sampler, and how many trials there are to be: it may run out of new ones before."""
     module = catalog.method("tune", plan.sampler).load()
     grid = {key: dimension.values() for key, dimension in plan.space.items()}
-    storage = studies.open_storage(plan.storage)
-    search = Search(plan.seed, studies.told(plan.name, storage), plan.startup, len(plan.objectives), grid)
-    sampler = module.sampler(plan.options.of_method(plan.sampler, module.Options), search)
-    study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
-    limit: Callable[[Search], int] | None = getattr(module, "limit", None)
-    if limit:
-        return study, min(plan.options.trials, limit(search))
-    if plan.now is not None and not search.told:
-        study.enqueue_trial(dict(plan.now))  # so that the best is never worse than what is there
-    return study, plan.options.trials
+    search = Search(plan.seed, told, plan.startup, len(plan.objectives), grid)
+    sampler: BaseSampler = module.sampler(plan.options.of_method(plan.sampler, module.Options), search)
+    return sampler, min(plan.options.trials, module.limit(search)) if plan.lists_all else plan.options.trials
 
 
 def _search(ws: Workspace, plan: Plan, study: optuna.Study, limit: int, resolved: Resolved, emit: Emit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def committed(
     parents: tuple[str, ...] = (),
     change: Callable[[Any], None] = lambda model: None,
     sets: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
 ) -> Checkpoint:
     """Commit a freshly initialised model (always from the same seed), changed by `change`, as if `operation` had made it."""
     import torch
@@ -51,7 +52,7 @@ def committed(
     model = build(resolved.config.model, task, prepared.facts, seed=0)
     with torch.no_grad():
         change(model)
-    with ws.begin(operation, config=resolved.mapping, parents=parents) as run, ws.stage() as staged:
+    with ws.begin(operation, config=resolved.mapping, files=files, parents=parents) as run, ws.stage() as staged:
         save(model, staged, processor=prepared.processor)
         made = Made(
             operation, parents, resolved.mapping, prepared.fingerprint, {"torch": "2"}, 0, "2026-01-01T00:00:00Z"

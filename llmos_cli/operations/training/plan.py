@@ -56,7 +56,6 @@ class TrainPlan:
                 f"run      about {self.steps:,} steps in {duration(self.seconds)}, {self.epochs:.2g} epochs, {self.optimizer}",
                 f"memory   about {size(self.memory)} of {size(self.memory_free)} free",
                 f"device   {self.device}, {self.precision}",
-                "dry run: nothing was trained",
             ]
         )
 

@@ -1,0 +1,148 @@
+"""`--dry-run` on whatever changes a workspace: the act's own words, and not one byte moved."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmos_cli import catalog
+from llmos_cli.core.workspace import Workspace
+from tests.conftest import Llmos
+from tests.operations.conftest import committed
+
+READING = "reads, and writes nothing but caches"
+EXEMPT = {
+    "completion": "prints a script",
+    "config": READING,
+    "diff": READING,
+    "doctor": READING,
+    "du": READING,
+    "eval": "measures: the run it adds is the record of its answer, and nothing there changes",
+    "fsck": READING,
+    "generate": READING,
+    "init": "makes a workspace where none is, and leaves every file alone that is there",
+    "log": READING,
+    "logs": READING,
+    "op": READING,
+    "path": READING,
+    "predict": "reads the workspace; `-o FILE` is a file of the user's",
+    "ps": READING,
+    "show": READING,
+    "status": READING,
+    "stop": "acts on a process, not on the workspace",
+    "trust": "writes the user's own list, and `--revoke` takes it back",
+}
+"""Commands without `--dry-run`, and why."""
+
+SHORT_TRAINING = ("-s", "train.max_steps=1", "-q")
+CASES: dict[str, list[tuple[str, ...]]] = {
+    "branch": [("branch", "new"), ("branch", "-m", "other", "renamed"), ("branch", "-d", "other"), ("branch", "-f", "other", "base")],
+    "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
+    "deploy": [("deploy", "--port", "0", "--name", "dry")],
+    "export": [("export", "-o", "../out/model"), ("export", "-o", "../dense", "--dtype", "float32"), ("export", "-o", "../m.gguf", "--format", "gguf")],
+    "gc": [("gc", "--expire", "now")],
+    "import": [("import", "{base}")],
+    "prune": [("prune", "-q")],
+    "quantize": [("quantize", "-q")],
+    "redo": [("redo",)],
+    "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
+    "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
+    "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
+    "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}", "--unset", "tune.space")],
+    "undo": [("undo",)],
+}  # fmt: skip
+
+SAME_WORDS = ("branch", "checkout", "export", "gc", "redo", "rm", "tag", "undo")
+"""Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
+
+
+def options(command: str, llmos: Llmos) -> set[str]:
+    return set(re.findall(r"--[a-z-]+", llmos(command, "--help").out))
+
+
+def test_every_command_has_it_or_a_reason(llmos):
+    having = {name for name in catalog.commands() if "--dry-run" in options(name, llmos)}
+    assert having == set(CASES)
+    assert set(catalog.commands()) - having == set(EXEMPT)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., Workspace]) -> Path:
+    """A workspace in which every case is possible: names, kept configs, an undone operation, something to collect."""
+    from llmos_cli.operations.branch import branch
+    from llmos_cli.operations.tag import tag
+
+    ws = new_workspace(tmp_path_factory.mktemp("full") / "w")
+    train = ws.configs / "train.yaml"
+    committed(ws, "causal-lm", files=[train])
+    tag(ws, "base")
+    committed(ws, "causal-lm", files=[train], change=lambda model: _shake(model, 1.5))
+    branch(ws, "other")
+    committed(ws, "causal-lm", change=lambda model: _shake(model, 2))
+    ws.oplog.undo()
+    train.write_text(train.read_text() + "# edited\n")
+    left = ws.runs.list()[0].path / "state"
+    left.mkdir()
+    (left / "training.pt").write_bytes(b"never resumed")
+    return ws.root
+
+
+def _shake(model, factor: float) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(factor)
+
+
+def state(root: Path) -> dict[str, str]:
+    """Every file and its content, and what lies beside the workspace; not the index, which is a cache of them."""
+    files = {str(path.relative_to(root.parent)): path for path in sorted(root.parent.rglob("*"))}
+    return {name: _digest(path) for name, path in files.items() if "index.sqlite" not in name and "/cache" not in name}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+
+
+def cases() -> Iterator[tuple[str, tuple[str, ...]]]:
+    return ((name, words) for name, several in CASES.items() for words in several)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), cases(), ids=lambda value: value if isinstance(value, str) else " ".join(value[1:3])
+)
+def test_nothing_moves_and_the_words_are_the_acts(name, words, full, llmos, tmp_path, monkeypatch):
+    root = tmp_path / "place" / "w"
+    shutil.copytree(full, root, symlinks=True)
+    monkeypatch.chdir(root)
+    ws = Workspace.find(root)
+    named = set(ws.refs.pointing())
+    places = {
+        "base": str(ws.checkpoint("base").path),
+        "unnamed": next(path.name for path in ws.checkpoints.iterdir() if path.name not in named),
+    }
+    words = tuple(word.format(**places) if word in ("{base}", "{unnamed}") else word for word in words)
+    before = state(root)
+    dry = llmos(*words, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert state(root) == before
+    *told, last = dry.out.splitlines()
+    assert told and last == "dry run: nothing was changed"
+    assert llmos(*words, "--dry-run", "--json").json["dry_run"] is True
+    assert state(root) == before
+    if name in SAME_WORDS:
+        act = llmos(*words)
+        assert act.code == 0, act.err
+        assert state(root) != before
+        tense = {"would remove": "removed", "would free": "freed"}
+        assert re.sub("|".join(tense), lambda found: tense[found[0]], "\n".join(told) + "\n") == act.out
+
+
+@pytest.mark.parametrize("words", [("--resume",), ("--run", "x"), ("--jobs", "2", "-c", "a.yaml")])
+def test_a_training_that_cannot_be_planned_does_not_begin(words, workspace, llmos):
+    ran = llmos("train", "--dry-run", *words)
+    assert (ran.code, ran.err.splitlines()[0]) == (2, "error: --dry-run plans one new run")
+    assert workspace.runs.list() == []
