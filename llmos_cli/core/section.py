@@ -32,7 +32,8 @@ class Section(BaseModel):
         """What this section says explicitly, on top of `base`. Reading a key of the result is reading it here, and only that:
         a copy reads nothing, else every key would count as read once it was copied."""
         said = {name: self.__dict__[name] for name in self.model_fields_set & type(self).model_fields.keys()}
-        laid = type(self)(**{**base, **{name: value for name, value in said.items() if value is not None}})
+        told = {name: _over(value, base.get(name)) for name, value in said.items() if value is not None}
+        laid = type(self)(**{**base, **told})
         laid._read = self._read
         return laid
 
@@ -52,3 +53,8 @@ class Section(BaseModel):
             elif name not in self._read:
                 dead.append(prefix + name)
         return dead
+
+
+def _over(value: Any, base: Any) -> Any:
+    """A section within a section is laid key by key as well."""
+    return value.over(base) if isinstance(value, Section) and isinstance(base, Mapping) else value

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmos_cli.data.places import filesystem
 from llmos_cli.data.rows import Lazy, Rows
 from llmos_cli.errors import UsageError
 from llmos_cli.options.data import Columns
@@ -33,12 +34,14 @@ def canonical(
     *,
     source: str,
     names: Mapping[str, Any],
+    folders: Sequence[str] = (),
 ) -> Rows:
-    """The columns `wanted` out of a table; `names` has the class names of those whose values are numbers."""
+    """The columns `wanted` out of a table; `names` has the class names of those whose values are numbers, `folders` are those
+    that paths in it are relative to: the table's (several, where it was put together of several), then the workspace."""
     chosen = {kind: choose(kind, list(table), options, source=source, wanted=wanted) for kind in wanted}
     return Rows(
         {
-            kind: Converted(table[column], _form(kind, names.get(column)), f"{column} of {source}")
+            kind: Converted(table[column], _form(kind, names.get(column), folders), f"{column} of {source}")
             for kind, column in chosen.items()
         }
     )
@@ -91,14 +94,14 @@ class Converted(Lazy):
         return self.form(value)
 
 
-def _form(kind: str, names: Any) -> Callable[[Any], Any]:
+def _form(kind: str, names: Any, folders: Sequence[str]) -> Callable[[Any], Any]:
     if kind == "label":
         return lambda value: _label(value, names)
     if kind == "tags":
         return lambda value: [_label(tag, names) for tag in _several(value)]
     if kind == "tokens":
         return lambda value: [str(word) for word in _several(value)]
-    return _image if kind == "image" else str
+    return (lambda value: _image(value, folders)) if kind == "image" else str
 
 
 def _label(value: Any, names: Any) -> str:
@@ -113,16 +116,35 @@ def _several(value: Any) -> Sequence[Any]:
     return value.split() if isinstance(value, str) else value
 
 
-def _image(value: Any) -> Any:
+def _image(value: Any, folders: Sequence[str]) -> Any:
     """Bytes of an encoded file, or an array of pixels."""
     if isinstance(value, dict):
-        return value["bytes"] if value.get("bytes") else _file(value["path"])
+        return value["bytes"] if value.get("bytes") else _file(value["path"], folders)
     if isinstance(value, str):
-        return _file(value)
+        return _file(value, folders)
     return value if isinstance(value, bytes) else np.asarray(value, np.uint8)
 
 
-def _file(path: str) -> bytes:
-    if not Path(path).is_file():
-        raise UsageError(f"there is no image {path}", hint="Give paths that are absolute or relative to where you are.")
-    return Path(path).read_bytes()
+def _file(path: str, folders: Sequence[str]) -> bytes:
+    """The bytes of the file that `path` names in a table."""
+    *tables, workspace = folders or ("",)
+    there = [place for place in dict.fromkeys(_below(table, path) for table in tables) if _is_file(place)]
+    if len(there) > 1:
+        raise UsageError(
+            f"the image {path} could be {' or '.join(there)}", hint="Make the paths in the tables absolute."
+        )
+    place = there[0] if there else _below(workspace, path)
+    if not _is_file(place):
+        hint = f"Paths are absolute, or relative to the table's folder ({', '.join(tables)}) or the workspace's."
+        raise UsageError(f"there is no image {path}", hint=hint)
+    system, inside = filesystem(place)
+    return bytes(system.cat_file(inside))
+
+
+def _below(folder: str, path: str) -> str:
+    return path if "://" in path else f"{folder.rstrip('/')}/{path}" if "://" in folder else str(Path(folder) / path)
+
+
+def _is_file(place: str) -> bool:
+    system, path = filesystem(place)
+    return bool(system.isfile(path))

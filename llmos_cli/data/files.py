@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.data import conll
 from llmos_cli.data.columns import canonical
 from llmos_cli.data.documents import Documents
-from llmos_cli.data.places import SPLITS, Place, at_hand, filesystem, first_line, folder_at_hand, locate
+from llmos_cli.data.places import OTHER_FORMATS, SPLITS, Place, at_hand, filesystem, first_line, folder_at_hand, locate
 from llmos_cli.data.rows import Rows
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.options.data import DataOptions
@@ -88,7 +88,15 @@ def _splits(place: Place, options: DataOptions, columns: Sequence[str], cache: P
             )
         return {name: Rows({"text": Documents(files)}) for name, files in place.by_split().items()}
     tables = _datasets(place, cache)
-    return {name: _rows(table, columns, options, place.source) for name, table in tables.items()}
+    folders = {name: _folders(place, name, workspace_of(cache)) for name in tables}
+    return {name: _rows(table, columns, options, place.source, folders[name]) for name, table in tables.items()}
+
+
+def _folders(place: Place, split: str, workspace: Path) -> list[str]:
+    """Those that paths in a split's table are relative to: its files' own, then the workspace."""
+    files = [] if place.format in OTHER_FORMATS else place.by_split().get(split, [])
+    own = [place.folder] if place.folder and place.format == "datasets" else [file.rpartition("/")[0] for file in files]
+    return [*dict.fromkeys(own), str(workspace)]
 
 
 def _refuse_empty(place: Place) -> None:
@@ -98,7 +106,7 @@ def _refuse_empty(place: Place) -> None:
             raise UsageError(f"{file} is empty", hint="Put rows in it, or name another file in data.source.")
 
 
-def _rows(table: Dataset, columns: Sequence[str], options: DataOptions, source: str) -> Rows:
+def _rows(table: Dataset, columns: Sequence[str], options: DataOptions, source: str, folders: Sequence[str]) -> Rows:
     from datasets import Image
 
     names = {}
@@ -107,7 +115,7 @@ def _rows(table: Dataset, columns: Sequence[str], options: DataOptions, source: 
             table = table.cast_column(name, Image(decode=False))
         names[name] = getattr(getattr(feature, "feature", feature), "names", None)
     table_columns = {name: table[name] for name in table.column_names}
-    return canonical(table_columns, columns, options.columns, source=source, names=names)
+    return canonical(table_columns, columns, options.columns, source=source, names=names, folders=folders)
 
 
 def _datasets(place: Place, cache: Path) -> DatasetDict | dict[str, Dataset]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.manifest import Manifest
@@ -37,15 +38,28 @@ def uncompressed(ws: Workspace, checkpoint: str) -> Manifest:
 def recorded_data(ws: Workspace, checkpoint: str) -> dict[str, Any]:
     """The `data` section that the checkpoint, or the nearest ancestor that recorded one, was made with; empty for none."""
     sections = (manifest.made.config.get("data") for manifest in line(ws, checkpoint))
-    return dict(next((section for section in sections if section and section.get("source")), {}))
+    return dict(
+        next((section for section in sections if section and (section.get("source") or section.get("splits"))), {})
+    )
 
 
 def effective_data(ws: Workspace, checkpoint: str, asked: DataOptions) -> DataOptions:
-    """The recorded data with what `asked` sets explicitly on top; where it names its own source, only that.
+    """The recorded data with what `asked` sets explicitly on top; where it names its own source or files, only that.
 
-    Task and sequence length stay the checkpoint's in either case, unless `asked` says otherwise.
+    Task and sequence length stay the checkpoint's in either case, unless `asked` says otherwise; of files for splits, which
+    stand in for the source, its columns too, and its format where they end as it does.
     """
     recorded = recorded_data(ws, checkpoint)
     if {"source", "splits"} & asked.model_fields_set and (asked.source is not None or asked.splits):
-        recorded = {name: recorded[name] for name in ("task", "sequence_length") if name in recorded}
+        kept = ["task", "sequence_length"]
+        if asked.source is None:
+            kept += ["columns", *(["format"] if _end_alike(recorded, asked.splits.values()) else [])]
+        recorded = {name: recorded[name] for name in kept if name in recorded}
     return asked.over(recorded)
+
+
+def _end_alike(recorded: Mapping[str, Any], files: Iterable[str]) -> bool:
+    """Whether the files have the endings of those that the recorded format was said of."""
+    source = recorded.get("source")
+    known = [source] if isinstance(source, str) else list((recorded.get("splits") or {}).values())
+    return {PurePath(file).suffix for file in files} <= {PurePath(file).suffix for file in known}

@@ -129,6 +129,59 @@ def test_image_folders_take_labels_from_folders(tmp_path, loaded):
     assert splits["train"]["image"][0].startswith(b"\x89PNG")
 
 
+def pictures(folder: Path, shade: int) -> None:
+    """Twelve of a shade, and a table that says where each lies, from its own folder."""
+    from PIL import Image
+
+    (folder / "img").mkdir(parents=True)
+    for i in range(12):
+        Image.new("L", (4, 4), shade + i).save(folder / "img" / f"{i}.png")
+    lines = [json.dumps({"file_name": f"img/{i}.png", "label": "even" if i % 2 == 0 else "odd"}) for i in range(12)]
+    (folder / "labels.jsonl").write_text("\n".join(lines))
+
+
+def shades(column):
+    """The first pixel of each picture."""
+    from llmos_cli.data.pixels import opened
+
+    return {int(opened(image)[0, 0]) for image in column}
+
+
+def test_paths_of_images_are_those_of_the_tables_folder_then_the_workspaces(tmp_path, loaded, monkeypatch):
+    pictures(tmp_path / "data", 100)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    here = loaded(tmp_path / "data" / "labels.jsonl", ("image", "label")).splits
+    assert set().union(*(shades(split["image"]) for split in here.values())) == set(range(100, 112))
+
+    fsspec.filesystem("memory").put(f"{tmp_path}/data", "/shades", recursive=True)
+    assert shades(loaded("memory://shades/labels.jsonl", ("image", "label")).splits["train"]["image"]) <= set(
+        range(100, 112)
+    )
+
+    (tmp_path / "data" / "labels.jsonl").rename(tmp_path / "elsewhere" / "labels.jsonl")
+    cache, table = (
+        tmp_path / "data" / ".llmos" / "cache",
+        DataOptions(source=str(tmp_path / "elsewhere" / "labels.jsonl")),
+    )
+    assert shades(load(table, ("image", "label"), cache=cache).splits["train"]["image"]) <= set(range(100, 112))
+    with pytest.raises(UsageError, match=r"there is no image img/\d+.png") as missed:
+        loaded(tmp_path / "elsewhere" / "labels.jsonl", ("image", "label"))
+    assert str(tmp_path / "elsewhere") in missed.value.hint
+
+
+def test_tables_of_the_same_names_in_two_folders_do_not_take_each_others_images(tmp_path, loaded):
+    pictures(tmp_path / "data" / "train", 10)
+    pictures(tmp_path / "data" / "test", 200)
+    splits = loaded(tmp_path / "data", ("image", "label"), format="json").splits
+    assert shades(splits["test"]["image"]) == set(range(200, 212))
+    assert shades(splits["train"]["image"]) | shades(splits["validation"]["image"]) == set(range(10, 22))
+    (tmp_path / "data" / "train").rename(tmp_path / "data" / "one")
+    (tmp_path / "data" / "test").rename(tmp_path / "data" / "two")
+    with pytest.raises(UsageError, match="could be"):
+        loaded(tmp_path / "data", ("image", "label"), format="json")
+
+
 def test_columns_are_guessed_told_and_missed(tmp_path, loaded):
     path = tmp_path / "odd.csv"
     path.write_text("comment,verdict,stars\n" + "".join(f"c{i},v{i % 2},{i}\n" for i in range(30)))

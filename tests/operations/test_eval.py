@@ -11,10 +11,11 @@ from llmos_cli.events import Note
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
 from llmos_cli.operations.eval import _notes_once
-from llmos_cli.options.data import DataOptions
+from llmos_cli.options.data import Columns, DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import load as load_task
 from llmos_cli.tasks import scoring
+from tests.operations.conftest import committed
 
 QUICK = ("-s", "eval.latency=false", "-q")
 
@@ -165,6 +166,40 @@ def test_effective_data(line: Workspace):
         32,
         None,
     )
+
+
+TOLD = {"data.format": "json", "data.columns.image": "pixels", "data.columns.label": "kind"}
+
+
+def own_pictures(ws: Workspace) -> str:
+    """A table whose name does not say what it is, nor its header which columns they are."""
+    rows = [{"id": i, "pixels": [[i % 7 * 30] * 4] * 4, "kind": "ab"[i % 2]} for i in range(40)]
+    (ws.root / "rows.txt").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "rows.txt"
+
+
+def test_files_for_splits_are_read_as_the_training_data_were(empty: Workspace, llmos):
+    """Their columns, and their format where the ending is the same; what is asked for is laid over that, key by key."""
+    source = own_pictures(empty)
+    base = committed(empty, "image-classification", sets={**TOLD, "data.source": source})
+    same = lineage.effective_data(empty, base.id, DataOptions(splits={"test": "more.txt"}))
+    assert (same.format, same.columns.image, same.columns.label) == ("json", "pixels", "kind")
+    other = lineage.effective_data(
+        empty, base.id, DataOptions(splits={"test": "x.parquet"}, columns=Columns(label="class"))
+    )
+    assert (other.format, other.columns.image, other.columns.label) == (None, "pixels", "class")
+    elsewhere = lineage.effective_data(empty, base.id, DataOptions(source="more.txt"))
+    assert (elsewhere.format, elsewhere.columns.image) == (None, None)
+    ran = llmos("eval", "HEAD", "-s", f"data.splits.test={source}", *QUICK, "--json")
+    assert ran.code == 0 and ran.json["evaluations"][0]["samples"] == 40, ran.err
+
+
+def test_data_that_are_named_by_split_are_remembered(empty: Workspace):
+    splits = {"train": own_pictures(empty), "test": "rows.txt"}
+    told = {f"data.splits.{name}": file for name, file in splits.items()}
+    (empty.configs / "train.yaml").write_text("model: {arch: mlp, hidden_size: 8}\n")
+    base = committed(empty, "image-classification", sets={**TOLD, **told})
+    assert lineage.effective_data(empty, base.id, DataOptions()).splits == splits
 
 
 def test_measuring_time_and_memory(line: Workspace, llmos):
