@@ -139,7 +139,7 @@ def by_http(model: Any, options: argparse.Namespace) -> list[Row]:
         ws = workspace(Path(folder) / "served", model)
         words = ["deploy", "--port", "0", "--json", "--warm", options.warm, "-s", "deploy.context=512"]
         process = subprocess.Popen(
-            [sys.executable, "-c", "from llmos_cli.app import main; main()", *words],
+            [sys.executable, "-m", "llmos_cli", *words],
             cwd=ws.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from llmos_cli import __version__
 from llmos_cli.catalog import commands, did_you_mean
 from llmos_cli.core.atomic import system_error
 from llmos_cli.core.places import cache_home
-from llmos_cli.errors import Interrupted, LlmosError, UsageError
+from llmos_cli.errors import Interrupted, LlmosError, UsageError, interrupted
 from llmos_cli.lazy import Commands
 from llmos_cli.ui import Ui
 
@@ -73,11 +73,6 @@ def _wait(seconds: str) -> None:
     os.environ["LLMOS_WAIT"] = seconds
 
 
-def main() -> None:
-    """The entry point: run a command and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(args: Sequence[str]) -> int:
     """The error boundary: run `args`, show what went wrong, return the exit code."""
     ui = Ui(json="--json" in args)
@@ -95,7 +90,7 @@ def run(args: Sequence[str]) -> int:
         ui.error(_as_usage(error, args))
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        ui.error(Interrupted("interrupted", hint="nothing was left half done: run it again when you like"))
+        ui.error(interrupted())
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the one boundary
         ui.error(_plainly(error))

@@ -84,5 +84,10 @@ class Interrupted(LlmosError):
     exit_code = 130
 
 
+def interrupted() -> Interrupted:
+    """Ctrl-C where nothing more can be said of what was going on."""
+    return Interrupted("interrupted", hint="nothing was left half done: run it again when you like")
+
+
 class Terminated(LlmosError):
     exit_code = 143

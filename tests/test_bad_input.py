@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,12 +120,12 @@ def trained(new_workspace, tmp_path_factory) -> dict[str, Path]:
     made = {}
     for template in sorted({case.template for case in CASES}):
         workspace = new_workspace(tmp_path_factory.mktemp("trained") / "model", template)
-        _train(workspace.root)
+        train(workspace.root)
         made[template] = workspace.root
     return made
 
 
-def _train(root: Path) -> None:
+def train(root: Path) -> None:
     from llmos_cli import app
 
     with pytest.MonkeyPatch.context() as patch:
@@ -166,14 +165,6 @@ def test_a_failure_is_json_too(trained, llmos, monkeypatch):
     assert (judged.code, judged.json["verdicts"][0]["passed"]) == (3, False)
 
 
-def test_a_port_in_use(trained, llmos, monkeypatch, busy_port):
-    monkeypatch.chdir(trained["causal-lm"])
-    ran = llmos("deploy", "--port", busy_port)
-    assert ran.code == 1
-    assert f"{busy_port}" in ran.err
-    assert "hint: " in ran.err
-
-
 def state(root: Path) -> dict[str, str]:
     """What must not change: checkpoints, refs, configs, and no leftovers of unfinished work."""
     kept = [
@@ -184,11 +175,3 @@ def state(root: Path) -> dict[str, str]:
         root / ".llmos/HEAD",
     ]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept if path.is_file()}
-
-
-@pytest.fixture
-def busy_port() -> Iterator[int]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        yield taken.getsockname()[1]

@@ -83,6 +83,7 @@ class Link:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                process_group=0,  # Ctrl-C is for the gateway, from the process's first instruction on
             )
         reader, self.writer = await asyncio.open_connection(sock=ours)
         self.tasks = [asyncio.create_task(self.listen(reader)), asyncio.create_task(self.overhear())]

@@ -92,6 +92,9 @@ def validation(error: RequestValidationError) -> ApiError:
     param = ".".join(place) or None
     if first["type"] == "missing":
         return ApiError(400, f"{param or 'The body'} is missing.", param=param, code="missing")
+    if param is None:
+        message = "The body is not a JSON object; send one, with the header `Content-Type: application/json`."
+        return ApiError(400, message, code="invalid_json")
     reason = str(first["msg"]).removeprefix("Value error, ")
     between = " " if reason.startswith("must ") else ": "
-    return ApiError(400, f"{param or 'The body'}{between}{reason}.", param=param, code="invalid_value")
+    return ApiError(400, f"{param}{between}{reason}.", param=param, code="invalid_value")

@@ -31,7 +31,7 @@ BATCH = 64
 
 
 def main(descriptor: int) -> None:
-    # The gateway decides when to end; closing its end of the socket is the sign. Ctrl-C reaches both processes.
+    # The gateway decides when to end; closing its end of the socket is the sign.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=descriptor))

@@ -179,7 +179,7 @@ def test_an_objective_that_nothing_measures(searched: Workspace):
 
 @pytest.mark.slow
 def test_ctrl_c_and_on_again(searched: Workspace, llmos):
-    program = "from llmos_cli.app import main; main()"
+    program = "from llmos_cli.__main__ import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, "tune", "--trials", "2", "--study", "s", "-s", "tune.max_steps=1000000"],
         cwd=searched.root,

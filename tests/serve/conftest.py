@@ -109,7 +109,7 @@ class Server:
 
 
 def llmos_command(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from llmos_cli.app import main; main()", *map(str, words)]
+    return [sys.executable, "-m", "llmos_cli", *map(str, words)]
 
 
 def environment(home: Path, extra: Mapping[str, str] = {}) -> dict[str, str]:

@@ -81,8 +81,8 @@ def _train(ws: Workspace, file: Path, words: Sequence[str], *, threads: int) -> 
     """One run in a process of its own; LlmosError with its sentence when it fails."""
     command = [
         sys.executable,
-        "-c",
-        "from llmos_cli.app import main; main()",
+        "-m",
+        "llmos_cli",
         "train",
         *words,
         "-c",

@@ -24,7 +24,8 @@ class Stopping:
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._ask)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # what was to be ignored (`nohup`, a trial) stays so
+                    self._handlers[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(
