@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.errors import GateFailed
+from llmos_cli.errors import GateFailed, UsageError
 from llmos_cli.session import ConfigFiles, JsonFlag, QuietFlag, Sets, Unsets, session
 
 Revs = Annotated[
@@ -34,6 +34,11 @@ def eval(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet) as s:
+        if json and markdown:
+            raise UsageError(
+                "--json and --markdown are two forms of one answer",
+                hint="ask twice: the second time is from the record",
+            )
         from llmos_cli.operations import gate
 
         flags = {"eval.require": require, "eval.split": split, "eval.folds": folds}

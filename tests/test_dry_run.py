@@ -53,7 +53,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
-    "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}", "--unset", "tune.space")],
+    "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}")],
     "undo": [("undo",)],
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_origin
 
 from pydantic import ValidationError
 
@@ -65,12 +65,13 @@ def resolve(
     """
     read = _files(verb, workspace, files)
     own = set(root_model.model_fields)
+    whole = set(_whole(root_model))
     tree = yaml12.from_plain(defaults or {}, "default")
     if workspace is not None:
-        tree = merge(tree, _workspace_defaults(workspace.root / "llmos.yaml", own, {*sections, *own}))
+        tree = merge(tree, _workspace_defaults(workspace.root / "llmos.yaml", own, {*sections, *own}), whole=whole)
     for path in read:
-        tree = merge(tree, read_file(path, workspace.root if workspace else None))
-    tree = merge(tree, _environment(environ, own, {*sections, *own}))
+        tree = merge(tree, read_file(path, workspace.root if workspace else None), whole=whole)
+    tree = merge(tree, _environment(environ, own, {*sections, *own}), whole=whole)
     tree = amended(tree, sets=sets, unsets=unsets)
     for key, value in (flags or {}).items():
         if value is not None:
@@ -85,7 +86,10 @@ def amended(tree: Node, *, sets: Sequence[str], unsets: Sequence[str]) -> Node:
     for key in unsets:
         _remove(tree, key)
     for assignment in sets:
-        tree = merge(tree, _assignment(assignment))
+        key, value = _assignment(assignment)
+        if isinstance(value.value, dict):  # `-s a={b: 1}` says what `a` is, not what is in it besides
+            _remove(tree, key)
+        tree = merge(tree, _nested(key, value))
     return tree
 
 
@@ -117,13 +121,16 @@ def read_file(path: Path, root: Path | None = None) -> Node:
     return tree
 
 
-def merge(base: Node, over: Node) -> Node:
-    """`over` laid on `base`: mappings key by key, anything else replaces; an empty section says nothing."""
+def merge(base: Node, over: Node, *, whole: Collection[str] = (), at: str = "") -> Node:
+    """`over` laid on `base`: sections key by key, anything else replaces, mappings at the dotted keys `whole` too; an empty
+    section says nothing. `at`: the dotted key of both."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return base if over.value is None and isinstance(base.value, dict) else over
+    if at in whole:
+        return over
     merged = dict(base.value)
     for key, node in over.value.items():
-        merged[key] = merge(merged[key], node) if key in merged else node
+        merged[key] = merge(merged[key], node, whole=whole, at=f"{at}.{key}".strip(".")) if key in merged else node
     return Node(merged, over.file, over.start, over.end, key=over.key, text=over.text)
 
 
@@ -180,11 +187,20 @@ def _environment(environ: Mapping[str, str], own: Collection[str], known: Collec
     return tree
 
 
-def _assignment(text: str) -> Node:
+def _whole(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """The options that are a mapping themselves, such as a search space: half of one and half of another is neither."""
+    for name, field in section.model_fields.items():
+        if section.is_section(name):
+            yield from _whole(cast("type[Section]", field.annotation), f"{prefix}{name}.")
+        elif get_origin(field.annotation) is dict:
+            yield prefix + name
+
+
+def _assignment(text: str) -> tuple[str, Node]:
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise UsageError(f"-s takes KEY=VALUE, not {text!r}", hint="for example -s train.max_steps=100")
-    return _nested(key.strip(), yaml12.parse_value(value, f"-s {text}"))
+    return key.strip(), yaml12.parse_value(value, f"-s {text}")
 
 
 def _nested(key: str, value: Node) -> Node:

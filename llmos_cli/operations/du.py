@@ -71,6 +71,7 @@ def du(ws: Workspace) -> DuResult:
     count = holders(ws)
     nothing_shared = ws.storage == "copy"
     names, dropped = ws.refs.pointing(), ws.dropped.all()
+    trials = {record.id for record in ws.runs.list() if record.operation == "trial"}
     usage, contents = [], {}
     for entry in ws.index.entries():
         try:
@@ -80,12 +81,13 @@ def du(ws: Workspace) -> DuResult:
         here = {} if entry.id in dropped else {file.sha256: file.size for file in tree.values()}
         own = sum(length for sha256, length in here.items() if nothing_shared or count[sha256] == 1)
         makers = ws.index.makers(entry.id)
+        operation = "trial" if makers and makers[0][0] in trials else entry.operation
         contents.update(here)
         usage.append(
             Usage(
                 entry.id,
                 tuple(names.get(entry.id, ())),
-                f"{entry.operation} {entry.label}".strip(),
+                f"{operation} {entry.label}".strip(),
                 entry.size,
                 own,
                 sum(here.values()) - own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.summary import SHORT
+
+_OFTEN = 0.5
+"""Seconds between two words on how far it is."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,18 @@ class _Hashes:
         one_each = {inode: path for path, inode in self._inodes.items()}
         self.files = len(one_each)
         self.bytes = sum(path.stat().st_size for path in one_each.values())
-        self._done = 0
         self._found: dict[tuple[int, int], FileEntry] = {}
+        total = self.bytes // 1_000_000
+        done, told_at = 0, time.monotonic()
         with ThreadPoolExecutor(max_workers=cores()) as pool:
             for inode, entry in zip(one_each, pool.map(hash_file, one_each.values()), strict=True):
                 self._found[inode] = entry
-                self._done += entry.size
-                emit(Progress("fsck", self._done // 1_000_000, self.bytes // 1_000_000, "MB"))
+                done += entry.size
+                if time.monotonic() - told_at > _OFTEN:
+                    told_at = time.monotonic()
+                    emit(Progress("fsck", done // 1_000_000, total, "MB"))
+        if total:
+            emit(Progress("fsck", total, total, "MB"))
 
     def __getitem__(self, path: Path) -> FileEntry:
         return self._found[self._inodes[path]]

@@ -46,7 +46,8 @@ class StatusResult:
     diverged: Divergence | None
 
     def view(self) -> View:
-        return Group([Lines(self._head()), Lines(self._rest())])
+        storage = [f"storage: {_STORAGE[self.storage]}"] if self.storage else []
+        return Group([Lines(self._head()), Lines(self._rest()), Lines(storage)])
 
     def _head(self) -> list[Line]:
         where = ["on branch ", Span(self.head.branch, "name")] if self.head.branch else ["HEAD is detached"]
@@ -74,8 +75,6 @@ class StatusResult:
             lines.append(f"interrupted: {self.resumable}, `llmos train --resume` goes on")
         if self.changed:
             lines.append(f"changed since its last run: {', '.join(self.changed)}")
-        if self.storage:
-            lines.append(f"storage: {_STORAGE[self.storage]}")
         return lines
 
 

@@ -30,6 +30,7 @@ class Prune(Section):
     schedule: Literal["linear", "cosine"] = "linear"
     ignore: list[str] = []
     columns: Columns = Columns()
+    space: dict[str, list[int]] = {}
 
 
 class Root(Section):
@@ -76,6 +77,17 @@ def test_each_layer_lies_on_the_one_before(folder, tmp_path):
     assert (resolved.config.prune.sparsity, resolved.config.prune.steps, resolved.config.seed) == (0.6, None, 1)
     assert resolved.mapping["prune"]["sparsity"] == 0.6
     assert resolved.files == (folder.configs / "prune.yaml", extra)
+
+
+def test_what_is_set_to_a_mapping_is_that_mapping(folder):
+    """`-s` replaces; a file says of a section what it says, and of an option that is a mapping all there is."""
+    folder.write("prune: {columns: {text: a}, space: {train.batch_size: [1], seed: [2]}}\n")
+    assert resolve(folder, sets=["prune.space={seed: [3]}"]).config.prune.space == {"seed": [3]}
+    assert resolve(folder, sets=["prune.columns={}"]).config.prune.columns.text is None
+    assert resolve(folder, sets=["prune.columns.text=b"]).config.prune.columns.text == "b"
+    (extra := folder.root / "extra.yaml").write_text("prune: {space: {seed: [4]}, columns: {}}\n")
+    layered = resolve(folder, files=[extra]).config.prune
+    assert (layered.space, layered.columns.text) == ({"seed": [4]}, "a")
 
 
 def test_origins_tell_where_each_value_was_set(folder):

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,21 @@ def test_fsck_of_a_whole_workspace_says_what_it_did(ws, commit, llmos, monkeypat
     monkeypatch.chdir(ws.root)
     told = llmos("fsck")
     assert (told.code, told.out) == (0, "2 checkpoints, 2 files, 11 B hashed: everything is as it was saved\n")
+
+
+def test_fsck_says_how_far_it_is_once_when_it_is_quick(ws, commit, llmos, monkeypatch):
+    commit(a="1" * 1_500_000), commit(a="2" * 1_500_000, b="x" * 10)
+    monkeypatch.chdir(ws.root)
+    assert llmos("fsck").err == "fsck 3/3 MB\n"
+
+
+def test_du_tells_a_trial_from_a_training(ws, commit):
+    commit(a="1")
+    made = ws.checkpoint().manifest.made
+    with ws.begin("trial", config={}) as run, ws.stage() as staged:
+        (staged / "a").write_text("2")
+        run.commit(staged, replace(made, time="2026-11-22T10:45:01Z"), move=False)
+    assert sorted(each.operation for each in du(ws).usage) == ["train m", "trial m"]
 
 
 def test_fsck_settles_changed_times(ws, commit, tmp_path):

@@ -77,6 +77,16 @@ def test_status_tells_what_can_go_on(ws):
     assert status(ws).resumable is None
 
 
+def test_status_sets_how_files_are_shared_apart(ws, commit):
+    commit(a="1")
+    with pytest.raises(Interrupted), ws.begin("train", config={}) as run:
+        run.state.mkdir()
+        (run.state / "step").write_text("5")
+        raise KeyboardInterrupt
+    blocks = [block.split(":")[0] for block in render(status(ws).view()).split("\n\n")]
+    assert blocks[1:] == ["interrupted", "storage"]
+
+
 def test_log_takes_no_nonsense(llmos, commit):
     commit(a="1")
     assert [llmos("log", "-n", limit).code for limit in ("1", "0", "-1", "many")] == [0, 2, 2, 2]

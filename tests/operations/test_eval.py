@@ -118,6 +118,13 @@ def test_a_failed_gate_is_one_json_document(line: Workspace, llmos):
     assert [verdict["passed"] for verdict in ran.json["verdicts"]] == [False, True]
 
 
+def test_one_form_of_the_answer_at_a_time(line: Workspace, llmos):
+    runs = len(line.runs.list())
+    ran = llmos("eval", "HEAD", "--markdown", "--json", *QUICK)
+    assert (ran.code, ran.json["error"]["message"]) == (2, "--json and --markdown are two forms of one answer")
+    assert "hint: " in ran.err and len(line.runs.list()) == runs
+
+
 def test_junit_and_markdown(line: Workspace, llmos, tmp_path):
     file = tmp_path / "gates.xml"
     ran = llmos("eval", "HEAD", "--markdown", "--junit", file, "--require", "loss < 0", "--require", "loss > 0", *QUICK)
