@@ -174,7 +174,7 @@ def detach(ws: Workspace, rev: str, resolved: Resolved, arguments: Sequence[str]
     check(ws, rev, resolved)
     with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
-            [sys.executable, "-c", "from llmos_cli.app import main; main()", *arguments],
+            [sys.executable, "-m", "llmos_cli", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
