@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import shutil
 from collections.abc import Callable
@@ -63,6 +64,26 @@ def flipped(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
+def unseen(root: Path) -> None:
+    """A file with two labels that the checkpoint knows, and one with a label that neither has."""
+    (settings,) = root.glob("checkpoints/*/config.json")
+    known = list(json.loads(settings.read_text())["id2label"].values())
+    rows = "".join(f"text number {at},{known[at % 2]}\n" for at in range(40))
+    csv(f"text,label\n{rows}", ", splits: {validation: new.csv}")(root)
+    (root / "new.csv").write_text("text,label\n" + "".join(f"words {at},new\n" for at in range(40)))
+
+
+def ambiguous(root: Path) -> None:
+    """A name that is a branch and a tag, a beginning that two ids have, a beginning that two runs have."""
+    head = (root / ".llmos/refs/heads/main").read_text().strip()
+    names = {"heads/both": head, "tags/both": "0" * 64, "runs/20010101-1": head, "runs/20010101-2": head}
+    for name, checkpoint in names.items():
+        (root / ".llmos/refs" / name).parent.mkdir(exist_ok=True)
+        (root / ".llmos/refs" / name).write_text(checkpoint + "\n")
+    for digit in "01":
+        shutil.copytree(root / "checkpoints" / head, root / "checkpoints" / f"abcd{digit * 60}")
+
+
 LABELS = "\n".join(f"text number {at},{'ab'[at % 2]}" for at in range(40))
 LONG = "data: {task: causal-lm, source: 'builtin:pydoc', sequence_length: 64, tokenizer: {vocab_size: 300}}"
 
@@ -78,6 +99,22 @@ CASES = [
     Case("train", 2, "column", csv(f"text,label\n{LABELS}\n", ", columns: {label: kind}"), "text-classification"),
     Case("train", 2, "only the label", csv("text,label\n" + "".join(f"text {at},a\n" for at in range(40))), "text-classification"),
     Case("train -s data.source=x.txt -s data.columns.text=body", 4, "x.txt"),
+    Case("train", 2, "the validation split has a label that training did not: new", unseen, "text-classification"),
+    Case("eval -s data.source=data.csv -s data.splits.test=new.csv", 2, "the test split has a label that training did not: new", unseen, "text-classification"),
+    Case("train -s train.learning_rate=nan", 2, "train.learning_rate takes a number, not 'nan'"),
+    Case("train -s seed=-1", 2, "seed must be at least 0, not -1"),
+    Case("train -s data.source=loop", 4, "loop", lambda root: (root / "loop").symlink_to("loop")),
+    Case("train -c configs", 4, "configs"),
+    Case("train -s", 2, "requires an argument"),
+    Case("train --confg x", 2, "no such option: --confg"),
+    Case("train HEAD main", 2, "unexpected extra argument"),
+    Case("trian", 2, "there is no command called 'trian'"),
+    Case("HEAD train", 2, "there is no command called 'HEAD'"),
+    Case("-C nowhere status", 2, "there is no folder 'nowhere'"),
+    Case("-C .. status", 4, "there is no workspace"),
+    Case("--wait nan status", 2, "--wait takes a number of seconds, not 'nan'"),
+    Case("train", 2, "not valid YAML", write("configs/train.yaml", "model: [1, 2\n")),
+    Case("train", 2, "is not UTF-8 text", lambda root: (root / "configs/train.yaml").write_bytes(b"\xff\xfe\x00")),
     Case("train", 2, "64", write("configs/train.yaml", f"model: {{arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}}\n{LONG}\ntrain: {{max_steps: 1}}\n")),
     Case("train -s model.arch=lama", 2, "lama"),
     Case("train -s model.hidden_sise=64", 2, "hidden_sise"),
@@ -97,6 +134,17 @@ CASES = [
     Case("eval --require 'bits_per_byte <= 0.001'", 3, "bits_per_byte"),
     Case("eval none", 4, "none"),
     Case("show 0", 4, "0"),
+    Case("show both", 2, "both is both a branch", ambiguous),
+    Case("show abcd", 2, "abcd could be any of 2 checkpoints", ambiguous),
+    Case("eval 20010101-", 2, "20010101- could be any of 2 runs", ambiguous),
+    Case("log -n 0", 2, "-n takes a number of checkpoints from 1 on, not 0"),
+    Case("log -n many", 2, "--limit takes a whole number, not 'many'"),
+    Case("generate -p the --temperature nan", 2, "--temperature is nan"),
+    Case("init configs/train.yaml", 1, "a file stands where a folder is needed"),
+    Case("deploy --port 99999", 2, "deploy.port must be at most 65535, not 99999"),
+    Case("deploy --port 0 --api-key-file configs", 2, "the API key file configs is not a text file"),
+    Case(f"tag {'a' * 300}", 2, "is not a name for a tag"),
+    Case("trust configs", 4, "there is no file"),
     Case("diff HEAD HEAD~9", 4, "HEAD~9"),
     Case("eval", 5, "bytes", damage(lambda content: content[:-7])),
     Case("deploy --port 0 --detach", 5, "model-", damage(flipped)),
