@@ -41,12 +41,13 @@ class MetricDiff:
 
 @dataclass(frozen=True)
 class Compared:
-    """One side: `bytes` of all its files."""
+    """One side: `bytes` of all its files; `own`: what its operation was told that the other's has no word for, defaults left out."""
 
     rev: str
     checkpoint: str
     operation: str
     bytes: int
+    own: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class DiffResult:
             [
                 self._heads(),
                 _changes("config", self.config),
+                *(_own(side) for side in (self.before, self.after)),
                 _changes("data", self.data),
                 _changes("environment", self.environment),
                 _metrics(self.metrics),
@@ -84,6 +86,9 @@ class DiffResult:
             ]
             for side in (self.before, self.after)
         ]
+        operations = [self.before.operation, self.after.operation]
+        if operations[0] != operations[1]:
+            sides.append(f"made by different operations: {', '.join(operations)}")
         return Lines([*sides, Span(f"{size(self.shared)} stand in files that both have", "dim")])
 
 
@@ -92,10 +97,10 @@ def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: 
     ids = [ws.resolve(before), ws.resolve(after)]
     one, other = (ws.manifest(identifier) for identifier in ids)
     return DiffResult(
-        before=Compared(before, one.id, one.made.operation, one.size),
-        after=Compared(after, other.id, other.made.operation, other.size),
+        before=_side(before, one, other),
+        after=_side(after, other, one),
         shared=sum(entry.size for name, entry in one.tree.items() if other.tree.get(name) == entry),
-        config=_changed(_config(one), _config(other)),
+        config=_changed(_shared_sections(one, other), _shared_sections(other, one)),
         data=_changed(one.made.data, other.made.data),
         environment=_changed(one.made.environment, other.made.environment),
         metrics=list(_compared(ws.metrics(one.id), ws.metrics(other.id))),
@@ -105,6 +110,25 @@ def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: 
 
 def _config(manifest: Manifest) -> dict[str, Any]:
     return {**manifest.made.config, "seed": manifest.made.seed}
+
+
+def _shared_sections(manifest: Manifest, other: Manifest) -> dict[str, Any]:
+    theirs = _config(other)
+    return {name: section for name, section in _config(manifest).items() if name in theirs}
+
+
+def _side(rev: str, manifest: Manifest, other: Manifest) -> Compared:
+    theirs = _config(other)
+    alone = {name: section for name, section in _config(manifest).items() if name not in theirs}
+    usual = _defaults(manifest.made.operation) if alone else {}
+    own = {key: value for key, value in _leaves(alone) if value is not None and value != usual.get(key)}
+    return Compared(rev, manifest.id, manifest.made.operation, manifest.size, own)
+
+
+def _defaults(operation: str) -> dict[str, Any]:
+    from llmos_cli.options.verbs import ROOTS  # here: to compare two of one kind takes no pydantic
+
+    return dict(_leaves(ROOTS[operation]().model_dump(mode="json"))) if operation in ROOTS else {}
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Changed]:
@@ -152,6 +176,13 @@ def _changes(title: str, changes: Sequence[Changed]) -> Table | Lines:
     if not changes:
         return Lines([])
     return Table([title, "before", "after"], [[c.key, _cell(c.before), _cell(c.after)] for c in changes], align="lll")
+
+
+def _own(side: Compared) -> Table | Lines:
+    if not side.own:
+        return Lines([])
+    rows = [[key, _cell(value)] for key, value in side.own.items()]
+    return Table([f"only {side.operation} has", "value"], rows, align="ll")
 
 
 def _cell(value: Any) -> str | None:

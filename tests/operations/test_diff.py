@@ -40,6 +40,32 @@ def test_the_table(line: Workspace, llmos):
     assert "tensors are equal" in ran.out
 
 
+def test_two_operations_are_told_apart(line: Workspace, llmos):
+    """What one of them has no word for stands by itself, without what nobody chose."""
+    trained = line.checkpoint("base")
+    options = {"method": "wanda", "sparsity": 0.7, "pattern": "unstructured", "heal": 0}
+    made = replace(
+        trained.manifest.made,
+        operation="prune",
+        parents=(trained.id,),
+        config={"data": {**trained.manifest.made.config["data"], "max_samples": 5}, "prune": options},
+    )
+    with line.begin("prune", config={}) as run, line.stage() as staged:
+        (staged / "a").write_text("1")
+        pruned = run.commit(staged, made, move=False)
+    found = llmos("diff", "base", pruned.id, "--no-tensors", "--json").json
+    assert [change["key"] for change in found["config"]] == ["data.max_samples"]
+    assert found["after"]["own"] == {"prune.sparsity": 0.7}
+    assert found["before"]["own"].keys() == {"model.arch", *WIDTHS, "train.batch_size", "train.max_steps"}
+    told = llmos("diff", "base", pruned.id, "--no-tensors").out
+    assert "made by different operations: train, prune\n" in told
+    assert "\nonly prune has  value\nprune.sparsity  0.7\n" in told
+    assert "different operations" not in llmos("diff", "base", "base", "--no-tensors").out
+
+
+WIDTHS = {f"model.{name}" for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
+
+
 def test_equal_checkpoints(line: Workspace, llmos):
     ran = llmos("diff", "HEAD", "HEAD", "--json", "-q")
     assert ran.json["config"] == ran.json["data"] == ran.json["environment"] == []
