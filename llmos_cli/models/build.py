@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -121,8 +122,8 @@ def _suggested(task: str) -> tuple[str, ...]:
     return {
         "causal-lm": ("llama", "gpt2"),
         "image-classification": ("cnn", "mlp", "vit"),
-        "text-classification": ("bert", "bag", "lstm"),
-        "token-classification": ("bert", "lstm"),
+        "text-classification": ("eurobert", "bag", "lstm"),
+        "token-classification": ("eurobert", "lstm"),
     }[task]
 
 
@@ -195,8 +196,10 @@ def _defaults(cls: type[PreTrainedConfig], values: Mapping[str, Any], task: str)
 
 
 def _foreign_tokens(cls: type[PreTrainedConfig], values: Mapping[str, Any]) -> dict[str, None]:
-    """Special tokens of the published model's tokenizer mean nothing to another: those nobody set are none."""
-    return {field.name: None for field in fields(cls) if field.name.endswith("_token_id") and field.name not in values}  # type: ignore[arg-type]
+    """Special tokens of the published model's tokenizer mean nothing to another: those nobody set are none, where the
+    configuration can say so."""
+    own = (field for field in fields(cls) if field.name.endswith("_token_id"))  # type: ignore[arg-type]
+    return {field.name: None for field in own if field.name not in values and NoneType in get_args(field.type)}
 
 
 def _patch_size(image_size: int) -> int:

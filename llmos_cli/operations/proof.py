@@ -153,7 +153,9 @@ def _parity(exhibits: Exhibits, inputs: Batch, process: subprocess.Popen[str], a
     _, complaint = process.communicate()
     if process.returncode != 0:
         last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit {process.returncode}"
-        raise LlmosError(f"the result does not load in a fresh process: {last}", hint="nothing was committed")
+        # Some of transformers' models look for the weights that packing replaced (ModernBERT's initialisation does).
+        hint = "nothing was committed; `--method w8a8` stores weights that more of transformers' models can read"
+        raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint)
     reader = f"transformers {transformers.__version__}"
     reloaded = load_file(answered)["logits"]
     inputs = device.move(inputs, exhibits.model.device)

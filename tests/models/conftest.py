@@ -36,6 +36,7 @@ CASES = [
     ("vit", "image-classification", TRANSFORMER),
     ("bert", "text-classification", TRANSFORMER),
     ("roberta", "text-classification", TRANSFORMER),
+    ("eurobert", "text-classification", TRANSFORMER),
     ("lstm", "text-classification", {}),
     ("bag", "text-classification", {}),
     ("bert", "token-classification", TRANSFORMER),
@@ -44,7 +45,7 @@ CASES = [
 
 
 def make(arch: str, task: str, widths: dict[str, Any] | None = None, *, seed: int = 0) -> PreTrainedModel:
-    default = TRANSFORMER if arch in ("llama", "bert", "vit") else {}
+    default = TRANSFORMER if arch in ("llama", "bert", "eurobert", "vit") else {}
     options = ModelOptions(arch=arch, **(default if widths is None else widths))
     return build(options, task, FACTS[task], seed=seed).eval()
 

@@ -166,6 +166,7 @@ def test_the_gradient_passes_the_rounding() -> None:
         ("lstm", "causal-lm"),
         ("vit", "image-classification"),
         ("bert", "token-classification"),
+        ("eurobert", "token-classification"),
     ],
 )
 def test_every_kind_of_model_comes_back(arch: str, task: str, tmp_path: Path) -> None:
