@@ -128,10 +128,10 @@ def _processor(manifest: Manifest) -> dict[str, str]:
 
 
 def _told(data: DataOptions) -> str:
-    """The sources, for people."""
+    """The sources, or the files that stand in for them, for people."""
     sources = data.source if isinstance(data.source, list) else [data.source]
     names = [source if isinstance(source, str) or source is None else source.source for source in sources]
-    return data.evaluate or ", ".join(name for name in names if name)
+    return data.evaluate or ", ".join(name for name in names if name) or ", ".join(dict.fromkeys(data.splits.values()))
 
 
 def _recall_or_measure(

@@ -199,6 +199,7 @@ def test_files_for_splits_are_read_as_the_training_data_were(empty: Workspace, l
     assert (elsewhere.format, elsewhere.columns.image) == (None, None)
     ran = llmos("eval", "HEAD", "-s", f"data.splits.test={source}", *QUICK, "--json")
     assert ran.code == 0 and ran.json["evaluations"][0]["samples"] == 40, ran.err
+    assert ran.json["source"] == source
 
 
 def test_data_that_are_named_by_split_are_remembered(empty: Workspace):

@@ -30,9 +30,9 @@ class Order:
 
     def batch(self, number: int) -> list[int]:
         """The samples of batch `number`, from 0."""
-        if self.lengths is None:
-            return self._take(number * self.size, self.size).tolist()
-        return self._group(number // GROUP)[number % GROUP].tolist()
+        together = self.lengths is not None
+        rows = self._group(number // GROUP)[number % GROUP] if together else self._take(number * self.size, self.size)
+        return [int(row) for row in rows]
 
     def _sorted(self, group: int) -> NDArray[np.int64]:
         """The batches of a group, [GROUP, size]."""
