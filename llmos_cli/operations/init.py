@@ -10,6 +10,7 @@ from llmos_cli.core.atomic import write_text
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations import templates
+from llmos_cli.operations.trust import TrustedFile, named_code
 
 GITIGNORE = """\
 # Weights and runs stay out of git: llmos keeps their history. Commit llmos.yaml and configs/.
@@ -26,12 +27,17 @@ class InitResult:
     template: str
     files: tuple[str, ...]
     kept: tuple[str, ...]
+    code: tuple[TrustedFile, ...]
+    """Python files that a config which was there already names: they run only when trusted."""
 
     def view(self) -> View:
         enter = [f"cd {self.root}"] if self.root != "." else []
         told: list[Line] = [("A workspace for ", Span(self.template, "name"), f" in {self.root}")]
         if self.kept:
             told.append(f"Kept what was there: {', '.join(self.kept)}")
+        for file in self.code:
+            said = "trusted already" if file.current else f"read it, then `llmos trust {file.path}` lets it run"
+            told.append(f"Code of yours in {file.path}: {said}")
         steps = ["Next:", *(f"  {step}" for step in (*enter, "llmos config show train", "llmos train"))]
         return Group([Lines(told), Lines(steps)])
 
@@ -43,4 +49,5 @@ def init(directory: Path, template: str) -> InitResult:
     new = [name for name in texts if not (workspace.root / name).exists()]
     for name in new:
         write_text(workspace.root / name, texts[name])
-    return InitResult(os.path.relpath(workspace.root), template, tuple(new), tuple(sorted(set(texts) - set(new))))
+    kept = tuple(sorted(set(texts) - set(new)))
+    return InitResult(os.path.relpath(workspace.root), template, tuple(new), kept, tuple(named_code(workspace)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import trust as store
+from llmos_cli.core.config import read_file
 from llmos_cli.core.view import Span, Table
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class TrustedFile:
     path: str
     sha256: str
     current: bool
-    """Whether the file still has this content."""
+    """Whether the file has this content now, and it is trusted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ def trust(ws: Workspace, path: Path | None = None, *, revoke: str | None = None)
     return TrustResult(
         tuple(_file(ws, name, digest) for digest, name in sorted(store.trusted(ws).items(), key=lambda item: item[1]))
     )
+
+
+def named_code(ws: Workspace) -> Iterator[TrustedFile]:
+    """The file of code that `configs/train.yaml` names, where it is there, and whether its content is trusted.
+
+    Nothing is trusted by being there: a folder that was cloned or unpacked is as full of somebody's code as one's own.
+    """
+    path = ws.configs / "train.yaml"
+    try:
+        model = read_file(path, ws.root).mapping.get("model") if path.is_file() else None
+    except ConfigError:
+        return  # `llmos config check` says what is wrong with it
+    module = model.mapping.get("module") if model and isinstance(model.value, dict) else None
+    if module is None or not isinstance(module.value, str):
+        return
+    name = module.value.partition(":")[0]
+    if (ws.root / name).is_file():
+        digest = store.digest(ws.root / name)
+        yield TrustedFile(name, digest, digest in store.trusted(ws))
 
 
 def _file(ws: Workspace, name: str, digest: str) -> TrustedFile:

@@ -67,6 +67,31 @@ def test_a_list_that_was_tampered_with_trusts_nothing(workspace, code, own_home,
     assert llmos("trust", "--list").code == 5
 
 
+def test_init_says_which_code_will_ask(tmp_path, llmos, monkeypatch):
+    """A folder that was cloned holds somebody's code too: being there before `init` makes none of it trusted."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.yaml").write_text("model: {module: 'my_model.py:Net'}\n")
+    (tmp_path / "my_model.py").write_text("raise SystemExit('ran')\n")
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    told = llmos("init").out
+    assert "Code of yours in my_model.py: read it, then `llmos trust my_model.py` lets it run\n" in told
+    assert "other.py" not in told
+    assert llmos("train").code == 5
+    assert llmos("trust", "my_model.py").code == 0
+    (tmp_path / ".llmos" / "HEAD").unlink()  # begun again
+    assert "Code of yours in my_model.py: trusted already\n" in llmos("init").out
+
+
+def test_init_reads_a_config_that_is_no_config(tmp_path, llmos, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for text in ("", "model: [", "model:\n", "model: 3\n", "model: {module: 4}\n", "model: {module: none.py}\n"):
+        (tmp_path / "configs" / "train.yaml").write_text(text)
+        assert llmos("init").code == 0, text
+        (tmp_path / ".llmos" / "HEAD").unlink()
+
+
 def test_exactly_one_wish(workspace, llmos):
     assert llmos("trust").code == 2
     assert llmos("trust", "a.py", "--list").code == 2
