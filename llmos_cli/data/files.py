@@ -16,7 +16,7 @@ from llmos_cli.data.documents import Documents
 from llmos_cli.data.places import OTHER_FORMATS, SPLITS, Place, at_hand, filesystem, first_line, folder_at_hand, locate
 from llmos_cli.data.rows import Rows
 from llmos_cli.errors import NotFound, UsageError
-from llmos_cli.options.data import DataOptions
+from llmos_cli.options.data import Columns, DataOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -87,9 +87,21 @@ def _splits(place: Place, options: DataOptions, columns: Sequence[str], cache: P
                 hint="Use a csv, json or parquet file with a column for the text and one for the label.",
             )
         return {name: Rows({"text": Documents(files)}) for name, files in place.by_split().items()}
+    if place.format == "imagefolder" and not place.folder:
+        return {"train": _pictures(place, columns)}
     tables = _datasets(place, cache)
     folders = {name: _folders(place, name, workspace_of(cache)) for name in tables}
     return {name: _rows(table, columns, options, place.source, folders[name]) for name, table in tables.items()}
+
+
+def _pictures(place: Place, columns: Sequence[str]) -> Rows:
+    """A picture, or those that a pattern names: to be predicted, for nothing says what they show."""
+    if tuple(columns) != ("image",):
+        raise UsageError(
+            f"{place.source} is pictures, and nothing says what they show",
+            hint="Name a folder that has a folder of pictures for each class, or a table of their paths and labels.",
+        )
+    return canonical({"image": list(place.files)}, columns, Columns(), source=place.source, names={})
 
 
 def _folders(place: Place, split: str, workspace: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from llmos_cli.data import files
 from llmos_cli.data.sources import builtins, load
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.options.data import DataOptions
@@ -168,6 +169,16 @@ def test_paths_of_images_are_those_of_the_tables_folder_then_the_workspaces(tmp_
     with pytest.raises(UsageError, match=r"there is no image img/\d+.png") as missed:
         loaded(tmp_path / "elsewhere" / "labels.jsonl", ("image", "label"))
     assert str(tmp_path / "elsewhere") in missed.value.hint
+
+
+def test_single_pictures_are_rows_without_labels(tmp_path, loaded):
+    pictures(tmp_path / "data", 100)
+    (one,) = files.read(str(tmp_path / "data/img/3.png"), DataOptions(), ("image",), cache=tmp_path / "cache").values()
+    assert shades(one["image"]) == {103}
+    (ten,) = files.read(str(tmp_path / "data/img/1*.png"), DataOptions(), ("image",), cache=tmp_path / "cache").values()
+    assert shades(ten["image"]) == {101, 110, 111}
+    with pytest.raises(UsageError, match="nothing says what they show"):
+        loaded(tmp_path / "data/img/3.png", ("image", "label"))
 
 
 def test_tables_of_the_same_names_in_two_folders_do_not_take_each_others_images(tmp_path, loaded):
