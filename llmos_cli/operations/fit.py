@@ -31,9 +31,9 @@ from llmos_cli.operations.training.stopping import Stopping
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks.base import Batch, Split, Task
 from llmos_cli.tasks.scoring import evaluate
+
 RUNAWAY = 2.0
 """Times the first step's loss (or one nat) from which training is on its way to infinity."""
-
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class _Run:
             return
         self.best, position = state.load(self.directory, model=self.model, optimizer=self.optimizer)
         self.budget.restore(step=position.step, elapsed=position.elapsed, lead=position.lead)
-        self.first_loss = position.first_loss
         self.validations = self.saved_validations = position.validations
+        self.first_loss = position.first_loss
         if position.compiled:
             self._compile()
 
@@ -203,7 +203,10 @@ class _Run:
     def _compile_if_it_repays(self) -> None:
         asked = self.options.compile
         decides = asked == "auto" and self.budget.step == compiling.EAGER_STEPS
-        if not self.compiled and (asked == "on" or (decides and compiling.repays(self._eager_seconds_left()))):
+        vary = self.order.lengths is not None
+        if not self.compiled and (
+            asked == "on" or (decides and compiling.repays(self._eager_seconds_left(), lengths_vary=vary))
+        ):
             self._compile()
 
     def _eager_seconds_left(self) -> float:
@@ -237,9 +240,9 @@ class _Run:
             group["lr"] = learning_rate
         self.last_loss = sum(self._backward(device.move(batch, self.on), positions) for batch in batches)
         self.gradient_norm = float(nn.utils.clip_grad_norm_(self.trained, self.options.clip_norm or math.inf))
+        self._check_finite()
         if self.budget.step == 0:
             self.first_loss = self.last_loss
-        self._check_finite()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._hold_masks()
@@ -321,10 +324,10 @@ class _Run:
             sound=self._sound(),
         )
         self.saved_validations = self.validations
+
     def _sound(self) -> bool:
         """Whether this is a state to come back to: the latest validation is the best, and no loss has run away."""
         return self.best.behind == 0 and max(self.last_loss, self.checked_loss) <= RUNAWAY * max(1.0, self.first_loss)
-
 
     def _finish(self) -> Fitted:
         if self.best.weights is not None and self.best.step != self.budget.step:

@@ -24,9 +24,11 @@ GAIN = 1.5
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def repays(eager_seconds_left: float) -> bool:
-    """Whether compiling now ends the run sooner: the time saved is more than the time spent."""
-    return possible() and eager_seconds_left * (1 - 1 / GAIN) > COST_SECONDS
+def repays(eager_seconds_left: float, *, lengths_vary: bool = False) -> bool:
+    """Whether compiling now ends the run sooner: the time saved is more than the time spent, which is spent twice where
+    batches vary in length (for the first one's, then for any)."""
+    cost = COST_SECONDS * (2 if lengths_vary else 1)
+    return possible() and eager_seconds_left * (1 - 1 / GAIN) > cost
 
 
 def compiled(function: F) -> F:
