@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
+from llmos_cli.session import (
+    ConfigFiles,
+    DryRunFlag,
+    HealFlag,
+    JsonFlag,
+    MaxDropFlag,
+    MaxKlFlag,
+    QuietFlag,
+    Sets,
+    Unsets,
+    session,
+)
 
 
 def prune(
@@ -14,11 +25,9 @@ def prune(
     method: Annotated[str | None, typer.Option(help="How weights are chosen.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights to set to zero.")] = None,
     pattern: Annotated[str | None, typer.Option(help="unstructured, or n:m such as 2:4.")] = None,
-    heal: Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")] = None,
-    max_kl: Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Commit nothing if the task's metric gets worse by more than this (exit 3).")
-    ] = None,
+    heal: HealFlag = None,
+    max_kl: MaxKlFlag = None,
+    max_drop: MaxDropFlag = None,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,

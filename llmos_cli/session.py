@@ -32,6 +32,12 @@ Sets = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a config key; repeatable.")
 ]
 Unsets = Annotated[list[str] | None, typer.Option("--unset", metavar="KEY", help="Forget a config key; repeatable.")]
+HealFlag = Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")]
+MaxKlFlag = Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")]
+MaxDropFlag = Annotated[
+    float | None, typer.Option(help="Commit nothing if the task's metric gets worse by more than this (exit 3).")
+]
+"""What every compression takes."""
 
 
 class Session:

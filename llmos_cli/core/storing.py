@@ -82,6 +82,14 @@ def verify(ws: Workspace, checkpoint: Checkpoint) -> None:
         ws.index.note_file_times(checkpoint.id, times)
 
 
+def verify_content(checkpoint: Checkpoint) -> None:
+    """Hash every file: what is handed out must be what was saved."""
+    for path, entry in hash_files(checkpoint.path / name for name in checkpoint.manifest.tree).items():
+        name = path.relative_to(checkpoint.path).as_posix()
+        if entry != checkpoint.manifest.tree[name]:
+            raise Corrupt(f"{name} of checkpoint {checkpoint.id[:12]} is not what was saved", hint=_FSCK)
+
+
 def _verify_file(checkpoint: Checkpoint, name: str, known: int | None) -> None:
     path, entry = checkpoint.path / name, checkpoint.manifest.tree[name]
     try:

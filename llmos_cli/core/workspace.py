@@ -12,6 +12,7 @@ No path in it is absolute: a workspace that was moved goes on working.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,11 @@ class Checkpoint:
     id: str
     path: Path
     manifest: Manifest
+
+    def config_json(self) -> dict[str, Any]:
+        """Its model's configuration, as transformers wrote it."""
+        values: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return values
 
 
 class Workspace:

@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from llmos_cli.core import atomic, refs
+from llmos_cli.core import atomic, refs, storing
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.locks import lock
-from llmos_cli.core.objects import hash_files
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.data.extras import require
-from llmos_cli.errors import Conflict, Corrupt, LlmosError, UsageError
+from llmos_cli.errors import Conflict, LlmosError, UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.ps import ADDRESS, address_of
@@ -57,7 +56,7 @@ Announce = Callable[[DeployResult], None]
 def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce: Announce) -> None:
     """Serve until told to stop; `announce` is called once the model answers. Drained by SIGTERM, it returns."""
     options, checkpoint, keys = check(ws, rev, resolved)
-    verify(checkpoint)
+    storing.verify_content(checkpoint)
     from llmos_cli.serve.server import bind, serve, url_of
 
     listener = bind(options.host, options.port)
@@ -75,7 +74,7 @@ def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce:
 def rehearse(ws: Workspace, rev: str, resolved: Resolved) -> DeployResult:
     """What `deploy` would answer: the checkpoint is hashed and the port tried; `run` is "" and `pid` 0."""
     options, checkpoint, _ = check(ws, rev, resolved)
-    verify(checkpoint)
+    storing.verify_content(checkpoint)
     from llmos_cli.serve.server import bind, url_of
 
     with bind(options.host, options.port) as listener:
@@ -124,18 +123,6 @@ def check_free(ws: Workspace, name: str) -> None:
             raise Conflict(
                 f"a deployment called {name} is running (process {record.pid})",
                 hint=f"`llmos stop {name}` ends it, or give this one another --name",
-            )
-
-
-def verify(checkpoint: Checkpoint) -> None:
-    """Hash every file: what is served must be what was saved."""
-    tree = checkpoint.manifest.tree
-    for path, entry in hash_files(checkpoint.path / name for name in tree).items():
-        name = path.relative_to(checkpoint.path).as_posix()
-        if entry != tree[name]:
-            raise Corrupt(
-                f"{name} of checkpoint {checkpoint.id[:12]} is not what was saved",
-                hint="`llmos fsck` tells what else is affected",
             )
 
 

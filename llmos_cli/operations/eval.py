@@ -6,7 +6,6 @@ same samples with the same options answers from the record.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -174,17 +173,12 @@ class Exam:
 
 def prepare(ws: Workspace, checkpoint: Checkpoint, data: DataOptions, *, seed: int, emit: Emit) -> Exam:
     """The data as this checkpoint's own tokenizer and labels read it."""
-    task = of_checkpoint(checkpoint.manifest, config_json(checkpoint))
+    task = of_checkpoint(checkpoint.manifest, checkpoint.config_json())
     data = data.model_copy(update={"task": task.name})
     prepared = task.prepare(data, ModelOptions(), seed=seed, cache=ws.cache, processor=checkpoint.path)
     for note in prepared.notes:
         emit(Note(note, level="warning"))
     return Exam(checkpoint, task, data, prepared)
-
-
-def config_json(checkpoint: Checkpoint) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    return values
 
 
 def _teachers(ws: Workspace, checkpoint: Checkpoint, emit: Emit) -> dict[str, Checkpoint]:
@@ -204,7 +198,7 @@ def _teachers(ws: Workspace, checkpoint: Checkpoint, emit: Emit) -> dict[str, Ch
 
 def _comparable(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the same logits of both mean the same class."""
-    mine, theirs = config_json(one), config_json(other)
+    mine, theirs = one.config_json(), other.config_json()
     same = ("vocab_size", "id2label", "num_labels", "architectures")
     return _processor(one.manifest) == _processor(other.manifest) and all(mine.get(k) == theirs.get(k) for k in same)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llmos_cli.core import atomic
-from llmos_cli.core.objects import files_below, hash_files
+from llmos_cli.core import atomic, storing
+from llmos_cli.core.objects import files_below
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
-from llmos_cli.errors import Corrupt, LlmosError, UsageError
+from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.models import gguf_file, standalone
 from llmos_cli.models.load import load, load_config
 from llmos_cli.models.save import save
@@ -64,7 +64,7 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
     """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
     does the same in the workspace's scratch folder, and renames nothing."""
     checkpoint = ws.checkpoint(rev)
-    _check_hashes(checkpoint)
+    storing.verify_content(checkpoint)
     output = output.absolute()
     if _taken(output, options):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
@@ -92,15 +92,6 @@ def _taken(output: Path, options: ExportOptions) -> bool:
     """Whether something is there already; an empty folder is a place for a directory, and none for a GGUF file."""
     free = options.format != "gguf" and output.is_dir() and not any(output.iterdir())
     return os.path.lexists(output) and not free
-
-
-def _check_hashes(checkpoint: Checkpoint) -> None:
-    found = hash_files(checkpoint.path / name for name in checkpoint.manifest.tree)
-    for path, entry in found.items():
-        if checkpoint.manifest.tree[path.relative_to(checkpoint.path).as_posix()] != entry:
-            raise Corrupt(
-                f"{path.name} of {short(checkpoint.id)} is not what was saved", hint="`llmos fsck` tells more"
-            )
 
 
 def _write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> tuple[float, str]:

@@ -16,7 +16,6 @@ from llmos_cli.core.view import Lines
 from llmos_cli.data.tokenize import load_tokenizer
 from llmos_cli.errors import UsageError
 from llmos_cli.models.load import load
-from llmos_cli.operations.training.start import config_json
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
@@ -90,7 +89,7 @@ def _check(sampling: Sampling) -> None:
 
 
 def _check_task(checkpoint: Checkpoint) -> None:
-    task = tasks.of_checkpoint(checkpoint.manifest, config_json(checkpoint.path))
+    task = tasks.of_checkpoint(checkpoint.manifest, checkpoint.config_json())
     if task.name != "causal-lm":
         raise UsageError(
             f"{checkpoint.id[:12]} is made for {task.name} and generates no text.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.data import chat_template
 from llmos_cli.events import Emit, Note
 from llmos_cli.models import foreign, headers
 from llmos_cli.operations.environment import environment
@@ -106,7 +106,7 @@ def _result(source: str, converted: foreign.Converted, directory: Path) -> Impor
         parameters=headers.parameters(directory),
         bytes=sum((directory / name).stat().st_size for name in files_below(directory)),
         tokenizer=(directory / "tokenizer.json").exists(),
-        chat_template=_has_chat_template(directory),
+        chat_template=chat_template.there(directory),
         licence=converted.licence or licence(directory),
         fresh=converted.fresh,
     )
@@ -139,10 +139,3 @@ def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportO
         seed=options.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _has_chat_template(directory: Path) -> bool:
-    if (directory / "chat_template.jinja").exists():
-        return True
-    settings = directory / "tokenizer_config.json"
-    return settings.exists() and bool(json.loads(settings.read_bytes()).get("chat_template"))

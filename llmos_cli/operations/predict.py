@@ -26,7 +26,6 @@ from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note, Progress
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
-from llmos_cli.operations.eval import config_json
 from llmos_cli.options.data import DataOptions
 from llmos_cli.tasks import of_checkpoint
 from llmos_cli.tasks.base import Prediction, Task
@@ -66,7 +65,7 @@ def predict(
 ) -> PredictResult:
     """Predict every row of `source`, into `out` (whole or not at all) or into the result."""
     checkpoint = ws.checkpoint(rev)
-    task = of_checkpoint(checkpoint.manifest, config_json(checkpoint))
+    task = of_checkpoint(checkpoint.manifest, checkpoint.config_json())
     rows = read(ws, source, task, lineage.effective_data(ws, checkpoint.id, resolved.config.data), emit)
     model = load(checkpoint.path, device=device.pick())
     processor = task.load_processor(checkpoint.path)
@@ -76,7 +75,7 @@ def predict(
             said = task.predict(
                 model,
                 chunk[task.columns[0]],
-                config_json(checkpoint),
+                checkpoint.config_json(),
                 processor,
                 batch_size=resolved.config.eval.batch_size,
             )

@@ -24,7 +24,7 @@ from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
 from llmos_cli.operations.training.resumption import resumption
-from llmos_cli.operations.training.start import Start, config_json, make_model, start
+from llmos_cli.operations.training.start import Start, make_model, start
 from llmos_cli.options.verbs import TrainConfig
 from llmos_cli.tasks.base import Task
 from llmos_cli.tasks.scoring import evaluate
@@ -162,7 +162,7 @@ def carry_out(
 
 def _check_teacher(teacher: Checkpoint, model: nn.Module) -> None:
     """A teacher's classes must be the student's, number by number."""
-    theirs, ours = (_classes(config) for config in (config_json(teacher.path), model.config.to_dict()))  # type: ignore[union-attr,operator]
+    theirs, ours = (_classes(config) for config in (teacher.config_json(), model.config.to_dict()))  # type: ignore[union-attr,operator]
     if theirs != ours:
         raise UsageError(
             f"The teacher {short(teacher.id)} has other classes than the model ({theirs} and {ours} of them).",

@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer
 
+from llmos_cli.data import chat_template
 from llmos_cli.serve.choices import Choice, Piece
 from llmos_cli.serve.link import Generation, Link, Wish
 from llmos_cli.serve.metrics import Meter
@@ -62,9 +63,7 @@ class Gateway:
     @cached_property
     def chats(self) -> bool:
         """Whether the checkpoint has a chat template."""
-        settings = self.path / "tokenizer_config.json"
-        inside = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
-        return bool(inside) or (self.path / "chat_template.jinja").is_file()
+        return chat_template.there(self.path)
 
     @property
     def generates(self) -> bool:

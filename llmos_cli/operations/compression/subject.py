@@ -21,7 +21,7 @@ from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
 from llmos_cli.operations import lineage
-from llmos_cli.operations.eval import Exam, config_json, prepare
+from llmos_cli.operations.eval import Exam, prepare
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
 from llmos_cli.tasks.base import Batch
 
@@ -49,7 +49,7 @@ class Subject:
 
 def subject(ws: Workspace, checkpoint: Checkpoint, resolved: Resolved, ignore: Sequence[str], *, emit: Emit) -> Subject:
     """Load the parent and prepare the data it was made with, or what the config says of it."""
-    if is_quantized(config_json(checkpoint)):
+    if is_quantized(checkpoint.config_json()):
         raise UsageError(
             f"{short(checkpoint.id)} is quantized already", hint="prune and quantize its parent: `llmos log` shows it"
         )

@@ -6,7 +6,6 @@ and the labels are the same; otherwise a new model is built and takes over the w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ def _task(parent: Checkpoint | None, data: DataOptions) -> Task:
     if data.task is not None:
         return tasks.load(data.task)
     if parent is not None:
-        return tasks.of_checkpoint(parent.manifest, config_json(parent.path))
+        return tasks.of_checkpoint(parent.manifest, parent.config_json())
     raise UsageError("data.task is not set.", hint=f"Set it to one of {', '.join(tasks.names())}.")
 
 
@@ -103,7 +102,7 @@ def _same_model(parent: Checkpoint, asked: ModelOptions) -> bool:
     recorded = parent.manifest.made.config.get("model")
     if recorded and recorded.get("arch", recorded.get("module")):
         return _identity(ModelOptions(**recorded)) == _identity(asked)
-    has = config_json(parent.path)
+    has = parent.config_json()
     return asked.arch == has.get("model_type") and all(has.get(key) == value for key, value in asked.widths().items())
 
 
@@ -113,7 +112,7 @@ def _identity(options: ModelOptions) -> tuple[Any, ...]:
 
 def _continued(ws: Workspace, parent: Checkpoint, task: Task, data: DataOptions, config: TrainConfig) -> Start:
     """The parent's own model, unless the task or the labels are new and it needs another head."""
-    has = config_json(parent.path)
+    has = parent.config_json()
     asked = ModelOptions(**{**_recorded_model(parent, has), "freeze": config.model.freeze, "dtype": config.model.dtype})
     if tasks.of_checkpoint(parent.manifest, has).name != task.name:
         return Start(task, data, asked, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
@@ -183,8 +182,3 @@ def _take_over(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
 def _listed(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     return f" ({shown})" if names else ""
-
-
-def config_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return values
