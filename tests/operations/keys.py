@@ -34,6 +34,7 @@ MEANT: dict[str, Any] = {
     "deploy.warm": "off",
     "eval.require": ["loss < 1000"],
     "heal.learning_rate": 1.1e-3,
+    "model.classifier_pooling": "late",
     "model.module": "my_model.py:Net",
     "prune.ignore": ["nothing.*"],
     "prune.pattern": "1:4",
@@ -65,7 +66,7 @@ def every(verb: str, template: str, method: str = "") -> dict[str, Any]:
             found |= dict(_of_methods(section))
     for key, value in _shipped(shipped):
         if key not in found and not any(key.startswith(f"{known}.") for known in MEANT):
-            found[key] = _other(value)
+            found[key] = _other(key, value)
     told = {"data.task": template, "model.arch": shipped.get("model", {}).get("arch", "")}
     for key in ("train.optimizer", f"{verb}.method", "tune.sampler"):
         told[key] = method
@@ -132,6 +133,9 @@ def _shipped(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def _other(value: Any) -> Any:
+def _other(key: str, value: Any) -> Any:
     """Of a key that only a shipped file names, a width of its model: half of it, or the other way round."""
+    if key in MEANT:
+        return MEANT[key]
+    assert not isinstance(value, str), f"{key}: say in MEANT what it can be set to"
     return not value if isinstance(value, bool) else value // 2

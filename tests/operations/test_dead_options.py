@@ -24,6 +24,7 @@ from llmos_cli.core import config
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.section import Section
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.init import init
 from llmos_cli.operations.tag import tag
 from tests.conftest import TINY
 from tests.operations.keys import every, tree
@@ -212,6 +213,25 @@ def test_deploy(home, llmos):
     reads, err = run("deploy", keys, ws, llmos)
     stopping.join()
     judge("deploy", keys, reads, reported(err))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", TINY)
+def test_what_is_shipped_never_warns_on_a_plain_command(template, tmp_path, monkeypatch, llmos):
+    """The files carry options for `--heal` too, which a command without it does not read."""
+    init(tmp_path / "w", template)
+    monkeypatch.chdir(tmp_path / "w")
+    short = ("-s", "train.max_steps=1", "-s", "data.max_samples=64", "-s", "data.max_eval_samples=16")
+    for words in (("train", *short), ("prune",), ("quantize",), ("eval", "-s", "eval.latency=false")):
+        ran = llmos(*words, "-q")
+        assert (ran.code, "had no effect" in ran.err) == (0, False), ran.err
+
+
+@pytest.mark.slow
+def test_a_wish_for_healing_without_healing_is_told(home, llmos):
+    home("image-classification")
+    ran = llmos("prune", "-q", "-s", "heal.learning_rate=0.0001")
+    assert reported(ran.err) == {"heal.learning_rate"}
 
 
 def stop_when_ready(url: str) -> None:
