@@ -34,7 +34,7 @@ class Ui:
         self._stage = ""
 
     def show(self, result: Any) -> None:
-        """Print a result: its view, or itself as JSON."""
+        """Print a result: its view, or itself as JSON; of a dry run with the word that it was one."""
         self._clear()
         if self.json:
             self._out.line(to_json(result, **({"dry_run": True} if self.dry_run else {})))
