@@ -160,6 +160,8 @@ class _Run:
         lengths = getattr(split, "lengths", None)
         self.order = Order(len(split), size=options.batch_size, seed=seed, lengths=lengths)
         self.budget = budget.of(options, samples=len(split))
+        if shortened := budget.cut_short(options, samples=len(split)):
+            emit(Note(shortened, level="warning"))
         self.optimizer = _optimizer(model, options)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.loss: Callable[..., Tensor] = loss.of(options, taught=teacher is not None)

@@ -80,6 +80,17 @@ def of(options: TrainOptions, *, samples: int) -> Budget:
     return Budget(steps, options.max_seconds)
 
 
+def cut_short(options: TrainOptions, *, samples: int) -> str:
+    """What to say where `max_epochs` ends a run before the `max_steps` that were asked for; nothing where it does not."""
+    steps = _steps_of_epochs(options, samples)
+    if steps is None or options.max_steps is None or steps >= options.max_steps:
+        return ""
+    return (
+        f"train.max_epochs={options.max_epochs:g} ends the run after {steps:,} of {options.max_steps:,} steps; "
+        "`--unset train.max_epochs` lifts it"
+    )
+
+
 def _steps_of_epochs(options: TrainOptions, samples: int) -> int | None:
     if options.max_epochs is None:
         return None

@@ -25,6 +25,14 @@ def test_steps_of_a_run_over_a_hundred_samples(keys: dict[str, float], steps: in
     assert budget.of(TrainOptions(**keys), samples=100).steps == steps  # type: ignore[arg-type]
 
 
+def test_epochs_that_end_a_run_before_its_steps_are_said() -> None:
+    epochs = TrainOptions(max_epochs=2.0, batch_size=10)
+    assert budget.cut_short(epochs, samples=100) == ""
+    assert budget.cut_short(epochs.model_copy(update={"max_steps": 20}), samples=100) == ""
+    said = budget.cut_short(epochs.model_copy(update={"max_steps": 2000}), samples=100)
+    assert said == "train.max_epochs=2 ends the run after 20 of 2,000 steps; `--unset train.max_epochs` lifts it"
+
+
 def test_progress_is_that_of_the_budget_that_is_further() -> None:
     by_steps, by_clock = Budget(4, 1000.0), Budget(1000, 0.2)
     for run in (by_steps, by_clock):
