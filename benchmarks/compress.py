@@ -4,12 +4,14 @@
 
 All cells share the parent, the calibration samples of a seed and the evaluation text. An interval is a bootstrap over samples;
 the ratio to the row's baseline is paired over the same samples, so noise that both share cancels. Nothing is committed.
+Exits 1 when a bound that the README states does not hold with its whole interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ TABLE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("2:4", "prune", "sparsegpt", {"pattern": "2:4"}),
 )
 """Row, verb, method, options; the first method of a row is its baseline."""
+BOUNDS = (("W4", "gptq", "rtn", 1 / 3), ("50%", "wanda + heal", "wanda", 1 / 2))
+"""Row, method, the one it is held against, and the share of its KL that may be left; held where both ran."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,15 @@ def main() -> None:
     print(
         "| row | method | seed | KL [95 %] | ratio to the row's first [95 %] | s | CPU s |\n|---|---|---|---|---|---|---|"
     )
-    baselines: dict[tuple[str, int], Cell] = {}
+    seen: dict[tuple[str, int], list[Cell]] = {}
+    held: list[tuple[str, bool]] = []
     for cell, task, facts in cells(asked):
-        baseline = baselines.setdefault((cell.row, cell.seed), cell)
-        print(told(cell, baseline, task, facts), flush=True)
+        earlier = seen.setdefault((cell.row, cell.seed), [])
+        earlier.append(cell)
+        print(told(cell, earlier[0], task, facts), flush=True)
+        held += bounds(cell, earlier, task, facts)
+    print(*(sentence for sentence, _ in held), sep="\n")
+    sys.exit(0 if all(holds for _, holds in held) else 1)
 
 
 def cells(asked: argparse.Namespace) -> Iterator[tuple[Cell, Any, Any]]:
@@ -121,11 +130,28 @@ def judged(parent: Subject) -> Outcome:
 
 def told(cell: Cell, baseline: Cell, task: Any, facts: Any) -> str:
     kl = scoring.intervals(task, cell.outcome, facts, seed=0)["kl"]
-    ratio = scoring.paired(
-        task, baseline.outcome, cell.outcome, facts, seed=0, compare=lambda base, other: other / max(base, 1e-12)
-    )["kl"]
+    ratio = share(cell, baseline, task, facts)
     numbers = f"{kl.value:.6f} [{kl.low:.6f}, {kl.high:.6f}] | {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
     return f"| {cell.row} | {cell.name} | {cell.seed} | {numbers} | {cell.seconds:.1f} | {cell.cpu_seconds:.1f} |"
+
+
+def share(cell: Cell, baseline: Cell, task: Any, facts: Any) -> scoring.Interval:
+    """The cell's KL by the baseline's, resampled together."""
+    return scoring.paired(
+        task, baseline.outcome, cell.outcome, facts, seed=0, compare=lambda base, other: other / max(base, 1e-12)
+    )["kl"]
+
+
+def bounds(cell: Cell, earlier: list[Cell], task: Any, facts: Any) -> Iterator[tuple[str, bool]]:
+    """(sentence, whether it holds) of each bound on this cell."""
+    for row, name, against, most in BOUNDS:
+        for other in earlier:
+            if (cell.row, other.name) == (row, against) and cell.name.startswith(name) and cell is not other:
+                holds = share(cell, other, task, facts).high <= most
+                yield (
+                    f"{'holds' if holds else 'FAILS'}: {row} {cell.name} <= {most:.2f} of {against} (seed {cell.seed})",
+                    holds,
+                )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/train.py speed [--steps 30] [--compile]
 
 `quality` trains what `llmos init && llmos train` would, and compares bits per byte of the held-out text with `xz -9e` of
-the same bytes: alone, and primed with the training text. `speed` gives the same model, batches, optimizer and arithmetic
+the same bytes: alone, and primed with the training text; it exits 1 when they need more than BOUND bits. `speed` gives the same model, batches, optimizer and arithmetic
 to both loops, one after the other in one process, and prints tokens per second and of CPU time.
 """
 
@@ -15,6 +15,7 @@ import itertools
 import lzma
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ from llmos_cli.tasks import load as task_called
 from llmos_cli.tasks.base import Batch, Prepared, Split
 from llmos_cli.ui import Ui
 
+BOUND = 1.95
+"""Bits per byte that the demo's model needs at most."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,12 +57,12 @@ def main() -> None:
         init(directory, "causal-lm")
         workspace = Workspace.find(directory)
         if asked.what == "quality":
-            quality(workspace, asked.seconds)
-        else:
-            speed(workspace, steps=asked.steps, compiled=asked.compile)
+            sys.exit(0 if quality(workspace, asked.seconds) <= BOUND else 1)
+        speed(workspace, steps=asked.steps, compiled=asked.compile)
 
 
-def quality(workspace: Workspace, seconds: float | None) -> None:
+def quality(workspace: Workspace, seconds: float | None) -> float:
+    """Bits per byte of the test split."""
     resolved = resolve(workspace, "train", flags={"train.max_seconds": seconds})
     result = train(workspace, None, resolved, emit=Ui().emit)
     tested = result.metrics["test"]
@@ -67,6 +71,7 @@ def quality(workspace: Workspace, seconds: float | None) -> None:
     print(f"llmos                       {tested['bits_per_byte']:.3f} bits per byte of the test split")
     for name, bits in xz(resolved.config.data, workspace).items():
         print(f"{name:<27} {bits:.3f}")
+    return tested["bits_per_byte"]
 
 
 def xz(data: DataOptions, workspace: Workspace) -> dict[str, float]:
