@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
 
 
-def cases() -> Iterator[tuple[str, tuple[str, ...]]]:
-    return ((name, words) for name, several in CASES.items() for words in several)
+def cases() -> list[tuple[str, tuple[str, ...]]]:
+    return [(name, words) for name, several in CASES.items() for words in several]
 
 
 @pytest.mark.parametrize(
