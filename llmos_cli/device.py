@@ -77,6 +77,13 @@ def compute_dtype(device: torch.device | None = None) -> torch.dtype:
     return torch.bfloat16 if _bf16_repays(device or pick()) else torch.float32
 
 
+def asked_dtype(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """Of the arithmetic, as an option says it: `auto`, `float32` or `bfloat16`."""
+    if precision == "auto":
+        return compute_dtype(device)
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
 @functools.cache
 def _bf16_repays(device: torch.device) -> bool:
     key = _hardware(device)

@@ -212,6 +212,7 @@ REQUESTS = [
     (b'{"prompt": "a", "model": "gpt-9"}', "known", 404, "model_not_found"),
     (b'{"prompt": "a"}', "unknown", 401, "invalid_api_key"),
     (b'{"prompt": "a"}', "", 401, "invalid_api_key"),
+    (b'{"prompt": "' + b"a" * 4_000_000 + b'"}', "unknown", 401, "invalid_api_key"),
 ]
 """Body, key, status, code."""
 

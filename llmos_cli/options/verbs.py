@@ -168,6 +168,8 @@ class DeployOptions(Section):
     context: int | None = Field(None, ge=8)
     """Positions in the KV cache of each slot; the model's own when absent."""
     warm: Literal["off", "background", "full"] = "background"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In which a language model's weights are held and computed with: what the hardware does faster, by `auto`."""
     api_key_file: str | None = None
     drain_seconds: float = Field(30.0, ge=0)
 

@@ -17,6 +17,9 @@ from llmos_cli.serve.refusals import CODES, ApiError
 
 OPEN = frozenset({"/", "/health", "/ready"})
 """Routes that need no key: a probe has none, and the page asks for one."""
+DRAINED = 16 * 2**20
+"""Bytes of a refused body that are read and dropped: closing on a client that is still sending resets its connection, and the
+refusal is lost. A client that sends more has to live with that."""
 
 
 def read_keys(file: str | None) -> frozenset[str]:
@@ -57,7 +60,7 @@ class Keys:
         if guarded and not self.allows(dict(scope["headers"]).get(b"authorization", b"")):
             message = "This needs an API key: send `Authorization: Bearer KEY` with one that is known here."
             error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -72,6 +75,20 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer without having looked at the body."""
+    await drain(receive, {"type": "http.request", "more_body": True})
+    await error.response()(scope, receive, send)
+
+
+async def drain(receive: Receive, message: Message) -> None:
+    """Read on from `message` to the end of the body, or to DRAINED bytes."""
+    dropped = 0
+    while message["type"] == "http.request" and message.get("more_body", False) and dropped < DRAINED:
+        message = await receive()
+        dropped += len(message.get("body", b""))
+
+
 class RequestSize:
     """413 for bodies of more than `limit` bytes, announced or not."""
 
@@ -84,7 +101,7 @@ class RequestSize:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.limit:
-            await self.refusal().response()(scope, receive, send)
+            await refuse(self.refusal(), scope, receive, send)
             return
         await self.app(scope, self.counted(receive), send)
 
@@ -96,6 +113,7 @@ class RequestSize:
             message = await receive()
             total += len(message.get("body", b""))
             if total > self.limit:
+                await drain(receive, message)
                 # FastAPI is reading the body: this kind of exception passes through it.
                 raise HTTPException(413, self.refusal().message, headers={"Connection": "close"})
             return message

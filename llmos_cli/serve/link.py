@@ -27,6 +27,7 @@ class Load:
     slots: int
     context: int | None
     warm: str
+    precision: str = "auto"
     threads: int | None = None
 
 

@@ -92,9 +92,10 @@ def validation(error: RequestValidationError) -> ApiError:
     param = ".".join(place) or None
     if first["type"] == "missing":
         return ApiError(400, f"{param or 'The body'} is missing.", param=param, code="missing")
-    if param is None:
+    if param is None and first["type"] != "value_error":
         message = "The body is not a JSON object; send one, with the header `Content-Type: application/json`."
         return ApiError(400, message, code="invalid_json")
     reason = str(first["msg"]).removeprefix("Value error, ")
     between = " " if reason.startswith("must ") else ": "
-    return ApiError(400, f"{param}{between}{reason}.", param=param, code="invalid_value")
+    message = f"{param}{between}{reason}." if param else f"{reason[:1].upper()}{reason[1:]}."
+    return ApiError(400, message, param=param, code="invalid_value")

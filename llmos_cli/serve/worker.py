@@ -70,7 +70,7 @@ def config_of(path: Path) -> Message:
 
 def language_model(path: Path, order: Message, channel: Channel) -> LanguageModel:
     chosen = device.pick()
-    model = load(path, dtype=device.compute_dtype(chosen), device=chosen)
+    model = load(path, dtype=device.asked_dtype(order["precision"], chosen), device=chosen)
     built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
     channel.send({"op": "note", "message": built.note})
     return LanguageModel(built, path)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from llmos_cli import device
 from llmos_cli.methods.parameters import Parameters
 from llmos_cli.methods.train.muon import Options, optimizer, orthogonalized
 
@@ -46,7 +47,9 @@ def test_a_step_follows_the_written_update() -> None:
         momentum = 0.95 * momentum + 0.05 * gradient.double()
         aim = 0.05 * gradient.double() + 0.95 * momentum
         expected = expected * (1 - 0.1 * 0.01) - 0.1 * 0.2 * 6**0.5 * by_svd(aim)
-    torch.testing.assert_close(weight.detach().double(), expected, atol=1e-4, rtol=1e-4)
+    # The update is computed in bf16 where that is faster: three significant digits of it.
+    tolerance = 1e-4 if device.compute_dtype() == torch.float32 else 5e-3
+    torch.testing.assert_close(weight.detach().double(), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_matrices_of_one_shape_do_not_mix() -> None:
