@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmos_cli import device
+from llmos_cli.core.atomic import refusal, system_error
 from llmos_cli.errors import GateFailed, LlmosError
 from llmos_cli.events import Emit, Metric
 from llmos_cli.models import headers
@@ -153,6 +154,8 @@ def _parity(exhibits: Exhibits, inputs: Batch, process: subprocess.Popen[str], a
     _, complaint = process.communicate()
     if process.returncode != 0:
         last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit {process.returncode}"
+        if (system := system_error(RuntimeError(last))) and (refused := refusal(system, answered)):
+            raise refused
         # Some of transformers' models look for the weights that packing replaced (ModernBERT's initialisation does).
         hint = "nothing was committed; `--method w8a8` stores weights that more of transformers' models can read"
         raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint)
