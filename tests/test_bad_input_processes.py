@@ -163,7 +163,7 @@ CASES = [
     Case("tag base", 1, "cannot write", read_only),
     Case("undo", 1, "cannot write", read_only),
     Case("deploy --port 0", 1, "cannot write", read_only),
-    Case("gc", 1, "cannot write", read_only),
+    Case("branch other", 1, "cannot write", read_only),
     Case("--wait 0 tag base", 6, "gave up after 0 s on the lock refs, held for", locked),
     Case("--wait 0.2 undo", 6, "gave up after 0.2 s on the lock refs, held for", locked),
     Case("--wait 0 train", 6, "gave up after 0 s on the lock refs, held for", locked),
