@@ -22,11 +22,16 @@ from llmos_cli.data.fingerprint import of_json
 
 def entry(cache: Path, kind: str, key: Any, build: Callable[[Path], None]) -> Path:
     """The directory `kind/<hash of key>`; `build` fills an empty directory when it is not there yet."""
-    place = cache / kind / of_json(key)[:32]
-    if not place.is_dir():
-        with refusals(place):
-            _make(place, build)
-    return place
+    made = place(cache, kind, key)
+    if not made.is_dir():
+        with refusals(made):
+            _make(made, build)
+    return made
+
+
+def place(cache: Path, kind: str, key: Any) -> Path:
+    """Where the entry is, or would be."""
+    return cache / kind / of_json(key)[:32]
 
 
 def _make(place: Path, build: Callable[[Path], None]) -> None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit, Metric, Note, ignore
 from llmos_cli.methods import parameters
 from llmos_cli.models.compiling import FAILURES, explained
-from llmos_cli.operations.training import budget, compiling, divergence, loss, schedule, state, validation
+from llmos_cli.operations.training import budget, compiling, divergence, hidden, loss, schedule, state, validation
+from llmos_cli.operations.training.loss import Taught
 from llmos_cli.operations.training.meter import Meter
 from llmos_cli.operations.training.order import Order
 from llmos_cli.operations.training.stopping import Stopping
+from llmos_cli.operations.training.top import Cached, Top
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks.base import Batch, Split, Task
 from llmos_cli.tasks.scoring import evaluate
@@ -65,7 +67,7 @@ def fit(
     state: Path | None = None,
     resume: bool = False,
     emit: Emit = ignore,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Cached | None = None,
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
     stage: str = "train",
@@ -73,8 +75,8 @@ def fit(
     """Train `model` on `split` as `options` say.
 
     `facts`: what the task's metrics need to know. `state`: a folder for the resume state; with `resume` the run goes on from
-    what it holds. `teacher`: a model whose logits are learnt (`options.teacher_weight` of the loss). `masks`: parameter
-    name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
+    what it holds. `teacher`: a model whose logits are learnt (`options.teacher_weight` of the loss), or what one said of each
+    sample of `split`. `masks`: parameter name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
     all that ask for a gradient when None.
 
     Raises LlmosError when the loss is no longer finite (the weights before that step are kept), UsageError when nothing
@@ -147,7 +149,7 @@ class _Run:
         facts: Mapping[str, Any],
         directory: Path | None,
         emit: Emit,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Cached | None,
         masks: list[tuple[nn.Parameter, Tensor]],
         stage: str,
     ) -> None:
@@ -156,15 +158,16 @@ class _Run:
         self.model, self.split, self.checks, self.task, self.options = model, split, checks, task, options
         self.seed, self.facts, self.directory, self.emit, self.masks = seed, facts, directory, emit, masks
         self.on = next(model.parameters()).device
-        self.teacher = teacher.eval() if teacher is not None else None
+        self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
+        self.matching = self._matching()
         lengths = getattr(split, "lengths", None)
         self.order = Order(len(split), size=options.batch_size, seed=seed, lengths=lengths)
         self.budget = budget.of(options, samples=len(split))
         if shortened := budget.cut_short(options, samples=len(split)):
             emit(Note(shortened, level="warning"))
-        self.optimizer = _optimizer(model, options)
+        self.optimizer = _optimizer(model, options, beside=self.matching)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.loss: Callable[..., Tensor] = loss.of(options, taught=teacher is not None)
+        self.loss: Callable[..., Tensor] = loss.of(options, taught=teacher is not None, matching=self.matching)
         self.compiled = False
         self.precision = precision_of(options, self.on)
         self.best = validation.Best()
@@ -175,11 +178,21 @@ class _Run:
         if options.gradient_checkpointing:
             _checkpoint_gradients(model)
 
+    def _matching(self) -> hidden.Matching | None:
+        """The hidden states to compare; its projections are trained beside the model, and left behind at the end."""
+        if self.teacher is None or not self.options.hidden_weight:
+            return None
+        assert isinstance(self.teacher, nn.Module), "hidden states are not cached"
+        sample = device.move(self.split.batch([0]), self.on)
+        return hidden.matching(self.model, self.teacher, sample, seed=self.seed)
+
     def restore(self) -> None:
         """Go on from the saved state; from the start where the run was cut off before one was saved."""
         if self.directory is None or not state.exists(self.directory):
             return
-        self.best, position = state.load(self.directory, model=self.model, optimizer=self.optimizer)
+        self.best, position = state.load(
+            self.directory, model=self.model, beside=self.matching, optimizer=self.optimizer
+        )
         self.budget.restore(step=position.step, elapsed=position.elapsed, lead=position.lead)
         self.validations = self.saved_validations = position.validations
         self.first_loss = position.first_loss
@@ -222,13 +235,14 @@ class _Run:
         self.loss, self.compiled = compiling.compiled(eager), True
         try:
             with compiling.untouched(self.model):
-                self._backward(device.move(self._batch(0), self.on), 1)
+                self._backward(*self._batch(0), 1)
         except FAILURES as problem:
             failure = explained(problem, instead="train.compile=off")
             if self.options.compile == "on":
                 raise failure from problem
             self.emit(Note(f"{failure.message}; training goes on without.", level="warning"))
             self.loss, self.compiled = eager, False
+        self.optimizer.zero_grad(set_to_none=True)
         self.budget.set_aside(time.monotonic() - started)
         self.meter.forget_speed()
 
@@ -236,11 +250,11 @@ class _Run:
         """One optimizer step over `accumulation` forward passes; the weights change only when all of it is finite."""
         started = time.monotonic()
         batches = [self._batch(part) for part in range(self.options.accumulation)]
-        positions = sum(loss.scored(batch) for batch in batches)
+        positions = sum(loss.scored(batch) for batch, _ in batches)
         learning_rate = self.options.learning_rate * schedule.factor(self.options, self.budget.midway)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.last_loss = sum(self._backward(device.move(batch, self.on), positions) for batch in batches)
+        self.last_loss = sum(self._backward(batch, taught, positions) for batch, taught in batches)
         self.gradient_norm = float(nn.utils.clip_grad_norm_(self.trained, self.options.clip_norm or math.inf))
         self._check_finite()
         if self.budget.step == 0:
@@ -251,20 +265,31 @@ class _Run:
         self.budget.advance()
         self.meter.add(positions, self.last_loss, time.monotonic() - started)
 
-    def _batch(self, part: int) -> Batch:
+    def _batch(self, part: int) -> tuple[Batch, Top | None]:
+        """The samples of one forward pass, and what the teacher said of them if that is known."""
         number = self.budget.step * self.options.accumulation + part
-        return self.split.batch(self.order.batch(number), augment_seed=(self.seed * 1_000_003 + number) % 2**31)
+        rows = self.order.batch(number)
+        batch = self.split.batch(rows, augment_seed=(self.seed * 1_000_003 + number) % 2**31)
+        return batch, self.teacher.of(rows, batch["labels"]) if isinstance(self.teacher, Cached) else None
 
-    def _backward(self, batch: Batch, positions: int) -> float:
+    def _backward(self, batch: Batch, top: Top | None, positions: int) -> float:
         """Add the gradient of one forward pass; returns its share of the step's mean loss."""
+        batch = device.move(batch, self.on)
         with self._autocast():
-            taught = loss.teach(self.teacher, batch) if self.teacher is not None else None
+            taught = self._taught(batch, top)
             mean = self.loss(self.model, batch, taught) / max(1, positions)
         mean.backward()  # type: ignore[no-untyped-call]
         return mean.item()
 
+    def _taught(self, batch: Batch, top: Top | None) -> Taught | None:
+        if top is not None:
+            return Taught(top=Top(*(device.move(part, self.on) for part in top)))
+        if isinstance(self.teacher, nn.Module):
+            return loss.teach(self.teacher, batch, self.options, self.matching)
+        return None
+
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.on.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        return autocast(self.options, self.on)
 
     def _check_finite(self) -> None:
         if math.isfinite(self.last_loss) and math.isfinite(self.gradient_norm):
@@ -320,6 +345,7 @@ class _Run:
         state.save(
             self.directory,
             model=self.model,
+            beside=self.matching,
             optimizer=self.optimizer,
             best=self.best,
             position=position,
@@ -351,13 +377,21 @@ class _Run:
         )
 
 
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, options: TrainOptions, *, beside: nn.Module | None = None) -> torch.optim.Optimizer:
     method = catalog.method("train", options.optimizer).load()
     own = options.of_method(options.optimizer, method.Options)
+    parts = parameters.of_model(model)
+    if beside is not None:
+        parts = replace(parts, heads=[*parts.heads, *beside.parameters()])
     optimizer: torch.optim.Optimizer = method.optimizer(
-        parameters.of_model(model), own, learning_rate=options.learning_rate, weight_decay=options.weight_decay
+        parts, own, learning_rate=options.learning_rate, weight_decay=options.weight_decay
     )
     return optimizer
+
+
+def autocast(options: TrainOptions, on: torch.device) -> AbstractContextManager[Any]:
+    """The arithmetic of a forward pass."""
+    return torch.autocast(on.type, torch.bfloat16, enabled=precision_of(options, on) == torch.bfloat16)
 
 
 def precision_of(options: TrainOptions, on: torch.device) -> torch.dtype:

@@ -26,7 +26,7 @@ from llmos_cli.operations import lineage
 from llmos_cli.operations.config import methods
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.fit import fit
-from llmos_cli.operations.training.start import Start, make_model, start
+from llmos_cli.operations.training.start import Start, held, make_model, start
 from llmos_cli.options.verbs import EvalOptions, TrainConfig
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch, Split
@@ -79,7 +79,8 @@ def cross_validate(
     trained = _training(ws, checkpoint)
     config = _config(trained)
     parent = ws.checkpoint(trained.made.parents[0]) if trained.made.parents else None
-    begin = start(ws, parent, config)
+    teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
+    begin = start(ws, parent, config, teacher)
     pool = Pool([(split, row) for split in begin.prepared.splits.values() for row in range(len(split))])
     parts = folds(len(pool), options.folds or 2, seed=seed, contiguous=begin.task.name in RUNNING_ON)
     found: list[Mapping[str, float]] = []
@@ -88,7 +89,9 @@ def cross_validate(
         run.listen(emit)
         for number, held_out in enumerate(parts, 1):
             rest = [row for part in parts if part is not held_out for row in part]
-            found.append(_fold(ws, begin, parent, config, pool.take(rest), pool.take(held_out), options, run.emit))
+            found.append(
+                _fold(ws, begin, parent, teacher, config, pool.take(rest), pool.take(held_out), options, run.emit)
+            )
             for name, value in found[-1].items():
                 run.emit(Metric(name, value, f"fold {number}"))
             run.emit(Progress("fold", number, len(parts), unit="fold"))
@@ -134,6 +137,7 @@ def _fold(
     ws: Workspace,
     begin: Start,
     parent: Checkpoint | None,
+    teacher: Checkpoint | None,
     config: TrainConfig,
     rest: Split,
     held_out: Split,
@@ -142,11 +146,22 @@ def _fold(
 ) -> dict[str, float]:
     """Train on the rest, save, read back, judge the held-out part."""
     model: Any = make_model(begin, ws, parent, config, emit)
-    facts = begin.prepared.facts
-    fit(model, rest, None, begin.task, config.train, seed=config.seed, facts=facts, emit=emit)
+    fit(
+        model,
+        rest,
+        None,
+        begin.task,
+        config.train,
+        seed=config.seed,
+        facts=begin.prepared.facts,
+        emit=emit,
+        # It takes part in every step, whatever `teacher_top` says: what is cached is of the training split alone.
+        teacher=load(teacher.path, device=device.pick()) if teacher else None,
+        masks=held(begin, ws, parent, model, emit) if teacher else None,
+    )
     dtype = getattr(torch, begin.model.dtype) if begin.model.dtype else begin.task.default_dtype
     with ws.stage() as staged:
         save(model, staged, dtype=dtype, processor=begin.prepared.processor)
         reloaded = load(staged, device=device.pick())
         outcome = scoring.evaluate(begin.task, reloaded, held_out, batch_size=options.batch_size, emit=emit)
-    return begin.task.metrics(outcome, facts)
+    return begin.task.metrics(outcome, begin.prepared.facts)

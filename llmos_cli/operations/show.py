@@ -63,6 +63,8 @@ class ShowResult:
         yield f"made by    {checkpoint.made_by}, seed {self.seed}, {checkpoint.time} ({age(checkpoint.time)})"
         for parent in checkpoint.parents:
             yield ["parent     ", short(parent)]
+        if teacher := (self.config.get("train") or {}).get("teacher"):
+            yield ["teacher    ", short(teacher)]
         if self.runs:
             yield f"run        {', '.join(self.runs)}"
         new = f", {size(self.stored)} newly stored" if self.stored is not None else ""

@@ -23,8 +23,9 @@ from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
+from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.operations.training.resumption import resumption
-from llmos_cli.operations.training.start import Start, make_model, start
+from llmos_cli.operations.training.start import Start, held, make_model, start
 from llmos_cli.options.verbs import TrainConfig
 from llmos_cli.tasks.base import Task
 from llmos_cli.tasks.scoring import evaluate
@@ -80,8 +81,9 @@ class TrainResult:
 def train(ws: Workspace, rev: str | None, resolved: Resolved, *, move: bool = True, emit: Emit) -> TrainResult:
     """Train from scratch, or from the checkpoint `rev`; `move`: whether the current branch goes to the result."""
     parent = ws.checkpoint(rev) if rev is not None else None
-    parents = [parent.id] if parent else []
-    with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=parents) as run:
+    teacher, resolved = teaching.chosen(ws, resolved)
+    uses = [each.id for each in (parent, teacher) if each]
+    with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=uses) as run:
         run.listen(emit)
         result = carry_out(ws, run, parent, resolved, resume=False, move=move)
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
@@ -107,8 +109,15 @@ def resume(
         if again.changes:
             run.reconfigure(again.resolved.mapping)
             run.emit(Resumed(state.step(run.state), again.changes))
-        parent = ws.checkpoint(run.started.parents[0]) if run.started.parents else None
-        return carry_out(ws, run, parent, again.resolved, resume=True, move=True)
+        return carry_out(ws, run, _parent(ws, run, again.resolved), again.resolved, resume=True, move=True)
+
+
+def _parent(ws: Workspace, run: Run, resolved: Resolved) -> Checkpoint | None:
+    """What a run began from: of the checkpoints that it uses, the last is its teacher where it has one."""
+    uses = list(run.started.parents)
+    if uses and uses[-1] == resolved.mapping["train"]["teacher"]:
+        uses.pop()
+    return ws.checkpoint(uses[0]) if uses else None
 
 
 def _last_interrupted(ws: Workspace) -> Any:
@@ -134,13 +143,13 @@ def carry_out(
 ) -> TrainResult:
     """All that happens within a training run; `resumable`: whether it saves what a resumption needs."""
     config: TrainConfig = resolved.config
-    teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
+    teacher, resolved = teaching.chosen(ws, resolved)
     begin = start(ws, parent, config, teacher)
     for note in begin.prepared.notes:
         run.emit(Note(note, level="warning"))
     model = make_model(begin, ws, parent, config, run.emit)
     if teacher is not None:
-        _check_teacher(teacher, model)
+        teaching.check(teacher, begin, model, config.train)
     splits = begin.prepared.splits
     fitted = fit(
         model,
@@ -153,27 +162,12 @@ def carry_out(
         state=run.state if resumable else None,
         resume=resume,
         emit=run.emit,
-        teacher=device.move(load(teacher.path), device.pick()) if teacher else None,
+        teacher=teaching.teaching(ws, teacher, begin, config.train, emit=run.emit) if teacher else None,
+        masks=held(begin, ws, parent, model, run.emit) if teacher else None,
     )
     checkpoint = _commit(ws, run, model, begin, resolved, fitted, parent, move)
     metrics = _measured(run, checkpoint, begin)
     return _result(ws, run, checkpoint, parent, begin, fitted, model, metrics, move)
-
-
-def _check_teacher(teacher: Checkpoint, model: nn.Module) -> None:
-    """A teacher's classes must be the student's, number by number."""
-    theirs, ours = (_classes(config) for config in (teacher.config_json(), model.config.to_dict()))  # type: ignore[union-attr,operator]
-    if theirs != ours:
-        raise UsageError(
-            f"The teacher {short(teacher.id)} has other classes than the model ({theirs} and {ours} of them).",
-            hint="A teacher must have the model's tokenizer and labels: train without REV, or from one that shares them.",
-        )
-
-
-def _classes(config: Mapping[str, Any]) -> int:
-    if any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()):
-        return int(config["vocab_size"])
-    return len(config.get("id2label") or {})
 
 
 def _commit(

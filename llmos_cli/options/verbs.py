@@ -75,6 +75,12 @@ class TrainOptions(Methodical):
     teacher_weight: float = Field(0.5, ge=0, le=1)
     """Share of the teacher's KL in the loss; the rest is cross-entropy to the labels."""
     temperature: float = Field(1.0, gt=0)
+    """Both sides' logits are divided by it before they are compared."""
+    teacher_top: int | None = Field(None, ge=1)
+    """Learn from this many of the teacher's top classes and the rest as one: computed once and kept in the workspace's cache.
+    When absent, the teacher computes all of its logits in every step."""
+    hidden_weight: float = Field(0.0, ge=0)
+    """Of the distance to the teacher's hidden states, on top of the rest of the loss; 0 looks at the logits alone."""
 
 
 class PruneOptions(Methodical):

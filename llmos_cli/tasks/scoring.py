@@ -24,10 +24,15 @@ CHUNK = 2**23
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
     """The model's logits; labels stay behind, so that every model and its parent are scored by the same code."""
+    logits: Tensor = outputs(model, batch).logits
+    return logits
+
+
+def outputs(model: nn.Module, batch: Batch, **asked: Any) -> Any:
+    """All that the model gives for a batch; `asked`: what else its forward is told."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     cacheless = {"use_cache": False} if getattr(getattr(model, "config", None), "use_cache", False) else {}
-    logits: Tensor = model(**inputs, **cacheless).logits
-    return logits
+    return model(**inputs, **cacheless, **asked)
 
 
 def cross_entropy(scored: Scored, *, label_smoothing: float = 0.0) -> Tensor:

@@ -40,6 +40,8 @@ METRICS = {"image-classification": "accuracy", "text-classification": "accuracy"
 APART = {
     "model.module": "an architecture of one's own stands in the place of model.arch",
     "eval.folds": "cross-validation trains anew, on the checkpoint's own data",
+    "train.teacher_top": "neither augmented samples nor hidden states are cached",
+    "train.hidden_weight": "not every model tells its hidden states, and not beside train.teacher_top",
     "data.tokenizer.type": "with a teacher the tokenizer is the teacher's",
 }
 """Keys that are set in a run of their own, or left out where another one decides."""

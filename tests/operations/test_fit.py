@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from llmos_cli.events import Event, Metric, Note, Progress
 from llmos_cli.models.build import build
 from llmos_cli.operations.fit import fit
 from llmos_cli.operations.training import compiling
+from llmos_cli.operations.training.top import cached
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks import load as task_called
 from llmos_cli.tasks.base import Batch
+from llmos_cli.tasks.scoring import evaluate
 
 VOCAB = 40
 FACTS = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "max_position_embeddings": 16}
@@ -166,6 +169,109 @@ def test_distilling_draws_the_student_to_its_teacher() -> None:
         gap = (teacher(batch["input_ids"]).logits.softmax(-1) - untaught(batch["input_ids"]).logits.softmax(-1)).abs()
     assert gap.max(-1).values.mean() < 0.15
     assert digest(teacher) == taught
+
+
+HIDDEN = {"hidden_weight": 0.5, "teacher_weight": 0.7, "temperature": 2.0}
+
+
+def wider() -> nn.Module:
+    return llama(seed=1, hidden_size=48, num_hidden_layers=4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_student_whose_hidden_states_are_taught_resumes_to_the_same_bits(optimizer: str, tmp_path: Path) -> None:
+    """The projections to the teacher's width are trained as well, so they are part of the state, not of the model."""
+    how = options(optimizer=optimizer, eval_every=11, **HIDDEN)
+    straight, cut, resumed = (llama(attention_dropout=0.1) for _ in range(3))
+    fit(straight, Counting(), Counting(8), TASK, how, seed=3, teacher=wider())
+    with pytest.raises(KeyboardInterrupt):
+        emit = kill_at(11, signal.SIGINT)
+        fit(cut, Counting(), Counting(8), TASK, how, seed=3, teacher=wider(), state=tmp_path, emit=emit)
+    saved = torch.load(tmp_path / "training.pt", weights_only=True)["beside"]
+    assert [tuple(projection.shape) for projection in saved.values()] == [(48, 32)] * 3
+    fit(resumed, Counting(), Counting(8), TASK, how, seed=3, teacher=wider(), state=tmp_path, resume=True)
+    assert digest(resumed) == digest(straight)
+    assert straight.state_dict().keys() == llama().state_dict().keys()
+
+
+def test_taught_hidden_states_come_closer_to_the_teachers() -> None:
+    def gap(student: nn.Module, teacher: nn.Module) -> float:
+        """Of the last states' similarities between positions, which no projection changes much."""
+        batch = Counting().batch(range(8))["input_ids"]
+        with torch.no_grad():
+            ours, theirs = (
+                nn.functional.normalize(m(batch, output_hidden_states=True).hidden_states[-1].flatten(0, 1), dim=-1)
+                for m in (student, teacher)
+            )
+        return float((ours @ ours.T - theirs @ theirs.T).abs().mean())
+
+    teacher = wider()
+    fit(teacher, Counting(), None, TASK, options(max_steps=60), seed=0)
+    plain, taught = llama(), llama()
+    fit(plain, Counting(), None, TASK, options(max_steps=60), seed=0, teacher=teacher)
+    fit(taught, Counting(), None, TASK, options(max_steps=60, hidden_weight=1.0), seed=0, teacher=teacher)
+    assert gap(taught, teacher) < 0.7 * gap(plain, teacher)
+
+
+def test_gradient_checkpointing_changes_no_taught_hidden_state() -> None:
+    plain, checkpointed = llama(), llama()
+    how = options(max_steps=3, **HIDDEN)
+    fit(plain, Counting(), None, TASK, how, seed=0, teacher=wider())
+    recomputing = how.model_copy(update={"gradient_checkpointing": True})
+    fit(checkpointed, Counting(), None, TASK, recomputing, seed=0, teacher=wider())
+    assert digest(plain) == digest(checkpointed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [HIDDEN, {"teacher_weight": 0.7, "teacher_top": 5}])
+def test_compiled_steps_learn_the_same_from_a_teacher(how: dict[str, Any]) -> None:
+    eager, compiled = llama(), llama()
+    told = options(max_steps=10, optimizer="sgd", **how)
+    fit(eager, Counting(), None, TASK, told, seed=0, teacher=wider())
+    with_code = told.model_copy(update={"compile": "on"})
+    assert fit(compiled, Counting(), None, TASK, with_code, seed=0, teacher=wider()).compiled
+    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_what_a_teacher_said_before_teaches_as_it_does_now(tmp_path: Path) -> None:
+    """The cached top of all classes trains as the logits do, to rounding; of five classes, as five computed on the way do."""
+    teacher = wider()
+    fit(teacher, Counting(), None, TASK, options(max_steps=30), seed=0)
+    for k, live in ((VOCAB, {}), (5, {"teacher_top": 5})):
+        told, kept = llama(), llama()
+        how = options(teacher_weight=0.8, temperature=2.0, accumulation=2, optimizer="sgd")
+        read = cached(
+            tmp_path, k, Counting(), lambda: teacher, classes=VOCAB, k=k, temperature=2.0,
+            autocast=nullcontext, emit=lambda event: None,
+        )  # fmt: skip
+        fit(told, Counting(), None, TASK, how.model_copy(update=live), seed=0, teacher=teacher)
+        fit(kept, Counting(), None, TASK, how, seed=0, teacher=read)
+        for one, other in zip(told.parameters(), kept.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_taught_student_is_closer_to_its_teacher_than_one_that_learnt_from_labels_alone() -> None:
+    """Half of the text is noise, of which labels tell one draw and the teacher all chances."""
+
+    class Noisy(Counting):
+        def __init__(self, rows: int = 64, seed: int = 0) -> None:
+            super().__init__(rows)
+            random = torch.Generator().manual_seed(seed)
+            noise = torch.randint(VOCAB, self.tokens.shape, generator=random)
+            self.tokens = self.tokens.where(torch.rand(self.tokens.shape, generator=random) < 0.5, noise)
+
+    teacher = wider()
+    fit(teacher, Noisy(2048), None, TASK, options(max_steps=400, learning_rate=3e-3), seed=0)
+    found = {}
+    for name, how in {"labels": {}, "logits": {"teacher_weight": 1.0}, "top": {"teacher_weight": 1.0, "teacher_top": 8}, "hidden": {"teacher_weight": 1.0, "hidden_weight": 0.3}}.items():  # fmt: skip
+        student = llama()
+        of = None if name == "labels" else teacher
+        fit(student, Noisy(64), None, TASK, options(max_steps=150, learning_rate=3e-3, **how), seed=0, teacher=of)
+        outcome = evaluate(TASK, student, Noisy(64, seed=1), batch_size=16, teacher=teacher)
+        found[name] = outcome.mean(outcome.extra["kl"])
+    assert max(found["logits"], found["top"], found["hidden"]) < 0.5 * found["labels"], found
 
 
 def test_accumulating_equals_one_larger_batch_though_samples_differ_in_length() -> None:

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.device import compute_dtype
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
-from llmos_cli.events import Event, Metric, Note, Resumed
+from llmos_cli.events import Event, Metric, Note, Progress, Resumed
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.show import show
 from llmos_cli.operations.status import status
+from llmos_cli.operations.tag import tag
 from llmos_cli.operations.train import TrainResult, measure, resume, train
 from llmos_cli.operations.training.divergence import Divergence
 from llmos_cli.operations.training.plan import plan
@@ -41,7 +42,7 @@ def trained(
     return train(ws, rev, resolve(ws, "train", sets=sets), emit=emit, **more)
 
 
-def killed(ws: Workspace, number: signal.Signals, *sets: str) -> str:
+def killed(ws: Workspace, number: signal.Signals, *sets: str, rev: str | None = None) -> str:
     """Train until the validation after step 2 and send this process a signal; the run's id."""
 
     def emit(event: Event) -> None:
@@ -49,7 +50,7 @@ def killed(ws: Workspace, number: signal.Signals, *sets: str) -> str:
             os.kill(os.getpid(), number)
 
     with pytest.raises((Interrupted, Terminated)):
-        trained(ws, None, *sets, emit=emit)
+        trained(ws, rev, *sets, emit=emit)
     return ws.runs.list()[-1].id
 
 
@@ -235,6 +236,131 @@ def test_a_teacher_is_learnt_from(workspace: Workspace) -> None:
     result = trained(workspace, None, "train.teacher=HEAD", "train.teacher_weight=1.0", emit=heard.append)
     assert result.parent == ""
     assert "train.teacher" not in " ".join(event.message for event in heard if isinstance(event, Note))
+
+
+def test_a_teacher_is_recorded_by_its_id_wherever_its_name_goes(workspace: Workspace, llmos: Llmos) -> None:
+    teacher = trained(workspace).checkpoint
+    student = trained(workspace, None, "train.teacher=HEAD", "model.num_hidden_layers=1")
+    made = workspace.checkpoint(student.checkpoint).manifest.made
+    assert (made.parents, made.config["train"]["teacher"]) == ((), teacher)
+    assert workspace.runs.find(student.run).parents == (teacher,)
+    assert f"teacher    {teacher[:12]}\n" in llmos("show").out
+    compared = llmos("diff", teacher[:12], "HEAD").out
+    assert any("train.teacher " in line and teacher[:12] in line for line in compared.splitlines())
+
+
+@pytest.mark.parametrize("more", [(), ("train.hidden_weight=0.5",), ("train.teacher_top=8",)])
+@pytest.mark.parametrize("rev", [None, "HEAD"])
+def test_a_killed_run_goes_on_with_its_own_teacher_to_the_same_files(
+    workspace: Workspace, llmos: Llmos, rev: str | None, more: tuple[str, ...]
+) -> None:
+    teacher = trained(workspace, None, "train.max_steps=20").checkpoint
+    how = ("train.teacher=HEAD", "train.max_steps=6", "train.eval_every=1", "train.temperature=2", *more)
+    if rev is None:
+        how = ("model.num_hidden_layers=1", *how)
+    straight = trained(workspace, rev, *how, move=False).checkpoint
+    run = killed(workspace, signal.SIGINT, *how, rev=rev)
+    other = trained(workspace, None, "seed=5", move=False).checkpoint
+    assert llmos("checkout", other).code == 0 and workspace.resolve() != teacher
+    resumed = resume(workspace, run, emit=lambda event: None)
+    assert hashes(workspace, resumed.checkpoint) == hashes(workspace, straight)
+    made = workspace.checkpoint(resumed.checkpoint).manifest.made
+    assert (made.parents, made.config["train"]["teacher"]) == (() if rev is None else (teacher,), teacher)
+
+
+def stages(heard: list[Event]) -> list[str]:
+    return [event.stage for event in heard if isinstance(event, Progress)]
+
+
+def test_a_teachers_top_logits_are_computed_once(workspace: Workspace) -> None:
+    trained(workspace, None, "train.max_steps=20")
+    tag(workspace, "base")
+    how = ("train.teacher=base", "train.teacher_weight=1.0", "train.teacher_top=8", "model.num_hidden_layers=1")
+    first: list[Event] = []
+    trained(workspace, None, *how, emit=first.append)
+    assert stages(first).count("teacher") == 4
+    (entry,) = (workspace.cache / "teachers").iterdir()
+    before = entry.stat().st_mtime_ns
+
+    again: list[Event] = []
+    trained(workspace, None, *how, "seed=3", "train.learning_rate=1e-3", emit=again.append)
+    assert "teacher" not in stages(again)
+    assert any("the teacher does not run" in event.message for event in again if isinstance(event, Note))
+    assert [entry] == list((workspace.cache / "teachers").iterdir()) and entry.stat().st_mtime_ns == before
+
+    for other in ("train.temperature=2", "data.max_samples=32", "train.teacher_top=4", "data.sequence_length=16"):
+        heard: list[Event] = []
+        trained(workspace, None, *how, other, emit=heard.append)
+        assert "teacher" in stages(heard), other
+
+
+def test_the_top_of_all_classes_trains_to_the_numbers_of_the_live_teacher(workspace: Workspace) -> None:
+    trained(workspace, None, "train.max_steps=20")
+    tag(workspace, "base")
+    how = ("train.teacher=base", "train.precision=float32", "train.optimizer=sgd", "train.max_steps=8")
+    live = trained(workspace, None, *how).metrics["test"]["loss"]
+    assert trained(workspace, None, *how, "train.teacher_top=1000").metrics["test"]["loss"] == pytest.approx(live, rel=1e-4)  # fmt: skip
+
+
+def test_a_pruned_student_keeps_its_zeros_when_it_is_taught(workspace: Workspace, llmos: Llmos) -> None:
+    trained(workspace, None, "train.max_steps=20")
+    tag(workspace, "base")
+    pruned = llmos("prune", "--method", "magnitude", "--sparsity", "0.5", "-q")
+    assert pruned.code == 0, pruned.err
+    before, heard = weights(workspace), []
+    trained(workspace, "HEAD", "train.teacher=base", "train.max_steps=6", emit=heard.append)
+    after = weights(workspace)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(after[name] == 0, before[name] == 0) and (before[name] == 0).float().mean() > 0.4
+    assert not torch.equal(after[name], before[name])
+    notes = [event.message for event in heard if isinstance(event, Note)]
+    assert any("are zero, and stay so" in note for note in notes)
+    assert not any("training will change them" in note for note in notes)
+
+
+def test_a_teacher_of_other_things_is_refused(workspace: Workspace) -> None:
+    trained(workspace, None, "data.tokenizer.vocab_size=320")
+    tag(workspace, "other")
+    trained(workspace)
+    with pytest.raises(UsageError, match=r"has another vocabulary than the model \(320 and 300 tokens") as refused:
+        trained(workspace, "HEAD", "train.teacher=other")
+    assert "share the model's task, vocabulary and labels" in refused.value.hint
+    with pytest.raises(UsageError, match="does causal-lm, the model text-classification"):
+        classify = ("data.task=text-classification", "data.source=builtin:docstrings", "model.arch=bert")
+        trained(workspace, None, "train.teacher=HEAD", *classify)
+    with pytest.raises(UsageError, match="Unset one of the two|hidden states"):
+        trained(workspace, None, "train.teacher=HEAD", "train.teacher_top=4", "train.hidden_weight=1")
+
+
+def test_augmented_samples_have_no_cached_teacher(
+    new_workspace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = new_workspace(tmp_path / "images", "image-classification")
+    monkeypatch.chdir(ws.root)
+    trained(ws)
+    with pytest.raises(UsageError, match=r"cannot be used with data\.augment") as refused:
+        trained(ws, None, "train.teacher=HEAD", "train.teacher_top=4", "data.augment=true")
+    assert "train.teacher_top" in refused.value.hint
+    with pytest.raises(UsageError, match="tells no hidden states"):
+        trained(ws, None, "train.teacher=HEAD", "train.hidden_weight=1")
+    trained(ws, None, "train.teacher=HEAD", "train.teacher_top=4")
+
+
+def test_a_plan_tells_of_the_teacher(workspace: Workspace) -> None:
+    def planned(*sets: str) -> Any:
+        return plan(workspace, None, resolve(workspace, "train", sets=sets), emit=lambda event: None)
+
+    teacher, alone = trained(workspace).checkpoint, planned()
+    assert alone.teacher == ""
+    live = planned("train.teacher=HEAD")
+    assert (live.teacher, live.teaches) == (teacher, "computed in every step")
+    assert live.memory > alone.memory
+    top = ("train.teacher=HEAD", "train.teacher_top=8")
+    assert planned(*top).teaches == "top 8 and the rest, to be computed once"
+    trained(workspace, None, *top, move=False)
+    assert planned(*top).teaches == "top 8 and the rest, in the cache"
+    hidden = planned("train.teacher=HEAD", "train.hidden_weight=1").teaches
+    assert hidden == "computed in every step, hidden states of 3 pairs of layers compared"
 
 
 def test_an_option_that_did_nothing_is_told(workspace: Workspace) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from llmos_cli import device
-from llmos_cli.core.view import Lines, duration, size
+from llmos_cli.core.view import Lines, duration, short, size
 from llmos_cli.events import Emit, Note
 from llmos_cli.methods import parameters
+from llmos_cli.models.load import skeleton
 from llmos_cli.operations.fit import precision_of
 from llmos_cli.operations.training import budget
-from llmos_cli.operations.training.start import Start, make_model, start
+from llmos_cli.operations.training import teacher as teaching
+from llmos_cli.operations.training.start import Start, held, make_model, start
 from llmos_cli.options.verbs import TrainOptions
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.workspace import Checkpoint, Workspace
 
 EFFICIENCY = 0.5
 """Share of a square matrix product's speed that small models reach in training."""
@@ -29,7 +31,7 @@ FP32 = 4
 @dataclass(frozen=True)
 class TrainPlan:
     """`positions`: scored positions (tokens, or labels) of a sample, at most; `steps` is an estimate where `seconds` is the budget,
-    and the other way round."""
+    and the other way round; `teacher` is an id, and `teaches` how its logits are come by."""
 
     task: str
     model: str
@@ -45,6 +47,8 @@ class TrainPlan:
     device: str
     precision: str
     optimizer: str
+    teacher: str = ""
+    teaches: str = ""
 
     def view(self) -> Lines:
         trained = "" if self.trained == self.parameters else f", {self.trained:,} of them trained"
@@ -54,6 +58,7 @@ class TrainPlan:
                 f"data     {self.samples:,} training samples"
                 + (f" of {self.positions:,} tokens" if self.positions > 1 else ""),
                 f"run      about {self.steps:,} steps in {duration(self.seconds)}, {self.epochs:.2g} epochs, {self.optimizer}",
+                *([f"teacher  {short(self.teacher)}, logits {self.teaches}"] if self.teacher else []),
                 f"memory   about {size(self.memory)} of {size(self.memory_free)} free",
                 f"device   {self.device}, {self.precision}",
             ]
@@ -64,21 +69,32 @@ def plan(ws: Workspace, rev: str | None, resolved: Resolved, *, emit: Emit) -> T
     """Prepare the data and build the model, as the run would, and stop there."""
     config = resolved.config
     parent = ws.checkpoint(rev) if rev is not None else None
-    teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
+    teacher, resolved = teaching.chosen(ws, resolved)
     begin = start(ws, parent, config, teacher)
     for note in begin.prepared.notes:
         emit(Note(note, level="warning"))
     model = make_model(begin, ws, parent, config, emit)
-    return _plan(begin, model, config.train)
+    planned = _plan(begin, model, config.train, live=_live(teacher, config.train))
+    if teacher is None:
+        return planned
+    held(begin, ws, parent, model, emit)
+    teaches = teaching.planned(ws, teacher, begin, model, config.train)
+    return replace(planned, teacher=teacher.id, teaches=teaches)
 
 
-def _plan(begin: Start, model: nn.Module, options: TrainOptions) -> TrainPlan:
+def _live(teacher: Checkpoint | None, options: TrainOptions) -> nn.Module | None:
+    """The teacher where it takes part in every step; without weights."""
+    return skeleton(teacher.path) if teacher is not None and options.teacher_top is None else None
+
+
+def _plan(begin: Start, model: nn.Module, options: TrainOptions, *, live: nn.Module | None) -> TrainPlan:
     on = device.pick()
     split = begin.prepared.splits["train"]
     positions = split.batch([0])["labels"].numel()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size_of_step = options.batch_size * options.accumulation
-    steps, seconds = _length(options, _seconds(model, positions, size_of_step), samples=len(split))
+    step_seconds = _seconds(model, positions, size_of_step, live=live)
+    steps, seconds = _length(options, step_seconds, samples=len(split))
     return TrainPlan(
         task=begin.task.name,
         model=type(model).__name__,
@@ -89,7 +105,7 @@ def _plan(begin: Start, model: nn.Module, options: TrainOptions) -> TrainPlan:
         steps=steps,
         seconds=seconds,
         epochs=steps * size_of_step / max(1, len(split)),
-        memory=_memory(model, begin, options, positions),
+        memory=_memory(model, begin, options, positions, live=live),
         memory_free=device.memory_free(on),
         device=device.device_name(on),
         precision=str(precision_of(options, on)).removeprefix("torch."),
@@ -104,10 +120,12 @@ def _length(options: TrainOptions, step_seconds: float, *, samples: int) -> tupl
     return steps, min(steps * step_seconds, bounds.seconds or math.inf)
 
 
-def _seconds(model: nn.Module, positions: int, samples: int) -> float:
-    """Of one step: six operations for each weight and position, at half the speed of a matrix product."""
+def _seconds(model: nn.Module, positions: int, samples: int, *, live: nn.Module | None) -> float:
+    """Of one step: six operations for each weight and position, two for each of the teacher's, at half the speed of a
+    matrix product."""
     on = device.pick()
-    work = 6 * _computing(model) * positions * samples
+    weights = 6 * _computing(model) + (2 * _computing(live) if live is not None else 0)
+    work = weights * positions * samples
     return work / (EFFICIENCY * device.speed(device.compute_dtype(on), on))
 
 
@@ -119,12 +137,15 @@ def _computing(model: nn.Module) -> int:
     return sum(p.numel() for p in [*parts.matrices, *parts.heads, *tables])
 
 
-def _memory(model: nn.Module, begin: Start, options: TrainOptions, positions: int) -> int:
-    """Weights, gradients, two moments, the best weights; for a batch, each block's activations and the logits three times."""
+def _memory(model: nn.Module, begin: Start, options: TrainOptions, positions: int, *, live: nn.Module | None) -> int:
+    """Weights, gradients, two moments, the best weights, the teacher's; for a batch, each block's activations and the logits
+    three times, the teacher's twice."""
     weights = sum(p.numel() for p in model.parameters()) * FP32
     config = getattr(model, "config", None)
     hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     kept = 2 if options.gradient_checkpointing else 24
     classes = begin.prepared.facts.get("vocab_size" if begin.task.name == "causal-lm" else "num_labels", 0)
-    activations = options.batch_size * positions * FP32 * (kept * hidden * layers + 3 * classes)
-    return int(5 * weights + activations)
+    logits = 3 * classes if live is None else 5 * classes
+    activations = options.batch_size * positions * FP32 * (kept * hidden * layers + logits)
+    taught = sum(p.numel() for p in live.parameters()) * FP32 if live is not None else 0
+    return int(5 * weights + taught + activations)

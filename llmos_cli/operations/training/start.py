@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from llmos_cli import device, tasks
@@ -21,6 +22,7 @@ from llmos_cli.models.blocks import layers, weights
 from llmos_cli.models.build import build, freeze_backbone, transfer
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
+from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import TrainConfig
@@ -46,13 +48,16 @@ class Start:
 
 
 def start(ws: Workspace, parent: Checkpoint | None, config: TrainConfig, teacher: Checkpoint | None = None) -> Start:
-    """Prepare the data and decide on the model; nothing is built yet. `teacher` gives a new model its tokenizer."""
+    """Prepare the data and decide on the model; nothing is built yet. `teacher` gives a new model its tokenizer and its labels."""
     data = config.data if parent is None else lineage.effective_data(ws, parent.id, config.data)
     task = _task(parent, data)
     data = data.model_copy(update={"task": task.name})
+    if teacher is not None:
+        teaching.check_task(teacher, task)
     if parent is None:
         prepared = _prepare(ws, task, data, config, processor=teacher.path if teacher else None)
-        return Start(task, data, config.model, prepared, new=True)
+        begin = Start(task, data, config.model, prepared, new=True)
+        return teaching.vocabulary(teacher, begin) if teacher else begin
     if not _same_model(parent, config.model):
         return Start(task, data, config.model, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
     return _continued(ws, parent, task, data, config)
@@ -64,7 +69,8 @@ def make_model(
     """The model on its device, in fp32, which is what optimizers need whatever the weights are stored in."""
     if parent is not None and not begin.new:
         model = load(parent.path, dtype=torch.float32)
-        _warn_of_zeros(model, parent, emit)
+        if config.train.teacher is None:
+            _warn_of_zeros(model, parent, emit)
     else:
         facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
         model = build(begin.model, begin.task.name, facts, seed=config.seed, root=ws.root)
@@ -148,17 +154,40 @@ def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any
 
 
 def _warn_of_zeros(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
-    """Training moves every weight, pruned ones too; only healing holds them."""
-    matrices = [matrix for layer in layers(model).values() for matrix in weights(layer).values()]
-    zeros = sum(int((matrix == 0).sum()) for matrix in matrices) / max(1, sum(matrix.numel() for matrix in matrices))
+    """Training on labels alone moves every weight, pruned ones too; learning from a teacher holds them."""
+    zeros = _zeros(model)
     if zeros > PRUNED:
         emit(
             Note(
                 f"{zeros:.0%} of the weights of {parent.id[:12]} are zero, and training will change them; "
-                "`llmos prune --heal` trains with them held.",
+                "`llmos prune --heal` and `train.teacher` train with them held.",
                 level="warning",
             )
         )
+
+
+def held(
+    begin: Start, ws: Workspace, parent: Checkpoint | None, model: PreTrainedModel, emit: Emit
+) -> dict[str, Tensor]:
+    """Of a pruned parent that goes on learning from a teacher: parameter name -> True where a weight may differ from zero."""
+    if parent is None or begin.new:
+        return {}
+    zeros = _zeros(model)
+    if zeros <= PRUNED and not any(made.made.operation == "prune" for made in lineage.line(ws, parent.id)):
+        return {}
+    emit(Note(f"{zeros:.0%} of the weights of {parent.id[:12]} are zero, and stay so."))
+    pruned = {id(matrix) for matrix in _matrices(model)}
+    return {name: p != 0 for name, p in model.named_parameters() if id(p) in pruned}
+
+
+def _zeros(model: PreTrainedModel) -> float:
+    """Their share of all compressible weights."""
+    matrices = _matrices(model)
+    return sum(int((matrix == 0).sum()) for matrix in matrices) / max(1, sum(matrix.numel() for matrix in matrices))
+
+
+def _matrices(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    return [matrix for layer in layers(model).values() for matrix in weights(layer).values()]
 
 
 def _take_over(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:

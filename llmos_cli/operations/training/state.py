@@ -40,11 +40,22 @@ class Position:
 
 
 def save(
-    directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best, position: Position, sound: bool
+    directory: Path,
+    *,
+    model: nn.Module,
+    beside: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer,
+    best: Best,
+    position: Position,
+    sound: bool,
 ) -> None:
-    """Replace the state in `directory` by the present one, and the good one too if it is `sound`."""
+    """Replace the state in `directory` by the present one, and the good one too if it is `sound`.
+
+    `beside`: what is trained with the model and is no part of it.
+    """
     content = {
         "model": model.state_dict(),
+        "beside": beside.state_dict() if beside is not None else {},
         "optimizer": optimizer.state_dict(),
         "best": vars(best),
         "position": vars(position),
@@ -107,10 +118,14 @@ def exists(directory: Path) -> bool:
     return (directory / FILE).is_file()
 
 
-def load(directory: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Best, Position]:
+def load(
+    directory: Path, *, model: nn.Module, beside: nn.Module | None = None, optimizer: torch.optim.Optimizer
+) -> tuple[Best, Position]:
     """Put everything back in place; Corrupt when the file cannot be read."""
     content = _read(directory / FILE)
     model.load_state_dict(content["model"])
+    if beside is not None:
+        beside.load_state_dict(content["beside"])
     _load_optimizer(optimizer, content["optimizer"])
     restore_random(content["random"])
     return Best(**content["best"]), Position(**content["position"])
