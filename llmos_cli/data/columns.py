@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmos_cli.data.places import filesystem
+from llmos_cli.data.places import below, filesystem
 from llmos_cli.data.rows import Lazy, Rows
 from llmos_cli.errors import UsageError
 from llmos_cli.options.data import Columns
@@ -128,21 +127,17 @@ def _image(value: Any, folders: Sequence[str]) -> Any:
 def _file(path: str, folders: Sequence[str]) -> bytes:
     """The bytes of the file that `path` names in a table."""
     *tables, workspace = folders or ("",)
-    there = [place for place in dict.fromkeys(_below(table, path) for table in tables) if _is_file(place)]
+    there = [place for place in dict.fromkeys(below(table, path) for table in tables) if _is_file(place)]
     if len(there) > 1:
         raise UsageError(
             f"the image {path} could be {' or '.join(there)}", hint="Make the paths in the tables absolute."
         )
-    place = there[0] if there else _below(workspace, path)
+    place = there[0] if there else below(workspace, path)
     if not _is_file(place):
         hint = f"Paths are absolute, or relative to the table's folder ({', '.join(tables)}) or the workspace's."
         raise UsageError(f"there is no image {path}", hint=hint)
     system, inside = filesystem(place)
     return bytes(system.cat_file(inside))
-
-
-def _below(folder: str, path: str) -> str:
-    return path if "://" in path else f"{folder.rstrip('/')}/{path}" if "://" in folder else str(Path(folder) / path)
 
 
 def _is_file(place: str) -> bool:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.data import conll
 from llmos_cli.data.columns import canonical
 from llmos_cli.data.documents import Documents
-from llmos_cli.data.places import OTHER_FORMATS, SPLITS, Place, at_hand, filesystem, first_line, folder_at_hand, locate
+from llmos_cli.data.places import (
+    OTHER_FORMATS,
+    SPLITS,
+    Place,
+    at_hand,
+    filesystem,
+    first_line,
+    folder_at_hand,
+    locate,
+    parent,
+)
 from llmos_cli.data.rows import Rows
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.options.data import Columns, DataOptions
@@ -107,7 +117,7 @@ def _pictures(place: Place, columns: Sequence[str]) -> Rows:
 def _folders(place: Place, split: str, workspace: Path) -> list[str]:
     """Those that paths in a split's table are relative to: its files' own, then the workspace."""
     files = [] if place.format in OTHER_FORMATS else place.by_split().get(split, [])
-    own = [place.folder] if place.folder and place.format == "datasets" else [file.rpartition("/")[0] for file in files]
+    own = [place.folder] if place.folder and place.format == "datasets" else [parent(file) for file in files]
     return [*dict.fromkeys(own), str(workspace)]
 
 

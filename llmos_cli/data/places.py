@@ -1,6 +1,7 @@
 """Places: which files a source names, in which format, and which split each belongs to.
 
-A source is a file, a pattern, a folder, or any of them behind an fsspec URL (`s3://`, `https://`, `memory://`...).
+A source is a file, a pattern, a folder, or any of them behind an fsspec URL (`s3://`, `https://`, `memory://`...), which
+may be a chain: `zip://rows.csv::s3://box/rows.zip`. Paths are those of its first link that has any; the rest says where it lies.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Place:
         return named if "train" in named else {"train": list(self.files)}
 
     def _split(self, file: str) -> str:
-        below = PurePosixPath(file.removeprefix(self.folder).lstrip("/"))
+        below = PurePosixPath(_link(file)[1].removeprefix(_link(self.folder)[1]).lstrip("/"))
         word = below.parts[0] if len(below.parts) > 1 else below.name
         told = re.match(r"[A-Za-z]+(?=$|[-_.])", word) if self.folder else None
         return SPLITS.get(told.group().lower(), "") if told else ""
@@ -84,9 +85,11 @@ def locate(source: str, *, format: str | None, root: Path, hub: bool = True) -> 
 
 
 def _absolute(source: str, root: Path) -> str | None:
-    """A URL as it is, a path that exists (or a pattern that matches) made absolute, else None."""
+    """A URL as it is but for the path that a chain may end in; a path that exists (or a pattern that matches) made absolute, else None."""
     if "://" in source:
-        return source
+        outer, mark, last = source.rpartition("::")
+        local = _absolute(last, root) if mark and "://" not in last else None
+        return f"{outer}::{local}" if local else source
     for base in (root, Path.cwd()):
         path = base / Path(source).expanduser()
         if path.exists() or (any(sign in source for sign in "*?[") and glob.glob(str(path))):  # noqa: PTH207 (absolute)
@@ -138,20 +141,52 @@ def _commonest(source: str, files: Sequence[str]) -> str:
 
 def format_of(path: str) -> str | None:
     """The format that a file's ending tells."""
-    pure = PurePosixPath(path.lower())
+    pure = PurePosixPath(_link(path)[1].lower())
     ending = (PurePosixPath(pure.stem) if pure.suffix in COMPRESSED else pure).suffix.removeprefix(".")
     return next((format for format, endings in FORMATS.items() if ending in endings), None)
 
 
 def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path within it."""
+    import tarfile
+    import zipfile
+
     import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
         raise UsageError(f"cannot read {place}: {_last_line(error)}", hint="Install the package it names.") from error
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no file {_link(place)[2].removeprefix('::')}", hint="Check the URL.") from error
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UsageError(f"cannot read {place}: {_last_line(error)}", hint="Check the file that it lies in.") from error
     return system, str(path)
+
+
+def parent(file: str) -> str:
+    """The folder of a file, as a path or URL."""
+    before, path, after = _link(file)
+    return f"{before}{path.rpartition('/')[0]}{after}"
+
+
+def below(folder: str, path: str) -> str:
+    """A path within a folder; one that is absolute, or a URL, is itself."""
+    if "://" in path:
+        return path
+    if "://" not in folder:
+        return str(Path(folder) / path)
+    before, within, after = _link(folder)
+    return f"{before}{within.rstrip('/')}/{path}{after}"
+
+
+def _link(place: str) -> tuple[str, str, str]:
+    """What stands before the path, the path, and what stands after it: `("zip://", "a.csv", "::/tmp/a.zip")`."""
+    if "://" not in place:
+        return "", place, ""
+    protocol, _, rest = place.partition("://")
+    path, mark, outer = rest.partition("::")
+    return f"{protocol}://", path, f"{mark}{outer}"
 
 
 def read_text(file: str) -> str:
@@ -206,7 +241,10 @@ def _fetched(file: str, cache: Path) -> str:
 
 def _named(system: AbstractFileSystem, path: str, place: str) -> str:
     """A path of a file system as others can open it: plain when local, a URL elsewhere."""
-    return str(system.unstrip_protocol(path)) if "://" in place and not place.startswith("file://") else path
+    if "://" not in place or place.startswith("file://"):
+        return path
+    before, _, after = _link(place)
+    return f"{before.rpartition('::')[0]}{'::' if '::' in before else ''}{system.unstrip_protocol(path)}{after}"
 
 
 def _hidden(file: str, folder: str) -> bool:

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -37,6 +38,67 @@ def test_urls_and_compressed_files_are_read(source, loaded):
         for place in (plain, f"file://{plain}", "memory://box/mail.csv", f"{plain}.gz")
     ]
     assert all(other == same[0] for other in same)
+
+
+def archive(path: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as zipped:
+        for file in sorted(folder.rglob("*")):
+            zipped.write(file, file.relative_to(folder))
+    return path
+
+
+def test_chained_urls_are_read(tmp_path, source, loaded):
+    plain = source("csv")
+    (tmp_path / "box" / "in").mkdir(parents=True)
+    (tmp_path / "box" / "in" / "mail.csv").write_bytes(plain.read_bytes())
+    (tmp_path / "box" / "mail.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    zipped = archive(tmp_path / "mail.zip", tmp_path / "box")
+    fsspec.filesystem("memory").put(str(zipped), "/chained/mail.zip")
+    same = [
+        loaded(place).fingerprint["splits"]
+        for place in (
+            plain,
+            f"zip://in/mail.csv::{zipped}",
+            f"zip://mail.csv.gz::file://{zipped}",
+            f"zip://in/*.csv::{zipped}",
+            f"zip://in::{zipped}",
+            "zip://in/mail.csv::memory://chained/mail.zip",
+            f"simplecache::zip://in/mail.csv::{zipped}",
+        )
+    ]
+    assert all(other == same[0] for other in same)
+
+
+def test_the_path_that_a_chain_ends_in_is_that_of_the_workspace(tmp_path, source):
+    (tmp_path / "box").mkdir()
+    source("csv").rename(tmp_path / "box" / "mail.csv")
+    archive(tmp_path / "mail.zip", tmp_path / "box")
+    cache = tmp_path / ".llmos" / "cache"
+    assert len(load(DataOptions(source="zip://mail.csv::mail.zip"), ("text", "label"), cache=cache).splits["train"])
+
+
+def test_splits_and_pictures_of_an_archive(tmp_path, loaded):
+    for name, words in {"train": "abcdefghijklmnopqrst", "test": "xyz"}.items():
+        (tmp_path / "mails").mkdir(exist_ok=True)
+        rows = "".join(f"{w},{i % 2}\n" for i, w in enumerate(words))
+        (tmp_path / "mails" / f"{name}.csv").write_text(f"text,label\n{rows}")
+    mails = archive(tmp_path / "mails.zip", tmp_path / "mails")
+    assert list(loaded(f"zip://::{mails}").splits["test"]["text"]) == ["x", "y", "z"]
+    pictures(tmp_path / "data", 100)
+    data = archive(tmp_path / "data.zip", tmp_path / "data")
+    splits = loaded(f"zip://labels.jsonl::{data}", ("image", "label")).splits
+    assert set().union(*(shades(split["image"]) for split in splits.values())) == set(range(100, 112))
+
+
+def test_an_archive_that_is_none_is_refused(tmp_path, loaded):
+    with pytest.raises(NotFound, match=r"no file .*/none\.zip"):
+        loaded(f"zip://mail.csv::{tmp_path}/none.zip")
+    (tmp_path / "broken.zip").write_text("not an archive")
+    with pytest.raises(UsageError, match=r"cannot read .*broken\.zip"):
+        loaded(f"zip://mail.csv::{tmp_path}/broken.zip")
+    archive(tmp_path / "mail.zip", tmp_path)
+    with pytest.raises(NotFound, match=r"no file or folder zip://mail\.csv"):
+        loaded(f"zip://mail.csv::{tmp_path}/mail.zip")
 
 
 def test_a_saved_dataset_may_be_elsewhere(source, loaded):
