@@ -157,7 +157,7 @@ def _name_in_capitals(parameter: Any) -> None:
 
 
 def _complete(parameter: Any, verb: str) -> None:
-    """Offer revisions, runs and methods to the shell, by the parameter's name."""
+    """Offer revisions, runs, methods and config keys to the shell, by the parameter's name."""
     if parameter._custom_shell_complete is None:
         parameter._custom_shell_complete = lambda ctx, param, incomplete: _offers(param.name, verb, incomplete)
 
@@ -165,7 +165,7 @@ def _complete(parameter: Any, verb: str) -> None:
 def _offers(parameter: str, verb: str, incomplete: str) -> list[str]:
     from llmos_cli.operations.completion import names_for
 
-    return [name for name in names_for(parameter, verb) if name.startswith(incomplete)]
+    return names_for(parameter, verb, incomplete)
 
 
 def _cheap(parameter: Any) -> Any:

@@ -153,13 +153,47 @@ def test_help_of_a_method_lists_its_options(llmos):
         ("llmos show ", ["HEAD"]),
         ("llmos prune --method wan", ["wanda"]),
         ("llmos init --template image", ["image-classification"]),
+        ("llmos tune --sampler n", ["nsga2"]),
+        ("llmos train -s train.op", ["train.optimizer="]),
+        ("llmos train --unset model.ar", ["model.arch"]),
+        ("llmos quantize -s quantize.gptq.da", ["quantize.gptq.damping="]),
+        ("llmos predict -s eval.sp", ["eval.split="]),
+        ("llmos train -s prune.", []),
+        ("llmos tag -d ", []),
     ],
 )
 def test_completion(workspace, words, offered):
+    assert completed(words) == offered
+
+
+def completed(words: str, python: tuple[str, ...] = ()) -> list[str]:
+    """What the shell is offered for the last of the words."""
     llmos = Path(sys.executable).parent / "llmos"
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_LLMOS_COMPLETE": "complete_bash"}
-    ran = subprocess.run([llmos], env=os.environ | asked, capture_output=True, text=True)
-    assert ran.stdout.split() == offered
+    ran = subprocess.run([*python, llmos], env=os.environ | asked, capture_output=True, text=True)
+    return (ran.stderr if python else ran.stdout).split()
+
+
+def test_completion_of_ids(workspace):
+    first, second = "c48a" + "0" * 60, "c48b" + "1" * 60
+    for each in (first, second):
+        (workspace.checkpoints / each).mkdir()
+    assert completed("llmos eval base c48") == [first[:12], second[:12]]
+    assert completed("llmos eval base c48b") == [second[:12]]
+    assert completed("llmos eval ") == ["HEAD"]
+
+
+def test_completion_of_runs(workspace):
+    with workspace.begin("train", config={}) as ended:
+        pass
+    with workspace.begin("train", config={}) as running:
+        assert completed("llmos stop ") == [running.id]
+        assert {*completed("llmos logs ")} == {ended.id, running.id}
+
+
+def test_completion_of_config_keys_loads_no_torch(workspace):
+    loaded = completed("llmos train -s train.adamw.", python=(sys.executable, "-X", "importtime"))
+    assert "pydantic" in loaded and not {"torch", "numpy", "transformers"} & {*loaded}
 
 
 def test_the_completion_script_loads_in_bash(llmos):
