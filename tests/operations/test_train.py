@@ -268,6 +268,17 @@ def test_a_killed_run_goes_on_with_its_own_teacher_to_the_same_files(
     assert (made.parents, made.config["train"]["teacher"]) == (() if rev is None else (teacher,), teacher)
 
 
+def test_cross_validation_trains_with_the_same_teacher(workspace: Workspace, llmos: Llmos) -> None:
+    trained(workspace, None, "train.max_steps=20")
+    how = ("train.teacher=HEAD", "train.teacher_weight=1.0", "train.max_steps=6")
+    trained(workspace, None, *how, "train.teacher_top=8")
+    taught = llmos("eval", "HEAD", "--folds", 2, "--json", "-q").json
+    trained(workspace, None, "train.max_steps=6")
+    alone = llmos("eval", "HEAD", "--folds", 2, "--json", "-q").json
+    one, other = (ran["evaluations"][0]["metrics"]["loss"]["value"] for ran in (taught, alone))
+    assert one != other
+
+
 def stages(heard: list[Event]) -> list[str]:
     return [event.stage for event in heard if isinstance(event, Progress)]
 
