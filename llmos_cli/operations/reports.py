@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from llmos_cli.core import atomic
@@ -13,8 +14,13 @@ from llmos_cli.operations import gate
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.gate import Verdict
 
+if TYPE_CHECKING:
+    from llmos_cli.tasks.classification import ClassRow
+
 FEW_CLASSES = 30
 """A longer table by class is for `--json`."""
+FIGURES = ("precision", "recall", "f1", "support")
+"""Of each class."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ class EvalResult:
         if not rows:
             return Lines([])
         if len(rows) > FEW_CLASSES:
-            return Lines([f"{len(rows)} classes: --json has a row for each"])
-        cells: list[list[Cell]] = [[row.label, row.precision, row.recall, row.f1, row.support] for row in rows]
-        return Table(["class", "precision", "recall", "f1", "support"], cells, align="lrrrr")
+            return Lines([_too_many(rows)])
+        cells: list[list[Cell]] = [[row.label, *(getattr(row, figure) for figure in FIGURES)] for row in rows]
+        return Table(["class", *FIGURES], cells, align="lrrrr")
 
     def _judged(self) -> Evaluation:
         return next(evaluation for evaluation in self.evaluations if evaluation.rev == self.judged)
@@ -78,6 +84,10 @@ class EvalResult:
         if cached := [evaluation.rev for evaluation in self.evaluations if evaluation.cached]:
             remarks.append(f"{', '.join(cached)}: measured before; --fresh measures again")
         return Lines([Span(remark, "dim") for remark in remarks])
+
+
+def _too_many(rows: Sequence[ClassRow]) -> str:
+    return f"{len(rows)} classes: --json has a row for each"
 
 
 def told(measured: Measured) -> str:
@@ -104,16 +114,24 @@ def _precise(value: float) -> str:
 
 
 def markdown(result: EvalResult) -> str:
-    """A table of metrics and a list of gates, for a pull request's comment."""
+    """A table of metrics, one of classes and a list of gates, for a pull request's comment."""
     headers = ["metric", *(f"`{e.rev}` ({short(e.checkpoint)})" for e in result.evaluations)]
     lines = [_row(headers), _row(["---", *("---:" for _ in result.evaluations)])]
     lines += [
         _row([name, *(str(cell) if cell is not None else "—" for cell in cells)]) for name, cells in result._rows()
     ]
+    lines += _classes_in_markdown(result._judged().classes)
     if result.verdicts:
         lines.append("")
         lines += [f"- {'passed' if v.passed else '**FAILED**'} `{v.requirement}` ({v.reason})" for v in result.verdicts]
     return "\n".join(lines) + "\n"
+
+
+def _classes_in_markdown(rows: Sequence[ClassRow]) -> list[str]:
+    if not rows or len(rows) > FEW_CLASSES:
+        return ["", _too_many(rows)] if rows else []
+    figures = [[row.label, *(number(getattr(row, figure)) for figure in FIGURES)] for row in rows]
+    return ["", _row(["class", *FIGURES]), _row(["---", *("---:" for _ in FIGURES)]), *map(_row, figures)]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -138,6 +156,10 @@ def junit(result: EvalResult) -> str:
     for evaluation in result.evaluations:
         for name, value in evaluation.values.items():
             ElementTree.SubElement(properties, "property", name=f"{evaluation.rev}.{name}", value=repr(value))
+        for row in evaluation.classes:
+            for figure in FIGURES:
+                key, told_as = f"{evaluation.rev}.{row.label}.{figure}", repr(getattr(row, figure))
+                ElementTree.SubElement(properties, "property", name=key, value=told_as)
     for verdict in result.verdicts:
         case = ElementTree.SubElement(suite, "testcase", classname="llmos.gate", name=verdict.requirement)
         if not verdict.passed:

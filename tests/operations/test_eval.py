@@ -148,6 +148,20 @@ def test_a_classifier_has_a_row_for_each_class(digits: Workspace, llmos):
     assert "measured before" in remembered.out and "precision" in remembered.out
 
 
+def test_markdown_and_junit_have_the_classes_too(digits: Workspace, llmos, tmp_path):
+    file = tmp_path / "gates.xml"
+    rows = llmos("eval", "--json", *QUICK).json["evaluations"][0]["classes"]
+    lines = llmos("eval", "--markdown", "--junit", file, "--require", "accuracy >= 0", *QUICK).out.splitlines()
+    start = lines.index("| class | precision | recall | f1 | support |")
+    assert lines[start - 1] == "" and lines[start + 1] == "| --- | ---: | ---: | ---: | ---: |"
+    cells = [line.strip("| ").split(" | ") for line in lines[start + 2 : start + 12]]
+    assert [(cell[0], int(cell[4])) for cell in cells] == [(row["label"], row["support"]) for row in rows]
+    assert [float(cell[2]) for cell in cells] == pytest.approx([row["recall"] for row in rows], abs=1e-3)
+    assert lines[start + 12 : start + 13] == [""] and lines[start + 13].startswith("- passed `accuracy >= 0`")
+    properties = {each.get("name"): each.get("value") for each in ElementTree.parse(file).iter("property")}
+    assert [float(properties[f"HEAD.{row['label']}.f1"]) for row in rows] == [row["f1"] for row in rows]
+
+
 def test_an_unknown_option(line: Workspace, llmos):
     ran = llmos("eval", "HEAD", "-s", "eval.speed=3", *QUICK)
     assert ran.code == 2 and "speed" in ran.err
