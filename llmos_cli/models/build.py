@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from llmos_cli.errors import ConfigError
+from llmos_cli.errors import ConfigError, UsageError
 from llmos_cli.models import blocks, module
 from llmos_cli.models.load import AUTO, load
 from llmos_cli.options.model import ModelOptions
@@ -104,10 +104,18 @@ def transfer(model: PreTrainedModel, source: Path) -> Transferred:
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
-    """Train the head alone: nothing of the base model keeps a gradient."""
+    """Train the head alone: nothing of the base model keeps a gradient.
+
+    Raises UsageError where the head has no weights of its own, as when it is the embedding.
+    """
     heads = blocks.head_names(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(name.startswith(f"{head}.") for head in heads))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            "model.freeze=backbone leaves nothing to train: the head has no weights of its own",
+            hint="where the head is the embedding, untie it with model.tie_word_embeddings=false; or do not freeze",
+        )
 
 
 def _known_arch(arch: str | None, task: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import ConfigError, Untrusted
+from llmos_cli.errors import ConfigError, Untrusted, UsageError
 from llmos_cli.models import blocks, module
 from llmos_cli.models.build import build, freeze_backbone, transfer
 from llmos_cli.models.load import load
@@ -80,6 +80,16 @@ def test_a_frozen_backbone_leaves_the_head_to_train() -> None:
     model = make("cnn", "image-classification")
     freeze_backbone(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_head_that_is_the_embedding_has_nothing_to_train_beside_a_frozen_backbone() -> None:
+    model = make("llama", "causal-lm")
+    with pytest.raises(UsageError, match="nothing to train") as raised:
+        freeze_backbone(model)
+    assert "model.tie_word_embeddings=false" in raised.value.hint
+    untied = make("llama", "causal-lm", {**TRANSFORMER, "tie_word_embeddings": False})
+    freeze_backbone(untied)
+    assert {name for name, p in untied.named_parameters() if p.requires_grad} == {"lm_head.weight"}
 
 
 NET = """

@@ -404,6 +404,16 @@ def test_a_frozen_backbone_keeps_its_weights(workspace: Workspace) -> None:
     assert changed == {"lm_head.weight"}
 
 
+def test_a_head_tied_to_the_embedding_is_untied_to_train_beside_a_frozen_backbone(workspace: Workspace) -> None:
+    trained(workspace)
+    before = weights(workspace)
+    with pytest.raises(UsageError, match="nothing to train"):
+        trained(workspace, "HEAD", "model.freeze=backbone")
+    trained(workspace, "HEAD", "model.freeze=backbone", "model.tie_word_embeddings=false")
+    after = weights(workspace)
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == {"lm_head.weight"}
+
+
 def test_no_task_and_no_end_are_usage_errors(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="Nothing says when training ends"):
         train(workspace, None, resolve(workspace, "train", unsets=["train.max_steps"]), emit=lambda event: None)
