@@ -81,7 +81,8 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
             source = dense
         _write(model, coded, module, source, staged)
         facts = {"bits": average_bits(coded)}
-        checkpoint, proof = prove_and_commit(ws, run, model, staged, resolved, guards, samples.record, facts)
+        used = _used(coded, bits, group_size)
+        checkpoint, proof = prove_and_commit(ws, run, model, staged, resolved, guards, samples.record, facts, used)
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
     skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
     return CompressResult(
@@ -91,12 +92,12 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         branch=run.base,
         operation="quantize",
         method=options.method,
-        reached=_reached(bits, group_size, module),
+        reached=_reached(coded, used, module),
         changed=len(coded),
         left_alone={**model.left_alone, **skipped},
         healed_steps=options.heal,
         proof=proof,
-        notes=list(_notes(coded, bits, group_size)),
+        notes=list(_notes(coded, group_size, module)),
     )
 
 
@@ -206,19 +207,34 @@ def average_bits(coded: Mapping[str, Coded]) -> float:
     return bits / sum(entry.codes.codes_OI.numel() for entry in coded.values())
 
 
-def _reached(bits: int, group_size: int, module: ModuleType) -> str:
+def _used(coded: Mapping[str, Coded], bits: int, group_size: int) -> dict[str, int]:
+    """The form that the checkpoint remembers: the method may have one only, and where no layer is Linear, so have the layers."""
+    if any(_linear(entry) for entry in coded.values()):
+        return {"bits": bits, "group_size": group_size}
+    return {"bits": OTHER_BITS, "group_size": -1}
+
+
+def _linear(entry: Coded) -> bool:
+    return isinstance(entry.matrix.layer, nn.Linear)
+
+
+def _reached(coded: Mapping[str, Coded], used: Mapping[str, int], module: ModuleType) -> str:
+    group_size = used["group_size"]
     groups = "one scale per output channel" if group_size == -1 else f"groups of {group_size}"
-    inputs = f", inputs rounded to {module.ACTIVATIONS} bits" if module.ACTIVATIONS else ""
-    return f"{bits} bits, {groups}{inputs}"
+    rounded = module.ACTIVATIONS and any(_linear(entry) for entry in coded.values())
+    inputs = f", inputs rounded to {module.ACTIVATIONS} bits" if rounded else ""
+    return f"{used['bits']} bits, {groups}{inputs}"
 
 
-def _notes(coded: Mapping[str, Coded], bits: int, group_size: int) -> list[str]:
-    linear = {name: entry for name, entry in coded.items() if isinstance(entry.matrix.layer, nn.Linear)}
+def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> list[str]:
+    linear = {name: entry for name, entry in coded.items() if _linear(entry)}
     notes = []
     if others := [entry for name, entry in coded.items() if name not in linear]:
         notes.append(
             f"{len(others)} matrices of convolutions or LSTMs are kept with {OTHER_BITS} bits per output channel"
         )
+    if module.ACTIVATIONS and not linear:
+        notes.append("only Linear layers round their inputs, and none of these is one")
     asked = {name: usable_group(entry.matrix.inputs, group_size) for name, entry in linear.items()}
     smaller = sorted({group for name, group in asked.items() if 0 < group_size != group})
     if smaller:

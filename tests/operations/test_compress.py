@@ -135,6 +135,21 @@ def test_w8a8_rounds_inputs_too(base: Base, llmos: Any) -> None:
     assert "8 bits, one scale per output channel, inputs rounded to 8 bits" in ran.out
     config = json.loads((ws.checkpoint().path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized"
+    label = llmos("log", "--oneline", "-n", "1").out
+    assert "quantize w8a8 8 bits" in label, label
+    recorded = ws.checkpoint().manifest.made.config["quantize"]
+    assert (recorded["bits"], recorded["group_size"]) == (8, -1)
+
+
+@pytest.mark.parametrize("asked", [("--bits", "5"), ("--method", "w8a8")])
+def test_the_headline_of_convolutions_says_their_own_form(base: Base, llmos: Any, asked: tuple[str, str]) -> None:
+    base("image-classification")
+    ran = llmos("quantize", *asked)
+    assert ran.code == 0, ran.err
+    method = asked[1] if asked[0] == "--method" else "gptq"
+    assert f"  {method}: 8 bits, one scale per output channel in 3 matrices\n" in ran.out
+    assert ("only Linear layers round their inputs" in ran.out) == (method == "w8a8")
+    assert f"quantize {method} 8 bits" in llmos("log", "--oneline").out
 
 
 def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: Base, llmos: Any) -> None:

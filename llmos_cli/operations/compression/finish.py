@@ -38,9 +38,12 @@ class Guards:
 
 def prove_and_commit(
     ws: Workspace, run: Run, subject: Subject, staged: Path, resolved: Resolved, guards: Guards, record: Mapping[str, Any],
-    facts: Mapping[str, float],
+    facts: Mapping[str, float], used: Mapping[str, Any] | None = None,
 ) -> tuple[Checkpoint, Proof]:  # fmt: skip
-    """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id."""
+    """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id.
+
+    `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
+    """
     exam, splits = subject.exam, subject.exam.prepared.splits
     split = next((name for name in PROOF_SPLITS if len(splits.get(name, ()))), None)
     if split is None:
@@ -55,7 +58,7 @@ def prove_and_commit(
     )  # fmt: skip
     proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
     guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop)
-    checkpoint = run.commit(staged, _made(resolved, subject, record))
+    checkpoint = run.commit(staged, _made(resolved, subject, record, used or {}))
     proof.emit(run.emit, checkpoint.id)
     for name, found in proof.before.items():
         known = ws.metrics(subject.checkpoint.id)
@@ -64,8 +67,9 @@ def prove_and_commit(
     return checkpoint, proof
 
 
-def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any]) -> Made:
-    config = {**resolved.mapping, "data": subject.exam.data.model_dump(mode="json")}
+def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used: Mapping[str, Any]) -> Made:
+    verb = {**resolved.mapping[resolved.verb], **used}
+    config = {**resolved.mapping, resolved.verb: verb, "data": subject.exam.data.model_dump(mode="json")}
     return Made(
         operation=resolved.verb,
         parents=(subject.checkpoint.id,),
