@@ -40,12 +40,14 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class PredictResult:
-    """`predictions` is None where they were written to `file`; `accuracy` is None where the rows have no labels."""
+    """`file` was predicted; `predictions` is None where they were written to `output`, else that is; `accuracy` is None where the
+    rows have no labels."""
 
     rev: str
     checkpoint: str
     rows: int
     file: str
+    output: str | None
     accuracy: float | None
     predictions: Sequence[Mapping[str, Any]] | None
 
@@ -53,7 +55,7 @@ class PredictResult:
         if self.predictions is not None:
             return "".join(line(prediction) for prediction in self.predictions)
         judged = "" if self.accuracy is None else f"; {number(100 * self.accuracy)} % agree with its labels"
-        return f"{self.rows:,} predictions of {self.rev} ({short(self.checkpoint)}) written to {self.file}{judged}"
+        return f"{self.rows:,} predictions of {self.rev} ({short(self.checkpoint)}) written to {self.output}{judged}"
 
 
 def line(prediction: Mapping[str, Any]) -> str:
@@ -83,7 +85,9 @@ def predict(
                 tally.add(prediction)
                 file.write(line(prediction)) if file else kept.append(prediction)
             emit(Progress("predict", done, len(rows), unit="row"))
-    return PredictResult(rev, checkpoint.id, len(rows), str(out or ""), tally.accuracy, None if out else kept)
+    return PredictResult(
+        rev, checkpoint.id, len(rows), source, str(out) if out else None, tally.accuracy, None if out else kept
+    )
 
 
 def read(ws: Workspace, source: str, task: Task, data: DataOptions, emit: Emit) -> Rows:

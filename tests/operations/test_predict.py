@@ -45,8 +45,15 @@ def test_a_language_model_tells_how_likely_each_text_is(line: Workspace, llmos, 
 
 def test_json_holds_the_rows(digits: Workspace, llmos):
     result = llmos("predict", "HEAD", "builtin:digits", "-q", "--json").json
+    assert (result["file"], result["output"]) == ("builtin:digits", None)
     assert result["rows"] == len(result["predictions"])
     assert result["accuracy"] == sum(row["label"] == row["truth"] for row in result["predictions"]) / result["rows"]
+
+
+def test_json_says_where_the_rows_were_written(digits: Workspace, llmos, tmp_path):
+    out = tmp_path / "out.jsonl"
+    result = llmos("predict", "HEAD", "builtin:digits", "-o", out, "-q", "--json").json
+    assert (result["file"], result["output"], result["predictions"]) == ("builtin:digits", str(out), None)
 
 
 @pytest.mark.parametrize(
