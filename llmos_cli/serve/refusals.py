@@ -64,6 +64,10 @@ def install(app: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return ApiError(404, f"There is no {request.method} {request.url.path} here.", code="not_found").response()
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message = f"{request.url.path} does not take {request.method}, only {allowed}."
+            return ApiError(405, message, code="method_not_allowed", headers=error.headers).response()
         code = CODES.get(error.status_code)
         return ApiError(error.status_code, str(error.detail), code=code, headers=error.headers).response()
 

@@ -41,6 +41,22 @@ def test_every_route_but_the_open_ones_needs_a_key(tmp_path: Path):
     assert asked["GET /openapi.json"] == 401
 
 
+def test_a_method_that_a_route_does_not_take_is_refused_with_the_one_it_takes(tmp_path: Path):
+    async def scenario() -> httpx.Response:
+        app = create_app(Gateway(link(), "tiny", "id", tmp_path, Limits(1, 0, 1000)))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.put("/v1/completions")
+
+    answer = asyncio.run(scenario())
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"] == {
+        "message": "/v1/completions does not take PUT, only POST.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "method_not_allowed",
+    }
+
+
 def test_the_last_tokens_count_though_they_make_no_text():
     async def scenario() -> bytes:
         meter = Meter("tiny", link())
