@@ -58,13 +58,14 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`value` and `limit` are None where the metric was not measured; then the gate has failed."""
+    """`value` or `limit` is None where a metric was not measured; then the gate has failed, and `produced` are those that were."""
 
     requirement: str
     value: float | None
     limit: float | None
     passed: bool
     reason: str
+    produced: tuple[str, ...] = ()
 
 
 def parse(text: str) -> Requirement:
@@ -112,31 +113,32 @@ def judge(
     """
     value = measured.get(requirement.metric)
     if value is None:
-        return Verdict(requirement.text, None, None, False, _absent(requirement.metric, measured))
+        return Verdict(requirement.text, None, None, False, _absent(requirement.metric), tuple(sorted(measured)))
     bound = requirement.bound
     if not bound.revision:
         limit = bound.factor
     elif (other := others[bound.revision].get(bound.metric)) is not None:
         limit = bound.factor * other
     else:
-        absent = f"{bound.revision}: {_absent(bound.metric, others[bound.revision])}"
-        return Verdict(requirement.text, value, None, False, absent)
+        absent = f"{bound.revision}: {_absent(bound.metric)}"
+        return Verdict(requirement.text, value, None, False, absent, tuple(sorted(others[bound.revision])))
     passed = OPERATORS[requirement.op](value, limit)
     return Verdict(
         requirement.text, value, limit, passed, f"{requirement.metric} is {value:.6g}, the bound {limit:.6g}"
     )
 
 
-def _absent(metric: str, measured: Mapping[str, float]) -> str:
-    return f"the evaluation did not produce {metric} (it produced {', '.join(sorted(measured)) or 'nothing'})"
+def _absent(metric: str) -> str:
+    return f"the evaluation did not produce {metric}"
 
 
 def enforce(verdicts: Iterable[Verdict]) -> None:
-    """Raise GateFailed if any of them failed, saying which."""
+    """Raise GateFailed if any of them failed, saying which; where a metric is missing, the way out is one that is there."""
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         reasons = "; ".join(f"{verdict.requirement!r} ({verdict.reason})" for verdict in failed)
+        produced = dict.fromkeys(name for verdict in failed for name in verdict.produced)
         raise GateFailed(
             f"the gate failed: {reasons}",
-            hint="compare the checkpoints with `llmos diff`",
+            hint=f"it produced {', '.join(produced)}" if produced else "compare the checkpoints with `llmos diff`",
         )
