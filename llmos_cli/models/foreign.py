@@ -130,7 +130,7 @@ def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
                 )
                 or "none"
             )
-            raise NotFound(f"{directory} has no file {file}", hint=f"its files of weights: {there}")
+            raise NotFound(f"{directory.resolve()} has no file {file}", hint=f"its files of weights: {there}")
         return (directory / file,)
     if any(directory.glob("*.safetensors")):
         return tuple(headers.files(directory))
@@ -139,7 +139,9 @@ def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
         raise UsageError(f"{directory.name} has {len(ggufs)} GGUF files", hint=f"choose with --file {ggufs[0].name}")
     if found := ggufs or sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.pt")):
         return tuple(found)
-    raise NotFound(f"{directory} holds no weights", hint="safetensors, GGUF, .bin and .pt files can be imported")
+    raise NotFound(
+        f"{directory.resolve()} holds no weights", hint="safetensors, GGUF, .bin and .pt files can be imported"
+    )
 
 
 def _download(name: str, file: str | None, revision: str | None) -> Foreign:
@@ -171,7 +173,9 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
 def _config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
-        raise NotFound(f"{directory} holds no config.json", hint="it must stand beside the weights, as on the hub")
+        raise NotFound(
+            f"{directory.resolve()} holds no config.json", hint="it must stand beside the weights, as on the hub"
+        )
     try:
         config = dict(json.loads(file.read_bytes()))
         if not config.get("architectures"):

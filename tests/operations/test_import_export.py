@@ -79,6 +79,14 @@ def test_an_import_that_cannot_be_leaves_no_checkpoint(
     assert workspace.head().checkpoint is None
 
 
+def test_a_bare_state_dict_is_told_where_its_config_should_be(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "model.pt")
+    ran = llmos("import", tmp_path / "bert" / ".." / "model.pt")
+    assert ran.code == 4
+    assert f"error: {tmp_path.resolve()} holds no config.json" in ran.err
+
+
 def test_export_copies_whole_and_refuses_to_overwrite(
     workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path
 ) -> None:
