@@ -44,20 +44,38 @@ OFFSET_POSITIONS = {
     "longformer",
 }
 """Architectures whose positions start after the padding token's number."""
+OWN_DEFAULTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "patch_size",
+)
+"""Keys that get another value here than in their configuration class where nobody sets them."""
 
 
 def build(
-    options: ModelOptions, task: str, facts: Mapping[str, Any], *, seed: int, root: Path | None = None
+    options: ModelOptions,
+    task: str,
+    facts: Mapping[str, Any],
+    *,
+    seed: int,
+    root: Path | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A model with fresh weights in fp32, the same for the same seed.
 
-    `facts`: configuration keys that the data decides, and `sequence_length`; `root`: the folder `module` is relative to.
+    `facts`: configuration keys that the data decides, and `sequence_length`; `root`: the folder `module` is relative to;
+    `source`: config.json of the checkpoint that the weights will come from, whose embeddings keep their rows.
     Raises ConfigError for an unknown architecture or key, or widths that do not fit together.
     """
     if options.module:
         return _build_own(options, facts, seed=seed, root=root or Path.cwd())
     arch = _known_arch(options.arch, task)
-    config = configure(arch, options.widths(), task, facts)
+    config = configure(arch, options.widths(), task, facts, source or {})
     auto = AUTO[SUFFIXES[task]]
     if type(config) not in auto._model_mapping:
         raise ConfigError(f"{arch} has no model for {task}", hint=f"for {task}, try {' or '.join(_suggested(task))}")
@@ -67,11 +85,14 @@ def build(
     return model
 
 
-def configure(arch: str, widths: Mapping[str, Any], task: str, facts: Mapping[str, Any]) -> PreTrainedConfig:
+def configure(
+    arch: str, widths: Mapping[str, Any], task: str, facts: Mapping[str, Any], source: Mapping[str, Any]
+) -> PreTrainedConfig:
     """The configuration of a new model: the user's keys, the data's facts, small defaults, in that order of precedence."""
     cls = CONFIG_MAPPING[arch]
     chosen = {cls.attribute_map.get(key, key): value for key, value in _checked(arch, cls, widths).items()}
-    values = _facts(arch, cls, chosen, facts) | chosen
+    needed = _facts(arch, cls, chosen, facts)
+    values = needed | _rows(arch, cls, needed, source) | chosen
     if not cls.__module__.startswith("llmos_cli."):
         values = _defaults(cls, values, task) | values
         values |= _foreign_tokens(cls, values)
@@ -173,6 +194,16 @@ def _facts(
                 f"model.{key} is {chosen[key]}, but {reason} {values[key]}", hint="raise it or leave it out"
             )
     return values
+
+
+def _rows(
+    arch: str, cls: type[PreTrainedConfig], needed: Mapping[str, Any], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Embeddings with more rows than the data needs stay as long as they are: a shorter one could not take them over."""
+    if source.get("model_type") != arch:
+        return {}
+    keys = (cls.attribute_map.get(key, key) for key in ("max_position_embeddings", "vocab_size"))
+    return {key: source[key] for key in keys if key in needed and (source.get(key) or 0) > needed[key]}
 
 
 def _defaults(cls: type[PreTrainedConfig], values: Mapping[str, Any], task: str) -> dict[str, Any]:

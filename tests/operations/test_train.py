@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.device import compute_dtype
@@ -221,6 +222,29 @@ def test_another_model_takes_over_what_fits(workspace: Workspace) -> None:
     assert any("21 tensors come from" in note and "9 are new (model.layers.2." in note for note in notes)
     after = weights(workspace)
     torch.testing.assert_close(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_a_model_rebuilt_for_other_labels_keeps_the_sizes_that_it_was_imported_with(
+    workspace: Workspace, tmp_path: Path, llmos: Llmos
+) -> None:
+    """Those its configuration class has by default too, and rows that this data does not need."""
+    words = ["[PAD]", "[UNK]", *"abcdefgh"]
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        tmp_path / "bert"
+    )
+    default_width = BertConfig(vocab_size=16, num_hidden_layers=1, intermediate_size=64)
+    BertForMaskedLM(default_width).save_pretrained(tmp_path / "bert")
+    llmos("import", tmp_path / "bert", "--task", "text-classification")
+    texts = "".join(json.dumps({"text": f"a b {row}", "label": "pqr"[row % 3]}) + "\n" for row in range(60))
+    (workspace.root / "texts.jsonl").write_text(texts)
+    data = "data: {task: text-classification, source: texts.jsonl, sequence_length: 32}"
+    (workspace.configs / "train.yaml").write_text(f"{data}\ntrain: {{max_steps: 1, batch_size: 4}}\n")
+
+    ran = llmos("train", "HEAD")
+    assert "2 are new (classifier.bias, classifier.weight)" in ran.out + ran.err
+    config = workspace.checkpoint("HEAD").config_json()
+    assert (config["hidden_size"], config["max_position_embeddings"], config["vocab_size"]) == (768, 512, 16)
 
 
 def test_a_model_that_nothing_fits_is_refused(workspace: Workspace) -> None:

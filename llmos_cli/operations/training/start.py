@@ -19,7 +19,7 @@ from llmos_cli import device, tasks
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.models.blocks import layers, weights
-from llmos_cli.models.build import build, freeze_backbone, transfer
+from llmos_cli.models.build import OWN_DEFAULTS, build, freeze_backbone, transfer
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
 from llmos_cli.operations.training import teacher as teaching
@@ -73,7 +73,8 @@ def make_model(
             _warn_of_zeros(model, parent, emit)
     else:
         facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
-        model = build(begin.model, begin.task.name, facts, seed=config.seed, root=ws.root)
+        source = parent.config_json() if parent is not None else None
+        model = build(begin.model, begin.task.name, facts, seed=config.seed, root=ws.root, source=source)
         if parent is not None:
             _take_over(model, parent, emit)
     if config.model.freeze == "backbone":
@@ -149,7 +150,9 @@ def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any
         "transformers_version",
         "dtype",
     }
-    widths = {key: value for key, value in has.items() if key in plain and plain[key] != value}
+    names = CONFIG_MAPPING[arch].attribute_map
+    unlike = {names.get(key, key) for key in OWN_DEFAULTS}
+    widths = {key: value for key, value in has.items() if key in plain and (key in unlike or plain[key] != value)}
     return {"arch": arch, **{key: value for key, value in widths.items() if key not in decided_by_data}}
 
 
