@@ -133,7 +133,7 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
 
 def ranked(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Best first by the first objective; those without a value last, in their order."""
-    sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
+    sign = _sign(study)
 
     def place(trial: FrozenTrial) -> tuple[bool, float, int]:
         done = trial.state == TrialState.COMPLETE
@@ -147,5 +147,16 @@ def importances(study: optuna.Study) -> dict[str, float]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
-    return dict(get_param_importances(study, target=target))
+    if len(study.directions) == 1:
+        return dict(get_param_importances(study))
+    sign = _sign(study)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that of a target the lowest is the best: which holds, by its sign
+        return dict(get_param_importances(study, target=lambda trial: sign * trial.values[0]))
+
+
+def _sign(study: optuna.Study) -> int:
+    """What makes the first objective one that is the better the lower it is."""
+    return 1 if study.directions[0] == StudyDirection.MINIMIZE else -1

@@ -1,5 +1,7 @@
 """Studies: opened by name, gone on with, trials that were cut off put back."""
 
+import warnings
+
 import optuna
 import pytest
 from optuna.pruners import MedianPruner, NopPruner
@@ -124,3 +126,18 @@ def test_the_median_waits_for_the_first_trials_and_validations(storage):
         bad.report(9.0, step)
         decisions.append(bad.should_prune())
     assert decisions == [False, True, True, True]
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_importances_of_several_objectives_are_towards_the_good_end(direction):
+    """Only x tells the good from the best, only y the bad from the worst; what decides the good end is asked for."""
+    sign = 1 if direction == "maximize" else -1
+    study = optuna.create_study(directions=[direction, "minimize"], sampler=RandomSampler(seed=1))
+    for _ in range(80):
+        trial = studies.ask(study, SPACE)
+        x, y = trial.params["x"], trial.params["y"]
+        study.tell(trial, [sign * (x if x > 0.5 else -y), y])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        shares = studies.importances(study)
+    assert shares["x"] > 0.8 and told == []
