@@ -12,6 +12,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -171,8 +172,22 @@ def _checked(arch: str, cls: type[PreTrainedConfig], widths: Mapping[str, Any]) 
 
 
 def _keys(cls: type[PreTrainedConfig]) -> set[str]:
-    own = {field.name for field in fields(cls) if not field.name.startswith("_")}  # type: ignore[arg-type]
+    own = {name for name in _parameters(cls) if not name.startswith("_")}
     return own | set(cls.attribute_map) | (ROPE_KEYS if "rope_parameters" in own else set())
+
+
+def _parameters(cls: type[PreTrainedConfig]) -> set[str]:
+    """What `__init__` names, and behind its **kwargs what those of its bases do; every field is set by transformers' own."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is PreTrainedConfig:
+            return names | {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if "__init__" in vars(base):
+            _, *parameters = signature(vars(base)["__init__"]).parameters.values()
+            names |= {p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return names
 
 
 def _facts(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
@@ -136,6 +137,63 @@ def test_a_module_of_the_users_own_runs_when_trusted_and_travels_with_the_checkp
     assert list(blocks.layers(model)) == ["first"]
     with pytest.raises(ConfigError, match="wdith is no key of Net"):
         build(ModelOptions(module=f"{_copy(workspace)}:Net", wdith=3), task, FACTS[task], seed=0, root=workspace.root)
+
+
+PLAIN = """
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+class SizedConfig(PreTrainedConfig):
+    def __init__(self, width=16, vocab_size=20, **kwargs):
+        self.width, self.vocab_size = width, vocab_size
+        super().__init__(**kwargs)
+
+class NetConfig(SizedConfig):
+    model_type = "plain-net"
+    def __init__(self, *, depth=1, **kwargs):
+        self.depth = depth
+        super().__init__(**kwargs)
+
+class Net(PreTrainedModel):
+    config_class = NetConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth))
+        self.head = nn.Linear(config.width, config.vocab_size)
+        self.post_init()
+    def forward(self, input_ids, **kwargs):
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden).relu()
+        return CausalLMOutput(logits=self.head(hidden))
+"""
+
+
+def test_a_configuration_class_with_an_init_of_its_own_gets_keys_and_facts(tmp_path: Path) -> None:
+    """What `__init__` names, what its bases name behind **kwargs, and no other key."""
+    workspace = Workspace.create(tmp_path / "workspace")
+    file = workspace.root / "plain.py"
+    file.write_text(PLAIN)
+    trust.trust(workspace, file)
+
+    def net(**widths: Any) -> PreTrainedModel:
+        options = ModelOptions(module="plain.py:Net", **widths)
+        return build(options, "causal-lm", FACTS["causal-lm"], seed=0, root=workspace.root).eval()
+
+    model = net(width=8, depth=3)
+    assert (model.config.width, model.config.depth, model.config.vocab_size) == (8, 3, 300)
+    assert logits(model, "causal-lm").shape == (3, 16, 300)
+    with workspace.stage() as staged:
+        save(model, staged)
+        assert torch.equal(logits(load(staged), "causal-lm"), logits(model, "causal-lm"))
+    with pytest.raises(ConfigError, match="kwargs is no key of Net"):
+        net(kwargs=3)
+    with pytest.raises(ConfigError, match="wdith is no key of Net") as raised:
+        net(wdith=3)
+    assert raised.value.hint == "did you mean width or depth?"
 
 
 def test_bytecode_beside_a_trusted_module_does_not_run(tmp_path: Path) -> None:
