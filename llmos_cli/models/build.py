@@ -161,7 +161,9 @@ def _checked(arch: str, cls: type[PreTrainedConfig], widths: Mapping[str, Any]) 
     known = _keys(cls)
     for key, value in widths.items():
         if key not in known:
-            raise ConfigError(f"model.{key} is no key of {arch}", hint=_did_you_mean(key, sorted(known)))
+            # A template's widths stay where `-s model.arch=` names another architecture; a section set whole has none.
+            way_out = f"; -s 'model={{arch: {arch}}}' replaces the whole section" if arch in CONFIG_MAPPING else ""
+            raise ConfigError(f"model.{key} is no key of {arch}", hint=_did_you_mean(key, sorted(known)) + way_out)
         if (
             key.startswith(("num_", "hidden_", "intermediate_", "n_", "vocab_"))
             and isinstance(value, int)

@@ -44,6 +44,7 @@ def test_widths_nobody_chose_are_small_and_fit_together() -> None:
         ({}, "no architecture is chosen", "llama"),
         ({"arch": "lama"}, "'lama' is unknown", "did you mean llama"),
         ({"arch": "llama", "hiden_size": 64}, "hiden_size is no key of llama", "did you mean hidden_size"),
+        ({"arch": "gpt2", "intermediate_size": 64}, "is no key of gpt2", "-s 'model={arch: gpt2}' replaces the whole"),
         ({"arch": "llama", "hidden_size": "64"}, "'hidden_size' expected int", "hidden_size=64"),
         ({"arch": "llama", "hidden_size": 0}, "hidden_size is 0", "at least 1"),
         ({"arch": "llama", "hidden_size": 100, "num_attention_heads": 3}, "100 does not divide into 3", "1, 2, 4, 5"),

@@ -438,6 +438,14 @@ def test_a_head_tied_to_the_embedding_is_untied_to_train_beside_a_frozen_backbon
     assert {name for name, value in after.items() if not torch.equal(value, before[name])} == {"lm_head.weight"}
 
 
+def test_another_architecture_replaces_the_whole_section(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="is no key of gpt2") as refused:
+        trained(workspace, None, "model.arch=gpt2")
+    assert "-s 'model={arch: gpt2}' replaces the whole section" in refused.value.hint
+    trained(workspace, None, "model={arch: gpt2}")
+    assert workspace.checkpoint().config_json()["model_type"] == "gpt2"
+
+
 def test_no_task_and_no_end_are_usage_errors(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="Nothing says when training ends"):
         train(workspace, None, resolve(workspace, "train", unsets=["train.max_steps"]), emit=lambda event: None)
