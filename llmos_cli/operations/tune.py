@@ -31,6 +31,7 @@ from llmos_cli.options.verbs import TuneOptions
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.workspace import Workspace
+    from llmos_cli.tasks.base import Task
 
 HOPELESS = 3
 """So many failures and nothing else: the search ends, for it is the config that is wrong."""
@@ -203,6 +204,7 @@ def make_plan(ws: Workspace, resolved: Resolved, *, apply: bool) -> Plan:
     for edge in (0, -1):
         resolve(ws, "train", flags=settings(space, {key: _edge(dimension, edge) for key, dimension in space.items()}))
     objectives = dict(options.objectives) or _own_objective(train.config.data.task)
+    _check_measured(objectives, train.config.data.task)
     pruner = options.pruner or ("median" if len(objectives) == 1 else "none")
     if len(objectives) > 1 and pruner != "none":
         raise UsageError(
@@ -237,6 +239,26 @@ def _own_objective(task_name: str | None) -> dict[str, str]:
         )
     task = tasks.load(task_name)
     return {task.metric: "minimize" if task.lower_is_better else "maximize"}
+
+
+def _check_measured(objectives: Mapping[str, str], task_name: str | None) -> None:
+    """A metric that nothing gives would be missed only after a whole trial."""
+    units = {name for method in catalog.methods("eval").values() for name in method.load().UNITS}
+    known = units | (_metrics_of(tasks.load(task_name)) if task_name is not None else set())
+    missing = [name for name in objectives if name not in known]
+    if task_name is not None and missing:
+        raise UsageError(f"no trial measures {missing[0]}", hint=f"objectives can be: {', '.join(sorted(known))}")
+
+
+def _metrics_of(task: Task) -> set[str]:
+    """The names of its metrics, by what it says of one right answer; of classes named so that every metric applies."""
+    import torch
+
+    from llmos_cli.tasks.base import Outcome
+
+    zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
+    outcome = Outcome(nll_N=one, predicted_N=zero, labels_N=zero, confidence_N=one, sample_N=zero, bytes=1)
+    return set(task.metrics(outcome, {"id2label": {0: "O", 1: "B-X", 2: "I-X"}}))
 
 
 def _fixed(options: TuneOptions, space: Space) -> dict[str, Any]:
