@@ -231,7 +231,7 @@ class Run:
             return Interrupted(f"{self.started.operation} was interrupted", hint=self._way_on())
         if isinstance(error, Exception) and not isinstance(error, LlmosError):
             refused = atomic.system_error(error)
-            return refused and atomic.refusal(refused, refused.filename or self.path) or error
+            return (refused and atomic.refusal(refused, refused.filename or self.path)) or error
         return error
 
     def _end(self, error: BaseException | None) -> None:

@@ -15,7 +15,16 @@ from openai import OpenAI
 from llmos_cli.core.workspace import Workspace
 from tests.serve.conftest import SERVED, Server, deployed, eventually, new_workspace, save_llama
 
-LIMITS = ("-s", "deploy.precision=float32", "-s", "deploy.slots=4", "-s", "deploy.queue=2", "-s", "deploy.max_request_bytes=20000")
+LIMITS = (
+    "-s",
+    "deploy.precision=float32",
+    "-s",
+    "deploy.slots=4",
+    "-s",
+    "deploy.queue=2",
+    "-s",
+    "deploy.max_request_bytes=20000",
+)
 
 
 @pytest.fixture(scope="module")
