@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import StorageInternalError
 from optuna.importance import get_param_importances
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -30,6 +32,8 @@ VALIDATIONS = 10
 SETTLING = 2
 """Validations before the median says anything: the first ones mostly tell the learning rate's warm-up."""
 _DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
+KEPT = "options"
+"""The study's attribute that holds what it was made with."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -85,6 +89,32 @@ def told(name: str, storage: BaseStorage) -> int:
     """How many trials the study has, if there is one."""
     summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
     return next((summary.n_trials for summary in summaries if summary.study_name == name), 0)
+
+
+def kept(name: str, storage: BaseStorage) -> dict[str, Any]:
+    """The options that the study was made with, or last gone on with; empty where there is no such study."""
+    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    found = (summary.user_attrs.get(KEPT) for summary in summaries if summary.study_name == name)
+    return dict(next(found, None) or {})
+
+
+def keep(study: optuna.Study, options: Mapping[str, Any]) -> None:
+    """Options as JSON values, so that the name alone goes on with the study."""
+    study.set_user_attr(KEPT, dict(options))
+
+
+def check_space(study: optuna.Study, space: Space) -> None:
+    """UsageError where a key's values are not those of the trials there are: Optuna compares no two lists of choices."""
+    known = {key: old for trial in study.trials for key, old in trial.distributions.items()}
+    for key, old in known.items():
+        try:
+            if key in space:
+                check_distribution_compatibility(old, space[key].distribution())
+        except ValueError as problem:
+            raise UsageError(
+                f"study {study.study_name} has trials with other values of {key}, not {space[key]}",
+                hint="give --study another name",
+            ) from problem
 
 
 def pruner(name: str, startup: int) -> BasePruner:

@@ -5,8 +5,10 @@ The study lives in the workspace (or any Optuna storage) under a name: the same 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -120,10 +122,11 @@ def _cell(value: Any) -> Cell:
 @dataclass(frozen=True)
 class Plan:
     """A search, checked: what is varied, towards what, how, within which budget of each trial; `now` is where in the space the
-    config stands, None for outside of it."""
+    config stands, None for outside of it; `given_storage`: the storage, if it is not the workspace's own."""
 
     name: str
     storage: str
+    given_storage: str | None
     space: Space
     objectives: Mapping[str, str]
     sampler: str
@@ -136,6 +139,14 @@ class Plan:
     @property
     def startup(self) -> int:
         return self.options.startup_trials or max(1, min(10, self.options.trials // 3))
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the study remembers: all that makes the search, as the options write it."""
+        names = ("space", "trials", "sampler", "jobs", "max_seconds", "max_steps", "startup_trials")
+        told = self.options.model_dump(mode="json")
+        own = {self.sampler: told[self.sampler]} if self.sampler in told else {}
+        return {name: told[name] for name in names} | {"objectives": self.objectives, "pruner": self.pruner} | own
 
     @property
     def lists_all(self) -> bool:
@@ -158,7 +169,7 @@ class TunePlan:
     jobs: int
 
     def view(self) -> View:
-        towards = ", ".join(f"{direction} {name}" for name, direction in self.objectives.items())
+        towards = _towards(self.objectives)
         rows: list[list[Cell]] = [[key, values] for key, values in self.space.items()]
         rows += [[key, str(value)] for key, value in self.fixed.items()]
         lines: list[Any] = [
@@ -198,7 +209,7 @@ def tune(ws: Workspace, resolved: Resolved, *, apply: bool = False, emit: Emit) 
 
 def make_plan(ws: Workspace, resolved: Resolved, *, apply: bool) -> Plan:
     """Check the search before any process starts: its keys, its objectives, its sampler."""
-    options: TuneOptions = resolved.config.tune
+    options = _options(ws, resolved)
     space = spaces.read(options.space)
     train = resolve(ws, "train")
     for edge in (0, -1):
@@ -219,9 +230,79 @@ def make_plan(ws: Workspace, resolved: Resolved, *, apply: bool) -> Plan:
     fixed = _fixed(options, space)
     described = {"space": options.space, "objectives": objectives, "sampler": options.sampler, "fixed": fixed}
     name = options.study or f"tune-{key_of({**described, 'train': train.mapping})[:8]}"
-    storage = options.storage or f"sqlite:///{ws.dot / 'studies.sqlite'}"
     now = spaces.place_of(space, train.mapping)
-    return Plan(name, storage, space, objectives, options.sampler, pruner, options, resolved.config.seed, fixed, now)
+    return Plan(
+        name=name,
+        storage=_storage(ws, options),
+        given_storage=options.storage,
+        space=space,
+        objectives=objectives,
+        sampler=options.sampler,
+        pruner=pruner,
+        options=options,
+        seed=resolved.config.seed,
+        fixed=fixed,
+        now=now,
+    )
+
+
+def _storage(ws: Workspace, options: TuneOptions) -> str:
+    return options.storage or f"sqlite:///{ws.dot / 'studies.sqlite'}"
+
+
+def _options(ws: Workspace, resolved: Resolved) -> TuneOptions:
+    """The options of the study that was asked for by name: what it was made with, where the user does not say otherwise now.
+    UsageError for what would make it another search."""
+    options: TuneOptions = resolved.config.tune
+    kept = _kept(options.study, _storage(ws, options)) if options.study else {}
+    if not kept:
+        return options
+    said = {key for key in kept if _said(key, resolved)}
+    space = spaces.read(kept["space"])
+    if "space" in said and spaces.read(options.space) != space:
+        told = "; ".join(f"{key}: {dimension}" for key, dimension in space.items())
+        raise UsageError(
+            f"study {options.study} searches {told}",
+            hint="drop tune.space to go on with it, or give --study another name",
+        )
+    if (
+        "objectives" in said
+        and options.objectives
+        and list(options.objectives.items()) != list(kept["objectives"].items())
+    ):
+        raise UsageError(
+            f"study {options.study} searches for {_towards(kept['objectives'])}, not {_towards(options.objectives)}",
+            hint="drop tune.objectives to go on with it, or give --study another name",
+        )
+    fixed = {"space", "objectives"}
+    return options.model_copy(update={key: kept[key] for key in kept if key in fixed or key not in said})
+
+
+def _kept(name: str, storage: str) -> dict[str, Any]:
+    """Looking makes no database where there is none."""
+    file = storage.removeprefix("sqlite:///")
+    return (
+        {}
+        if file != storage and not Path(file.partition("?")[0]).is_file()
+        else studies.kept(name, studies.open_storage(storage))
+    )
+
+
+def _said(key: str, resolved: Resolved) -> bool:
+    """Whether the user sets `tune.KEY` for this study: where it is named on the command line, there. The files may be about
+    any other, but are about this one where they name it."""
+    told = [origin for leaf, origin in resolved.origin.items() if f"{leaf}.".startswith(f"tune.{key}.")]
+    if _of_a_file(resolved.origin.get("tune.study", ""), resolved):
+        return bool(told)
+    return any(not _of_a_file(origin, resolved) for origin in told)
+
+
+def _of_a_file(origin: str, resolved: Resolved) -> bool:
+    return origin.startswith((f"configs/{resolved.verb}.yaml:", "llmos.yaml:"))
+
+
+def _towards(objectives: Mapping[str, str]) -> str:
+    return ", ".join(f"{direction} {name}" for name, direction in objectives.items())
 
 
 def _edge(dimension: spaces.Dimension, edge: int) -> Any:
@@ -273,6 +354,8 @@ def _open(plan: Plan) -> tuple[optuna.Study, int]:
     told = studies.told(plan.name, storage)
     sampler, limit = _sampler(plan, told=told)
     study = studies.open_study(plan.name, storage, plan.objectives, sampler, studies.pruner(plan.pruner, plan.startup))
+    studies.check_space(study, plan.space)
+    studies.keep(study, plan.kept)
     if plan.now is not None and not told and not plan.lists_all:
         study.enqueue_trial(dict(plan.now))  # so that the best is never worse than what is there
     return study, limit
@@ -289,15 +372,26 @@ def _sampler(plan: Plan, *, told: int) -> tuple[BaseSampler, int]:
 
 def _search(ws: Workspace, plan: Plan, study: optuna.Study, limit: int, resolved: Resolved, emit: Emit) -> None:
     try:
-        with ws.begin("tune", config=resolved.mapping, files=resolved.files, name=plan.name) as run:
+        recorded = {**resolved.mapping, "tune": plan.options.model_dump(mode="json")}
+        with ws.begin("tune", config=recorded, files=resolved.files, name=plan.name) as run:
             run.listen(emit)
             with Workers(ws.root, min(plan.options.jobs, limit)) as workers:
                 _Search(plan, study, limit, run.emit).to_the_end(workers)
     except (Interrupted, Terminated) as stopped:
         done = len(studies.finished(study))
         stopped.message = f"{stopped.message} after {done} of {limit} trials"
-        stopped.hint = f"`llmos tune --study {plan.name}` goes on"
+        stopped.hint = going_on(plan)
         raise
+
+
+def going_on(plan: Plan) -> str:
+    """How the search is gone on with: the rest is kept in the study, but where that lies is not."""
+    command = ["llmos", "tune", "--study", plan.name]
+    if plan.given_storage is None:
+        return f"`{shlex.join(command)}` goes on"
+    storage = studies.without_password(plan.given_storage)
+    secret = " (with the password in the URL)" if storage != plan.given_storage else ""
+    return f"`{shlex.join([*command, '--storage', storage])}` goes on{secret}"
 
 
 class _Search:

@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.config import resolve
 from llmos_cli.operations.trial import carry_out_trial
 from llmos_cli.operations.trials import Job, Stopped, Trained, Worker
+from llmos_cli.operations.tune import going_on, make_plan
 
 SPACE = """\
 tune:
@@ -139,6 +141,67 @@ def test_what_cannot_be_searched(searched: Workspace, llmos, arguments, says):
     assert not list((searched.root / "runs").iterdir())
 
 
+def searched_once(llmos, *arguments) -> None:
+    """A study `kept` of one trial, made otherwise than configs/tune.yaml says."""
+    ran = llmos(
+        "tune", "--study", "kept", "--trials", 1, "--sampler", "random", "--json", *arguments,
+        "-s", "tune.space={model.hidden_size: [4, 8]}", "-s", "tune.max_steps=2", "-s", "tune.pruner=none",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_as_it_was_made(searched: Workspace, llmos):
+    searched_once(llmos)
+    by_name = llmos("tune", "--study", "kept", "--dry-run", "--json").json
+    assert by_name["space"] == {"model.hidden_size": "4, 8"}
+    assert (by_name["sampler"], by_name["pruner"], by_name["trials"]) == ("random", "none", 1)
+    assert by_name["fixed"] == {"train.max_steps": 2, "train.compile": "off"}
+
+    more = llmos("tune", "--study", "kept", "--trials", 2, "--json")
+    assert more.code == 0, more.err
+    assert [trial["state"] for trial in more.json["trials"]] == ["complete"] * 2
+    assert [set(trial["settings"]) for trial in more.json["trials"]] == [{"model.hidden_size"}] * 2
+    for trial in more.json["trials"]:
+        assert searched.manifest(trial["checkpoint"]).made.config["train"]["max_steps"] == 2
+    assert llmos("tune", "--study", "kept", "--dry-run", "--json").json["trials"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("tune.space={model.hidden_size: [4, 16]}", "study kept searches model.hidden_size: 4, 8"),
+        ("tune.objectives={loss: minimize}", "study kept searches for maximize accuracy, not minimize loss"),
+    ],
+)
+def test_what_cannot_change_within_a_study(searched: Workspace, llmos, setting, says):
+    searched_once(llmos)
+    ran = llmos("tune", "--study", "kept", "--trials", 6, "-s", setting)
+    assert ran.code == 2 and says in ran.err and "another name" in ran.err, ran.err
+
+
+def test_a_study_named_in_the_config_follows_the_config(searched: Workspace, llmos):
+    """Then the file that names it is what the user edits: its number of trials counts, its space must be the study's."""
+    searched_once(llmos)
+    (searched.configs / "tune.yaml").write_text(
+        "tune: {study: kept, trials: 7, space: {model.hidden_size: [4, 8]}}\n",
+    )
+    assert llmos("tune", "--dry-run", "--json").json["trials"] == 7
+    (searched.configs / "tune.yaml").write_text("tune: {study: kept, space: {model.hidden_size: [4, 16]}}\n")
+    assert llmos("tune").code == 2
+
+
+def test_the_way_to_go_on_names_the_storage_without_its_password(searched: Workspace):
+    searched_by = resolve(searched, "tune", flags={"tune.study": "a b"})
+    plan = make_plan(searched, searched_by, apply=False)
+    assert going_on(plan) == "`llmos tune --study 'a b'` goes on"
+    elsewhere = replace(plan, given_storage="postgresql://me:secret@host/db")
+    assert (
+        going_on(elsewhere)
+        == "`llmos tune --study 'a b' --storage postgresql://me@host/db` goes on (with the password in the URL)"
+    )
+
+
 def job(searched: Workspace, **settings) -> Job:
     values = {"train.max_steps": 6, "train.compile": "off", **{k.replace("__", "."): v for k, v in settings.items()}}
     return Job(0, values, ["accuracy"], prunable=True)
@@ -197,7 +260,7 @@ def test_ctrl_c_and_on_again(searched: Workspace, llmos):
     (trial,) = [r for r in searched.runs.list() if r.operation == "trial"]
     assert trial.status in ("interrupted", "terminated")
 
-    ran = llmos("tune", "--trials", 2, "--study", "s", "--json")
+    ran = llmos("tune", "--study", "s", "-s", "tune.max_steps=6", "--json")
     assert ran.code == 0, ran.err
     assert [t["state"] for t in ran.json["trials"]] == ["complete"] * 2
     cut_off = _setting(searched, trial.id)
