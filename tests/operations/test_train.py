@@ -438,6 +438,21 @@ def test_a_head_tied_to_the_embedding_is_untied_to_train_beside_a_frozen_backbon
     assert {name for name, value in after.items() if not torch.equal(value, before[name])} == {"lm_head.weight"}
 
 
+def test_sizes_without_an_architecture_change_the_parents_own(workspace: Workspace) -> None:
+    trained(workspace)
+    sizes = ("arch", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+    def go_on(key: str) -> None:
+        resolved = resolve(workspace, "train", sets=[key], unsets=[f"model.{size}" for size in sizes])
+        train(workspace, "HEAD", resolved, emit=lambda event: None)
+
+    with pytest.raises(UsageError, match="hidden_dropout is no key of llama"):
+        go_on("model.hidden_dropout=0.5")
+    go_on("model.num_hidden_layers=3")
+    made = workspace.checkpoint().config_json()
+    assert (made["num_hidden_layers"], made["hidden_size"]) == (3, 32)
+
+
 def test_another_architecture_replaces_the_whole_section(workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="is no key of gpt2") as refused:
         trained(workspace, None, "model.arch=gpt2")

@@ -58,8 +58,9 @@ def start(ws: Workspace, parent: Checkpoint | None, config: TrainConfig, teacher
         prepared = _prepare(ws, task, data, config, processor=teacher.path if teacher else None)
         begin = Start(task, data, config.model, prepared, new=True)
         return teaching.vocabulary(teacher, begin) if teacher else begin
-    if not _same_model(parent, config.model):
-        return Start(task, data, config.model, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
+    asked = _completed(parent, config.model)
+    if not _same_model(parent, asked):
+        return Start(task, data, asked, _prepare(ws, task, data, config, parent.path, relabel=True), new=True)
     return _continued(ws, parent, task, data, config)
 
 
@@ -100,6 +101,14 @@ def _prepare(
     relabel: bool = False,
 ) -> Prepared:
     return task.prepare(data, config.model, seed=config.seed, cache=ws.cache, processor=processor, relabel=relabel)
+
+
+def _completed(parent: Checkpoint, asked: ModelOptions) -> ModelOptions:
+    """Sizes without an architecture are changes to the parent's own."""
+    if asked.arch is not None or asked.module is not None or not asked.widths():
+        return asked
+    own = _recorded_model(parent, parent.config_json())
+    return ModelOptions(**{**own, **asked.widths(), "freeze": asked.freeze, "dtype": asked.dtype})
 
 
 def _same_model(parent: Checkpoint, asked: ModelOptions) -> bool:
