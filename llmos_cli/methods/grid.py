@@ -45,6 +45,15 @@ class Codes:
         return values_OI
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """A matrix [O, I] in fp32, the codes chosen for it and their grid."""
+
+    weight_OI: Tensor
+    codes: Codes
+    grid: Grid
+
+
 def usable_group(inputs: int, group: int) -> int:
     """The largest divisor of `inputs` up to `group`; `inputs` itself (one scale per output channel) for -1 or above it."""
     if group < 1 or group >= inputs:

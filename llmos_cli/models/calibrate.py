@@ -3,7 +3,8 @@
 For each block in forward order, and within it for each group of layers that are given the same tensor (query, key and value; then
 the output projection; ...): measure their inputs in the compressed stream, and, for methods that make up for drift, in the
 reference stream of the original weights; let the visitor change their weights; go on. So every layer is fitted to what it will
-really be fed. Sums are in fp32 over batches in order: the same inputs give the same bits.
+really be fed. Sums are in fp32 over batches in order: the same inputs give the same bits. A method that works on a block as a whole
+is given its `Turn`: before the groups are measured, and again when all of them were changed.
 
 Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 """
@@ -13,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from llmos_cli.models.blocks import Block, blocks, weights
 from llmos_cli.models.inputs import Inputs, inputs_of, leaders
@@ -87,6 +91,21 @@ Advance = Callable[[int, int], None]
 """Told how many blocks of how many are done."""
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What is done to a block as a whole. `before` must leave what the block computes as it is (its matrices are measured
+    afterwards); `after` finds all of its matrices changed, and nothing is measured of it any more but its output."""
+
+    before: Callable[[Turn], None] | None = None
+    after: Callable[[Turn], None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.after)
+
+
+NO_HOOKS = Hooks()
+
+
 def sequential(
     model: nn.Module,
     batches: Batches,
@@ -94,9 +113,13 @@ def sequential(
     *,
     layers: Mapping[str, nn.Module],
     needs: Collection[Need],
+    hooks: Hooks = NO_HOOKS,
     advance: Advance = lambda done, total: None,
 ) -> None:
-    """Visit every matrix of `layers` once: block by block in forward order, then what stands outside the blocks."""
+    """Visit every matrix of `layers` once: block by block in forward order, then what stands outside the blocks.
+
+    `hooks` are called for each block that holds some of `layers`; they need calibration, and so do not run without `needs`.
+    """
     stack = blocks(model)
     stops = [_within(block, layers) for block in stack]
     outside = {name: layer for name, layer in layers.items() if not any(name in inside for inside in stops)}
@@ -108,7 +131,7 @@ def sequential(
         return
     with replaying(model, stack) as replay:
         replay.check(batches[0])
-        streams = Streams(replay, batches, needs)
+        streams = Streams(replay, batches, needs, hooks)
         last = max((index for index, watched in enumerate(stops) if watched), default=-1)
         for index, watched in enumerate(stops[: last + 1]):
             unreached = set(_names(watched))
@@ -122,45 +145,59 @@ def sequential(
 
 
 class Streams:
-    """The activations between two blocks: of the model as compressed so far, and of the original where drift is asked for."""
+    """The activations between two blocks: of the model as compressed so far, and of the original where drift or a hook asks
+    for it."""
 
-    def __init__(self, replay: Replay, batches: Batches, needs: Collection[Need]) -> None:
-        self.replay, self.batches, self.needs = replay, batches, needs
+    def __init__(self, replay: Replay, batches: Batches, needs: Collection[Need], hooks: Hooks = NO_HOOKS) -> None:
+        self.replay, self.batches, self.needs, self.hooks = replay, batches, needs, hooks
         self.compressed: list[Output] = [None] * len(batches)
         self.reference: list[Output] = [None] * len(batches)
 
     def stages(self, index: int, watched: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics]]:
         """Block `index`'s matrices in groups of one input, in the order of their running; each group is measured when the ones
         before it have been changed."""
-        if not watched:
-            if "drift" in self.needs:
-                self._references(index, {})
-            return
-        originals = self._references(index, watched)
-        first: dict[str, list[Inputs]] = {}
-        for seen in originals:
-            first = {**seen, **first}
-        follows = leaders(first)
+        hooks = self.hooks if watched and index < len(self.replay.stack) else NO_HOOKS
+        turn = Turn(self, index, watched)
+        inputs = self._references(index, watched, hooks, turn)
+        follows = self.groups(inputs)
         for leader in dict.fromkeys(follows.values()):
-            measured = self._measure(index, leader, watched, originals)
+            measured = self._measure(index, leader, watched, inputs)
             yield {name: measured for name, followed in follows.items() if followed == leader}
+        if hooks.after:
+            hooks.after(turn)
 
     def advance(self, index: int) -> None:
         """The compressed stream moves past block `index`, now of compressed weights."""
         for number, batch in enumerate(self.batches):
             self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
 
-    def _references(self, index: int, watched: Mapping[str, nn.Module]) -> list[dict[str, list[Inputs]]]:
+    def groups(self, inputs: Sequence[Mapping[str, list[Inputs]]]) -> dict[str, str]:
+        """For each matrix that was reached the first one that is given the same tensors, in the order of their running."""
+        first: dict[str, list[Inputs]] = {}
+        for seen in inputs:
+            first = {**seen, **first}
+        return leaders(first)
+
+    def _references(
+        self, index: int, watched: Mapping[str, nn.Module], hooks: Hooks, turn: Turn
+    ) -> list[dict[str, list[Inputs]]]:
         """What the original block gives its layers in the reference stream, which moves past it; where nothing asks for
         drift, what the first batch of the compressed stream gives them, to know their order."""
-        if "drift" not in self.needs:
-            seen, _ = self._watch(index, 0, watched, self.compressed[0])
-            return [seen]
-        found = []
-        for number in range(len(self.batches)):
-            seen, self.reference[number] = self._watch(index, number, watched, self.reference[number])
+        drifts = "drift" in self.needs
+        streams = range(len(self.batches)) if drifts or self.hooks else range(0)
+        before, found = list(self.reference) if hooks.before else [], []
+        for number in streams:
+            seen, self.reference[number] = self.watch(
+                index, number, {} if hooks.before else watched, self.reference[number]
+            )
             found.append(seen)
-        return found
+        if hooks.before:
+            hooks.before(turn)
+            # The block gives its layers other inputs now, for the same outputs: those that it gave before do not compare.
+            found = [self.watch(index, number, watched, before[number])[0] for number in streams if drifts]
+        if drifts or not watched:
+            return found
+        return [self.watch(index, 0, watched, self.compressed[0])[0]]
 
     def _measure(
         self, index: int, name: str, watched: Mapping[str, nn.Module], originals: Sequence[Mapping[str, list[Inputs]]]
@@ -171,11 +208,11 @@ class Streams:
             original = originals[number].get(name, []) if "drift" in self.needs else None
             calls = len(originals[0].get(name, [])) if original is None else len(original)
             only = {layer_name: watched[layer_name]}
-            seen, _ = self._watch(index, number, only, self.compressed[number], until=calls)
+            seen, _ = self.watch(index, number, only, self.compressed[number], until=calls)
             total.add_all(seen.get(name, []), original, batch.get("attention_mask"), self.needs)
         return total
 
-    def _watch(
+    def watch(
         self, index: int, number: int, watched: Mapping[str, nn.Module], before: Output, until: int = 0
     ) -> tuple[dict[str, list[Inputs]], Output]:
         """What the block's layers are given, and its output; None for that where the `until`-th call of a layer was enough."""
@@ -202,6 +239,80 @@ class Streams:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One block at its turn, for what works on it as a whole: its inputs in the compressed stream, the original's outputs.
+
+    Batches are numbered; a batch's activations are made when they are asked for, so that one of them is in memory, not all.
+    """
+
+    streams: Streams
+    index: int
+    layers: Mapping[str, nn.Module]
+    """The compressible layers that were chosen, by their names in the model."""
+
+    @property
+    def name(self) -> str:
+        """The block's name in the model; "" where the whole model is one block."""
+        return self.streams.replay.stack[self.index].name
+
+    @property
+    def module(self) -> nn.Module:
+        return self.streams.replay.stack[self.index].module
+
+    @property
+    def batches(self) -> int:
+        return len(self.streams.batches)
+
+    def mask(self, number: int) -> Tensor | None:
+        """[B, L], 0 at padding; None where no sample of the batch has any."""
+        return self.streams.batches[number].get("attention_mask")
+
+    def given(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All that the model hands the block in the compressed stream: hidden states, masks, rotary tables."""
+        streams = self.streams
+        with torch.no_grad():
+            return streams.replay.given(self.index, number, streams.batches[number], streams.compressed[number])
+
+    def target(self, number: int) -> Tensor:
+        """What the original block answered in the reference stream: the first tensor of its output."""
+        return leading(self.streams.reference[number])
+
+    def answer(self, number: int, weights: Mapping[str, Tensor] = MappingProxyType({})) -> Tensor:
+        """What the block, as it is now, answers in the compressed stream, some weights (by their names in the model, in their
+        own shapes) replaced: gradients reach those where the caller has enabled them, and nothing else."""
+        args, kwargs = self.given(number)
+        return answered(self.module, self.name, args, kwargs, weights)
+
+    def measure(self, needs: Collection[Need]) -> dict[str, Statistics]:
+        """`norms` or `hessian` of every matrix's inputs, of the block as it is now; matrices that are fed alike share theirs."""
+        found: dict[str, Statistics] = {}
+        for number in range(self.batches):
+            seen, _ = self.streams.watch(self.index, number, self.layers, self.streams.compressed[number])
+            follows = self.streams.groups([seen])
+            for name, leader in follows.items():
+                if name == leader:
+                    total = found.setdefault(name, Statistics())
+                    total.add_all(seen[name], None, self.mask(number), needs)
+                else:
+                    found[name] = found[leader]
+        return found
+
+
+def answered(
+    block: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Tensor:
+    """The first tensor of `block`'s output with `weights` (full names; the block's is `name`) in place of its own."""
+    own = {key: value.detach() for key, value in block.named_parameters()}
+    replaced = {key.removeprefix(f"{name}.") if name else key: value for key, value in weights.items()}
+    return leading(functional_call(block, own | replaced, args, dict(kwargs)))
+
+
+def leading(output: Output) -> Tensor:
+    """The first tensor of a nest: of a block's outputs, the hidden states."""
+    return next(value for value in tree_leaves(output) if isinstance(value, Tensor))
 
 
 class _Enough(Exception):

@@ -73,21 +73,47 @@ class Replay:
     def run(self, index: int, number: int, batch: Mapping[str, Tensor], before: Output = None) -> Output:
         """The output of block `index` on batch `number`, given that of the block before it (None for the first).
 
-        `index` = len(stack) runs what follows the last block, to the end of the model.
+        `index` = len(stack) runs what follows the last block, to the end of the model, and gives the model's output.
         """
-        for position, block in enumerate(self.stack):
-            block.module.forward = partial(self._answer, position, index, number, before)
-        try:
-            self.model(**batch)
-        except _Reached as reached:
-            self._remember(index, number, reached.output)
-            return reached.output
-        assert index == len(self.stack), "check() has seen every block run"
-        return None
+        output = self._until(index, number, batch, before, self.forwards[index] if index < len(self.stack) else _given)
+        if index < len(self.stack):
+            self._remember(index, number, output)
+        return output
 
-    def _answer(self, position: int, index: int, number: int, before: Output, *args: Any, **kwargs: Any) -> Output:
+    def given(
+        self, index: int, number: int, batch: Mapping[str, Tensor], before: Output = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of block `index` on batch `number`: the model's own glue included."""
+        args, kwargs = self._until(index, number, batch, before, _given)
+        return args, kwargs
+
+    def _until(
+        self, index: int, number: int, batch: Mapping[str, Tensor], before: Output, compute: Callable[..., Any]
+    ) -> Any:
+        """What `compute` makes of the arguments of block `index`, where the forward pass ends; past the last block the model's
+        own output."""
+        for position, block in enumerate(self.stack):
+            block.module.forward = partial(self._answer, position, index, number, before, compute)
+        try:
+            return self.model(**batch)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            for block in self.stack:
+                block.module.__dict__.pop("forward", None)
+
+    def _answer(
+        self,
+        position: int,
+        index: int,
+        number: int,
+        before: Output,
+        compute: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Output:
         if position == index:
-            raise _Reached(self.forwards[position](*args, **kwargs))
+            raise _Reached(compute(*args, **kwargs))
         if position == index - 1:
             # A copy: the next block may work in place on what it is given.
             return each_tensor(Tensor.clone, before)
@@ -102,6 +128,10 @@ class Replay:
         """Whether later blocks stand in another list, and may read this one's result at any time (a decoder its encoder's)."""
         lists = [block.name.rpartition(".")[0] for block in self.stack]
         return index + 1 < len(lists) and lists[index + 1] != lists[index]
+
+
+def _given(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
 
 
 class _Reached(Exception):

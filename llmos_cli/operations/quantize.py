@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
-from llmos_cli.methods.grid import Codes, Grid, usable_group
+from llmos_cli.methods.grid import Codes, Grid, Rounding, usable_group
 from llmos_cli.models import headers
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.calibrate import Hooks, Statistics, Turn
 from llmos_cli.models.dequantize import round_inputs
 from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix
@@ -43,11 +43,16 @@ OTHER_BITS = 8
 
 @dataclass(frozen=True)
 class Coded:
-    """A matrix, its codes and the grid they lie on."""
+    """A matrix, its codes and the grid they lie on; its weights from before, until the block's codes are refined."""
 
     matrix: Matrix
     codes: Codes
     grid: Grid
+    weight_OI: Tensor | None = None
+
+    def rounding(self) -> Rounding:
+        assert self.weight_OI is not None
+        return Rounding(self.weight_OI, self.codes, self.grid)
 
 
 def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
@@ -72,10 +77,12 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
         coded: dict[str, Coded] = {}
         compress = coding(model, module, own, bits, group_size, coded)
-        changes = sweep(model, samples.batches, compress, module.NEEDS, stage="quantize", emit=run.emit)
+        hooks = whole_blocks(model, module, own, bits, group_size, coded, seed=config.seed)
+        changes = sweep(model, samples.batches, compress, module.NEEDS, hooks=hooks, stage="quantize", emit=run.emit)
         source = parent.path
         if options.heal:
             coded = heal_quantized(model, coded, config, run.emit)
+        if options.heal or hooks.before:
             round_to_stored(model.model, parent.path, but={entry.matrix.name for entry in coded.values()})
             rewrite(model.model, parent.path, dense)
             source = dense
@@ -140,26 +147,68 @@ def coding(
     subject: Subject, module: ModuleType, own: Section, bits: int, group_size: int, coded: dict[str, Coded]
 ) -> Compress:
     """How one matrix is quantized: its codes go into `coded`, the values they stand for into the model."""
-    entries = headers.of_directory(subject.checkpoint.path)
-    usual = subject.exam.task.default_dtype
+    grids = gridding(subject, bits, group_size)
+    refines = hasattr(module, "refine")
 
     def compress(matrix: Matrix, statistics: Statistics) -> Change:
         if reason := why_not(subject.model, matrix.layer):
             return Change(skipped=reason)
-        linear = isinstance(matrix.layer, nn.Linear)
-        grid = Grid(
-            bits if linear else OTHER_BITS,
-            usable_group(matrix.inputs, group_size if linear else -1),
-            stored_dtype(matrix.name, entries, usual),
-        )
+        grid = grids(matrix)
         before_OI = matrix.read()
         codes = module.quantize(before_OI, statistics, grid, own)
         matrix.write(codes.dequantized())
-        coded[matrix.name] = Coded(matrix, codes, grid)
+        coded[matrix.name] = Coded(matrix, codes, grid, before_OI if refines else None)
         error = relative_error(before_OI, codes.dequantized(), statistics)
         return Change({"bits": grid.bits, "group_size": grid.group, "error": error})
 
     return compress
+
+
+def gridding(subject: Subject, bits: int, group_size: int) -> Callable[[Matrix], Grid]:
+    """The grid of each matrix: as asked for linear layers, the one format there is for others."""
+    entries = headers.of_directory(subject.checkpoint.path)
+    usual = subject.exam.task.default_dtype
+
+    def grid(matrix: Matrix) -> Grid:
+        linear = isinstance(matrix.layer, nn.Linear)
+        return Grid(
+            bits if linear else OTHER_BITS,
+            usable_group(matrix.inputs, group_size if linear else -1),
+            stored_dtype(matrix.name, entries, usual),
+        )
+
+    return grid
+
+
+def whole_blocks(
+    subject: Subject,
+    module: ModuleType,
+    own: Section,
+    bits: int,
+    group_size: int,
+    coded: dict[str, Coded],
+    *,
+    seed: int,
+) -> Hooks:
+    """What the method does to a block before and after its matrices, where it says."""
+    grids = gridding(subject, bits, group_size)
+
+    def before(turn: Turn) -> None:
+        inside = (matrix for matrix in subject.matrices.values() if matrix.layer_name in turn.layers)
+        held = {matrix.name: grids(matrix) for matrix in inside if not why_not(subject.model, matrix.layer)}
+        module.prepare(turn, held, own)
+        round_to_stored(turn.module, subject.checkpoint.path, but=held, inside=turn.name)
+
+    def after(turn: Turn) -> None:
+        held = {name: entry for name, entry in coded.items() if entry.matrix.layer_name in turn.layers}
+        refined = module.refine(turn, {name: entry.rounding() for name, entry in held.items()}, own, seed=seed)
+        for name, codes in refined.items():
+            held[name].matrix.write(codes.dequantized())
+        coded.update(
+            {name: Coded(held[name].matrix, refined.get(name, held[name].codes), held[name].grid) for name in held}
+        )
+
+    return Hooks(before if hasattr(module, "prepare") else None, after if hasattr(module, "refine") else None)
 
 
 def heal_quantized(

@@ -20,7 +20,7 @@ from llmos_cli.models.architectures.cnn import CnnConfig, CnnForImageClassificat
 from llmos_cli.models.architectures.lstm import LstmConfig, LstmForTokenClassification
 from llmos_cli.models.architectures.mlp import MlpConfig, MlpForImageClassification
 from llmos_cli.models.blocks import layers
-from llmos_cli.models.calibrate import Statistics, sequential
+from llmos_cli.models.calibrate import Hooks, Statistics, Turn, sequential
 
 Batches = list[dict[str, Tensor]]
 EVERYTHING = {"norms", "hessian", "drift"}
@@ -202,6 +202,82 @@ def test_layers_that_no_input_reaches_have_empty_statistics() -> None:
     model.model.layers[1].spare = nn.Linear(4, 4)
     found = measured(model, text())
     assert found["model.layers.1.spare.weight"].count == 0
+
+
+@pytest.mark.parametrize(("build", "batches"), FAMILIES, ids=IDS)
+def test_a_hook_sees_what_the_block_answers_and_what_the_original_did(build, batches: Batches) -> None:  # type: ignore[no-untyped-def]
+    model, original, turns = build(), build(), []
+
+    def visit(seen: Mapping[str, Statistics]) -> None:
+        for name in seen:
+            model.get_parameter(name).data.mul_(0.9)
+
+    def after(turn: Turn) -> None:
+        turns.append(turn.name)
+        for number in range(turn.batches):
+            was, now = (block_output(whole, turn.name, batches[number]) for whole in (original, model))
+            torch.testing.assert_close(turn.target(number), was, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(turn.answer(number), now, rtol=1e-4, atol=1e-5)
+        named = {name: value for name, value in original.named_parameters() if name.startswith(turn.name)}
+        if len(turns) == 1:
+            torch.testing.assert_close(turn.answer(0, named), turn.target(0), rtol=1e-4, atol=1e-5)
+
+    sequential(model, batches, visit, layers=layers(model), needs={"norms"}, hooks=Hooks(after=after))
+    assert turns, "every family has a block with layers"
+
+
+def test_gradients_reach_the_weights_a_hook_replaces_and_nothing_else() -> None:
+    model = llama()
+
+    def after(turn: Turn) -> None:
+        name = f"{turn.name}.mlp.down_proj.weight"
+        weight = (model.get_parameter(name).detach() + 0.1).requires_grad_()
+        with torch.enable_grad():
+            loss = (turn.answer(0, {name: weight}) - turn.target(0)).square().sum()
+        (gradient,) = torch.autograd.grad(loss, [weight])
+        assert gradient.abs().max() > 0
+
+    sequential(model, text(), lambda seen: None, layers=layers(model), needs={"norms"}, hooks=Hooks(after=after))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_block_rewritten_before_its_turn_is_measured_as_it_is_then() -> None:
+    plain, model = measured(llama(), text()), llama()
+
+    def before(turn: Turn) -> None:
+        seen = turn.measure({"norms"})
+        assert seen[f"{turn.name}.self_attn.q_proj.weight"] is seen[f"{turn.name}.self_attn.v_proj.weight"]
+        for name, statistics in plain.items():
+            if name.startswith(turn.name):
+                torch.testing.assert_close(seen[name].norm_I, statistics.norm_I, rtol=1e-4, atol=1e-4)
+        turn.module.input_layernorm.weight.mul_(2)
+        for letter in "qkv":
+            getattr(turn.module.self_attn, f"{letter}_proj").weight.div_(2)
+
+    found: dict[str, Statistics] = {}
+    sequential(model, text(), found.update, layers=layers(model), needs=EVERYTHING, hooks=Hooks(before=before))  # type: ignore[arg-type]
+    for name, statistics in found.items():
+        factor = 2 if name.split(".")[-2][0] in "qkv" else 1
+        torch.testing.assert_close(statistics.norm_I, factor * plain[name].norm_I, rtol=1e-3, atol=1e-3)
+        assert statistics.drift_II is not None
+        assert statistics.drift_II.abs().max() < 1e-4, "the block computes as before, so nothing drifts"
+
+
+def block_output(model: nn.Module, name: str, batch: dict[str, Tensor]) -> Tensor:
+    outputs: list[Tensor] = []
+
+    def hook(module: nn.Module, args: object, output: object) -> None:
+        outputs.append(
+            output
+            if isinstance(output, Tensor)
+            else next(iter(output.values() if isinstance(output, dict) else output))
+        )  # type: ignore[arg-type,call-overload]
+
+    handle = (model.get_submodule(name) if name else model).register_forward_hook(hook)
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    return outputs[0]
 
 
 def plain_pass(model: nn.Module, batches: Batches) -> dict[str, Tensor]:

@@ -81,12 +81,15 @@ def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used:
     )
 
 
-def round_to_stored(model: nn.Module, source: Path, but: Collection[str] = ()) -> None:
-    """Every weight to the value that its file's type will hold, so that memory and disk say the same; those `but` stay exact."""
+def round_to_stored(model: nn.Module, source: Path, but: Collection[str] = (), inside: str = "") -> None:
+    """Every weight to the value that its file's type will hold, so that memory and disk say the same; those `but` stay exact.
+
+    `inside`: where `model` stands in the whole one.
+    """
     entries = headers.of_directory(source)
     kept = [DTYPES[entry.dtype] for entry in entries.values() if entry.dtype in DTYPES]
     usual = max(set(kept), key=kept.count)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters(prefix=inside):
             if name not in but:
                 parameter.copy_(parameter.to(stored_dtype(name, entries, usual)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
-from llmos_cli.models.calibrate import Need, Statistics, sequential
+from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Need, Statistics, sequential
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.tasks.base import Batch
@@ -30,9 +30,17 @@ Compress = Callable[[Matrix, Statistics], Change]
 
 
 def sweep(
-    subject: Subject, batches: Sequence[Batch], compress: Compress, needs: Collection[Need], *, stage: str, emit: Emit
+    subject: Subject,
+    batches: Sequence[Batch],
+    compress: Compress,
+    needs: Collection[Need],
+    *,
+    hooks: Hooks = NO_HOOKS,
+    stage: str,
+    emit: Emit,
 ) -> dict[str, Change]:
-    """`compress` every matrix in forward order, each calibrated on what the compressed ones before it give.
+    """`compress` every matrix in forward order, each calibrated on what the compressed ones before it give; `hooks` see whole
+    blocks before and after.
 
     LlmosError when every one of them was left alone.
     """
@@ -51,7 +59,7 @@ def sweep(
         emit(Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / done * (total - done)))
 
     chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
-    sequential(subject.model, batches, visit, layers=chosen, needs=needs, advance=advance)
+    sequential(subject.model, batches, visit, layers=chosen, needs=needs, hooks=hooks, advance=advance)
     if all(change.skipped for change in changes.values()):
         raise LlmosError(_nothing(subject, changes), hint="look at the `ignore` globs, the method and its options")
     return changes
