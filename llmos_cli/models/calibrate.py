@@ -12,6 +12,7 @@ Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from llmos_cli.models.activations import Spill, Store
 from llmos_cli.models.blocks import Block, blocks, weights
 from llmos_cli.models.inputs import Inputs, inputs_of, leaders
 from llmos_cli.models.replay import Output, Replay, replaying
@@ -106,6 +108,23 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
+class Keeper:
+    """Where a block is before and after its turn. This one has them all in memory all along, and begins with the first."""
+
+    finished = 0
+    """Blocks that were changed by an earlier process: they are run as they became, not visited again."""
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        """Within it, block `index` is in memory as the original has it. What stands after the last block counts as one more."""
+        return nullcontext()
+
+    def keep(self, index: int) -> None:
+        """All of the block's matrices were changed; it is still held."""
+
+    def restore(self, index: int) -> None:
+        """Make the block, which is held, what it was when it was kept."""
+
+
 def sequential(
     model: nn.Module,
     batches: Batches,
@@ -114,102 +133,125 @@ def sequential(
     layers: Mapping[str, nn.Module],
     needs: Collection[Need],
     hooks: Hooks = NO_HOOKS,
+    keeper: Keeper | None = None,
+    spill: Spill | None = None,
     advance: Advance = lambda done, total: None,
 ) -> None:
     """Visit every matrix of `layers` once: block by block in forward order, then what stands outside the blocks.
 
     `hooks` are called for each block that holds some of `layers`; they need calibration, and so do not run without `needs`.
+    `keeper`: brings blocks into memory and keeps what became of them; `spill`: where activations go that are too many for memory.
     """
-    stack = blocks(model)
+    stack, keeper = blocks(model), keeper or Keeper()
     stops = [_within(block, layers) for block in stack]
     outside = {name: layer for name, layer in layers.items() if not any(name in inside for inside in stops)}
     stops += [outside] if outside else []
+    last = max((index for index, watched in enumerate(stops) if watched), default=-1)
     if not needs:
-        for done, watched in enumerate(stops, 1):
-            visit({name: Statistics() for name in _names(watched)})
-            advance(done, len(stops))
+        for index, watched in enumerate(stops[: last + 1]):
+            if index >= keeper.finished:
+                with keeper.held(index):
+                    visit({name: Statistics() for name in _names(watched)})
+                    keeper.keep(index)
+            advance(index + 1, last + 1)
         return
     with replaying(model, stack) as replay:
-        replay.check(batches[0])
-        streams = Streams(replay, batches, needs, hooks)
-        last = max((index for index, watched in enumerate(stops) if watched), default=-1)
+        replay.check(batches[0], keeper.held)
+        streams = Streams(replay, batches, needs, hooks, spill or Spill())
         for index, watched in enumerate(stops[: last + 1]):
-            unreached = set(_names(watched))
-            for statistics in streams.stages(index, watched):
-                visit(statistics)
-                unreached -= set(statistics)
-            visit({name: Statistics() for name in sorted(unreached)})
-            if index < last:
-                streams.advance(index)
+            with keeper.held(index):
+                if index < keeper.finished:
+                    streams.pass_by(index)
+                    keeper.restore(index)
+                else:
+                    _visit(streams, index, watched, visit)
+                    keeper.keep(index)
+                if index < last:
+                    streams.advance(index)
             advance(index + 1, last + 1)
+
+
+def _visit(streams: Streams, index: int, watched: Mapping[str, nn.Module], visit: Visit) -> None:
+    unreached = set(_names(watched))
+    for statistics in streams.stages(index, watched):
+        visit(statistics)
+        unreached -= set(statistics)
+        del statistics
+    visit({name: Statistics() for name in sorted(unreached)})
 
 
 class Streams:
     """The activations between two blocks: of the model as compressed so far, and of the original where drift or a hook asks
     for it."""
 
-    def __init__(self, replay: Replay, batches: Batches, needs: Collection[Need], hooks: Hooks = NO_HOOKS) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        batches: Batches,
+        needs: Collection[Need],
+        hooks: Hooks = NO_HOOKS,
+        spill: Spill | None = None,
+    ) -> None:
         self.replay, self.batches, self.needs, self.hooks = replay, batches, needs, hooks
-        self.compressed: list[Output] = [None] * len(batches)
-        self.reference: list[Output] = [None] * len(batches)
+        self.spill = spill or Spill()
+        self.compressed, self.reference = self.spill.store(), self.spill.store()
+        self.referred = range(len(batches)) if "drift" in needs or hooks else range(0)
 
     def stages(self, index: int, watched: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics]]:
         """Block `index`'s matrices in groups of one input, in the order of their running; each group is measured when the ones
         before it have been changed."""
         hooks = self.hooks if watched and index < len(self.replay.stack) else NO_HOOKS
         turn = Turn(self, index, watched)
-        inputs = self._references(index, watched, hooks, turn)
-        follows = self.groups(inputs)
-        for leader in dict.fromkeys(follows.values()):
-            measured = self._measure(index, leader, watched, inputs)
-            yield {name: measured for name, followed in follows.items() if followed == leader}
+        groups = self._references(index, watched, hooks, turn)
+        for leader in groups.calls:
+            # Nothing here remembers a group's sums: they are gone before the next one's are begun.
+            yield dict.fromkeys(
+                (name for name, followed in groups.follows.items() if followed == leader),
+                self._measure(index, leader, watched, groups),
+            )
+        groups.originals.clear()
         if hooks.after:
             hooks.after(turn)
+
+    def pass_by(self, index: int) -> None:
+        """The reference stream moves past block `index`, of the original's weights."""
+        for number in self.referred:
+            _, self.reference[number] = self.watch(index, number, {}, self.reference[number])
 
     def advance(self, index: int) -> None:
         """The compressed stream moves past block `index`, now of compressed weights."""
         for number, batch in enumerate(self.batches):
             self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
 
-    def groups(self, inputs: Sequence[Mapping[str, list[Inputs]]]) -> dict[str, str]:
-        """For each matrix that was reached the first one that is given the same tensors, in the order of their running."""
-        first: dict[str, list[Inputs]] = {}
-        for seen in inputs:
-            first = {**seen, **first}
-        return leaders(first)
-
-    def _references(
-        self, index: int, watched: Mapping[str, nn.Module], hooks: Hooks, turn: Turn
-    ) -> list[dict[str, list[Inputs]]]:
-        """What the original block gives its layers in the reference stream, which moves past it; where nothing asks for
-        drift, what the first batch of the compressed stream gives them, to know their order."""
-        drifts = "drift" in self.needs
-        streams = range(len(self.batches)) if drifts or self.hooks else range(0)
-        before, found = list(self.reference) if hooks.before else [], []
-        for number in streams:
-            seen, self.reference[number] = self.watch(
-                index, number, {} if hooks.before else watched, self.reference[number]
-            )
-            found.append(seen)
+    def _references(self, index: int, watched: Mapping[str, nn.Module], hooks: Hooks, turn: Turn) -> Groups:
+        """The block's groups; where drift is asked for, what the original gives each in the reference stream. That stream moves
+        past the block."""
+        groups, before = Groups(self.spill.store(), keep="drift" in self.needs), self.reference
+        if hooks.before:
+            self.reference = self.spill.store()
+        for number in self.referred:
+            inside = {} if hooks.before else watched
+            seen, self.reference[number] = self.watch(index, number, inside, before[number])
+            groups.note(number, seen)
         if hooks.before:
             hooks.before(turn)
             # The block gives its layers other inputs now, for the same outputs: those that it gave before do not compare.
-            found = [self.watch(index, number, watched, before[number])[0] for number in streams if drifts]
-        if drifts or not watched:
-            return found
-        return [self.watch(index, 0, watched, self.compressed[0])[0]]
+            for number in self.referred if "drift" in self.needs else ():
+                groups.note(number, self.watch(index, number, watched, before[number])[0])
+            before.clear()
+        if watched and not groups.follows:
+            groups.note(0, self.watch(index, 0, watched, self.compressed[0])[0])
+        return groups
 
-    def _measure(
-        self, index: int, name: str, watched: Mapping[str, nn.Module], originals: Sequence[Mapping[str, list[Inputs]]]
-    ) -> Statistics:
-        layer_name = name.rpartition(".")[0]
+    def _measure(self, index: int, leader: str, watched: Mapping[str, nn.Module], groups: Groups) -> Statistics:
+        layer_name = leader.rpartition(".")[0]
+        only = {layer_name: watched[layer_name]}
         total = Statistics()
         for number, batch in enumerate(self.batches):
-            original = originals[number].get(name, []) if "drift" in self.needs else None
-            calls = len(originals[0].get(name, [])) if original is None else len(original)
-            only = {layer_name: watched[layer_name]}
+            original = groups.original(number, leader) if "drift" in self.needs else None
+            calls = groups.calls[leader] if original is None else len(original)
             seen, _ = self.watch(index, number, only, self.compressed[number], until=calls)
-            total.add_all(seen.get(name, []), original, batch.get("attention_mask"), self.needs)
+            total.add_all(seen.get(leader, []), original, batch.get("attention_mask"), self.needs)
         return total
 
     def watch(
@@ -239,6 +281,28 @@ class Streams:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+@dataclass
+class Groups:
+    """Which of a block's matrices are fed alike. `follows`: for each matrix, in the order of their running, the first one that
+    is given the same tensors; `calls`: how often that one is called; `originals`: its inputs in the reference stream, where it
+    is to `keep` them, by batch."""
+
+    originals: Store
+    keep: bool
+    follows: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def note(self, number: int, seen: Mapping[str, list[Inputs]]) -> None:
+        new = {name: leader for name, leader in leaders(seen).items() if name not in self.follows}
+        self.follows |= new
+        self.calls |= {leader: len(seen[leader]) for leader in new.values()}
+        for leader in self.calls if self.keep else ():
+            self.originals[number, leader] = [(call.source, call.layer) for call in seen.get(leader, [])]
+
+    def original(self, number: int, leader: str) -> list[Inputs]:
+        return [Inputs(source, layer) for source, layer in self.originals[number, leader] or []]
 
 
 @dataclass(frozen=True)
@@ -291,8 +355,7 @@ class Turn:
         found: dict[str, Statistics] = {}
         for number in range(self.batches):
             seen, _ = self.streams.watch(self.index, number, self.layers, self.streams.compressed[number])
-            follows = self.streams.groups([seen])
-            for name, leader in follows.items():
+            for name, leader in leaders(seen).items():
                 if name == leader:
                     total = found.setdefault(name, Statistics())
                     total.add_all(seen[name], None, self.mask(number), needs)

@@ -71,8 +71,17 @@ def dense_weights(
     directory: Path, config: PreTrainedConfig | Mapping[str, Any], dtype: torch.dtype
 ) -> Iterator[Mapping[str, Tensor]]:
     """The dense weights of any checkpoint by name, each read when it is asked for."""
+    with dense_of(headers.of_directory(directory), config, dtype) as weights:
+        yield weights
+
+
+@contextmanager
+def dense_of(
+    entries: Mapping[str, headers.Entry], config: PreTrainedConfig | Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[Mapping[str, Tensor]]:
+    """The same of some of its tensors, with the files of those open."""
     with ExitStack() as stack:
-        yield _DenseWeights(headers.of_directory(directory), _groups(config), dtype, stack)
+        yield _DenseWeights(entries, _groups(config), dtype, stack)
 
 
 class _DenseWeights(Mapping[str, Tensor]):

@@ -16,16 +16,22 @@ from llmos_cli.models.blocks import COMPRESSIBLE, EMBEDDING_PARTS, head_names, l
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight of a compressible layer; `name` is the parameter's full name in the model."""
+    """One weight of a compressible layer; `name` is the parameter's full name in the model, `shape` its own there."""
 
     name: str
     layer_name: str
     layer: nn.Module
-    parameter: nn.Parameter
+    shape: torch.Size
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """As it is now: of a model that streams, another each time its block comes."""
+        found: nn.Parameter = getattr(self.layer, self.name[len(self.layer_name) + 1 :])
+        return found
 
     @property
     def inputs(self) -> int:
-        return self.parameter.shape[0] if self.transposed else self.parameter[0].numel()
+        return self.shape[0] if self.transposed else self.shape[1:].numel()
 
     @property
     def transposed(self) -> bool:
@@ -34,7 +40,11 @@ class Matrix:
 
     def read(self) -> Tensor:
         """[O, I] in fp32, a copy: a kernel's inputs are channels x height x width."""
-        weight = self.parameter.detach().float()
+        return self.flat(self.parameter.detach())
+
+    def flat(self, weight: Tensor) -> Tensor:
+        """[O, I] in fp32, a copy, of a tensor in the layer's own shape; LlmosError where it is not finite."""
+        weight = weight.float()
         weight_OI = (weight.T if self.transposed else weight.flatten(1)).clone()
         if not torch.isfinite(weight_OI).all():
             raise LlmosError(
@@ -48,13 +58,13 @@ class Matrix:
 
     def shaped(self, weight_OI: Tensor) -> Tensor:
         """[O, I] in the layer's own shape."""
-        return weight_OI.T if self.transposed else weight_OI.view(self.parameter.shape)
+        return weight_OI.T if self.transposed else weight_OI.view(self.shape)
 
 
 def matrices(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, Matrix]:
     """All of a model's compressible weights by name, but those of layers that a glob pattern of `ignore` matches."""
     return {
-        f"{layer_name}.{weight}": Matrix(f"{layer_name}.{weight}", layer_name, layer, parameter)
+        f"{layer_name}.{weight}": Matrix(f"{layer_name}.{weight}", layer_name, layer, parameter.shape)
         for layer_name, layer in layers(model).items()
         if not matches(layer_name, ignore)
         for weight, parameter in weights(layer).items()

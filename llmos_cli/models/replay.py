@@ -8,7 +8,7 @@ copies for backward LSTMs are all the model's business and none of ours, and onl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from llmos_cli.models.blocks import Block
 
 Output = Any
 """What a block returns: a tensor or a nest of them."""
+Held = Callable[[int], AbstractContextManager[None]]
+"""Within it, the block of that number is in memory."""
 
 
 @contextmanager
@@ -51,18 +53,22 @@ class Replay:
         self.blanks: dict[tuple[int, int], Output] = {}
         self.kept: dict[tuple[int, int], Output] = {}
 
-    def check(self, batch: Mapping[str, Tensor]) -> None:
-        """LlmosError unless every block runs exactly once and in order: all that follows rests on it."""
+    def check(self, batch: Mapping[str, Tensor], held: Held = lambda index: nullcontext()) -> None:
+        """LlmosError unless every block runs exactly once and in order: all that follows rests on it.
+
+        `held`: brings a block into memory, where they are not there all along.
+        """
         order: list[int] = []
-        hooks = [
-            block.module.register_forward_pre_hook(lambda module, args, index=index: order.append(index))
-            for index, block in enumerate(self.stack)
-        ]
-        try:
-            self.model(**batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, ExitStack() as block_held:
+
+            def enter(index: int, *_: Any) -> None:
+                order.append(index)
+                block_held.enter_context(held(index))
+
+            for index, block in enumerate(self.stack):
+                hooks.callback(block.module.register_forward_pre_hook(partial(enter, index)).remove)
+                hooks.callback(block.module.register_forward_hook(lambda *_: block_held.close()).remove)
+            self.model(**{name: value[:1] for name, value in batch.items()})
         for index, block in enumerate(self.stack):
             if order[index : index + 1] != [index] or len(order) > len(self.stack):
                 raise LlmosError(
