@@ -14,9 +14,10 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.methods import parameters
 from llmos_cli.models.load import skeleton
 from llmos_cli.operations.fit import precision_of
-from llmos_cli.operations.training import budget
+from llmos_cli.operations.training import budget, work
 from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.operations.training.start import Start, held, make_model, start
+from llmos_cli.operations.training.work import Work
 from llmos_cli.options.verbs import TrainOptions
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 EFFICIENCY = 0.5
 """Share of a square matrix product's speed that small models reach in training."""
 FP32 = 4
+LOOKED_AT = 4
+"""Samples that a forward pass is counted over."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,10 @@ def _plan(begin: Start, model: nn.Module, options: TrainOptions, *, live: nn.Mod
     on = device.pick()
     split = begin.prepared.splits["train"]
     positions = split.batch([0])["labels"].numel()
+    one = work.of_sample(model, split.batch(range(min(LOOKED_AT, len(split)))))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size_of_step = options.batch_size * options.accumulation
-    step_seconds = _seconds(model, positions, size_of_step, live=live)
+    step_seconds = size_of_step * _seconds(model, one, live=live)
     steps, seconds = _length(options, step_seconds, samples=len(split))
     return TrainPlan(
         task=begin.task.name,
@@ -105,7 +109,7 @@ def _plan(begin: Start, model: nn.Module, options: TrainOptions, *, live: nn.Mod
         steps=steps,
         seconds=seconds,
         epochs=steps * size_of_step / max(1, len(split)),
-        memory=_memory(model, begin, options, positions, live=live),
+        memory=_memory(model, begin, options, one, positions, live=live),
         memory_free=device.memory_free(on),
         device=device.device_name(on),
         precision=str(precision_of(options, on)).removeprefix("torch."),
@@ -120,13 +124,13 @@ def _length(options: TrainOptions, step_seconds: float, *, samples: int) -> tupl
     return steps, min(steps * step_seconds, bounds.seconds or math.inf)
 
 
-def _seconds(model: nn.Module, positions: int, samples: int, *, live: nn.Module | None) -> float:
-    """Of one step: six operations for each weight and position, two for each of the teacher's, at half the speed of a
-    matrix product."""
+def _seconds(model: nn.Module, one: Work, *, live: nn.Module | None) -> float:
+    """Of a sample in training: six operations for each product, two for each of the teacher's, which sees the same positions; at
+    half the speed of a square product."""
     on = device.pick()
-    weights = 6 * _computing(model) + (2 * _computing(live) if live is not None else 0)
-    work = weights * positions * samples
-    return work / (EFFICIENCY * device.speed(device.compute_dtype(on), on))
+    positions = one.products / max(1, _computing(model))
+    operations = 6 * one.products + (2 * positions * _computing(live) if live is not None else 0)
+    return max(1.0, operations) / (EFFICIENCY * device.speed(device.compute_dtype(on), on))
 
 
 def _computing(model: nn.Module) -> int:
@@ -137,15 +141,14 @@ def _computing(model: nn.Module) -> int:
     return sum(p.numel() for p in [*parts.matrices, *parts.heads, *tables])
 
 
-def _memory(model: nn.Module, begin: Start, options: TrainOptions, positions: int, *, live: nn.Module | None) -> int:
-    """Weights, gradients, two moments, the best weights, the teacher's; for a batch, each block's activations and the logits
-    three times, the teacher's twice."""
+def _memory(
+    model: nn.Module, begin: Start, options: TrainOptions, one: Work, positions: int, *, live: nn.Module | None
+) -> int:
+    """Weights, gradients, two moments, the best weights, the teacher's; for a batch, what layers put out twice (a twelfth of it
+    where it is computed again) and the logits three times, the teacher's twice."""
     weights = sum(p.numel() for p in model.parameters()) * FP32
-    config = getattr(model, "config", None)
-    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
-    kept = 2 if options.gradient_checkpointing else 24
+    kept = one.outputs * (2 / 12 if options.gradient_checkpointing else 2)
     classes = begin.prepared.facts.get("vocab_size" if begin.task.name == "causal-lm" else "num_labels", 0)
-    logits = 3 * classes if live is None else 5 * classes
-    activations = options.batch_size * positions * FP32 * (kept * hidden * layers + logits)
+    logits = positions * (3 * classes if live is None else 5 * classes)
     taught = sum(p.numel() for p in live.parameters()) * FP32 if live is not None else 0
-    return int(5 * weights + taught + activations)
+    return int(5 * weights + taught + options.batch_size * FP32 * (kept + logits))
