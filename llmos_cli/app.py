@@ -23,7 +23,7 @@ from llmos_cli import __version__
 from llmos_cli.catalog import commands, did_you_mean
 from llmos_cli.core.atomic import system_error
 from llmos_cli.core.places import cache_home
-from llmos_cli.errors import Interrupted, LlmosError, UsageError, interrupted
+from llmos_cli.errors import Interrupted, LlmosError, NotFound, UsageError, interrupted
 from llmos_cli.lazy import Commands
 from llmos_cli.ui import Ui
 
@@ -77,6 +77,7 @@ def run(args: Sequence[str]) -> int:
     """The error boundary: run `args`, show what went wrong, return the exit code."""
     ui = Ui(json="--json" in args)
     try:
+        _stand_somewhere()
         app(list(args) or ["--help"], prog_name="llmos")
         sys.stdout.flush()
     except typer.Exit as stop:
@@ -96,6 +97,14 @@ def run(args: Sequence[str]) -> int:
         ui.error(_plainly(error))
         return 1
     return 0
+
+
+def _stand_somewhere() -> None:
+    """A shell may stand in a folder that has been removed, where no path means anything."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise NotFound("the folder you are in has been removed", hint="`cd` into one that is there") from None
 
 
 def _as_usage(error: TyperException, args: Sequence[str]) -> UsageError:
@@ -172,5 +181,8 @@ def _keep_traceback(error: Exception) -> Path | None:
 
 
 def _crash_folder_here() -> list[Path]:
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:
+        return []  # it went while the command ran
     return [folder / ".llmos" / "crash" for folder in (here, *here.parents) if (folder / ".llmos").is_dir()][:1]

@@ -94,6 +94,16 @@ def test_whatever_happens_is_one_sentence(command, llmos, body, code, message):
     assert "Traceback" not in ran.err
 
 
+def test_a_folder_that_was_removed(llmos, tmp_path, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["status"], ["init"], ["train", "--json"], ["-C", "..", "status"]):
+        ran = llmos(*words)
+        assert ran.code == 4
+        assert ran.err == "error: the folder you are in has been removed\nhint: `cd` into one that is there\n"
+
+
 def test_the_unforeseen_leaves_its_traceback_in_the_workspace(command, llmos, workspace):
     ran = llmos(command("raise ValueError('why')"))
     (crash,) = (workspace.root / ".llmos" / "crash").iterdir()
