@@ -115,7 +115,7 @@ def quantized(parent: Subject, resolved: Any) -> None:
     module, own = method("quantize", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
     coded: dict[str, quantize.Coded] = {}
-    compress = quantize.coding(parent, module, own, *quantize.form(resolved, module), coded)
+    compress = quantize.coding(parent, module, own, quantize.form_of(resolved, module), coded)
     sweep(parent, batches, compress, module.NEEDS, stage="quantize", emit=ignore)
     if options.heal:
         quantize.heal_quantized(parent, coded, resolved.config, ignore)

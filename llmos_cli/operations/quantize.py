@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Statistics, Turn
 from llmos_cli.models.dequantize import round_inputs
 from llmos_cli.models.load import load, skeleton
-from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.matrices import Matrix, matrices
 from llmos_cli.models.quantized import Quantized, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, stored_dtype
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
@@ -39,6 +40,37 @@ if TYPE_CHECKING:
 
 OTHER_BITS = 8
 """Of convolutions and LSTMs, one scale for each output channel: the only format there is for them."""
+
+UNCODED = "this model has no linear layers to choose bits for"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How linear layers are stored: `bits` of a weight, `group_size` inputs that share a scale, and the bits of the layers that a
+    glob pattern of `layers` matches, the last one that does."""
+
+    bits: int
+    group_size: int
+    layers: Mapping[str, int] = field(default_factory=dict)
+
+    def bits_of(self, matrix: Matrix) -> int:
+        if not isinstance(matrix.layer, nn.Linear):
+            return OTHER_BITS
+        return next(
+            (bits for glob, bits in reversed([*self.layers.items()]) if fnmatchcase(matrix.layer_name, glob)), self.bits
+        )
+
+    def group_of(self, matrix: Matrix) -> int:
+        return usable_group(matrix.inputs, self.group_size if isinstance(matrix.layer, nn.Linear) else -1)
+
+    def check(self, matrices: Mapping[str, Matrix]) -> None:
+        """UsageError for a pattern that no linear layer has."""
+        names = [matrix.layer_name for matrix in matrices.values() if isinstance(matrix.layer, nn.Linear)]
+        if lost := next((glob for glob in self.layers if not any(fnmatchcase(name, glob) for name in names)), None):
+            raise UsageError(
+                f"quantize.layers: no linear layer is called {lost!r}",
+                hint=f"names are like {names[0]}" if names else UNCODED,
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +96,7 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     config: QuantizeConfig = resolved.config
     options = config.quantize
     module, own = method("quantize", options)
-    bits, group_size = form(resolved, module)
+    form = form_of(resolved, module)
     guards = Guards(options.max_kl, options.max_drop)
     parent = ws.checkpoint(rev)
     with (
@@ -74,10 +106,11 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     ):
         run.listen(emit)
         model = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+        form.check(model.matrices)
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
         coded: dict[str, Coded] = {}
-        compress = coding(model, module, own, bits, group_size, coded)
-        hooks = whole_blocks(model, module, own, bits, group_size, coded, seed=config.seed)
+        compress = coding(model, module, own, form, coded)
+        hooks = whole_blocks(model, module, own, form, coded, seed=config.seed)
         changes = sweep(model, samples.batches, compress, module.NEEDS, hooks=hooks, stage="quantize", emit=run.emit)
         source = parent.path
         if options.heal:
@@ -88,7 +121,7 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
             source = dense
         _write(model, coded, module, source, staged)
         facts = {"bits": average_bits(coded)}
-        used = _used(coded, bits, group_size)
+        used = _used(coded, form)
         checkpoint, proof = prove_and_commit(ws, run, model, staged, resolved, guards, samples.record, facts, used)
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
     skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
@@ -104,7 +137,7 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         left_alone={**model.left_alone, **skipped},
         healed_steps=options.heal,
         proof=proof,
-        notes=list(_notes(coded, group_size, module)),
+        notes=list(_notes(coded, form.group_size, module)),
     )
 
 
@@ -112,22 +145,21 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     """What `quantize` would do."""
     options: QuantizeOptions = resolved.config.quantize
     module, _ = method("quantize", options)
-    bits, group_size = form(resolved, module)
+    form = form_of(resolved, module)
     checkpoint = ws.checkpoint(rev)
     model = skeleton(checkpoint.path)
+    form.check(matrices(model, options.ignore))
 
     def become(matrix: Matrix) -> str:
         if reason := why_not(model, matrix.layer):
             return f"left alone: {reason}"
-        linear = isinstance(matrix.layer, nn.Linear)
-        group = usable_group(matrix.inputs, group_size if linear else -1)
-        return f"{bits if linear else OTHER_BITS} bits, groups of {group}"
+        return f"{form.bits_of(matrix)} bits, groups of {form.group_of(matrix)}"
 
     return planned(checkpoint, options, become, calibrated=bool(module.NEEDS))
 
 
-def form(resolved: Resolved, module: ModuleType) -> tuple[int, int]:
-    """Bits and group size. A method may have one form only (`BITS`, `GROUP_SIZE`); what a config file alone says otherwise
+def form_of(resolved: Resolved, module: ModuleType) -> Form:
+    """What the config asks for. A method may have one form only (`BITS`, `GROUP_SIZE`); what a config file alone says otherwise
     gives way to the method named on the command line."""
     options: QuantizeOptions = resolved.config.quantize
     found = []
@@ -140,14 +172,12 @@ def form(resolved: Resolved, module: ModuleType) -> tuple[int, int]:
         found.append(asked if only is None else only)
     if found[1] == 0:
         raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
-    return found[0], found[1]
+    return Form(found[0], found[1], options.layers if getattr(module, "BITS", None) is None else {})
 
 
-def coding(
-    subject: Subject, module: ModuleType, own: Section, bits: int, group_size: int, coded: dict[str, Coded]
-) -> Compress:
+def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded: dict[str, Coded]) -> Compress:
     """How one matrix is quantized: its codes go into `coded`, the values they stand for into the model."""
-    grids = gridding(subject, bits, group_size)
+    grids = gridding(subject, form)
     refines = hasattr(module, "refine")
 
     def compress(matrix: Matrix, statistics: Statistics) -> Change:
@@ -164,18 +194,13 @@ def coding(
     return compress
 
 
-def gridding(subject: Subject, bits: int, group_size: int) -> Callable[[Matrix], Grid]:
+def gridding(subject: Subject, form: Form) -> Callable[[Matrix], Grid]:
     """The grid of each matrix: as asked for linear layers, the one format there is for others."""
     entries = headers.of_directory(subject.checkpoint.path)
     usual = subject.exam.task.default_dtype
 
     def grid(matrix: Matrix) -> Grid:
-        linear = isinstance(matrix.layer, nn.Linear)
-        return Grid(
-            bits if linear else OTHER_BITS,
-            usable_group(matrix.inputs, group_size if linear else -1),
-            stored_dtype(matrix.name, entries, usual),
-        )
+        return Grid(form.bits_of(matrix), form.group_of(matrix), stored_dtype(matrix.name, entries, usual))
 
     return grid
 
@@ -184,14 +209,13 @@ def whole_blocks(
     subject: Subject,
     module: ModuleType,
     own: Section,
-    bits: int,
-    group_size: int,
+    form: Form,
     coded: dict[str, Coded],
     *,
     seed: int,
 ) -> Hooks:
     """What the method does to a block before and after its matrices, where it says."""
-    grids = gridding(subject, bits, group_size)
+    grids = gridding(subject, form)
 
     def before(turn: Turn) -> None:
         inside = (matrix for matrix in subject.matrices.values() if matrix.layer_name in turn.layers)
@@ -256,10 +280,10 @@ def average_bits(coded: Mapping[str, Coded]) -> float:
     return bits / sum(entry.codes.codes_OI.numel() for entry in coded.values())
 
 
-def _used(coded: Mapping[str, Coded], bits: int, group_size: int) -> dict[str, int]:
+def _used(coded: Mapping[str, Coded], form: Form) -> dict[str, int]:
     """The form that the checkpoint remembers: the method may have one only, and where no layer is Linear, so have the layers."""
     if any(_linear(entry) for entry in coded.values()):
-        return {"bits": bits, "group_size": group_size}
+        return {"bits": form.bits, "group_size": form.group_size}
     return {"bits": OTHER_BITS, "group_size": -1}
 
 
@@ -272,7 +296,13 @@ def _reached(coded: Mapping[str, Coded], used: Mapping[str, int], module: Module
     groups = "one scale per output channel" if group_size == -1 else f"groups of {group_size}"
     rounded = module.ACTIVATIONS and any(_linear(entry) for entry in coded.values())
     inputs = f", inputs rounded to {module.ACTIVATIONS} bits" if rounded else ""
-    return f"{used['bits']} bits, {groups}{inputs}"
+    kinds = sorted({entry.grid.bits for entry in coded.values() if _linear(entry)}) or [used["bits"]]
+    bits = (
+        f"{kinds[0]} to {kinds[-1]} bits ({average_bits(coded):.2f} a weight with scales)"
+        if kinds[1:]
+        else f"{kinds[0]} bits"
+    )
+    return f"{bits}, {groups}{inputs}"
 
 
 def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> list[str]:

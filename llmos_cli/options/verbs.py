@@ -6,7 +6,7 @@ that have methods; `core/config.py` checks those keys against the catalog and th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, PrivateAttr
 
@@ -107,6 +107,9 @@ class QuantizeOptions(Methodical):
     """Of each weight; convolutions and LSTMs are always kept with 8."""
     group_size: int = Field(128, ge=-1)
     """Inputs that share a scale; -1: one scale per output channel."""
+    layers: dict[str, Annotated[int, Field(ge=2, le=8)]] = {}
+    """Glob pattern of modules -> bits of those, the last that matches; `bits` for the others. Readers that fuse query, key and
+    value, or gate and up, want those in one form."""
     heal: int = Field(0, ge=0)
     """Steps of distillation from the parent over frozen codes: scales, norms and biases learn."""
     calibration_samples: int = Field(64, ge=1)

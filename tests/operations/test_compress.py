@@ -14,6 +14,7 @@ import torch
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude
+from llmos_cli.models import dequantize, headers
 from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
@@ -207,3 +208,25 @@ def test_a_dry_run_tells_and_does_nothing(base: Base, llmos: Any) -> None:
     assert ran.code == 0 and "4 bits, groups of 64" in ran.out and "left alone: output layer" in ran.out
     assert "left alone: ignored" in llmos("prune", "--dry-run", "-s", "prune.ignore=['*.k_proj']").out
     assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_bits_by_layer(base: Base, llmos: Any) -> None:
+    ws = base()
+    mixed = llmos(
+        "quantize", "--bits", "3", "--group-size", "32", "-s", "data.max_eval_samples=4",
+        "-s", "quantize.layers={'*.mlp.*': 8, '*.0.mlp.down_proj': 5}", "--json",
+    )  # fmt: skip
+    assert mixed.code == 0, mixed.err
+    assert mixed.json["reached"].startswith("3 to 8 bits")
+    path = ws.checkpoint("HEAD").path
+    bits = dequantize.bits_by_layer(json.loads((path / "config.json").read_bytes()), headers.of_directory(path))
+    assert bits["model.layers.0.self_attn.q_proj.weight"] == 3
+    assert bits["model.layers.0.mlp.up_proj.weight"] == 8
+    assert bits["model.layers.0.mlp.down_proj.weight"] == 5
+
+
+def test_bits_of_a_layer_that_is_not_there(base: Base, llmos: Any) -> None:
+    base()
+    refused = llmos("quantize", "-s", "quantize.layers={'*.mpl.*': 8}")
+    assert refused.code == 2
+    assert "no linear layer is called '*.mpl.*'" in refused.err and "model.layers.0." in refused.err
