@@ -42,6 +42,7 @@ MEANT: dict[str, Any] = {
     "quantize.bits": 8,
     "quantize.group_size": -1,
     "quantize.ignore": ["nothing.*"],
+    "quantize.layers": {"*": 5},
     "train.compile": "off",
     "train.learning_rate": 1.1e-3,
     "train.precision": "float32",

@@ -172,11 +172,10 @@ def test_train(template, optimizer, home, llmos):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["prune", "quantize"])
-@pytest.mark.parametrize("place", range(3))
-def test_compression(verb, place, home, llmos):
-    method = list(catalog.methods(verb))[place]
-    assert len(catalog.methods(verb)) == 3, "one run for each"
+@pytest.mark.parametrize(
+    ("verb", "method"), [(verb, name) for verb in ("prune", "quantize") for name in catalog.methods(verb)]
+)
+def test_compression(verb, method, home, llmos):
     ws = home("text-classification")
     keys = {key: value for key, value in every(verb, "text-classification", method).items() if key not in APART}
     reads, err = run(verb, keys, ws, llmos)
