@@ -1,17 +1,22 @@
-"""The values a quantized weight can take: code times scale, symmetric around zero, one scale for each group of inputs.
+"""The values a quantized weight can take: (code - zero) times scale, one scale for each group of inputs, one zero where the grid
+is asymmetric; else the zero is 0.
 
-Shapes: O outputs, I inputs, g inputs in a group, G = I / g groups, C candidates. Codes are whole numbers in [-2^(bits-1), 2^(bits-1) - 1].
+Shapes: O outputs, I inputs, g inputs in a group, G = I / g groups. Codes and zeros are whole numbers in [-2^(bits-1), 2^(bits-1) - 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CLIPS = tuple(1.0 - 0.025 * step for step in range(25))
-"""Shares of a group's largest weight that the grid's end is tried at."""
+CLIPS = tuple(1.0 - 0.05 * step for step in range(13))
+"""Shares of a group's range that the grid's end is tried at."""
+CACHED = 1 << 16
+"""Weights whose scales are searched at once: few enough for a processor's cache, since each is looked at dozens of times."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Grid:
     bits: int
     group: int
     dtype: torch.dtype = torch.float32
+    symmetric: bool = True
 
     @property
     def low(self) -> int:
@@ -30,19 +36,47 @@ class Grid:
     def high(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
+    def ends(self, zero: Tensor | None) -> tuple[Tensor | int, Tensor | int]:
+        """The least and the largest code - zero."""
+        return (self.low, self.high) if zero is None else (self.low - zero.float(), self.high - zero.float())
+
+
+class Scales(NamedTuple):
+    """`scale_OG` as it is stored, `zero_OG` int8 or None. A scale may be negative: a symmetric grid's group then reaches one
+    step further up than down."""
+
+    scale_OG: Tensor
+    zero_OG: Tensor | None = None
+
 
 @dataclass(frozen=True)
 class Codes:
-    """`codes_OI` int8; `scale_OG` as it is stored. A scale may be negative: its group then reaches one step further up than down."""
+    """`codes_OI` int8, and the scales and zeros that make values of them."""
 
     codes_OI: Tensor
     scale_OG: Tensor
+    zero_OG: Tensor | None = None
 
     def dequantized(self) -> Tensor:
         """[O, I] in fp32, in which readers multiply too."""
-        codes_OGg = self.codes_OI.unflatten(1, (self.scale_OG.shape[1], -1)).float()
-        values_OI: Tensor = (codes_OGg * self.scale_OG[:, :, None].float()).flatten(1)
+        steps_OGg = self.steps().unflatten(1, (self.scale_OG.shape[1], -1))
+        values_OI: Tensor = (steps_OGg * self.scale_OG[:, :, None].float()).flatten(1)
         return values_OI
+
+    def steps(self) -> Tensor:
+        """[O, I] code - zero in fp32."""
+        if self.zero_OG is None:
+            return self.codes_OI.float()
+        codes_OGg = self.codes_OI.float().unflatten(1, (self.zero_OG.shape[1], -1))
+        steps_OI: Tensor = (codes_OGg - self.zero_OG[:, :, None]).flatten(1)
+        return steps_OI
+
+    @classmethod
+    def of_steps(cls, steps_OI: Tensor, scales: Scales) -> Codes:
+        codes_OI = steps_OI
+        if scales.zero_OG is not None:
+            codes_OI = (steps_OI.unflatten(1, (scales.zero_OG.shape[1], -1)) + scales.zero_OG[:, :, None]).flatten(1)
+        return cls(codes_OI.to(torch.int8), *scales)
 
 
 @dataclass(frozen=True)
@@ -61,32 +95,77 @@ def usable_group(inputs: int, group: int) -> int:
     return next(size for size in range(group, 0, -1) if inputs % size == 0)
 
 
-def absmax(weight_OI: Tensor, grid: Grid) -> Tensor:
-    """scale_OG that places each group's largest weight half a step inside the grid's end (as compressed-tensors does)."""
-    largest_OG = weight_OI.unflatten(1, (-1, grid.group)).abs().amax(2)
-    return usable(largest_OG / ((grid.high - grid.low) / 2), grid)
+def widest(weight_OI: Tensor, grid: Grid) -> Scales:
+    """The whole range: of a symmetric grid each group's largest weight lies half a step inside the end (as compressed-tensors
+    places it), an asymmetric one ends at its least and its largest weight."""
+    weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
+    if grid.symmetric:
+        return Scales(usable(weight_OGg.abs().amax(2) / ((grid.high - grid.low) / 2), grid))
+    return _between(*_range(weight_OGg), grid)
 
 
-def searched(weight_OI: Tensor, grid: Grid, importance_I: Tensor) -> Tensor:
-    """scale_OG of the least error, each column's square weighed by `importance_I`, over clips and both signs.
+def searched(weight_OI: Tensor, grid: Grid, importance_I: Tensor) -> Scales:
+    """The scales of the least error, each column's square weighed by `importance_I`, over shares of the range and, where the grid
+    is symmetric, both signs.
 
     A negative scale puts the extra code at the positive end, which is where the largest weight may be (as auto-round's
     full-range grids do): at 3 bits that is an eighth of the range.
     """
+    rows = max(1, CACHED // weight_OI.shape[1])
+    importance_Gg = importance_I.unflatten(0, (-1, grid.group))
+    parts = [_search(part_OI, grid, importance_Gg) for part_OI in weight_OI.split(rows)]
+    zeros = None if grid.symmetric else torch.cat([part.zero_OG for part in parts if part.zero_OG is not None])
+    return Scales(torch.cat([part.scale_OG for part in parts]), zeros)
+
+
+def _search(weight_OI: Tensor, grid: Grid, importance_Gg: Tensor) -> Scales:
     weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
-    weighed_1Gg = importance_I.unflatten(0, (-1, grid.group))[None]
-    largest_OG = weight_OGg.abs().amax(2)
-    best_OG, least_OG = absmax(weight_OI, grid), torch.full_like(largest_OG, torch.inf)
-    widest_OG = largest_OG / -grid.low
-    candidates = [absmax(weight_OI, grid)]
-    candidates += [usable(widest_OG * (sign * clip), grid) for clip in CLIPS for sign in (1, -1)]
-    for scale_OG in candidates:
-        wide_OG1 = scale_OG.to(weight_OI.dtype)[:, :, None]
-        rounded_OGg = (weight_OGg / wide_OG1).round_().clamp_(grid.low, grid.high) * wide_OG1
-        error_OG = ((rounded_OGg - weight_OGg).square_() * weighed_1Gg).sum(2)
+    best = widest(weight_OI, grid)
+    least_OG = torch.full_like(best.scale_OG, torch.inf, dtype=weight_OI.dtype)
+    exact_OGg, rounded_OGg = torch.empty_like(weight_OGg), torch.empty_like(weight_OGg)
+    for tried in (best, *_candidates(weight_OGg, grid)):
+        scale_OG = tried.scale_OG.to(weight_OI.dtype)
+        torch.mul(weight_OGg, scale_OG.reciprocal()[:, :, None], out=exact_OGg)
+        torch.round(exact_OGg, out=rounded_OGg).clamp_(*_wide(grid.ends(tried.zero_OG)))
+        rounded_OGg.sub_(exact_OGg).square_().mul_(importance_Gg)
+        error_OG = rounded_OGg.sum(2) * scale_OG.square()
         better_OG = error_OG < least_OG
-        least_OG, best_OG = torch.where(better_OG, error_OG, least_OG), torch.where(better_OG, scale_OG, best_OG)
-    return best_OG
+        least_OG = torch.where(better_OG, error_OG, least_OG)
+        best = _where(better_OG, tried, best)
+    return best
+
+
+def _candidates(weight_OGg: Tensor, grid: Grid) -> Iterator[Scales]:
+    if grid.symmetric:
+        step_OG = weight_OGg.abs().amax(2) / -grid.low
+        yield from (Scales(usable(step_OG * (sign * clip), grid)) for clip in CLIPS for sign in (1, -1))
+    else:
+        low_OG, high_OG = _range(weight_OGg)
+        yield from (_between(low_OG * clip, high_OG * clip, grid) for clip in CLIPS)
+
+
+def _range(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
+    """From each group's least weight to its largest, 0 among them: it must stay representable."""
+    return weight_OGg.amin(2).clamp_max(0), weight_OGg.amax(2).clamp_min(0)
+
+
+def _between(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
+    scale_OG = usable((high_OG - low_OG) / (grid.high - grid.low), grid)
+    zero_OG = (grid.low - low_OG / scale_OG.to(low_OG.dtype)).round().clamp(grid.low, grid.high)
+    return Scales(scale_OG, zero_OG.to(torch.int8))
+
+
+def _wide(ends: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor | int, Tensor | int]:
+    """For all the inputs of a group."""
+    low, high = ends
+    return low[:, :, None] if isinstance(low, Tensor) else low, high[:, :, None] if isinstance(high, Tensor) else high
+
+
+def _where(better_OG: Tensor, one: Scales, other: Scales) -> Scales:
+    zero_OG = None
+    if one.zero_OG is not None and other.zero_OG is not None:
+        zero_OG = torch.where(better_OG, one.zero_OG, other.zero_OG)
+    return Scales(torch.where(better_OG, one.scale_OG, other.scale_OG), zero_OG)
 
 
 def usable(scale_OG: Tensor, grid: Grid) -> Tensor:
@@ -95,8 +174,8 @@ def usable(scale_OG: Tensor, grid: Grid) -> Tensor:
     return torch.where((stored_OG == 0) | ~torch.isfinite(stored_OG.float().reciprocal()), 1, stored_OG)
 
 
-def nearest(weight_OI: Tensor, scale_OG: Tensor, grid: Grid) -> Codes:
+def nearest(weight_OI: Tensor, scales: Scales, grid: Grid) -> Codes:
     """Round to nearest."""
-    steps_OGg = weight_OI.unflatten(1, (scale_OG.shape[1], -1)) / scale_OG.to(weight_OI.dtype)[:, :, None]
-    codes_OI = steps_OGg.round().clamp(grid.low, grid.high).flatten(1).to(torch.int8)
-    return Codes(codes_OI, scale_OG)
+    weight_OGg = weight_OI.unflatten(1, (scales.scale_OG.shape[1], -1))
+    steps_OGg = (weight_OGg / scales.scale_OG.to(weight_OI.dtype)[:, :, None]).round()
+    return Codes.of_steps(steps_OGg.clamp(*_wide(grid.ends(scales.zero_OG))).flatten(1), scales)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest
+from llmos_cli.methods.grid import Codes, Grid, nearest, widest
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
@@ -69,7 +69,7 @@ def test_scales_learn_and_codes_stand_still() -> None:
     (matrix,) = [found for name, found in matrices(model).items() if "layers" in name]
     wanted_OI = matrix.read()
     wanted_OI[:, 0] = 0
-    codes = nearest(wanted_OI, absmax(wanted_OI, grid), grid)
+    codes = nearest(wanted_OI, widest(wanted_OI, grid), grid)
     matrix.write(codes.dequantized())
     with scales_free({matrix.name: (matrix, codes, grid)}) as learnt:
         factors = [parameter for name, parameter in model.named_parameters() if name.endswith("factor_OG")]

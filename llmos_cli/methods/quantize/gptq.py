@@ -1,24 +1,30 @@
 """GPTQ: column by column to the nearest code, later columns making up for the error on real inputs (Frantar et al. 2022, arXiv:2210.17323).
 
-Around the paper's core stand four things: scales searched for the least error weighed by the inputs' squares; columns in order of
-those squares, groups staying where they were (so a reader needs no index); a target moved so that a layer fed by compressed layers
-answers as the original did (the aim of GPTAQ, arXiv:2504.02692, in closed form); and, with the codes at hand, alternating exact
-refits of the scales and coordinate descent over the codes (QuantEase, arXiv:2309.01885), neither of which can raise the objective
+Around the paper's core stand four things: scales searched for the least error as the later columns leave it; columns in order of
+their inputs' size, groups staying where they were (so a reader needs no index); a target moved so that a layer fed by compressed
+layers answers as the original did (the aim of GPTAQ, arXiv:2504.02692, in closed form); and, with the codes at hand, alternating
+exact refits of the scales and coordinate descent over the codes (QuantEase, arXiv:2309.01885), neither of which can raise the objective
 
     trace((T - Q) H (T - Q)^T),    T the target [O, I], Q the dequantized codes, H = X^T X [I, I], damped.
 
+The core is written as what it is, Babai's nearest plane (arXiv:2507.18553): with H = R R^T, R upper triangular, the objective is the sum
+over columns j of R_jj^2 (w_j - q_j)^2, where w_j = t_j + sum over i < j of (t_i - q_i) R_ij / R_jj. So one factorisation is enough,
+R_jj^2 is what an error in column j really costs, and each column is computed once, from those before it, instead of being rewritten
+after each of them. Rows of the weight stand as columns here, [I, O], so that a step works on contiguous memory.
 Rows for which plain rounding does better take plain rounding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from llmos_cli.core.section import Section
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, searched
-from llmos_cli.methods.hessian import damped, inverse_factor, moved_target
+from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
+from llmos_cli.methods.hessian import damped, moved_target, upper_factor
 from llmos_cli.models.calibrate import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
@@ -39,113 +45,165 @@ class Options(Section):
 
 
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:
-    """Codes of least objective; weights of exactly 0 keep code 0 and their part is made up for by the others."""
+    """Codes of least objective; weights of exactly 0 stay 0 and their part is made up for by the others."""
     weight_OI = weight_OI.float()
     keep_OI = weight_OI != 0
-    hessian_II = damped(statistics.hessian_II, options.damping)
-    target_OI = moved_target(weight_OI, statistics.drift_II, hessian_II, options.asymmetry)
-    importance_I = hessian_II.diagonal()
-    columns_I = (
-        importance_I.argsort(descending=True, stable=True)
-        if options.act_order
-        else torch.arange(len(importance_I), device=importance_I.device)
-    )
-    scale_OG = searched(target_OI.where(keep_OI, 0), grid, importance_I)
-    codes = column_by_column(target_OI, keep_OI, scale_OG, grid, statistics.hessian_II, columns_I, options)
-    for _ in range(options.passes):
-        codes = refit_scales(codes, target_OI, hessian_II, grid)
-        codes = descend(codes, target_OI, keep_OI, hessian_II, columns_I, grid, options.block)
-    plain = nearest(weight_OI, absmax(weight_OI, grid), grid)
+    columns_I = in_order(statistics.hessian_II, options)
+    upper_II, hessian_II = upper_factor(statistics.hessian_II, options.damping, columns_I)
+    target_OI = moved_target(weight_OI, statistics.drift_II, upper_II, options.asymmetry, columns_I)
+    scales = searched(target_OI.where(keep_OI, 0), grid, upper_II.diagonal().square()[columns_I.argsort()])
+    codes = column_by_column(target_OI, keep_OI, scales, grid, upper_II, columns_I, options.block)
+    codes = settled(codes, target_OI, keep_OI, hessian_II, grid, options)
+    plain = nearest(weight_OI, widest(weight_OI, grid), grid)
     return better_rows(codes, plain, target_OI, hessian_II)
+
+
+def in_order(hessian_II: Tensor, options: Options) -> Tensor:
+    """[I]: the columns as they will be walked."""
+    if not options.act_order:
+        return torch.arange(len(hessian_II), device=hessian_II.device)
+    return damped(hessian_II, options.damping).diagonal().argsort(descending=True, stable=True)
 
 
 def column_by_column(
     target_OI: Tensor,
     keep_OI: Tensor,
-    scale_OG: Tensor,
+    scales: Scales,
     grid: Grid,
-    hessian_II: Tensor,
+    upper_II: Tensor,
     columns_I: Tensor,
-    options: Options,
+    block: int,
 ) -> Codes:
-    """The paper's algorithm 1 over `columns_I`, its updates beyond a block delayed to the block's end."""
-    U_II = inverse_factor(hessian_II[columns_I][:, columns_I], options.damping)
-    weight_OI, keep_OI = target_OI[:, columns_I], keep_OI[:, columns_I]
-    scale_OI = scale_OG[:, columns_I // grid.group].float()
-    codes_OI = torch.zeros_like(weight_OI)
-    for start in range(0, len(columns_I), options.block):
-        end = min(start + options.block, len(columns_I))
-        weight_OB, U_BB = weight_OI[:, start:end].clone(), U_II[start:end, start:end]
-        error_OB = torch.empty_like(weight_OB)
-        for j in range(end - start):
-            codes_OI[:, start + j], value_O = rounded(
-                weight_OB[:, j], keep_OI[:, start + j], scale_OI[:, start + j], grid
-            )
-            error_OB[:, j] = (weight_OB[:, j] - value_O) / U_BB[j, j]
-            weight_OB[:, j + 1 :].addr_(error_OB[:, j], U_BB[j, j + 1 :], alpha=-1)
-        weight_OI[:, end:] -= error_OB @ U_II[start:end, end:]
-    return Codes(codes_OI[:, columns_I.argsort()].to(torch.int8), scale_OG)
+    """The nearest plane over `columns_I`, in whose order `upper_II` comes."""
+    target_IO = target_OI.T[columns_I].contiguous()
+    keep_IO = _pruned(keep_OI, columns_I)
+    carry_II = (upper_II / upper_II.diagonal()).T.contiguous()
+    groups = (columns_I // grid.group).tolist()
+    steps_IO, _ = in_turn(target_IO, target_IO, carry_II, keep_IO, scales, groups, grid, block)
+    return Codes.of_steps(steps_IO[columns_I.argsort()].T.contiguous(), scales)
 
 
-def rounded(wanted_O: Tensor, keep_O: Tensor, scale_O: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Codes (as floats) of one column and the values that readers compute from them."""
-    codes_O = (wanted_O / scale_O).round_().clamp_(grid.low, grid.high) * keep_O
-    return codes_O, codes_O * scale_O
+def settled(
+    codes: Codes, target_OI: Tensor, keep_OI: Tensor, hessian_II: Tensor, grid: Grid, options: Options
+) -> Codes:
+    """Group after group, several times over: its scale to the minimum of the objective along it, then each of its codes to the best
+    one given all the others."""
+    if not options.passes:
+        return codes
+    steps_IO, scale_OG = codes.steps().T.contiguous(), codes.scale_OG.clone()
+    error_IO = (target_OI - codes.dequantized()).T.contiguous()
+    keep_IO = _pruned(keep_OI)
+    for _ in range(options.passes):
+        for group in range(scale_OG.shape[1]):
+            inputs = slice(group * grid.group, (group + 1) * grid.group)
+            hessian_gg, steps_gO, error_gO = hessian_II[inputs, inputs], steps_IO[inputs], error_IO[inputs]
+            gradient_gO = hessian_II[inputs] @ error_IO
+            change_O = scale_change(scale_OG[:, group], steps_gO, gradient_gO, hessian_gg, grid)
+            scale_OG[:, group] += change_O.to(grid.dtype)
+            moved_gO = steps_gO * change_O
+            error_gO -= moved_gO
+            gradient_gO -= hessian_gg @ moved_gO
+            of_group = Scales(scale_OG[:, group : group + 1], _column(codes.zero_OG, group))
+            keep_gO = None if keep_IO is None else keep_IO[inputs]
+            steps_gO[:], left_gO = descend(steps_gO, gradient_gO, hessian_gg, keep_gO, of_group, grid, options.block)
+            error_gO += left_gO
+    return Codes.of_steps(steps_IO.T.contiguous(), Scales(scale_OG, codes.zero_OG))
 
 
-def refit_scales(codes: Codes, target_OI: Tensor, hessian_II: Tensor, grid: Grid) -> Codes:
-    """Each group's scale to the minimum of the objective along it, one group after another, codes as they are."""
-    scale_OG = codes.scale_OG.clone()
-    gradient_OI = (target_OI - codes.dequantized()) @ hessian_II
-    for group in range(scale_OG.shape[1]):
-        inputs = slice(group * grid.group, (group + 1) * grid.group)
-        codes_Og = codes.codes_OI[:, inputs].float()
-        slope_O = (codes_Og * gradient_OI[:, inputs]).sum(1)
-        curvature_O = (codes_Og @ hessian_II[inputs, inputs] * codes_Og).sum(1)
-        old_O = scale_OG[:, group].float()
-        new_O = (old_O + slope_O / curvature_O.where(curvature_O > 0, torch.inf)).to(grid.dtype)
-        change_O = new_O.float() - old_O
-        # Rounding to the file's dtype may overshoot the minimum; a vanishing scale would lose its codes.
-        worth_O = (change_O * curvature_O < 2 * slope_O) == (change_O > 0)
-        worth_O &= (change_O != 0) & (new_O.float().abs() > 0.1 * old_O.abs())
-        scale_OG[:, group] = torch.where(worth_O, new_O, scale_OG[:, group])
-        moved_Og = codes_Og * torch.where(worth_O, change_O, 0)[:, None]
-        gradient_OI -= moved_Og @ hessian_II[inputs]
-    return Codes(codes.codes_OI, scale_OG)
+def scale_change(scale_O: Tensor, steps_gO: Tensor, gradient_gO: Tensor, hessian_gg: Tensor, grid: Grid) -> Tensor:
+    """[O], fp32: what takes each row's scale of a group to the minimum of the objective along it, as far as the file can hold it."""
+    slope_O = (steps_gO * gradient_gO).sum(0)
+    curvature_O = (hessian_gg @ steps_gO).mul_(steps_gO).sum(0)
+    old_O = scale_O.float()
+    new_O = (old_O + slope_O / curvature_O.where(curvature_O > 0, torch.inf)).to(grid.dtype).float()
+    change_O = new_O - old_O
+    # Rounding to the file's dtype may overshoot the minimum; a vanishing scale would lose its codes.
+    worth_O = (change_O * curvature_O < 2 * slope_O) == (change_O > 0)
+    worth_O &= (change_O != 0) & (new_O.abs() > 0.1 * old_O.abs())
+    return change_O.where(worth_O, 0)
 
 
 def descend(
-    codes: Codes, target_OI: Tensor, keep_OI: Tensor, hessian_II: Tensor, columns_I: Tensor, grid: Grid, block: int
-) -> Codes:
-    """One pass of coordinate descent: each code to the best one given all the others, scales as they are."""
-    hessian_II = hessian_II[columns_I][:, columns_I]
-    keep_OI, scale_OI = keep_OI[:, columns_I], codes.scale_OG[:, columns_I // grid.group].float()
-    value_OI = codes.dequantized()[:, columns_I]
-    codes_OI = codes.codes_OI[:, columns_I].float()
-    gradient_OI = (target_OI[:, columns_I] - value_OI) @ hessian_II
-    for start in range(0, len(columns_I), block):
-        end = min(start + block, len(columns_I))
-        gradient_OB, hessian_BB = gradient_OI[:, start:end].clone(), hessian_II[start:end, start:end]
-        moved_OB = torch.empty_like(gradient_OB)
-        for j in range(end - start):
-            old_O = value_OI[:, start + j]
-            wanted_O = old_O + gradient_OB[:, j] / hessian_BB[j, j]
-            codes_OI[:, start + j], value_O = rounded(wanted_O, keep_OI[:, start + j], scale_OI[:, start + j], grid)
-            moved_OB[:, j] = value_O - old_O
-            gradient_OB.addr_(moved_OB[:, j], hessian_BB[j], alpha=-1)
-        gradient_OI -= moved_OB @ hessian_II[start:end]
-    return Codes(codes_OI[:, columns_I.argsort()].to(torch.int8), codes.scale_OG)
+    steps_gO: Tensor,
+    gradient_gO: Tensor,
+    hessian_gg: Tensor,
+    keep_gO: Tensor | None,
+    scales: Scales,
+    grid: Grid,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Coordinate descent over the columns of one group: the new steps, and by how much the values fell."""
+    value_gO, curvature_g1 = steps_gO * scales.scale_OG.float().T, hessian_gg.diagonal()[:, None]
+    wanted_gO = torch.addcdiv(value_gO, gradient_gO, curvature_g1)
+    groups = [0] * len(steps_gO)
+    return in_turn(wanted_gO, value_gO, hessian_gg / curvature_g1, keep_gO, scales, groups, grid, block)
+
+
+def in_turn(
+    wanted_IO: Tensor,
+    start_IO: Tensor,
+    carry_II: Tensor,
+    keep_IO: Tensor | None,
+    scales: Scales,
+    groups: Sequence[int],
+    grid: Grid,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Row j to the nearest step to wanted_j + sum over i < j of carry_ji left_i, where left_i = start_i - value_i: steps and left.
+
+    `carry_II` is read below its diagonal. Rows before a block are added by one product; those within it one by one. `groups`: the
+    group of each row.
+    """
+    steps_IO, left_IO = torch.empty_like(wanted_IO), torch.empty_like(wanted_IO)
+    scale_G, inverse_G = scales.scale_OG.float().T.contiguous(), scales.scale_OG.float().reciprocal().T.contiguous()
+    scale_GO, inverse_GO, ends = scale_G.unbind(), inverse_G.unbind(), _ends(scales, grid)
+    for first in range(0, len(wanted_IO), block):
+        rows = slice(first, min(first + block, len(wanted_IO)))
+        wanted_BO, carry_BB, left_OB = wanted_IO[rows], carry_II[rows, rows], left_IO[rows].T
+        if first:
+            wanted_BO = torch.addmm(wanted_BO, carry_II[rows, :first], left_IO[:first])
+        parts = zip(wanted_BO, start_IO[rows], steps_IO[rows], left_IO[rows], groups[rows], strict=True)
+        for j, (wanted_O, start_O, steps_O, left_O, group) in enumerate(parts):
+            if j:
+                wanted_O = torch.addmv(wanted_O, left_OB[:, :j], carry_BB[j, :j])
+            torch.mul(wanted_O, inverse_GO[group], out=steps_O).round_().clamp_(*ends[group])
+            if keep_IO is not None:
+                steps_O *= keep_IO[first + j]
+            torch.addcmul(start_O, steps_O, scale_GO[group], value=-1, out=left_O)
+    return steps_IO, left_IO
 
 
 def better_rows(codes: Codes, other: Codes, target_OI: Tensor, hessian_II: Tensor) -> Codes:
     """Row by row whichever of the two has the smaller objective."""
     better_O1 = (objective(codes, target_OI, hessian_II) <= objective(other, target_OI, hessian_II))[:, None]
+    zero_OG = None
+    if codes.zero_OG is not None and other.zero_OG is not None:
+        zero_OG = codes.zero_OG.where(better_O1, other.zero_OG)
     return Codes(
-        torch.where(better_O1, codes.codes_OI, other.codes_OI), torch.where(better_O1, codes.scale_OG, other.scale_OG)
+        codes.codes_OI.where(better_O1, other.codes_OI), codes.scale_OG.where(better_O1, other.scale_OG), zero_OG
     )
 
 
 def objective(codes: Codes, target_OI: Tensor, hessian_II: Tensor) -> Tensor:
     """[O]: the diagonal of (T - Q) H (T - Q)^T."""
     error_OI = target_OI - codes.dequantized()
-    return (error_OI @ hessian_II * error_OI).sum(1)
+    return (error_OI @ hessian_II).mul_(error_OI).sum(1)
+
+
+def _pruned(keep_OI: Tensor, columns_I: Tensor | None = None) -> Tensor | None:
+    """1 where a weight may differ from zero, [I, O]; None where all may."""
+    if keep_OI.all():
+        return None
+    keep_IO = keep_OI.T if columns_I is None else keep_OI.T[columns_I]
+    return keep_IO.float().contiguous()
+
+
+def _column(zero_OG: Tensor | None, group: int) -> Tensor | None:
+    return None if zero_OG is None else zero_OG[:, group : group + 1]
+
+
+def _ends(scales: Scales, grid: Grid) -> list[tuple[Tensor | int, Tensor | int]]:
+    """The least and the largest step of each group."""
+    if scales.zero_OG is None:
+        return [grid.ends(None)] * scales.scale_OG.shape[1]
+    return [grid.ends(zero_O) for zero_O in scales.zero_OG.T.contiguous()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmos_cli.core.section import Section
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, searched
+from llmos_cli.methods.grid import Codes, Grid, nearest, searched, widest
 from llmos_cli.models.calibrate import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset()
@@ -17,10 +17,10 @@ ACTIVATIONS: int | None = None
 
 class Options(Section):
     scale: Literal["absmax", "mse"] = "absmax"
-    """`absmax`: the grid ends at the group's largest weight; `mse`: where the squared error is least."""
+    """`absmax`: the grid reaches over the group's whole range; `mse`: as far as makes the squared error least."""
 
 
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:
     if options.scale == "absmax":
-        return nearest(weight_OI, absmax(weight_OI, grid), grid)
+        return nearest(weight_OI, widest(weight_OI, grid), grid)
     return nearest(weight_OI, searched(weight_OI, grid, torch.ones_like(weight_OI[0])), grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from llmos_cli.core.section import Section
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest
+from llmos_cli.methods.grid import Codes, Grid, nearest, widest
 from llmos_cli.models.calibrate import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset()
@@ -19,4 +19,4 @@ class Options(Section):
 
 
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:
-    return nearest(weight_OI, absmax(weight_OI, grid), grid)
+    return nearest(weight_OI, widest(weight_OI, grid), grid)

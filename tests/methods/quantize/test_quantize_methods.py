@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmos_cli.errors import LlmosError
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, searched, usable_group
-from llmos_cli.methods.hessian import damped, moved_target
+from llmos_cli.methods.grid import CLIPS, Codes, Grid, Scales, nearest, searched, usable_group, widest
+from llmos_cli.methods.hessian import damped, moved_target, upper_factor
 from llmos_cli.methods.quantize import gptq, rtn, w8a8
 from llmos_cli.models.calibrate import Statistics
-
-PLAIN = gptq.Options(act_order=False, asymmetry=0, passes=0)
 
 
 def inputs(count: int, size: int, seed: int = 0) -> Tensor:
@@ -35,7 +33,7 @@ def seen(rows_NI: Tensor, reference_NI: Tensor | None = None) -> Statistics:
 def test_round_to_nearest_by_hand() -> None:
     grid = Grid(bits=3, group=2)  # codes -4..3
     weight_OI = torch.tensor([[3.5, -1.0, 0.0, 0.0], [0.7, -0.7, 0.14, 7.0]])
-    codes = nearest(weight_OI, absmax(weight_OI, grid), grid)
+    codes = nearest(weight_OI, widest(weight_OI, grid), grid)
     assert codes.codes_OI.tolist() == [[3, -1, 0, 0], [3, -4, 0, 3]]
     torch.testing.assert_close(codes.scale_OG, torch.tensor([[1.0, 1.0], [0.2, 2.0]]))
     torch.testing.assert_close(codes.dequantized(), torch.tensor([[3.0, -1, 0, 0], [0.6, -0.8, 0, 6]]))
@@ -61,29 +59,68 @@ def test_the_search_uses_the_extra_code_for_the_longer_side() -> None:
     assert found.scale_OG.tolist() == [[-1.0]] and found.dequantized().tolist() == weight_OI.tolist()
 
 
+def test_an_asymmetric_grid_spends_no_code_where_no_weight_is() -> None:
+    weight_OI, grid = torch.tensor([[0.0, 1.0, 2.0, 7.0], [-3.0, -1.0, 0.0, 4.0]]), Grid(3, 4, symmetric=False)
+    codes = nearest(weight_OI, widest(weight_OI, grid), grid)
+    assert codes.scale_OG.tolist() == [[1.0], [1.0]] and codes.zero_OG is not None
+    assert codes.zero_OG.tolist() == [[-4], [-1]] and codes.codes_OI.tolist() == [[-4, -3, -2, 3], [-4, -2, -1, 3]]
+    assert torch.equal(codes.dequantized(), weight_OI)
+
+
+def test_the_search_is_the_best_of_all_it_tries() -> None:
+    """Against a loop over every candidate, weight by weight."""
+    weight_OI, importance_I = weights(6, 8), torch.rand(8, generator=torch.Generator().manual_seed(3))
+    for symmetric in (True, False):
+        grid = Grid(3, 4, torch.bfloat16, symmetric)
+        found = searched(weight_OI, grid, importance_I)
+        codes = nearest(weight_OI, found, grid)
+        error_OG = ((codes.dequantized() - weight_OI).square() * importance_I).unflatten(1, (2, 4)).sum(2)
+        for clip in CLIPS:
+            for sign in (1, -1) if symmetric else (1,):
+                tried = clipped(weight_OI, grid, clip * sign)
+                values_OI = nearest(weight_OI, tried, grid).dequantized()
+                tried_OG = ((values_OI - weight_OI).square() * importance_I).unflatten(1, (2, 4)).sum(2)
+                assert (error_OG <= tried_OG * (1 + 1e-5)).all()
+
+
+def clipped(weight_OI: Tensor, grid: Grid, clip: float) -> Scales:
+    weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
+    if grid.symmetric:
+        return Scales((weight_OGg.abs().amax(2) * clip / -grid.low).to(grid.dtype))
+    low_OG, high_OG = weight_OGg.amin(2).clamp_max(0) * clip, weight_OGg.amax(2).clamp_min(0) * clip
+    scale_OG = ((high_OG - low_OG) / (2**grid.bits - 1)).to(grid.dtype)
+    zero_OG = (grid.low - low_OG / scale_OG.float()).round().clamp(grid.low, grid.high)
+    return Scales(scale_OG, zero_OG.to(torch.int8))
+
+
 def test_gptq_is_the_literal_algorithm() -> None:
     """Column by column with the inverse Hessian recomputed of what remains: no factorisation, no blocks."""
     rows_NI, weight_OI, grid = inputs(64, 12), weights(5, 12), Grid(bits=3, group=4)
     hessian_II = damped(seen(rows_NI).hessian_II, 0.01).double()
-    scale_OG = searched(weight_OI, grid, hessian_II.diagonal().float())
+    scales = searched(weight_OI, grid, torch.ones(12))
     wanted_OI, left_OI = torch.zeros(5, 12), weight_OI.double()
     for column in range(12):
         inverse = torch.linalg.inv(hessian_II[column:, column:])
-        scale_O = scale_OG[:, column // 4].double()
+        scale_O = scales.scale_OG[:, column // 4].double()
         value_O = (left_OI[:, column] / scale_O).round().clamp(grid.low, grid.high) * scale_O
         error_O = (left_OI[:, column] - value_O) / inverse[0, 0]
         left_OI[:, column:] -= error_O[:, None] * inverse[0]
         wanted_OI[:, column] = value_O.float()
-    ours = gptq.column_by_column(
-        weight_OI,
-        weight_OI != 0,
-        scale_OG,
-        grid,
-        seen(rows_NI).hessian_II,
-        torch.arange(12),
-        PLAIN.model_copy(update={"block": 5}),
-    )
+    upper_II, _ = upper_factor(seen(rows_NI).hessian_II, 0.01)
+    keep_OI, order_I = torch.ones(5, 12, dtype=torch.bool), torch.arange(12)
+    ours = gptq.column_by_column(weight_OI, keep_OI, scales, grid, upper_II, order_I, block=5)
     torch.testing.assert_close(ours.dequantized(), wanted_OI)
+
+
+def test_what_an_error_costs_is_the_factor_s_diagonal() -> None:
+    """The sum of R_jj^2 (w_j - q_j)^2 that the columns are walked by is the objective itself."""
+    rows_NI, weight_OI, grid = inputs(64, 12), weights(5, 12), Grid(3, 4)
+    upper_II, hessian_II = upper_factor(seen(rows_NI).hessian_II, 0.01)
+    torch.testing.assert_close(upper_II @ upper_II.T, hessian_II)
+    assert (upper_II.tril(-1) == 0).all()
+    codes = nearest(weight_OI, widest(weight_OI, grid), grid)
+    error_OI = weight_OI - codes.dequantized()
+    torch.testing.assert_close((error_OI @ upper_II).square().sum(1), gptq.objective(codes, weight_OI, hessian_II))
 
 
 def test_order_and_blocks_only_change_what_they_should() -> None:
@@ -94,48 +131,62 @@ def test_order_and_blocks_only_change_what_they_should() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from([2, 3, 4, 8]), st.sampled_from([4, 8, 16]), st.integers(0, 1000), st.sampled_from([0.0, 0.5]))
-def test_gptq_is_never_above_rtn_in_its_objective(bits: int, group: int, seed: int, pruned: float) -> None:
+@given(
+    st.integers(2, 8),
+    st.sampled_from([1, 4, 8, 16]),
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 0.5]),
+    st.booleans(),
+)
+def test_gptq_is_never_above_rtn_in_its_objective(
+    bits: int, group: int, seed: int, pruned: float, symmetric: bool
+) -> None:
     weight_OI, rows_NI = weights(6, 16, seed), inputs(10 + seed % 30, 16, seed)
     weight_OI[torch.rand(6, 16, generator=torch.Generator().manual_seed(seed)) < pruned] = 0
-    statistics, grid = seen(rows_NI), Grid(bits, group)
+    statistics, grid = seen(rows_NI), Grid(bits, group, symmetric=symmetric)
     hessian_II = damped(statistics.hessian_II, 0.01)
     ours = gptq.quantize(weight_OI, statistics, grid, gptq.Options())
     plain = rtn.quantize(weight_OI, statistics, grid, rtn.Options())
     ours_O, plain_O = (gptq.objective(codes, weight_OI, hessian_II) for codes in (ours, plain))
     assert (ours_O <= plain_O).all()
-    assert (ours.codes_OI[weight_OI == 0] == 0).all() and (plain.codes_OI[weight_OI == 0] == 0).all()
+    for codes in (ours, plain):
+        assert (codes.dequantized()[weight_OI == 0] == 0).all()
+        assert (codes.zero_OG is None) == symmetric
     assert ours.codes_OI.min() >= grid.low and ours.codes_OI.max() <= grid.high
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_refits_and_descent_only_go_down(dtype: torch.dtype) -> None:
-    rows_NI, weight_OI, grid = inputs(100, 32), weights(16, 32), Grid(3, 8, dtype)
-    hessian_II, order_I = damped(seen(rows_NI).hessian_II, 0.01), torch.arange(32)
-    codes = nearest(weight_OI, absmax(weight_OI, grid), grid)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_settling_only_goes_down(dtype: torch.dtype, symmetric: bool) -> None:
+    rows_NI, weight_OI, grid = inputs(100, 32), weights(16, 32), Grid(3, 8, dtype, symmetric)
+    hessian_II = damped(seen(rows_NI).hessian_II, 0.01)
+    codes = nearest(weight_OI, widest(weight_OI, grid), grid)
     before_O = gptq.objective(codes, weight_OI, hessian_II)
-    for _ in range(3):
-        refitted = gptq.refit_scales(codes, weight_OI, hessian_II, grid)
-        after_O = gptq.objective(refitted, weight_OI, hessian_II)
+    at_first_O = before_O
+    for _ in range(4):
+        codes = gptq.settled(codes, weight_OI, weight_OI != 0, hessian_II, grid, gptq.Options(passes=1))
+        after_O = gptq.objective(codes, weight_OI, hessian_II)
         assert (after_O <= before_O * (1 + 1e-5)).all()
-        codes = gptq.descend(refitted, weight_OI, weight_OI != 0, hessian_II, order_I, grid, 8)
-        before_O = gptq.objective(codes, weight_OI, hessian_II)
-        assert (before_O <= after_O * (1 + 1e-5)).all()
+        before_O = after_O
+    assert (before_O < 0.9 * at_first_O).all()
 
 
-def test_each_code_is_the_best_one_after_descent_converges() -> None:
-    rows_NI, weight_OI, grid = inputs(100, 8), weights(3, 8), Grid(3, 8)
-    hessian_II, keep_OI = damped(seen(rows_NI).hessian_II, 0.01), weight_OI != 0
-    codes = nearest(weight_OI, absmax(weight_OI, grid), grid)
-    for _ in range(20):
-        codes = gptq.descend(codes, weight_OI, keep_OI, hessian_II, torch.arange(8), grid, 8)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_each_code_and_scale_is_the_best_one_once_settled(symmetric: bool) -> None:
+    rows_NI, weight_OI, grid = inputs(100, 8), weights(3, 8), Grid(3, 4, symmetric=symmetric)
+    hessian_II = damped(seen(rows_NI).hessian_II, 0.01)
+    start = nearest(weight_OI, widest(weight_OI, grid), grid)
+    codes = gptq.settled(start, weight_OI, weight_OI != 0, hessian_II, grid, gptq.Options(passes=30, block=3))
     settled_O = gptq.objective(codes, weight_OI, hessian_II)
     for column in range(8):
         for step in (-1, 1):
             moved_OI = codes.codes_OI.clone()
             moved_OI[:, column] = (moved_OI[:, column] + step).clamp(grid.low, grid.high)
-            moved_O = gptq.objective(Codes(moved_OI, codes.scale_OG), weight_OI, hessian_II)
+            moved_O = gptq.objective(Codes(moved_OI, codes.scale_OG, codes.zero_OG), weight_OI, hessian_II)
             assert (moved_O >= settled_O * (1 - 1e-5)).all()
+    for share in (0.99, 1.01):
+        moved_O = gptq.objective(Codes(codes.codes_OI, codes.scale_OG * share, codes.zero_OG), weight_OI, hessian_II)
+        assert (moved_O >= settled_O * (1 - 1e-5)).all()
 
 
 def test_the_moved_target_answers_like_the_original() -> None:
@@ -143,8 +194,10 @@ def test_the_moved_target_answers_like_the_original() -> None:
     reference_NI, weight_OI = inputs(80, 6), weights(4, 6)
     drifted_NI = reference_NI @ (torch.eye(6) + 0.1 * weights(6, 6, seed=2))  # invertible: can be made up for wholly
     statistics = seen(drifted_NI, reference_NI)
-    target_OI = moved_target(weight_OI, statistics.drift_II, statistics.hessian_II, 1.0)
-    torch.testing.assert_close(drifted_NI @ target_OI.T, reference_NI @ weight_OI.T, rtol=1e-2, atol=1e-2)
+    for columns_I in (torch.arange(6), torch.tensor([3, 0, 5, 1, 2, 4])):
+        upper_II, _ = upper_factor(statistics.hessian_II, 1e-6, columns_I)
+        target_OI = moved_target(weight_OI, statistics.drift_II, upper_II, 1.0, columns_I)
+        torch.testing.assert_close(drifted_NI @ target_OI.T, reference_NI @ weight_OI.T, rtol=1e-2, atol=1e-2)
 
 
 def test_more_bits_less_error() -> None:
@@ -162,7 +215,7 @@ def test_more_bits_less_error() -> None:
                 .square()
                 .mean()
             )
-            for bits in (2, 3, 4, 8)
+            for bits in range(2, 9)
         ]
         assert errors == sorted(errors, reverse=True)
 
