@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class Grid:
     def high(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
-    def ends(self, zero: Tensor | None) -> tuple[Tensor | int, Tensor | int]:
-        """The least and the largest code - zero."""
+    def ends(self, zero: Tensor | None) -> Any:
+        """The least and the largest code - zero: two numbers, or two tensors in the shape of `zero`."""
         return (self.low, self.high) if zero is None else (self.low - zero.float(), self.high - zero.float())
 
 
@@ -126,7 +126,7 @@ def _search(weight_OI: Tensor, grid: Grid, importance_Gg: Tensor) -> Scales:
     for tried in (best, *_candidates(weight_OGg, grid)):
         scale_OG = tried.scale_OG.to(weight_OI.dtype)
         torch.mul(weight_OGg, scale_OG.reciprocal()[:, :, None], out=exact_OGg)
-        torch.round(exact_OGg, out=rounded_OGg).clamp_(*_wide(grid.ends(tried.zero_OG)))
+        torch.round(exact_OGg, out=rounded_OGg).clamp_(*grid.ends(_wide(tried.zero_OG)))
         rounded_OGg.sub_(exact_OGg).square_().mul_(importance_Gg)
         error_OG = rounded_OGg.sum(2) * scale_OG.square()
         better_OG = error_OG < least_OG
@@ -155,10 +155,9 @@ def _between(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
     return Scales(scale_OG, zero_OG.to(torch.int8))
 
 
-def _wide(ends: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor | int, Tensor | int]:
+def _wide(zero_OG: Tensor | None) -> Tensor | None:
     """For all the inputs of a group."""
-    low, high = ends
-    return low[:, :, None] if isinstance(low, Tensor) else low, high[:, :, None] if isinstance(high, Tensor) else high
+    return None if zero_OG is None else zero_OG[:, :, None]
 
 
 def _where(better_OG: Tensor, one: Scales, other: Scales) -> Scales:
@@ -178,4 +177,4 @@ def nearest(weight_OI: Tensor, scales: Scales, grid: Grid) -> Codes:
     """Round to nearest."""
     weight_OGg = weight_OI.unflatten(1, (scales.scale_OG.shape[1], -1))
     steps_OGg = (weight_OGg / scales.scale_OG.to(weight_OI.dtype)[:, :, None]).round()
-    return Codes.of_steps(steps_OGg.clamp(*_wide(grid.ends(scales.zero_OG))).flatten(1), scales)
+    return Codes.of_steps(steps_OGg.clamp(*grid.ends(_wide(scales.zero_OG))).flatten(1), scales)

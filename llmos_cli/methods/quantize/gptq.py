@@ -17,6 +17,7 @@ Rows for which plain rounding does better take plain rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -202,7 +203,7 @@ def _column(zero_OG: Tensor | None, group: int) -> Tensor | None:
     return None if zero_OG is None else zero_OG[:, group : group + 1]
 
 
-def _ends(scales: Scales, grid: Grid) -> list[tuple[Tensor | int, Tensor | int]]:
+def _ends(scales: Scales, grid: Grid) -> list[Any]:
     """The least and the largest step of each group."""
     if scales.zero_OG is None:
         return [grid.ends(None)] * scales.scale_OG.shape[1]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llmos_cli.events import Emit, Progress
-from llmos_cli.methods.grid import Codes, Grid, absmax, nearest, usable_group
+from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, usable_group, widest
 from llmos_cli.methods.hessian import damped
 from llmos_cli.methods.quantize import gptq
 from llmos_cli.models.calibrate import Statistics, sequential
@@ -104,14 +104,15 @@ def _probe(
         group = usable_group(matrix.inputs, group_size)
         for width in errors:
             grid = Grid(width, group)
-            errors[width] += min(_error(weight_OI, clip * absmax(weight_OI, grid), grid, hessian_II) for clip in CLIPS)
+            whole_OG = widest(weight_OI, grid).scale_OG
+            errors[width] += min(_error(weight_OI, clip * whole_OG, grid, hessian_II) for clip in CLIPS)
         codes[name] = gptq.quantize(weight_OI, seen, Grid(PROBE_BITS, group), gptq.Options(passes=0))
     return _Probe(codes, errors)
 
 
 def _error(weight_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor) -> float:
     """Squared error of the outputs where each weight goes to its nearest code."""
-    change_OI = nearest(weight_OI, scale_OG, grid).dequantized() - weight_OI
+    change_OI = nearest(weight_OI, Scales(scale_OG), grid).dequantized() - weight_OI
     return float((change_OI @ hessian_II * change_OI).sum())
 
 
