@@ -22,6 +22,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import ignore
 from llmos_cli.models.load import load
 from llmos_cli.operations import prune, quantize
+from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.subject import Subject, calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
@@ -114,7 +115,7 @@ def quantized(parent: Subject, resolved: Any) -> None:
     options = resolved.config.quantize
     module, own = method("quantize", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
-    coded: dict[str, quantize.Coded] = {}
+    coded: dict[str, Coded] = {}
     compress = quantize.coding(parent, module, own, quantize.form_of(resolved, module), coded)
     sweep(parent, batches, compress, module.NEEDS, stage="quantize", emit=ignore)
     if options.heal:

@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -48,6 +49,18 @@ class Quantized:
         return packing.dequantize(self.codes, self.scales_OG, self.zeros_OG)
 
 
+class Kind(NamedTuple):
+    """What a quantization config says of one weight."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @classmethod
+    def of(cls, quantized: Quantized) -> Kind:
+        return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None)
+
+
 def why_not(model: nn.Module, module: nn.Module) -> str | None:
     """Why a layer cannot be stored quantized; None where it can."""
     if isinstance(module, nn.Linear):
@@ -58,21 +71,29 @@ def why_not(model: nn.Module, module: nn.Module) -> str | None:
     return None if isinstance(model, SmallModel) else f"transformers reads no format that holds a quantized {kind}"
 
 
-def write_quantized(directory: Path, source: Path, layers: Mapping[str, Quantized], scheme: Scheme = "weights") -> None:
+def write_quantized(
+    directory: Path,
+    source: Path,
+    layers: Mapping[str, Quantized],
+    scheme: Scheme = "weights",
+    changed: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Write checkpoint `source` to `directory` with some weights as codes, one shard in memory at a time.
 
-    `layers`: by module name, or by the weight's full name where a module has several (an LSTM).
+    `layers`: by module name, or by the weight's full name where a module has several (an LSTM); each is looked up when its shard
+    is written. `changed`: dense tensors, by their names in the files, that are not the source's own any more.
     """
     config, model, entries = _dense_config(source), skeleton(source), headers.of_directory(source)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    weights = {_weight_name(key, model): value for key, value in layers.items()}
-    packed = {name: value for name, value in weights.items() if name.removesuffix(".weight") in linear}
+    weights = {_weight_name(key, model): key for key in layers}
+    packed = {name: key for name, key in weights.items() if name.removesuffix(".weight") in linear}
     stored = _stored_names(weights, model, entries)
     directory.mkdir(parents=True, exist_ok=True)
     _copy_others(source, directory)
     pack = {stored[name] for name in packed} if scheme == "weights" else set()
-    _write_weights(directory, entries, {stored[name]: value for name, value in weights.items()}, pack)
-    config |= _config_entries(packed, sorted(stored[name] for name in set(weights) - set(packed)), linear, scheme)
+    _write_weights(directory, entries, layers, {stored[name]: key for name, key in weights.items()}, pack, changed)
+    kinds = {name.removesuffix(".weight"): Kind.of(layers[key]) for name, key in packed.items()}
+    config |= _config_entries(kinds, sorted(stored[name] for name in set(weights) - set(packed)), linear, scheme)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -111,8 +132,10 @@ def _copy_others(source: Path, directory: Path) -> None:
 def _write_weights(
     directory: Path,
     entries: Mapping[str, headers.Entry],
-    codes: Mapping[str, Quantized],
+    layers: Mapping[str, Quantized],
+    key_of: Mapping[str, str],
     pack: set[str],
+    changed: Mapping[str, Tensor],
 ) -> None:
     by_file: dict[Path, list[str]] = {}
     for name, entry in entries.items():
@@ -123,10 +146,10 @@ def _write_weights(
         with safe_open(entries[group[0]].file, "pt") as opened:
             for name in group:
                 value = opened.get_tensor(name)
-                if name in codes:
-                    shard |= _stored(name, codes[name], value, pack=name in pack)
+                if name in key_of:
+                    shard |= _stored(name, layers[key_of[name]], value, pack=name in pack)
                 else:
-                    shard[name] = value
+                    shard[name] = changed[name].to(value.dtype) if name in changed else value
         return shard
 
     write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
@@ -154,22 +177,22 @@ def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> di
 
 
 def _config_entries(
-    packed: Mapping[str, Quantized], int8: list[str], linear: Sequence[str], scheme: Scheme
+    packed: Mapping[str, Kind], int8: list[str], linear: Sequence[str], scheme: Scheme
 ) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     if int8:
         entries[INT8_KEY] = int8
     if packed:
-        layers = {name.removesuffix(".weight"): packed[name] for name in sorted(packed)}
+        layers = {name: packed[name] for name in sorted(packed)}
         entries[CONFIG_KEY] = _quantization_config(layers, linear, scheme)
     return entries
 
 
-def _quantization_config(layers: Mapping[str, Quantized], linear: Sequence[str], scheme: Scheme) -> dict[str, Any]:
+def _quantization_config(layers: Mapping[str, Kind], linear: Sequence[str], scheme: Scheme) -> dict[str, Any]:
     """The shape compressed-tensors 0.20 writes. Layers of one kind are targeted as `Linear`, several kinds by name."""
-    kinds: dict[tuple[int, int, bool], list[str]] = {}
-    for name, quantized in layers.items():
-        kinds.setdefault((quantized.bits, quantized.group_size, quantized.zeros_OG is None), []).append(name)
+    kinds: dict[Kind, list[str]] = {}
+    for name, kind in layers.items():
+        kinds.setdefault(kind, []).append(name)
     groups = {
         f"group_{index}": {
             "targets": ["Linear"] if len(kinds) == 1 else names,

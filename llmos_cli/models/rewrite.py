@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,24 +22,39 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 def rewrite(model: PreTrainedModel, source: Path, directory: Path) -> None:
     """Write `model`, which was loaded from `source` and changed, as `source` was written."""
+    rewritten(tensors(model), source, directory)
+
+
+def rewritten(changed: Mapping[str, Tensor], source: Path, directory: Path) -> None:
+    """The same of the tensors that are not the source's own any more, by their names in the files, one shard in memory at a time."""
     directory.mkdir(parents=True, exist_ok=True)
     entries = headers.of_directory(source)
-    state = as_stored(tensors(model), entries)
     by_file: dict[Path, list[str]] = {}
     for name, entry in entries.items():
         by_file.setdefault(entry.file, []).append(name)
-    write_streamed([by_file[file] for file in sorted(by_file)], lambda group: {n: state[n] for n in group}, directory)
+
+    def read(group: list[str]) -> dict[str, Tensor]:
+        with safe_open(entries[group[0]].file, "pt") as opened:
+            return {
+                name: as_stored(changed[name], entries[name]) if name in changed else opened.get_tensor(name)
+                for name in group
+            }
+
+    write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix != ".safetensors" and file.name not in (headers.INDEX, "manifest.json"):
             shutil.copyfile(file, directory / file.name)
 
 
-def as_stored(state: Mapping[str, Tensor], entries: Mapping[str, headers.Entry]) -> dict[str, Tensor]:
-    """Each tensor in the type that `entries` keep it in."""
-    return {
-        name: state[name].to(DTYPES[entry.dtype]) if entry.dtype in DTYPES else state[name]
-        for name, entry in entries.items()
-    }
+def as_stored(value: Tensor, entry: headers.Entry) -> Tensor:
+    """A tensor in the type that the files keep it in."""
+    return value.to(DTYPES[entry.dtype]) if entry.dtype in DTYPES else value
+
+
+def usual_dtype(entries: Mapping[str, headers.Entry]) -> torch.dtype:
+    """The floating-point type that most tensors are kept in."""
+    kept = [DTYPES[entry.dtype] for entry in entries.values() if entry.dtype in DTYPES]
+    return max(dict.fromkeys(kept), key=kept.count)
 
 
 def stored_dtype(name: str, entries: Mapping[str, headers.Entry], otherwise: torch.dtype) -> torch.dtype:

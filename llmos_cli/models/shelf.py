@@ -48,7 +48,8 @@ class Shelf:
         self.slots = {name: slot for slot in slots for name in slot.names}
         if not self.lost:
             for name, buffer in self.model.named_buffers():
-                place(self.model, name, device.move(buffer, on))
+                stays = name not in self.slots or self.slots[name].block is None
+                place(self.model, name, device.move(buffer, on if stays else torch.device("meta")))
             self._fill(None)
 
     @contextmanager
@@ -61,14 +62,7 @@ class Shelf:
         finally:
             for slot in self._of(index):
                 for name in slot.names:
-                    place(self.model, name, _tensor(self.model, name).to("meta"))
-
-    def block_of(self, name: str) -> int | None:
-        return self.slots[name].block
-
-    def names(self, index: int) -> list[str]:
-        """The tensors of block `index` by their names in the model."""
-        return [slot.names[0] for slot in self._of(index)]
+                    place(self.model, name, tensor_of(self.model, name).to("meta"))
 
     def read(self, name: str) -> Tensor:
         """One tensor as the files say it, in fp32, whether its block is held or not."""
@@ -129,25 +123,41 @@ def place(model: nn.Module, name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that name, as it is now."""
     owner, _, leaf = name.rpartition(".")
     found: Tensor = getattr(model.get_submodule(owner), leaf)
     return found
 
 
+def owned(model: nn.Module, stack: Sequence[Block]) -> dict[int | None, list[str]]:
+    """The names of the stored tensors by the block that they are in, the first of several; None: outside all of them. Tensors
+    that are tied go by their first name."""
+    found: dict[int | None, list[str]] = {}
+    for names in _tied(model):
+        owners = [owner for name in names if (owner := _owner(name, stack)) is not None]
+        found.setdefault(min(owners, default=None), []).append(names[0])
+    return found
+
+
 def _slots(model: PreTrainedModel, stack: Sequence[Block], entries: Mapping[str, headers.Entry]) -> list[Slot]:
     """Every tensor that the files must hold. One that several blocks share, or a block and what stands outside, stays in memory."""
-    tied: dict[int, list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        tied.setdefault(id(value), []).append(name)
     shapes, renamed = headers.dense_shapes(entries), stored_names(model)
     slots = []
-    for names in tied.values():
-        shape = tuple(_tensor(model, names[0]).shape)
+    for names in _tied(model):
+        shape = tuple(tensor_of(model, names[0]).shape)
         found = [stored for name in names for stored in (name, renamed.get(name, "")) if shapes.get(stored) == shape]
         owners = {_owner(name, stack) for name in names}
         slots.append(Slot(tuple(names), found[0] if found else "", owners.pop() if len(owners) == 1 else None))
     return slots
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each tensor of the state dict."""
+    tied: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(value), []).append(name)
+    return list(tied.values())
 
 
 def _owner(name: str, stack: Sequence[Block]) -> int | None:

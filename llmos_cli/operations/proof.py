@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,15 +24,17 @@ from transformers import PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.core.atomic import refusal, system_error
-from llmos_cli.errors import GateFailed, LlmosError
+from llmos_cli.errors import GateFailed, LlmosError, NotFound
 from llmos_cli.events import Emit, Metric
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
 from llmos_cli.operations import fresh
 from llmos_cli.tasks import scoring
-from llmos_cli.tasks.base import Batch, Outcome, Prepared, Split, Task
+from llmos_cli.tasks.base import Outcome, Prepared, Split, Task
 from llmos_cli.tasks.scoring import Interval
 
+PROOF_SPLITS = ("test", "validation")
+"""Where a result is judged: the first of these that the data has."""
 PARITY_SAMPLES = 4
 PARITY_TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit: fp32 sums in another order, and nothing more."""
@@ -89,10 +90,12 @@ class Proof:
 
 @dataclass(frozen=True)
 class Exhibits:
-    """What a proof needs: the result in memory and on disk, and whom it is compared with. `ancestors`: `kl_parent` and the like
-    -> directory."""
+    """What a proof needs: what the result in memory answered to the split's first samples (`logits`), the result on disk, and
+    whom it is compared with. `standard`: an architecture that stock transformers has; `ancestors`: `kl_parent` and the like ->
+    directory."""
 
-    model: PreTrainedModel
+    logits: Tensor
+    standard: bool
     staged: Path
     parent: Path
     ancestors: Mapping[str, Path]
@@ -101,6 +104,14 @@ class Exhibits:
     split: str
     batch_size: int
     compressible: frozenset[str]
+
+
+def proof_split(prepared: Prepared) -> str:
+    """NotFound where the data has nothing held out."""
+    found = next((name for name in PROOF_SPLITS if len(prepared.splits.get(name, ()))), None)
+    if found is None:
+        raise NotFound("the data has no held-out samples to prove the result on", hint="set data.splits")
+    return found
 
 
 def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
@@ -135,22 +146,22 @@ def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]
         given, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
         save_file({name: value.contiguous() for name, value in inputs.items()}, given)
         command = [sys.executable, "-P", fresh.__file__, str(exhibits.staged), str(given), str(answered)]
-        ours = [] if _is_standard(exhibits.model) else ["--ours"]
+        ours = [] if exhibits.standard else ["--ours"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(device.threads())}
         with subprocess.Popen(
             [*command, *ours], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             try:
-                yield lambda: _parity(exhibits, inputs, process, answered)
+                yield lambda: _parity(exhibits, process, answered)
             finally:
                 process.kill()
 
 
-def _is_standard(model: PreTrainedModel) -> bool:
+def is_standard(model: PreTrainedModel) -> bool:
     return type(model).__module__.startswith("transformers.")
 
 
-def _parity(exhibits: Exhibits, inputs: Batch, process: subprocess.Popen[str], answered: Path) -> Parity:
+def _parity(exhibits: Exhibits, process: subprocess.Popen[str], answered: Path) -> Parity:
     _, complaint = process.communicate()
     if process.returncode != 0:
         last = complaint.strip().splitlines()[-1] if complaint.strip() else f"exit {process.returncode}"
@@ -161,14 +172,11 @@ def _parity(exhibits: Exhibits, inputs: Batch, process: subprocess.Popen[str], a
         raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint)
     reader = f"transformers {transformers.__version__}"
     reloaded = load_file(answered)["logits"]
-    inputs = device.move(inputs, exhibits.model.device)
-    with torch.inference_mode():
-        logits = scoring.forward(exhibits.model.eval(), inputs).float().cpu()
-    difference = (reloaded - logits).abs().max()
+    difference = (reloaded - exhibits.logits).abs().max()
     return Parity(
         float(difference),
-        float(logits.abs().max()),
-        reader if _is_standard(exhibits.model) else f"{reader} and llmos_cli.models",
+        float(exhibits.logits.abs().max()),
+        reader if exhibits.standard else f"{reader} and llmos_cli.models",
     )
 
 

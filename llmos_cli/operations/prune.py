@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,10 @@ from llmos_cli.methods.patterns import Target
 from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
-from llmos_cli.models.rewrite import rewrite
+from llmos_cli.models.rewrite import rewrite, rewritten
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
+from llmos_cli.operations.compression.memory import spill
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
@@ -29,7 +33,8 @@ from llmos_cli.options.verbs import PruneConfig, PruneOptions
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
 
 
 def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
@@ -38,28 +43,43 @@ def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compres
     Raises UsageError for options that contradict each other, LlmosError when no layer changed or the result does not reload,
     GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
+    target_of(resolved)
+    method("prune", resolved.config.prune)
+    parent = ws.checkpoint(rev)
+    with ws.begin("prune", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run:
+        run.listen(emit)
+        return carry_out(ws, run, parent, resolved)
+
+
+def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> CompressResult:
+    """All that happens within a pruning run, from the first block that it has not finished yet."""
     config: PruneConfig = resolved.config
     options = config.prune
     target = target_of(resolved)
     module, own = method("prune", options)
     guards = Guards(options.max_kl, options.max_drop)
-    parent = ws.checkpoint(rev)
-    with (
-        ws.begin("prune", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
-        ws.stage() as staged,
-    ):
-        run.listen(emit)
-        model = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+    with ws.stage() as staged, ws.stage() as spilled:
+        model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
-        compress = zeroing(model, module, own, target)
-        changes = sweep(model, samples.batches, compress, module.NEEDS, stage="prune", emit=run.emit)
-        if options.heal:
-            heal_pruned(model, changes, config, run.emit)
-        round_to_stored(model.model, parent.path)
-        rewrite(model.model, parent.path, staged)
-        sparsity = sparsity_of(model)
+        with keeping(model, run.state) as kept:
+            compress = zeroing(model, module, own, target)
+            changes = sweep(
+                model,
+                samples.batches,
+                compress,
+                module.NEEDS,
+                keeper=kept,
+                changes=kept.changes,
+                spill=spill(options, spilled),
+                stage="prune",
+                emit=run.emit,
+            )
+            if options.heal:
+                heal_pruned(model, changes, config, run.emit)
+            write_pruned(kept, staged)
+            logits, sparsity = kept.logits(), sparsity_of(model, kept)
         checkpoint, proof = prove_and_commit(
-            ws, run, model, staged, resolved, guards, samples.record, {"sparsity": sparsity}
+            ws, run, model, staged, resolved, guards, samples.record, {"sparsity": sparsity}, logits
         )
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
     skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
@@ -107,8 +127,8 @@ def zeroing(subject: Subject, module: ModuleType, own: Section, target: Target) 
     """How one matrix is pruned; a method that divides the zeros among layers does so here, knowing them all."""
     sparsities: Mapping[str, float] = {}
     if hasattr(module, "allot"):
-        fitting = {name: matrix.read() for name, matrix in subject.matrices.items() if target.fits(matrix.inputs)}
-        sparsities = module.allot(fitting, target, own)
+        fitting = {name: name for name, matrix in subject.matrices.items() if target.fits(matrix.inputs)}
+        sparsities = module.allot(Lazily(fitting, partial(original, subject)), target, own)
 
     def compress(matrix: Matrix, statistics: Statistics) -> Change:
         if not target.fits(matrix.inputs):
@@ -121,6 +141,12 @@ def zeroing(subject: Subject, module: ModuleType, own: Section, target: Target) 
         return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
 
     return compress
+
+
+def original(subject: Subject, name: str) -> Tensor:
+    """A matrix [O, I] as the parent has it, whether its block is in memory or not."""
+    matrix = subject.matrices[name]
+    return matrix.flat(subject.shelf.read(name)) if subject.shelf else matrix.read()
 
 
 def _misfit(matrix: Matrix, target: Target) -> str:
@@ -144,8 +170,22 @@ def heal_pruned(subject: Subject, changes: Mapping[str, Change], config: PruneCo
     )
 
 
-def sparsity_of(subject: Subject) -> float:
+def write_pruned(kept: Keeping, staged: Path) -> None:
+    """The staged directory: from the finished blocks of a model that streamed, else from memory, which may have healed since."""
+    subject = kept.subject
+    source = subject.checkpoint.path
+    if subject.shelf is None:
+        round_to_stored(subject.model, source)
+        rewrite(subject.model, source, staged)
+        return
+    rewritten(kept.stored(), source, staged)
+
+
+def sparsity_of(subject: Subject, kept: Keeping) -> float:
     """Share of exact zeros in the matrices that the method was given."""
-    parameters = [matrix.parameter for matrix in subject.matrices.values()]
-    zeros = sum(int((parameter == 0).sum()) for parameter in parameters)
-    return zeros / max(1, sum(parameter.numel() for parameter in parameters))
+    zeros = kept.zeros if subject.shelf else {name: _zeros(matrix) for name, matrix in subject.matrices.items()}
+    return sum(zeros.values()) / max(1, sum(matrix.shape.numel() for matrix in subject.matrices.values()))
+
+
+def _zeros(matrix: Matrix) -> int:
+    return int((matrix.parameter == 0).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,22 +9,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
-from llmos_cli.methods.grid import Codes, Grid, Rounding, usable_group
+from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Statistics, Turn
-from llmos_cli.models.dequantize import round_inputs
 from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix, matrices
-from llmos_cli.models.quantized import Quantized, why_not, write_quantized
+from llmos_cli.models.quantized import Scheme, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, stored_dtype
+from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, scales_free
+from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
+from llmos_cli.operations.compression.memory import spill
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
@@ -36,7 +37,8 @@ from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
 
 OTHER_BITS = 8
 """Of convolutions and LSTMs, one scale for each output channel: the only format there is for them."""
@@ -73,56 +75,55 @@ class Form:
             )
 
 
-@dataclass(frozen=True)
-class Coded:
-    """A matrix, its codes and the grid they lie on; its weights from before, until the block's codes are refined."""
-
-    matrix: Matrix
-    codes: Codes
-    grid: Grid
-    weight_OI: Tensor | None = None
-
-    def rounding(self) -> Rounding:
-        assert self.weight_OI is not None
-        return Rounding(self.weight_OI, self.codes, self.grid)
-
-
 def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
     """Quantize the checkpoint `rev` as the config says.
 
     Raises UsageError for options that contradict each other, LlmosError when no layer changed or the result does not reload,
     GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
+    module, _ = method("quantize", resolved.config.quantize)
+    form_of(resolved, module)
+    parent = ws.checkpoint(rev)
+    with ws.begin("quantize", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run:
+        run.listen(emit)
+        return carry_out(ws, run, parent, resolved)
+
+
+def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> CompressResult:
+    """All that happens within a quantizing run, from the first block that it has not finished yet."""
     config: QuantizeConfig = resolved.config
     options = config.quantize
     module, own = method("quantize", options)
     form = form_of(resolved, module)
     guards = Guards(options.max_kl, options.max_drop)
-    parent = ws.checkpoint(rev)
-    with (
-        ws.begin("quantize", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
-        ws.stage() as dense,
-        ws.stage() as staged,
-    ):
-        run.listen(emit)
-        model = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+    with ws.stage() as staged, ws.stage() as spilled:
+        model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         form.check(model.matrices)
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
         coded: dict[str, Coded] = {}
-        compress = coding(model, module, own, form, coded)
-        hooks = whole_blocks(model, module, own, form, coded, seed=config.seed)
-        changes = sweep(model, samples.batches, compress, module.NEEDS, hooks=hooks, stage="quantize", emit=run.emit)
-        source = parent.path
-        if options.heal:
-            coded = heal_quantized(model, coded, config, run.emit)
-        if options.heal or hooks.before:
-            round_to_stored(model.model, parent.path, but={entry.matrix.name for entry in coded.values()})
-            rewrite(model.model, parent.path, dense)
-            source = dense
-        _write(model, coded, module, source, staged)
+        with keeping(model, run.state, coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:
+            compress = coding(model, module, own, form, coded)
+            changes = sweep(
+                model,
+                samples.batches,
+                compress,
+                module.NEEDS,
+                hooks=whole_blocks(model, module, own, form, coded, seed=config.seed),
+                keeper=kept,
+                changes=kept.changes,
+                spill=spill(options, spilled),
+                stage="quantize",
+                emit=run.emit,
+            )
+            if options.heal:
+                coded = heal_quantized(model, coded, config, run.emit)
+            write_codes(ws, kept, coded, module, staged)
+            logits = kept.logits()
         facts = {"bits": average_bits(coded)}
         used = _used(coded, form)
-        checkpoint, proof = prove_and_commit(ws, run, model, staged, resolved, guards, samples.record, facts, used)
+        checkpoint, proof = prove_and_commit(
+            ws, run, model, staged, resolved, guards, samples.record, facts, logits, used
+        )
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
     skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
     return CompressResult(
@@ -257,27 +258,28 @@ def heal_quantized(
     return {name: Coded(entry.matrix, learnt[name], entry.grid) for name, entry in coded.items()}
 
 
-def _write(subject: Subject, coded: Mapping[str, Coded], module: ModuleType, source: Path, staged: Path) -> None:
-    """The staged directory, and in memory the arithmetic that its config asks for."""
-    quantized = {
-        name: Quantized(
-            entry.matrix.shaped(entry.codes.codes_OI),
-            entry.codes.scale_OG,
-            entry.grid.bits,
-            -1 if entry.grid.group == entry.matrix.inputs else entry.grid.group,
-        )
-        for name, entry in coded.items()
-    }
-    write_quantized(staged, source, quantized, "w8a8" if module.ACTIVATIONS else "weights")
-    round_inputs(subject.model, json.loads((staged / "config.json").read_bytes()))
+def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module: ModuleType, staged: Path) -> None:
+    """The staged directory: around the codes, the dense tensors of finished blocks of a model that streamed, else those in memory,
+    which may have healed since."""
+    subject = kept.subject
+    source = subject.checkpoint.path
+    scheme: Scheme = "w8a8" if module.ACTIVATIONS else "weights"
+    codes = Lazily({name: name for name in coded}, lambda name: coded[name].quantized())
+    if subject.shelf:
+        write_quantized(staged, source, codes, scheme, kept.stored())
+        return
+    with ws.stage() as dense:
+        round_to_stored(subject.model, source, but=coded)
+        rewrite(subject.model, source, dense)
+        write_quantized(staged, dense, codes, scheme)
 
 
 def average_bits(coded: Mapping[str, Coded]) -> float:
     """Bits a weight over all quantized matrices, scales included."""
     bits = sum(
-        entry.codes.codes_OI.numel() * entry.grid.bits + entry.codes.scale_OG.nbytes * 8 for entry in coded.values()
+        entry.matrix.shape.numel() * entry.grid.bits + entry.codes.scale_OG.nbytes * 8 for entry in coded.values()
     )
-    return bits / sum(entry.codes.codes_OI.numel() for entry in coded.values())
+    return bits / sum(entry.matrix.shape.numel() for entry in coded.values())
 
 
 def _used(coded: Mapping[str, Coded], form: Form) -> dict[str, int]:

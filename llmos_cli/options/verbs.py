@@ -99,6 +99,9 @@ class PruneOptions(Methodical):
     """Commit nothing when the KL to the parent (nats per position) is above this."""
     max_drop: float | None = Field(None, ge=0)
     """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
+    memory_budget: float | None = Field(None, gt=0)
+    """Gigabytes that compressing and proving may take beside one block: activations past a quarter of it go to disk, models that
+    do not fit are proven block by block. Half of what is free when absent."""
 
 
 class QuantizeOptions(Methodical):
@@ -120,6 +123,9 @@ class QuantizeOptions(Methodical):
     """Commit nothing when the KL to the parent (nats per position) is above this."""
     max_drop: float | None = Field(None, ge=0)
     """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
+    memory_budget: float | None = Field(None, gt=0)
+    """Gigabytes that compressing and proving may take beside one block: activations past a quarter of it go to disk, models that
+    do not fit are proven block by block. Half of what is free when absent."""
 
 
 class HealOptions(Section):

@@ -19,7 +19,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.replay import replaying
 from llmos_cli.models.save import save
-from llmos_cli.models.shelf import Shelf
+from llmos_cli.models.shelf import Shelf, owned
 from tests.models.conftest import CASES, batch, logits, make, nearest, quantize_all
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_a_shelved_model_computes_the_bits_of_the_loaded_one(
     save(make(arch, task, widths or None), tmp_path, dtype=dtype)
     shelf = shelved(tmp_path)
     assert torch.equal(whole_logits(shelf, task), logits(load(tmp_path), task))
-    inside = {name for index in range(len(shelf.stack)) for name in shelf.names(index)}
+    inside = {name for index, names in owned(shelf.model, shelf.stack).items() if index is not None for name in names}
     assert inside and all(value.is_meta == (name in inside) for name, value in shelf.model.state_dict().items())
 
 

@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmos_cli.core.manifest import Made
-from llmos_cli.errors import NotFound
 from llmos_cli.events import Metric
 from llmos_cli.models import headers
-from llmos_cli.models.rewrite import DTYPES, stored_dtype
+from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.subject import BATCH, Subject
 from llmos_cli.operations.environment import environment
-from llmos_cli.operations.proof import Exhibits, Proof, guard, prove
+from llmos_cli.operations.proof import Exhibits, Proof, guard, is_standard, proof_split, prove
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Checkpoint, Workspace
-
-PROOF_SPLITS = ("test", "validation")
-"""Where the result is judged: the first of these that the data has."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +34,20 @@ class Guards:
 
 def prove_and_commit(
     ws: Workspace, run: Run, subject: Subject, staged: Path, resolved: Resolved, guards: Guards, record: Mapping[str, Any],
-    facts: Mapping[str, float], used: Mapping[str, Any] | None = None,
+    facts: Mapping[str, float], logits: Tensor, used: Mapping[str, Any] | None = None,
 ) -> tuple[Checkpoint, Proof]:  # fmt: skip
     """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id.
 
-    `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
+    `logits`: what the result in memory answers to the first held-out samples; `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
     """
-    exam, splits = subject.exam, subject.exam.prepared.splits
-    split = next((name for name in PROOF_SPLITS if len(splits.get(name, ()))), None)
-    if split is None:
-        raise NotFound("the data has no held-out samples to prove the result on", hint="set data.splits")
+    exam = subject.exam
+    split = proof_split(exam.prepared)
     base = lineage.uncompressed(ws, subject.checkpoint.id).id
     ancestors = {"kl_parent": subject.checkpoint.path}
     if base not in ws.dropped:
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
-        subject.model, staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
+        logits, is_standard(subject.model), staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
         frozenset(subject.matrices),
     )  # fmt: skip
     proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
@@ -75,7 +69,7 @@ def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used:
         parents=(subject.checkpoint.id,),
         config=config,
         data={**subject.exam.prepared.fingerprint, "calibration": dict(record)},
-        environment=environment(subject.model.device),
+        environment=environment(subject.device),
         seed=resolved.config.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -87,8 +81,7 @@ def round_to_stored(model: nn.Module, source: Path, but: Collection[str] = (), i
     `inside`: where `model` stands in the whole one.
     """
     entries = headers.of_directory(source)
-    kept = [DTYPES[entry.dtype] for entry in entries.values() if entry.dtype in DTYPES]
-    usual = max(set(kept), key=kept.count)
+    usual = usual_dtype(entries)
     with torch.no_grad():
         for name, parameter in model.named_parameters(prefix=inside):
             if name not in but:

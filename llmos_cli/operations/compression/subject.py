@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from llmos_cli import catalog, device
 from llmos_cli.core.section import Section
 from llmos_cli.core.view import short
-from llmos_cli.errors import NotFound, UsageError
-from llmos_cli.events import Emit
+from llmos_cli.errors import LlmosError, NotFound, UsageError
+from llmos_cli.events import Emit, Note
 from llmos_cli.models.calibrate import Need
 from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
+from llmos_cli.models.replay import replaying
+from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import lineage
 from llmos_cli.operations.eval import Exam, prepare
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
@@ -35,28 +37,68 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Subject:
-    """The parent of a compression: its checkpoint, its weights in fp32, its data, and its compressible matrices by name."""
+    """The parent of a compression: its checkpoint, its weights in fp32, its data, and its compressible matrices by name.
+
+    `shelf`: where its blocks lie until it is their turn, when it streams; None where the model is in memory as a whole.
+    """
 
     exam: Exam
     model: PreTrainedModel
     matrices: dict[str, Matrix]
     left_alone: dict[str, str]
+    shelf: Shelf | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.exam.checkpoint
 
+    @property
+    def device(self) -> torch.device:
+        return self.shelf.on if self.shelf else self.model.device
 
-def subject(ws: Workspace, checkpoint: Checkpoint, resolved: Resolved, ignore: Sequence[str], *, emit: Emit) -> Subject:
-    """Load the parent and prepare the data it was made with, or what the config says of it."""
+
+def subject(
+    ws: Workspace,
+    checkpoint: Checkpoint,
+    resolved: Resolved,
+    ignore: Sequence[str],
+    *,
+    streams: bool = False,
+    emit: Emit,
+) -> Subject:
+    """Load the parent and prepare the data it was made with, or what the config says of it.
+
+    `streams`: of its blocks only the names, which is said in a note where it cannot be.
+    """
     if is_quantized(checkpoint.config_json()):
         raise UsageError(
             f"{short(checkpoint.id)} is quantized already", hint="prune and quantize its parent: `llmos log` shows it"
         )
     data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
-    model = load(checkpoint.path, device=device.pick())
-    return Subject(exam, model, matrices(model, ignore), left_alone(model, ignore))
+    shelf = _shelf(exam, emit) if streams else None
+    model = shelf.model if shelf else load(checkpoint.path, device=device.pick())
+    return Subject(exam, model, matrices(model, ignore), left_alone(model, ignore), shelf)
+
+
+def _shelf(exam: Exam, emit: Emit) -> Shelf | None:
+    shelf = Shelf(exam.checkpoint.path, device.pick())
+    reason = f"its files hold {shelf.lost[0]} in another form" if shelf.lost else _obstacle(shelf, exam)
+    if reason:
+        emit(Note(f"the whole model is loaded at once: {reason}"))
+    return None if reason else shelf
+
+
+def _obstacle(shelf: Shelf, exam: Exam) -> str | None:
+    """Why the blocks cannot be run one by one; None where they can."""
+    split = next(split for split in exam.prepared.splits.values() if len(split))
+    one = {name: value for name, value in split.batch([0]).items() if name != "labels"}
+    try:
+        with replaying(shelf.model, shelf.stack) as replay:
+            replay.check(device.move(one, shelf.on), shelf.held)
+    except LlmosError as problem:
+        return problem.message
+    return None
 
 
 def method(verb: str, options: PruneOptions | QuantizeOptions) -> tuple[ModuleType, Section]:
@@ -93,7 +135,7 @@ def calibration(subject: Subject, samples: int, needs: Collection[Need], *, seed
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
     batches = [split.batch(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH)]
     digest = hashlib.sha256(b"".join(_bytes(batch) for batch in batches)).hexdigest()
-    on = subject.model.device
+    on = subject.device
     return Calibration(
         [device.move({name: value for name, value in batch.items() if name != "labels"}, on) for batch in batches],
         {"split": "train", "samples": len(drawn), "seed": seed, "sha256": digest},

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
-from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Need, Statistics, sequential
+from llmos_cli.models.activations import Spill
+from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper, Need, Statistics, sequential
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.tasks.base import Batch
@@ -36,16 +37,23 @@ def sweep(
     needs: Collection[Need],
     *,
     hooks: Hooks = NO_HOOKS,
+    keeper: Keeper | None = None,
+    changes: dict[str, Change] | None = None,
+    spill: Spill | None = None,
     stage: str,
     emit: Emit,
 ) -> dict[str, Change]:
     """`compress` every matrix in forward order, each calibrated on what the compressed ones before it give; `hooks` see whole
     blocks before and after.
 
+    `keeper`: where blocks are before and after their turn; `changes`: filled as they come, for who keeps them; `spill`: where
+    activations go that are too many for memory.
+
     LlmosError when every one of them was left alone.
     """
     started = time.monotonic()
-    changes: dict[str, Change] = {}
+    changes = {} if changes is None else changes
+    begun = keeper.finished if keeper else 0
 
     def visit(statistics: Mapping[str, Statistics]) -> None:
         for name, seen in statistics.items():
@@ -56,10 +64,22 @@ def sweep(
 
     def advance(done: int, total: int) -> None:
         elapsed = time.monotonic() - started
-        emit(Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / done * (total - done)))
+        emit(
+            Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / max(1, done - begun) * (total - done))
+        )
 
     chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
-    sequential(subject.model, batches, visit, layers=chosen, needs=needs, hooks=hooks, advance=advance)
+    sequential(
+        subject.model,
+        batches,
+        visit,
+        layers=chosen,
+        needs=needs,
+        hooks=hooks,
+        keeper=keeper,
+        spill=spill,
+        advance=advance,
+    )
     if all(change.skipped for change in changes.values()):
         raise LlmosError(_nothing(subject, changes), hint="look at the `ignore` globs, the method and its options")
     return changes

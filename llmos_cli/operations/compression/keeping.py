@@ -1,0 +1,239 @@
+"""The finished blocks of a compression, one file each: what the result is written from, and what a resumed run goes on with.
+
+A block's file holds its tensors as the result will store them, codes instead of weights where it was quantized, and what was
+done to each matrix. In memory the block has the same values from then on, so that the blocks after it are calibrated on what a
+reader will see, and a run that was cut off goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmos_cli import device
+from llmos_cli.core import atomic
+from llmos_cli.errors import Corrupt
+from llmos_cli.methods.grid import Codes, Grid
+from llmos_cli.models import headers
+from llmos_cli.models.blocks import blocks
+from llmos_cli.models.calibrate import Keeper
+from llmos_cli.models.int8 import QuantizedLinear
+from llmos_cli.models.rewrite import stored_dtype, usual_dtype
+from llmos_cli.models.shelf import owned, tensor_of
+from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.subject import Subject
+from llmos_cli.operations.compression.sweep import Change
+from llmos_cli.operations.compression.witness import Witness, witnessing
+from llmos_cli.operations.proof import PARITY_SAMPLES, proof_split
+from llmos_cli.tasks import scoring
+from llmos_cli.tasks.base import Batch
+
+Value = TypeVar("Value")
+CODES, SCALES = ":codes", ":scales"
+
+
+class Lazily(Mapping[str, Value]):
+    """What `read` makes of another name for each of `names`, every time it is asked for."""
+
+    def __init__(self, names: Mapping[str, str], read: Callable[[str], Value]) -> None:
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> Value:
+        return self._read(self._names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Parts(Mapping[str, Tensor]):
+    """The tensors of all finished blocks by name, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file_of: dict[str, Path] = {}
+        self.finished = 0
+        while self.file(self.finished).is_file():
+            self._note(self.file(self.finished))
+            self.finished += 1
+
+    def file(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    def keep(self, index: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """The next block, whole or not at all."""
+        file = self.file(index)
+        atomic.make_directory(self.folder)
+        unfinished = file.with_suffix(".unfinished")
+        with atomic.refusals(file):
+            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(contiguous, unfinished, metadata={"record": json.dumps(record)})
+            atomic.sync_file(unfinished)
+            unfinished.replace(file)
+            atomic.sync_directory(self.folder)
+        self._note(file)
+        self.finished = index + 1
+
+    def record(self, index: int) -> dict[str, Any]:
+        try:
+            with safe_open(self.file(index), "pt") as opened:
+                return dict(json.loads(opened.metadata()["record"]))
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise Corrupt(f"{self.file(index)} cannot be read", hint="start again without --resume") from problem
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._file_of[name], "pt") as opened:
+            value: Tensor = opened.get_tensor(name)
+            return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def _note(self, file: Path) -> None:
+        self._file_of |= dict.fromkeys(headers.of_file(file), file)
+
+
+@contextmanager
+def keeping(
+    subject: Subject, folder: Path, coded: dict[str, Coded] | None = None, *, rounds_inputs: bool = False
+) -> Iterator[Keeping]:
+    """While the blocks of `subject` are compressed and the result is written: `folder` is where they are kept."""
+    with ExitStack() as stack:
+        witness = stack.enter_context(witnessing(subject.shelf, parity_inputs(subject))) if subject.shelf else None
+        yield Keeping(subject, folder, {} if coded is None else coded, rounds_inputs=rounds_inputs, witness=witness)
+
+
+def parity_inputs(subject: Subject) -> Batch:
+    """The held-out samples that the result in memory and the one read back are compared on."""
+    prepared = subject.exam.prepared
+    split = prepared.splits[proof_split(prepared)]
+    rows = range(min(PARITY_SAMPLES, len(split)))
+    return {name: value for name, value in split.batch(rows).items() if name != "labels"}
+
+
+class Keeping(Keeper):
+    """Holds a subject's blocks at their turn and keeps what became of them.
+
+    `coded`: the quantized matrices, filled by the method and here, by what an earlier process finished; `rounds_inputs`: whether
+    their layers round their inputs in the result; `witness` follows a model that streams.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        folder: Path,
+        coded: dict[str, Coded],
+        *,
+        rounds_inputs: bool = False,
+        witness: Witness | None,
+    ) -> None:
+        self.subject, self.coded, self.rounds_inputs, self.witness = subject, coded, rounds_inputs, witness
+        self.parts = Parts(folder)
+        self.finished = self.parts.finished
+        self.changes: dict[str, Change] = {}
+        self.zeros: dict[str, int] = {}
+        """Exact zeros of each matrix that holds no codes."""
+        stack = blocks(subject.model)
+        self._names = owned(subject.model, stack)
+        inside = {name for index in range(len(stack)) for name in self._names.get(index, ())}
+        self._names[len(stack)] = [name for name in subject.matrices if name not in inside]
+        self._entries = headers.of_directory(subject.checkpoint.path)
+        self._usual = usual_dtype(self._entries)
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        return self.subject.shelf.held(index) if self.subject.shelf else nullcontext()
+
+    def keep(self, index: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name in self._names.get(index, ()):
+            tensors |= self._coded(name) if name in self.coded else {name: self._rounded(name)}
+        here = [name for name in self._names.get(index, ()) if name in self.subject.matrices]
+        for name in here:
+            if name not in self.coded:
+                self.zeros[name] = int((tensors[name] == 0).sum())
+        record = {
+            "changes": {name: [dict(self.changes[name].values), self.changes[name].skipped] for name in here},
+            "zeros": {name: self.zeros[name] for name in here if name in self.zeros},
+            "grids": {
+                name: [self.coded[name].grid.bits, self.coded[name].grid.group] for name in here if name in self.coded
+            },
+        }
+        self.parts.keep(index, tensors, record)
+        self._settle(index, here)
+
+    def restore(self, index: int) -> None:
+        record = self.parts.record(index)
+        self.changes |= {name: Change(values, skipped) for name, (values, skipped) in record["changes"].items()}
+        self.zeros |= record["zeros"]
+        for name in self._names.get(index, ()):
+            if name in record["grids"]:
+                self._recode(name, *record["grids"][name])
+                self.coded[name].matrix.write(self.coded[name].codes.dequantized())
+            else:
+                self._overwrite(name, self.parts[name])
+        self._settle(index, list(record["changes"]))
+
+    def logits(self) -> Tensor:
+        """What the result, as it was computed, answers to `parity_inputs`."""
+        if self.witness:
+            return self.witness.logits()
+        model = self.subject.model
+        with torch.inference_mode():
+            return scoring.forward(model.eval(), device.move(parity_inputs(self.subject), model.device)).float().cpu()
+
+    def stored(self) -> Mapping[str, Tensor]:
+        """The tensors of finished blocks that hold no codes, by their names in the files; of a model that streams."""
+        assert self.subject.shelf is not None
+        slots = self.subject.shelf.slots
+        return Lazily({slots[name].stored: name for name in self.parts if name in slots}, self.parts.__getitem__)
+
+    def _coded(self, name: str) -> dict[str, Tensor]:
+        codes = self.coded[name].codes
+        return {name + CODES: codes.codes_OI, name + SCALES: codes.scale_OG}
+
+    def _rounded(self, name: str) -> Tensor:
+        """The tensor as the result will store it, and in memory the same value."""
+        value = tensor_of(self.subject.model, name).detach()
+        if value.is_floating_point():
+            rounded = value.to(stored_dtype(name, self._entries, self._usual))
+            self._overwrite(name, rounded)
+            return rounded
+        return value
+
+    def _overwrite(self, name: str, value: Tensor) -> None:
+        with torch.no_grad():
+            tensor_of(self.subject.model, name).copy_(value)
+
+    def _settle(self, index: int, matrices: list[str]) -> None:
+        """The block is as the result has it: of a model that streams, its codes are on disk from now on."""
+        for name in matrices:
+            if name in self.coded:
+                if self.subject.shelf:
+                    self._recode(name, self.coded[name].grid.bits, self.coded[name].grid.group)
+                layer = self.subject.matrices[name].layer
+                if self.rounds_inputs and type(layer) is nn.Linear:
+                    # The very object that others refer to, with another forward.
+                    layer.__class__ = QuantizedLinear
+        if self.witness:
+            self.witness.follow(index)
+
+    def _recode(self, name: str, bits: int, group: int) -> None:
+        """The codes in the block's file stand for the matrix."""
+
+        def read() -> Codes:
+            return Codes(self.parts[name + CODES], self.parts[name + SCALES])
+
+        self.coded[name] = Coded(self.subject.matrices[name], read, Grid(bits, group, read().scale_OG.dtype))
