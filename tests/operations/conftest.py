@@ -37,6 +37,7 @@ def committed(
     change: Callable[[Any], None] = lambda model: None,
     sets: Mapping[str, Any] | None = None,
     files: Sequence[Path] = (),
+    dtype: Any = None,
 ) -> Checkpoint:
     """Commit a freshly initialised model (always from the same seed), changed by `change`, as if `operation` had made it."""
     import torch
@@ -53,7 +54,7 @@ def committed(
     with torch.no_grad():
         change(model)
     with ws.begin(operation, config=resolved.mapping, files=files, parents=parents) as run, ws.stage() as staged:
-        save(model, staged, processor=prepared.processor)
+        save(model, staged, processor=prepared.processor, dtype=dtype)
         made = Made(
             operation, parents, resolved.mapping, prepared.fingerprint, {"torch": "2"}, 0, "2026-01-01T00:00:00Z"
         )

@@ -1,0 +1,143 @@
+"""Compressing block by block gives the files that compressing the whole model in memory gives, in one block's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import ignore
+from llmos_cli.models.activations import Spill
+from llmos_cli.models.load import load
+from llmos_cli.models.shelf import Shelf
+from llmos_cli.operations import prune, quantize
+from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.keeping import keeping, parity_inputs
+from llmos_cli.operations.compression.subject import calibration, method, subject
+from llmos_cli.operations.compression.sweep import sweep
+from llmos_cli.operations.config import resolve
+from llmos_cli.tasks import scoring
+from tests.operations.conftest import committed
+
+TEXT = (
+    '{source: "builtin:pydoc", sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}}'
+)
+LABELLED = (
+    '{source: "builtin:%s", sequence_length: 32, max_samples: 32, max_eval_samples: 8, tokenizer: {vocab_size: 300}}'
+)
+WIDTHS = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 3, num_attention_heads: 2"
+MODELS = {
+    "llama": ("causal-lm", f"{{arch: llama, {WIDTHS}}}", TEXT),
+    "bert": ("text-classification", f"{{arch: bert, {WIDTHS}}}", LABELLED % "docstrings"),
+    "lstm": (
+        "token-classification", "{arch: lstm, hidden_size: 16, embedding_size: 16, num_hidden_layers: 2}",
+        LABELLED % "pytokens",
+    ),
+    "cnn": ("image-classification", "{arch: cnn}", '{source: "builtin:digits", max_samples: 64, max_eval_samples: 8}'),
+    "mlp": ("image-classification", "{arch: mlp}", '{source: "builtin:digits", max_samples: 64, max_eval_samples: 8}'),
+}  # fmt: skip
+WAYS = [
+    ("prune", {"prune.method": "sparsegpt"}),
+    ("prune", {"prune.method": "wanda", "prune.ignore": ["*.1.*"]}),
+    ("prune", {"prune.method": "magnitude"}),
+    ("quantize", {"quantize.method": "gptq", "quantize.bits": 3, "quantize.group_size": 32}),
+    ("quantize", {"quantize.method": "w8a8"}),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
+    """A workspace with one checkpoint, stored in bfloat16, of each kind of model."""
+    known: dict[str, Workspace] = {}
+
+    def workspace(kind: str) -> Workspace:
+        if kind not in known:
+            from llmos_cli.operations.init import init
+
+            task, model, data = MODELS[kind]
+            init(tmp_path_factory.mktemp(kind) / "workspace", task)
+            known[kind] = Workspace.find(tmp_path_factory.getbasetemp() / f"{kind}0" / "workspace")
+            (known[kind].configs / "train.yaml").write_text(f"seed: 0\nmodel: {model}\ndata: {data}\n")
+            committed(known[kind], task, dtype=torch.bfloat16)
+        return known[kind]
+
+    return workspace
+
+
+@pytest.mark.parametrize(("verb", "flags"), WAYS, ids=[f"{verb}-{flags[f'{verb}.method']}" for verb, flags in WAYS])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_same_bytes_as_in_memory(
+    made: Callable[[str], Workspace],
+    kind: str,
+    verb: str,
+    flags: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ws = made(kind)
+    monkeypatch.chdir(ws.root)
+    whole = compressed(ws, verb, flags, tmp_path / "whole", streams=False)
+    with one_block_at_a_time(monkeypatch):
+        streamed = compressed(ws, verb, flags, tmp_path / "streamed", streams=True)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "out").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "streamed" / "out").iterdir()}
+    assert torch.equal(streamed[0], whole[0]), "the witness answers as the model in memory does"
+    assert streamed[1] == whole[1]
+    model = load(tmp_path / "streamed" / "out")
+    reread = scoring.forward(model, streamed[2]).float()
+    assert (reread - streamed[0]).abs().max() < 1e-5, "what the files say is what was computed"
+
+
+@contextmanager
+def one_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails where two blocks are in memory."""
+    real = Shelf.held
+    now: list[int] = []
+
+    @contextmanager
+    def held(shelf: Shelf, index: int) -> Iterator[None]:
+        now.append(index)
+        assert len([each for each in now if each < len(shelf.stack)]) <= 1
+        with real(shelf, index):
+            yield
+        now.remove(index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "held", held)
+        yield
+
+
+def compressed(
+    ws: Workspace, verb: str, flags: dict[str, Any], folder: Path, *, streams: bool
+) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
+    """The files in `folder`/out, what the result in memory answers, what was done to each matrix, and what was asked."""
+    resolved = resolve(ws, verb, flags={**flags, f"{verb}.calibration_samples": 20})
+    options = getattr(resolved.config, verb)
+    module, own = method(verb, options)
+    parent = subject(ws, ws.checkpoint("HEAD"), resolved, options.ignore, streams=streams, emit=ignore)
+    assert (parent.shelf is not None) == streams
+    batches = calibration(parent, 20, module.NEEDS, seed=0).batches
+    coded: dict[str, Coded] = {}
+    (folder / "spilled").mkdir(parents=True)
+    spill = Spill(0, folder / "spilled") if streams else Spill()
+    with keeping(
+        parent, folder / "state", coded, rounds_inputs=verb == "quantize" and bool(module.ACTIVATIONS)
+    ) as kept:
+        if verb == "prune":
+            compress = prune.zeroing(parent, module, own, prune.target_of(resolved))
+        else:
+            compress = quantize.coding(parent, module, own, quantize.form_of(resolved, module), coded)
+        sweep(
+            parent, batches, compress, module.NEEDS, keeper=kept, changes=kept.changes, spill=spill, stage=verb, emit=ignore
+        )  # fmt: skip
+        if verb == "prune":
+            prune.write_pruned(kept, folder / "out")
+        else:
+            quantize.write_codes(ws, kept, coded, module, folder / "out")
+        return kept.logits(), kept.changes, parity_inputs(parent)
