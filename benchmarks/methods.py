@@ -1,6 +1,6 @@
 """Compression: KL to the parent of every method at several sizes, on one checkpoint: run inside a workspace.
 
-    python benchmarks/compress.py [REV] [--only REGEX] [--seeds 3] [--heal 100] [--group-size 128]
+    python benchmarks/methods.py [REV] [--only REGEX] [--seeds 3] [--heal 100] [--group-size 128]
 
 All cells share the parent, the calibration samples of a seed and the evaluation text. An interval is a bootstrap over samples;
 the ratio to the row's baseline is paired over the same samples, so noise that both share cancels. Nothing is committed.
