@@ -87,7 +87,7 @@ def dense_shapes(entries: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for name, entry in entries.items():
         if name.endswith("_packed"):
-            shapes[name.removesuffix("_packed")] = _stored_shape(entries[name.removesuffix("_packed") + "_shape"])
+            shapes[name.removesuffix("_packed")] = stored_shape(entries[name.removesuffix("_packed") + "_shape"])
         elif dense_name(name, entries) == name:
             shapes[name] = entry.shape
     return shapes
@@ -109,7 +109,7 @@ def dense_name(name: str, entries: Mapping[str, Entry]) -> str:
     return name
 
 
-def _stored_shape(entry: Entry) -> tuple[int, ...]:
+def stored_shape(entry: Entry) -> tuple[int, ...]:
     """The int64 values of a `weight_shape` tensor: a few bytes, read from the file."""
     with entry.file.open("rb") as stream:
         stream.seek(entry.start)

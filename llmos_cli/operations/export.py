@@ -18,7 +18,8 @@ from llmos_cli.core.objects import files_below
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.models import gguf_file, standalone
+from llmos_cli.models import conformance, gguf_file, standalone
+from llmos_cli.models.conformance import Conformance
 from llmos_cli.models.load import load, load_config
 from llmos_cli.models.save import save
 
@@ -40,7 +41,7 @@ class ExportOptions:
 @dataclass(frozen=True)
 class ExportResult:
     """`difference`: the largest between a logit of the checkpoint and of the export on one input, as a share of the largest;
-    0 where files were copied."""
+    0 where files were copied; `conformance`: of quantized weights, by the rules of their format."""
 
     checkpoint: str
     path: str
@@ -48,6 +49,7 @@ class ExportResult:
     bytes: int
     difference: float
     code: str
+    conformance: Conformance | None = None
 
     def view(self) -> View:
         lines: list[Line] = [
@@ -55,6 +57,8 @@ class ExportResult:
         ]
         if self.difference:
             lines.append(f"read back: logits differ by {self.difference:.2g} of the largest at most")
+        if self.conformance:
+            lines.append(self.conformance.sentence)
         if self.code:
             lines.append(f"with {self.code}: from_pretrained needs trust_remote_code=True, and not llmos")
         return Lines(lines)
@@ -85,7 +89,8 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
 def _written(checkpoint: Checkpoint, unfinished: Path, output: Path, options: ExportOptions) -> ExportResult:
     difference, code = _write(checkpoint, unfinished, options)
     taken = sum((unfinished / name).stat().st_size for name in files_below(unfinished))
-    return ExportResult(checkpoint.id, str(output), options.format, taken, difference, code)
+    conforms = conformance.check(unfinished) if options.format == "hf" else None
+    return ExportResult(checkpoint.id, str(output), options.format, taken, difference, code, conforms)
 
 
 def _taken(output: Path, options: ExportOptions) -> bool:

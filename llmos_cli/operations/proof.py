@@ -26,7 +26,8 @@ from llmos_cli import device
 from llmos_cli.core.atomic import refusal, system_error
 from llmos_cli.errors import GateFailed, LlmosError, NotFound
 from llmos_cli.events import Emit, Metric
-from llmos_cli.models import headers
+from llmos_cli.models import conformance, headers
+from llmos_cli.models.conformance import Conformance
 from llmos_cli.models.load import load
 from llmos_cli.operations import fresh
 from llmos_cli.tasks import scoring
@@ -68,7 +69,7 @@ class Bytes:
 @dataclass(frozen=True)
 class Proof:
     """`before` and `after` hold the task's metrics of parent and result, `after` the KL to each ancestor too, all on `samples` of
-    `split`."""
+    `split`; `conformance` is what the rules of a quantized checkpoint's format say of it, None where it is dense."""
 
     parity: Parity
     split: str
@@ -78,6 +79,7 @@ class Proof:
     bytes_before: Bytes
     bytes_after: Bytes
     facts: Mapping[str, float] = field(default_factory=dict)
+    conformance: Conformance | None = None
 
     def emit(self, emit: Emit, checkpoint: str) -> None:
         """As the measured numbers of `checkpoint`."""
@@ -115,7 +117,9 @@ def proof_split(prepared: Prepared) -> str:
 
 
 def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
-    """Reload in a fresh process, meanwhile evaluate; LlmosError where the reloaded logits are not the ones in memory."""
+    """Reload in a fresh process, meanwhile evaluate; LlmosError where the reloaded logits are not the ones in memory, or the
+    files are not the format that their config claims."""
+    conforms = _conforming(exhibits.staged)
     split = exhibits.prepared.splits[exhibits.split]
     with reloading(exhibits, split) as answer:
         before, after = _quality(exhibits, split, seed=seed, emit=emit)
@@ -134,7 +138,18 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
         after=after,
         bytes_before=weigh(exhibits.parent, exhibits.compressible),
         bytes_after=weigh(exhibits.staged, exhibits.compressible),
+        conformance=conforms,
     )
+
+
+def _conforming(staged: Path) -> Conformance | None:
+    found = conformance.check(staged)
+    if found and found.broken:
+        raise LlmosError(
+            f"what was written is {found.sentence}: nothing was committed",
+            hint="this is a defect of llmos: please report the model's config.json",
+        )
+    return found
 
 
 @contextmanager

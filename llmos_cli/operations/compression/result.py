@@ -63,6 +63,8 @@ class CompressResult:
     def _remarks(self) -> Iterable[Line]:
         parity = self.proof.parity
         yield f"reloaded in a fresh process by {parity.reader}: logits differ by at most {parity.difference:.2g}"
+        if self.proof.conformance:
+            yield self.proof.conformance.sentence
         yield from self.notes
         if self.left_alone:
             yield Span(f"left alone: {'; '.join(self._listed())}", "dim")
