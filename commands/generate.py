@@ -37,6 +37,5 @@ def generate(
         if json:
             s.ui.show(operation(workspace, rev, prompt, sampling))
             return
-        s.ui.write(prompt)
         operation(workspace, rev, prompt, sampling, say=s.ui.write)
         s.ui.write("\n")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
     """Run the command that the command line says, and leave with its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what was to be ignored (`nohup`) stays so
+        signal.signal(signal.SIGINT, interrupt)
     try:
         from llmos_cli.app import run
 
@@ -21,6 +24,24 @@ def main() -> None:
     # All is said and done: while Python takes itself down, Ctrl-C would only be a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, but never in the middle of an import: an extension that is half loaded either swallows it, so that
+    Ctrl-C is lost, or aborts the process. It is then asked for again a moment later."""
+    if _importing(frame):
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        return
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

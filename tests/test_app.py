@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from llmos_cli import __version__, catalog
+from llmos_cli.__main__ import interrupt
 
 
 def test_version(llmos):
@@ -218,3 +222,19 @@ def test_numbers_of_the_command_line(llmos, workspace):
     assert llmos("logs", "x", "-n", "many").err == f"error: --last takes a whole number, not 'many'\n{hint}"
     assert llmos("logs", "x", "-n", "-1").err == f"error: --last must be at least 0, not -1\n{hint}"
     assert llmos("logs", "x", "-n", "1").code == 4
+
+
+def test_ctrl_c_in_an_import_comes_after_it(tmp_path, monkeypatch):
+    """Some extensions swallow KeyboardInterrupt while they load, as this module does; others abort the process."""
+    deaf = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    sum(range(100))\nexcept KeyboardInterrupt:\n    pass\n"
+    (tmp_path / "llmos_deaf.py").write_text(deaf)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            importlib.import_module("llmos_deaf")
+            time.sleep(10)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "llmos_deaf" in sys.modules

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 Prepare = Callable[[Path], object]
 
@@ -73,6 +74,19 @@ def unseen(root: Path) -> None:
     (root / "new.csv").write_text("text,label\n" + "".join(f"words {at},new\n" for at in range(40)))
 
 
+def latin(root: Path) -> None:
+    csv("")(root)
+    (root / "data.csv").write_bytes(f"text,label\n{LABELS}\n\xe9,a\n".encode("latin-1"))
+
+
+def photos(root: Path) -> None:
+    """Two classes of pictures; one of them is none."""
+    for at, kind in enumerate(("cat", "dog") * 10):
+        (root / "photos" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), at).save(root / "photos" / kind / f"{at}.png")
+    (root / "photos/cat/2.png").write_bytes(b"no picture")
+
+
 def ambiguous(root: Path) -> None:
     """A name that is a branch and a tag, a beginning that two ids have, a beginning that two runs have."""
     head = (root / ".llmos/refs/heads/main").read_text().strip()
@@ -98,6 +112,12 @@ CASES = [
     Case("train", 2, "column", csv("alpha,beta\n" + "".join(f"{at},{at % 7}\n" for at in range(40))), "text-classification"),
     Case("train", 2, "column", csv(f"text,label\n{LABELS}\n", ", columns: {label: kind}"), "text-classification"),
     Case("train", 2, "only the label", csv("text,label\n" + "".join(f"text {at},a\n" for at in range(40))), "text-classification"),
+    Case("train", 2, "nearly every row of data.csv has a label of its own", csv("text,label\n" + "".join(f"text {at},{at}\n" for at in range(40))), "text-classification"),
+    Case("train", 2, "row 2 of data.csv has no text", csv(f"text,label\na,b\n,a\n{LABELS}\n"), "text-classification"),
+    Case("train", 2, "data.csv is not UTF-8 text", latin, "text-classification"),
+    Case("train -s data.source=rows.jsonl", 2, "row 1 of rows.jsonl: tags is 3, not a list of words", write("rows.jsonl", "".join(f'{{"tokens": "a {at}", "tags": 3}}\n' for at in range(9))), "token-classification"),
+    Case("train -s data.source=photos", 2, "photos/cat/2.png is not a picture", photos, "image-classification"),
+    Case("prune --pattern abc", 2, "prune.pattern cannot be 'abc'"),
     Case("train -s data.source=x.txt -s data.columns.text=body", 4, "x.txt"),
     Case("train", 2, "the validation split has a label that training did not: new", unseen, "text-classification"),
     Case("eval -s data.source=data.csv -s data.splits.test=new.csv", 2, "the test split has a label that training did not: new", unseen, "text-classification"),

@@ -77,7 +77,8 @@ def _wrong_value(name: str, told: Mapping[str, Any], node: Node, about: str) -> 
         hint = f"did you mean {close[0]!r}?" if close else about
         return ConfigError(f"{name} is one of {', '.join(choices)}, not {given}", hint=hint, place=node.place)
     if kind == "string_pattern_mismatch":
-        return ConfigError(f"{name} cannot be {given}", hint=f"it matches {context['pattern']}", place=node.place)
+        hint = about or f"it matches {context['pattern']}"
+        return ConfigError(f"{name} cannot be {given}", hint=hint, place=node.place)
     message = str(told["msg"]).removeprefix("Value error, ")
     said = f"{name}: {message[:1].lower()}{message[1:]}" if name else message
     return ConfigError(said, hint=about, place=node.place)

@@ -40,7 +40,7 @@ def canonical(
     chosen = {kind: choose(kind, list(table), options, source=source, wanted=wanted) for kind in wanted}
     return Rows(
         {
-            kind: Converted(table[column], _form(kind, names.get(column), folders), f"{column} of {source}")
+            kind: Converted(table[column], _form(kind, names.get(column), folders), column, source)
             for kind, column in chosen.items()
         }
     )
@@ -72,11 +72,15 @@ def _guessable(wanted: Sequence[str], *, but: str) -> set[str]:
     return {name for kind in wanted if kind != but for name in GUESSES[kind]}
 
 
+class Unfit(Exception):
+    """A value that its column's form cannot be made of."""
+
+
 class Converted(Lazy):
     """A column whose values take their form when asked for; a missing one is an error that names its row."""
 
-    def __init__(self, column: Sequence[Any], form: Callable[[Any], Any], name: str) -> None:
-        self.column, self.form, self.name = column, form, name
+    def __init__(self, column: Sequence[Any], form: Callable[[Any], Any], name: str, source: str) -> None:
+        self.column, self.form, self.name, self.source = column, form, name, source
 
     def __len__(self) -> int:
         return len(self.column)
@@ -89,8 +93,14 @@ class Converted(Lazy):
 
     def _formed(self, index: int, value: Any) -> Any:
         if value is None or value != value:  # None, or a float's NaN
-            raise UsageError(f"row {index + 1} has no {self.name}", hint="Fill it in or drop the row.")
-        return self.form(value)
+            raise UsageError(f"row {index + 1} of {self.source} has no {self.name}", hint="Fill it in or drop the row.")
+        try:
+            return self.form(value)
+        except Unfit as unfit:
+            raise UsageError(
+                f"row {index + 1} of {self.source}: {self.name} is {unfit}, not a list of words",
+                hint="Name the column that has one, under data.columns.",
+            ) from unfit
 
 
 def _form(kind: str, names: Any, folders: Sequence[str]) -> Callable[[Any], Any]:
@@ -112,16 +122,31 @@ def _label(value: Any, names: Any) -> str:
 
 
 def _several(value: Any) -> Sequence[Any]:
-    return value.split() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, Sequence):
+        raise Unfit(f"{value!r}")
+    return value
 
 
 def _image(value: Any, folders: Sequence[str]) -> Any:
     """Bytes of an encoded file, or an array of pixels."""
     if isinstance(value, dict):
-        return value["bytes"] if value.get("bytes") else _file(value["path"], folders)
+        return File(value["bytes"], value.get("path")) if value.get("bytes") else _file(value["path"], folders)
     if isinstance(value, str):
         return _file(value, folders)
     return value if isinstance(value, bytes) else np.asarray(value, np.uint8)
+
+
+class File(bytes):
+    """The bytes of a file, which know where they come from."""
+
+    path: str
+
+    def __new__(cls, content: bytes, path: str | None) -> File:
+        file = super().__new__(cls, content)
+        file.path = path or "a file"
+        return file
 
 
 def _file(path: str, folders: Sequence[str]) -> bytes:
@@ -137,7 +162,7 @@ def _file(path: str, folders: Sequence[str]) -> bytes:
         hint = f"Paths are absolute, or relative to the table's folder ({', '.join(tables)}) or the workspace's."
         raise UsageError(f"there is no image {path}", hint=hint)
     system, inside = filesystem(place)
-    return bytes(system.cat_file(inside))
+    return File(system.cat_file(inside), path)
 
 
 def _is_file(place: str) -> bool:

@@ -140,6 +140,9 @@ def _rows(table: Dataset, columns: Sequence[str], options: DataOptions, source: 
     return canonical(table_columns, columns, options.columns, source=source, names=names, folders=folders)
 
 
+ICONV = "`iconv -f LATIN1 -t UTF-8 OLD > NEW`, say"
+
+
 def _datasets(place: Place, cache: Path) -> DatasetDict | dict[str, Dataset]:
     """What the `datasets` library makes of a place; its errors as ours."""
     import datasets
@@ -155,6 +158,8 @@ def _datasets(place: Place, cache: Path) -> DatasetDict | dict[str, Dataset]:
         reason = _reason(error)
         if "corresponds to no data" in reason:  # how the library says that a table has a header alone
             raise UsageError(f"{place.source} has no rows", hint="Is the file empty?") from error
+        if "codec can't decode" in reason:
+            raise UsageError(f"{place.source} is not UTF-8 text", hint=f"Save it as UTF-8: {ICONV}.") from error
         raise UsageError(
             f"{place.source} cannot be read as {place.format}: {reason}",
             hint="Check the file, or say what it is with data.format.",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmos_cli.core.atomic import write_text
 from llmos_cli.data import cache as store
+from llmos_cli.data.columns import File
 from llmos_cli.data.extras import require
 from llmos_cli.errors import NotFound, UsageError
 
@@ -114,7 +115,9 @@ def opened(image: Any) -> NDArray[np.uint8]:
         picture = Image.open(io.BytesIO(image))
         return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "I", "I;16", "F") else "RGB"), np.uint8)
     except (UnidentifiedImageError, OSError) as error:
-        raise UsageError("a file is not a picture that can be read", hint=str(error)) from error
+        name = image.path if isinstance(image, File) else "a file"
+        hint = "Take it away, or save it again as PNG or JPEG."
+        raise UsageError(f"{name} is not a picture that can be read", hint=hint) from error
 
 
 def shaped(images: Sequence[Any], pixels: Pixels, *, key: Any, cache: Path) -> NDArray[np.uint8]:

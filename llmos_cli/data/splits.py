@@ -34,6 +34,11 @@ def _cut(rows: Rows, shares: Mapping[str, float], *, source: str, inputs: Sequen
     _fill(places, ("train", *shares), source)
     if "label" in rows.columns:
         _train_every_label(rows["label"], keys, places)
+        if len(shares) == 2 and any(shares.values()) and set(places.values()) == {"train"}:
+            raise UsageError(
+                f"nearly every row of {source} has a label of its own: none is left to evaluate on",
+                hint="Is data.columns.label the right column?",
+            )
     chosen: dict[str, list[int]] = {name: [] for name in ("train", *shares)}
     for index, key in enumerate(keys):
         chosen[places[key]].append(index)

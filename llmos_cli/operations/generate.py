@@ -50,7 +50,7 @@ class GenerateResult:
 def generate(
     ws: Workspace, rev: str, prompt: str, sampling: Sampling, *, say: Callable[[str], None] | None = None
 ) -> GenerateResult:
-    """Generate from `prompt`; `say` hears the text as it comes. The same seed gives the same text on the same machine."""
+    """Generate from `prompt`; `say` hears it, and the text as it comes. The same seed gives the same text on the same machine."""
     _check(sampling)
     checkpoint = ws.checkpoint(rev)
     _check_task(checkpoint)
@@ -61,6 +61,8 @@ def generate(
     prompt_BL = device.move(_encoded(tokenizer, prompt), on)
     room = _room(model, prompt_BL.shape[1], sampling.max_tokens)
     torch.manual_seed(sampling.seed)
+    if say:
+        say(prompt)
     started = time.monotonic()
     made_L = _continue(model, tokenizer, prompt_BL, sampling, room, say)
     return GenerateResult(

@@ -34,7 +34,8 @@ def test_text_goes_on_from_the_prompt(trained: Workspace) -> None:
 
     heard: list[str] = []
     spoken = generate(trained, "HEAD", "The for statement", Sampling(max_tokens=8, seed=1), say=heard.append)
-    assert "".join(heard) == spoken.text == first.text
+    assert "".join(heard) == "The for statement" + spoken.text
+    assert spoken.text == first.text
 
     # Greedy tokens are the likeliest ones of the whole text so far, computed without a cache.
     from transformers import AutoTokenizer
