@@ -20,6 +20,15 @@ def of_prompt(value: Any) -> Any:
     raise ValueError("must be a text, a list of texts, token ids, or a list of those")
 
 
+def of_content(value: Any) -> Any:
+    """The text of a message: as it is, or put together of its parts, which clients send even where there is but one."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    raise ValueError("must be a text, or a list of parts of type text: this model reads nothing else")
+
+
 def is_tokens(value: Any) -> bool:
     return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
@@ -110,7 +119,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: Any = None
+    content: Annotated[str, BeforeValidator(of_content)]
 
 
 class ResponseFormat(BaseModel):

@@ -106,3 +106,18 @@ def test_but_the_page_and_the_probes(server: Server, path: str):
 def test_keys_do_not_show_in_the_run(server: Server):
     folder = server.workspace / "runs" / server.run
     assert not any(KEY in path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_message_in_parts_is_its_text(server: Server):
+    def asked(content: Any) -> Any:
+        return client(server).chat.completions.create(
+            model="chat", messages=[{"role": "user", "content": content}], max_tokens=5, temperature=0
+        )
+
+    whole = asked("hello you")
+    parts = asked([{"type": "text", "text": "hello "}, {"type": "text", "text": "you"}])
+    assert parts.choices[0].message.content == whole.choices[0].message.content
+    assert parts.usage.prompt_tokens == whole.usage.prompt_tokens
+    for wrong in ([{"type": "image_url", "image_url": {"url": "x"}}], 3, None):
+        with pytest.raises(BadRequestError, match="must be a text, or a list of parts of type text"):
+            asked(wrong)
