@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 
 def main() -> None:
@@ -28,12 +30,24 @@ def main() -> None:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """KeyboardInterrupt, but never in the middle of an import: an extension that is half loaded either swallows it, so that
-    Ctrl-C is lost, or aborts the process. It is then asked for again a moment later."""
-    if _importing(frame):
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        return
-    raise KeyboardInterrupt
+    Ctrl-C is lost, or aborts the process. Where no run is open there is nothing to tidy up, and the process ends at once;
+    otherwise it is asked for again a moment later."""
+    if not _importing(frame):
+        raise KeyboardInterrupt
+    # An open run hears SIGTERM; and the words to leave with have to be loaded themselves.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and hasattr(sys.modules.get("llmos_cli.app"), "run"):
+        _leave()
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
+def _leave() -> NoReturn:
+    from llmos_cli.errors import interrupted
+    from llmos_cli.ui import Ui
+
+    Ui(json="--json" in sys.argv).error(interrupted())
+    sys.stdout.flush()
+    os._exit(interrupted().exit_code)
 
 
 def _importing(frame: FrameType | None) -> bool:
