@@ -163,7 +163,7 @@ CASES = {
         "accuracy",
         {
             "Transformer (eurobert)": Model(),
-            "lstm": Model(sets=("model.arch=lstm", "train.optimizer=adamw", "train.learning_rate=1e-3"), unsets=tuple(f"model.{key}" for key in TEXT_KEYS)),
+            "lstm": Model(sets=("model.arch=lstm",), unsets=tuple(f"model.{key}" for key in TEXT_KEYS)),
             "bag of subwords": Model(sets=("model.arch=bag", "train.optimizer=adamw", "train.learning_rate=1e-2", "train.max_epochs=10", "data.augment=true"), unsets=tuple(f"model.{key}" for key in TEXT_KEYS if key != "hidden_size")),
         },
         words,

@@ -8,15 +8,29 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmos_cli.errors import UsageError
 from llmos_cli.models.architectures import base
+from llmos_cli.models.module import MODULE_KEY
 
 OURS = ("mlp", "cnn", "lstm", "bag")
 IMPORT = "from llmos_cli.models.architectures.base import"
 REGISTER = "\n\nAutoConfig.register("
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """UsageError for an architecture that is not one of our small ones, by the checkpoint's config.json."""
+    if own := config.get(MODULE_KEY):
+        raise UsageError(
+            f"--standalone writes the code of our architectures, and {own['file']} is your own",
+            hint="leave it out: the file is in every export, beside the weights",
+        )
+    kind = config["model_type"]
+    if kind not in OURS:
+        raise UsageError(f"{kind} needs no code of its own", hint="leave out --standalone: transformers knows it")
 
 
 def write(directory: Path) -> str:
@@ -24,8 +38,6 @@ def write(directory: Path) -> str:
     file = directory / "config.json"
     config: dict[str, Any] = json.loads(file.read_bytes())
     kind, name = config["model_type"], config["architectures"][0]
-    if kind not in OURS:
-        raise UsageError(f"{kind} needs no code of its own", hint="leave out --standalone: transformers knows it")
     module = importlib.import_module(f"llmos_cli.models.architectures.{kind}")
     (directory / f"modeling_{kind}.py").write_text(_source(module), encoding="utf-8")
     classes = {"AutoConfig": f"{kind.title()}Config", "AutoModel" + name.removeprefix(kind.title()): name}

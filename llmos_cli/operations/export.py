@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Iterable
@@ -70,6 +71,8 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
     checkpoint = ws.checkpoint(rev)
     storing.verify_content(checkpoint)
     output = output.absolute()
+    if options.standalone:
+        standalone.check(checkpoint.config_json())
     if _taken(output, options):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
     if dry_run:
@@ -139,7 +142,7 @@ def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:
 def _example(model: PreTrainedModel) -> dict[str, Tensor]:
     """One input of the right shape; noise will do, for both models see the same."""
     generator = torch.Generator().manual_seed(0)
-    if model.main_input_name == "pixel_values":
+    if "pixel_values" in inspect.signature(model.forward).parameters:  # `main_input_name` says ids unless a class says otherwise
         side, channels = model.config.image_size, model.config.num_channels
         return {"pixel_values": torch.rand(2, channels, side, side, generator=generator)}
     length = min(64, getattr(model.config, "max_position_embeddings", 64))
