@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def init(
@@ -18,10 +18,11 @@ def init(
             "--template", "-t", help="causal-lm, image-classification, text-classification or token-classification."
         ),
     ] = "causal-lm",
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.init import init as operation
 
-        s.ui.show(operation(directory, template))
+        s.ui.show(operation(directory, template, dry_run=dry_run))

@@ -25,7 +25,6 @@ EXEMPT = {
     "eval": "measures: the run it adds is the record of its answer, and nothing there changes",
     "fsck": READING,
     "generate": READING,
-    "init": "makes a workspace where none is, and leaves every file alone that is there",
     "log": READING,
     "logs": READING,
     "op": READING,
@@ -47,6 +46,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "export": [("export", "-o", "../out/model"), ("export", "-o", "../dense", "--dtype", "float32"), ("export", "-o", "../m.gguf", "--format", "gguf")],
     "gc": [("gc", "--expire", "now")],
     "import": [("import", "{base}")],
+    "init": [("init", "../new"), ("init", "../in/there", "-t", "image-classification")],
     "prune": [("prune", "-q")],
     "quantize": [("quantize", "-q")],
     "redo": [("redo",)],
@@ -57,7 +57,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "undo": [("undo",)],
 }  # fmt: skip
 
-SAME_WORDS = ("branch", "checkout", "export", "gc", "redo", "rm", "tag", "undo")
+SAME_WORDS = ("branch", "checkout", "export", "gc", "init", "redo", "rm", "tag", "undo")
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
 

@@ -88,9 +88,7 @@ class Workspace:
     @classmethod
     def create(cls, directory: Path) -> Workspace:
         """Make the skeleton. HEAD comes last: what was cut off before can be created again."""
-        root = directory.resolve()
-        if (root / DOT / HEAD).exists():
-            raise UsageError(f"{root} is a workspace already", hint="`llmos status` shows it")
+        root = cls.vacant(directory)
         for folder in ("configs", "checkpoints", "runs", f"{DOT}/refs/heads", f"{DOT}/tmp", f"{DOT}/cache"):
             with atomic.refusals(root):
                 atomic.make_directory(root / folder)
@@ -98,6 +96,14 @@ class Workspace:
             atomic.write_text(root / "llmos.yaml", f"format: {FORMAT}\n")
         atomic.write_text(root / DOT / HEAD, f"{SYMBOLIC}{HEADS}main\n")
         return cls(root)
+
+    @staticmethod
+    def vacant(directory: Path) -> Path:
+        """The folder, in full; UsageError where it is a workspace already."""
+        root = directory.resolve()
+        if (root / DOT / HEAD).exists():
+            raise UsageError(f"{root} is a workspace already", hint="`llmos status` shows it")
+        return root
 
     @cached_property
     def index(self) -> Index:

@@ -42,12 +42,14 @@ class InitResult:
         return Group([Lines(told), Lines(steps)])
 
 
-def init(directory: Path, template: str) -> InitResult:
+def init(directory: Path, template: str, *, dry_run: bool = False) -> InitResult:
     """Files that are there already are the user's: they stay."""
     texts = {f"configs/{name}": text for name, text in templates.read(template).items()} | {".gitignore": GITIGNORE}
-    workspace = Workspace.create(directory)
-    new = [name for name in texts if not (workspace.root / name).exists()]
-    for name in new:
-        write_text(workspace.root / name, texts[name])
+    root = Workspace.vacant(directory)
+    new = [name for name in texts if not (root / name).exists()]
+    workspace = Workspace(root) if dry_run else Workspace.create(root)
+    if not dry_run:
+        for name in new:
+            write_text(root / name, texts[name])
     kept = tuple(sorted(set(texts) - set(new)))
-    return InitResult(os.path.relpath(workspace.root), template, tuple(new), kept, tuple(named_code(workspace)))
+    return InitResult(os.path.relpath(root), template, tuple(new), kept, tuple(named_code(workspace)))
