@@ -142,7 +142,9 @@ def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:
 def _example(model: PreTrainedModel) -> dict[str, Tensor]:
     """One input of the right shape; noise will do, for both models see the same."""
     generator = torch.Generator().manual_seed(0)
-    if "pixel_values" in inspect.signature(model.forward).parameters:  # `main_input_name` says ids unless a class says otherwise
+    if (
+        "pixel_values" in inspect.signature(model.forward).parameters
+    ):  # `main_input_name` says ids unless a class says otherwise
         side, channels = model.config.image_size, model.config.num_channels
         return {"pixel_values": torch.rand(2, channels, side, side, generator=generator)}
     length = min(64, getattr(model.config, "max_position_embeddings", 64))

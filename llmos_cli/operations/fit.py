@@ -323,6 +323,12 @@ class _Run:
             outcome = evaluate(self.task, self.model, checks, batch_size=self.options.batch_size)
         metrics = self.task.metrics(outcome, self.facts)
         value, self.checked_loss = metrics[self.task.metric], metrics["loss"]
+        if not math.isfinite(
+            self.checked_loss
+        ):  # classes still have a largest logit, and an accuracy, where all are NaN
+            raise LlmosError(
+                f"The validation loss is no longer finite after step {self.budget.step}.", hint=self._way_on()
+            )
         self.emit(Metric(self.task.metric, value, split="validation", step=self.budget.step))
         keep = self.options.keep == "best"
         self.best.consider(value, self.budget.step, task=self.task, model=self.model, keep=keep)

@@ -52,7 +52,12 @@ def _weight(outcome: Outcome) -> NDArray[Any]:
 
 
 def calibration_error(confidence: NDArray[Any], right: NDArray[Any], weight: NDArray[Any]) -> float:
-    """Expected calibration error: how far confidence is from accuracy, in 15 equal bins (Guo et al., arXiv:1706.04599)."""
+    """Expected calibration error: how far confidence is from accuracy, in 15 equal bins (Guo et al., arXiv:1706.04599).
+
+    NaN where a confidence is: the model's weights have run away.
+    """
+    if not np.isfinite(confidence).all():
+        return float("nan")
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, weights=weight * (confidence - right), minlength=BINS)
     return float(np.abs(gaps).sum() / weight.sum())

@@ -13,7 +13,7 @@ import yaml
 from llmos_cli.core.workspace import Workspace
 from tests.conftest import TINY, Llmos
 
-PICTURES = '''
+PICTURES = """
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -41,8 +41,8 @@ class Net(PreTrainedModel):
         logits = self.out(self.hidden(self.conv(pixel_values).relu().flatten(1)).relu())
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
-'''
-TEXTS = '''
+"""
+TEXTS = """
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -70,7 +70,7 @@ class Net(PreTrainedModel):
         logits = self.out(self.hidden(self.words(input_ids).mean(1)).relu())
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
-'''
+"""
 
 
 @pytest.fixture(params=[("image-classification", PICTURES), ("text-classification", TEXTS)], ids=["pictures", "texts"])

@@ -141,6 +141,17 @@ def resumed(ws: Workspace, run: str | None, *sets: str, emit: Any = lambda event
     return resume(ws, run, sets=sets, emit=emit)
 
 
+@pytest.mark.parametrize("template", ["image-classification", "text-classification", "token-classification"])
+def test_a_classifier_that_diverged_says_so(
+    template: str, new_workspace: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It is validated after the step that ran away, with a NaN for every class."""
+    ws = new_workspace(tmp_path / "w", template)
+    monkeypatch.chdir(ws.root)
+    diverged(ws, "train.optimizer=sgd", "train.clip_norm=null")
+    assert ws.head().checkpoint is None
+
+
 def test_a_run_that_diverged_goes_on_from_its_last_good_state_at_another_rate(workspace: Workspace) -> None:
     cut = ("train.max_steps=6", "train.eval_every=1")
     run = killed(workspace, signal.SIGINT, *cut)
