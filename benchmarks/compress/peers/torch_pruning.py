@@ -50,7 +50,8 @@ def size(model: Any) -> int:
 
 def prune(model: Any, example_BL: torch.Tensor, ratio: float) -> None:
     """In place; then the configuration says what was left."""
-    config, heads = model.config, {}
+    config = model.config
+    heads: dict[Any, int] = {}
     for name, module in model.named_modules():
         if name.endswith("self_attn"):
             heads |= {module.q_proj: config.num_attention_heads}
