@@ -147,6 +147,13 @@ def processor() -> str:
     return " ".join(part for part in named if part)
 
 
+@functools.cache
+def instructions() -> frozenset[str]:
+    """The CPU's instruction sets, named as compilers name them (`avx512vnni`); empty where the system does not list them."""
+    flags = next((line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith("flags")), "")
+    return frozenset(flag.replace("_", "") for flag in flags.partition(":")[2].split())
+
+
 def device_name(device: torch.device) -> str:
     """What a person calls it."""
     if device.type == "cuda":
