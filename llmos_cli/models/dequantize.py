@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -175,15 +175,39 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(p in ("Linear", name) or (p.startswith("re:") and re.match(p[3:], name)) for p in patterns)
 
 
-def _dense(name: str, shape: Sequence[int], read: Read, groups: Sequence[Group], dtype: torch.dtype) -> Tensor:
-    scales_OG = read(f"{name}_scale").to(dtype).reshape(shape[0], -1)
+class Stored(NamedTuple):
+    """A weight as it is stored: codes in the weight's shape, `scales_OG` and `zeros_OG` (codes; None: symmetric)."""
+
+    codes: Tensor
+    scales_OG: Tensor
+    bits: int
+    zeros_OG: Tensor | None
+
+
+def stored_codes(
+    entries: Mapping[str, headers.Entry], name: str, config: PreTrainedConfig | Mapping[str, Any]
+) -> Stored:
+    """The codes of one weight of a quantized checkpoint, by its stored name."""
+    shapes = headers.dense_shapes(entries)
+    own = {key: entry for key, entry in entries.items() if headers.dense_name(key, entries) == name}
+    with ExitStack() as stack:
+        return _codes(name, shapes[name], Read(own, stack), _groups(config))
+
+
+def _codes(name: str, shape: Sequence[int], read: Read, groups: Sequence[Group]) -> Stored:
+    scales_OG = read(f"{name}_scale").reshape(shape[0], -1)
     zeros = read(f"{name}_zero_point") if read.has(f"{name}_zero_point") else None
     if not read.has(f"{name}_packed"):
-        return packing.dequantize(read(name), scales_OG, zeros)
+        return Stored(read(name), scales_OG, 8, zeros)
     words_OW = read(f"{name}_packed")
     bits = _bits(name, shape[1], words_OW.shape[1], groups)
     zeros_OG = None if zeros is None else packing.unpack(zeros.t(), bits, shape[0]).t()
-    return packing.dequantize(packing.unpack(words_OW, bits, shape[1]), scales_OG, zeros_OG)
+    return Stored(packing.unpack(words_OW, bits, shape[1]), scales_OG, bits, zeros_OG)
+
+
+def _dense(name: str, shape: Sequence[int], read: Read, groups: Sequence[Group], dtype: torch.dtype) -> Tensor:
+    stored = _codes(name, shape, read, groups)
+    return packing.dequantize(stored.codes, stored.scales_OG.to(dtype), stored.zeros_OG)
 
 
 def _bits(name: str, inputs: int, words: int, groups: Sequence[Group]) -> int:

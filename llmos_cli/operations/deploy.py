@@ -140,7 +140,15 @@ def serving_of(
 
     options: DeployOptions = resolved.config.deploy
     limits = Limits(options.slots, options.queue, options.max_request_bytes, options.max_tokens)
-    load = Load(str(checkpoint.path), options.slots, options.context, options.warm, options.precision)
+    load = Load(
+        str(checkpoint.path),
+        options.slots,
+        options.context,
+        options.warm,
+        options.precision,
+        options.kernels,
+        options.head,
+    )
 
     def say(sentence: str, level: str) -> None:
         run.emit(Note(sentence, level=level))

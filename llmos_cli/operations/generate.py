@@ -15,7 +15,7 @@ from llmos_cli import device, tasks
 from llmos_cli.core.view import Lines
 from llmos_cli.data.tokenize import load_tokenizer
 from llmos_cli.errors import UsageError
-from llmos_cli.models.load import load
+from llmos_cli.models.kernels.coded import load
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace

@@ -183,6 +183,10 @@ class DeployOptions(Section):
     context: int | None = Field(None, ge=8)
     """Positions in the KV cache of each slot; the model's own when absent."""
     warm: Literal["off", "background", "full"] = "background"
+    kernels: Literal["auto", "off"] = "auto"
+    """Multiply quantized weights as codes where that is measured to be faster; `off` dequantizes them at the start."""
+    head: Literal["keep", "w8a8", "w8", "w4"] = "keep"
+    """How the output layer of a language model is held: as it is stored, or rounded when it is loaded."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which a language model's weights are held and computed with: what the hardware does faster, by `auto`."""
     api_key_file: str | None = None

@@ -6,13 +6,14 @@ LLMOS_COMPILE=off in the environment turns off compiling that was not asked for 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmos_cli import device
 from llmos_cli.core.view import size
 from llmos_cli.errors import LlmosError
+from llmos_cli.models.kernels import coded
 from llmos_cli.serve.decoder import Decoder, LlamaDecoder, cache_bytes, obstacle
 from llmos_cli.serve.fallback import RecomputingDecoder, SlotDecoder, agrees, takes_slots
 
@@ -26,12 +27,14 @@ def silent() -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Built:
-    """`news` gives sentences about what happened since it was last asked (compiled shapes)."""
+    """`news` gives sentences about what happened since it was last asked (compiled shapes); `layers` says how layers that hold
+    codes are multiplied."""
 
     decoder: Decoder
     name: str
     note: str
     news: Callable[[], Iterable[str]] = silent
+    layers: Sequence[str] = ()
 
 
 def build(model: Any, *, slots: int, context: int | None, warm: str) -> Built:
@@ -77,19 +80,20 @@ def own(model: Any, slots: int, context: int, warm: str) -> Built:
         )
     decoder = LlamaDecoder(model, slots=slots, context=context)
     note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}"
+    layers = coded.summary(decoder.products)
     if warm == "off" or (warm == "background" and os.environ.get("LLMOS_COMPILE") == "off"):
-        return Built(decoder, "own", note)
+        return Built(decoder, "own", note, layers=layers)
     from llmos_cli.models.compiling import explained, possible
     from llmos_cli.serve import compiled
 
     if not possible():
         if warm == "full":
             raise explained("there is no C++ compiler", instead="deploy.warm=off")
-        return Built(decoder, "own", f"{note}, not compiling: there is no C++ compiler")
+        return Built(decoder, "own", f"{note}, not compiling: there is no C++ compiler", layers=layers)
     compiling = compiled.CompiledDecoder(decoder)
     if warm == "full":
         compiled.prepare()
         compiling.warm()
     else:
         compiled.in_background(compiling)
-    return Built(compiling, "own", f"{note}, compiling", compiling.news)
+    return Built(compiling, "own", f"{note}, compiling", compiling.news, layers)

@@ -112,13 +112,18 @@ class LlamaDecoder:
         self.activation: nn.Module = model.model.layers[0].mlp.act_fn
 
         self.embedding_VE = model.model.embed_tokens.weight.detach()
-        self.layers = [layer_of(block) for block in model.model.layers]
+        self.layers = [layer_of(block, model.dtype) for block in model.model.layers]
         self.norm_E = model.model.norm.weight.detach()
-        self.head = matmul(model.lm_head)
+        self.head = matmul(model.lm_head, dtype=model.dtype)
         self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.embedding_VE, context + 1)
         self.offsets_T = torch.arange(context, device=self.embedding_VE.device)
         self.offsets_S = torch.arange(slots, device=self.embedding_VE.device)
         self.caches = [self.cache() for _ in self.layers]
+
+    @property
+    def products(self) -> list[Matmul]:
+        layers = [(layer.query_key_value, layer.output, layer.gate_up, layer.down) for layer in self.layers]
+        return [*(product for layer in layers for product in layer), self.head]
 
     def cache(self) -> KeysValues:
         shape = (self.slots, self.kv_heads, self.context + 1, self.head_size)
@@ -202,18 +207,18 @@ class LlamaDecoder:
                 rows_SHTD[target].copy_(rows_SHTD[source])
 
 
-def layer_of(block: Any) -> Layer:
+def layer_of(block: Any, dtype: torch.dtype) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return Layer(
         attention_norm_E=block.input_layernorm.weight.detach(),
-        query_key_value=matmul(attention.q_proj, attention.k_proj, attention.v_proj),
+        query_key_value=matmul(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype),
         query_norm_D=None if query_norm is None else query_norm.weight.detach(),
         key_norm_D=None if key_norm is None else key_norm.weight.detach(),
-        output=matmul(attention.o_proj),
+        output=matmul(attention.o_proj, dtype=dtype),
         mlp_norm_E=block.post_attention_layernorm.weight.detach(),
-        gate_up=matmul(mlp.gate_proj, mlp.up_proj),
-        down=matmul(mlp.down_proj),
+        gate_up=matmul(mlp.gate_proj, mlp.up_proj, dtype=dtype),
+        down=matmul(mlp.down_proj, dtype=dtype),
     )
 
 

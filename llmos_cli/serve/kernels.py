@@ -1,7 +1,6 @@
 """Matrix products as the decoder wants them: layers that read the same input are one product.
 
-This is where a product over packed int4 or int8 weights belongs: another class that answers `__call__`, chosen in `matmul`
-by the type of the layers it is given. Quantized checkpoints are loaded dequantized, as plain `nn.Linear`.
+A layer that holds codes (`models.kernels`) is multiplied by the kernel that was measured to be best; a dense one here.
 """
 
 from __future__ import annotations
@@ -12,6 +11,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llmos_cli.models.kernels.choice import choose
+from llmos_cli.models.kernels.coded import CodedLinear
+from llmos_cli.models.kernels.codes import side_by_side
 
 
 class Matmul(Protocol):
@@ -42,15 +45,33 @@ class Wide:
         return product_O if self.bias_O is None else product_O + self.bias_O
 
 
-def matmul(*layers: nn.Linear) -> Matmul:
-    """One product that gives the layers' outputs side by side."""
-    weight_OI, bias_O = side_by_side(layers)
+class Beside:
+    """Several products, their outputs side by side: layers whose codes are of different kinds."""
+
+    def __init__(self, products: Sequence[Matmul]) -> None:
+        self.products = products
+
+    def __call__(self, x_I: Tensor, /) -> Tensor:
+        return torch.cat([product(x_I) for product in self.products], dim=-1)
+
+
+def matmul(*layers: nn.Linear | CodedLinear, dtype: torch.dtype) -> Matmul:
+    """One product that gives the layers' outputs side by side; `dtype`: of their input."""
+    coded = [layer for layer in layers if isinstance(layer, CodedLinear)]
+    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if coded and dense:
+        return Beside([matmul(layer, dtype=dtype) for layer in layers])
+    if coded:
+        codes = [layer.read() for layer in coded]
+        joined = side_by_side(codes)
+        return Beside([choose(each, dtype) for each in codes]) if joined is None else choose(joined, dtype)
+    weight_OI, bias_O = joined_weights(dense)
     outputs, inputs = weight_OI.shape
     wide = weight_OI.device.type == "cpu" and outputs > 2 * inputs
     return Wide(weight_OI, bias_O) if wide else Dense(weight_OI, bias_O)
 
 
-def side_by_side(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def joined_weights(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Weights and biases of several layers as one layer's; a single layer's own, not copied."""
     weights = [layer.weight.detach() for layer in layers]
     weight_OI = weights[0] if len(layers) == 1 else torch.cat(weights)

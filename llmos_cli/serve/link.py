@@ -28,6 +28,8 @@ class Load:
     context: int | None
     warm: str
     precision: str = "auto"
+    kernels: str = "auto"
+    head: str = "keep"
     threads: int | None = None
 
 

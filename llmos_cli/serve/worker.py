@@ -11,14 +11,18 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from llmos_cli import device, tasks
 from llmos_cli.core import manifest
 from llmos_cli.errors import LlmosError
+from llmos_cli.models.kernels import coded
 from llmos_cli.models.load import load
 from llmos_cli.serve import backend
 from llmos_cli.serve.engine import Engine, Event, Finished, Request, Scored, Token
@@ -54,7 +58,12 @@ def main(descriptor: int) -> None:
 def loaded(order: Message, channel: Channel) -> LanguageModel | Classifier:
     path = Path(order["path"])
     task = task_of(path)
-    return language_model(path, order, channel) if task.name == "causal-lm" else classifier(path, task)
+    return language_model(path, order, channel) if task.name == "causal-lm" else classifier(path, task, order)
+
+
+def loading(order: Message) -> Callable[..., PreTrainedModel]:
+    """Quantized layers as codes, or dequantized."""
+    return load if order["kernels"] == "off" else coded.load
 
 
 def task_of(path: Path) -> Task:
@@ -70,9 +79,13 @@ def config_of(path: Path) -> Message:
 
 def language_model(path: Path, order: Message, channel: Channel) -> LanguageModel:
     chosen = device.pick()
-    model = load(path, dtype=device.asked_dtype(order["precision"], chosen), device=chosen)
+    dtype = device.asked_dtype(order["precision"], chosen)
+    model = loading(order)(path, dtype=dtype, device=chosen)
+    if order["head"] != "keep":
+        coded.quantize_head(model, order["head"])
     built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
-    channel.send({"op": "note", "message": built.note})
+    for note in (built.note, *built.layers):
+        channel.send({"op": "note", "message": note})
     return LanguageModel(built, path)
 
 
@@ -183,8 +196,8 @@ def declared(path: Path, key: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def classifier(path: Path, task: Task) -> Classifier:
-    return Classifier(task, load(path, device=device.pick()), path)
+def classifier(path: Path, task: Task, order: Message) -> Classifier:
+    return Classifier(task, loading(order)(path, device=device.pick()), path)
 
 
 class Classifier:
