@@ -14,8 +14,11 @@ from llmos_cli.session import (
     MaxDropFlag,
     MaxKlFlag,
     QuietFlag,
+    ResumedRun,
+    ResumeFlag,
     Sets,
     Unsets,
+    goes_on_as_begun,
     session,
 )
 
@@ -28,6 +31,8 @@ def quantize(
     heal: HealFlag = None,
     max_kl: MaxKlFlag = None,
     max_drop: MaxDropFlag = None,
+    resume: ResumeFlag = False,
+    run: ResumedRun = None,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -36,6 +41,12 @@ def quantize(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        if resume or run:
+            goes_on_as_begun(rev, config, sets, unsets, dry_run, method, heal, max_kl, max_drop, bits, group_size)
+            from llmos_cli.operations.quantize import resume as operation_resume
+
+            s.ui.show(operation_resume(s.workspace, run, emit=s.ui.emit))
+            return
         given = {"method": method, "bits": bits, "group_size": group_size, "heal": heal}
         flags = {f"quantize.{key}": value for key, value in (given | {"max_kl": max_kl, "max_drop": max_drop}).items()}
         resolved = s.resolve("quantize", files=config, sets=sets, unsets=unsets, flags=flags)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos_cli.errors import UsageError
 from llmos_cli.ui import Ui
 
 if TYPE_CHECKING:
@@ -38,6 +39,18 @@ MaxDropFlag = Annotated[
     float | None, typer.Option(help="Commit nothing if the task's metric gets worse by more than this (exit 3).")
 ]
 """What every compression takes."""
+ResumeFlag = Annotated[
+    bool, typer.Option("--resume", help="Go on with this branch's last interrupted run, at the block where it stopped.")
+]
+ResumedRun = Annotated[str | None, typer.Option("--run", metavar="ID", help="With --resume: this run instead.")]
+
+
+def goes_on_as_begun(rev: str, *others: Any) -> None:
+    """UsageError where something beside `--resume` says what to compress or how."""
+    if rev != "HEAD" or any(others):
+        raise UsageError(
+            "--resume goes on with a run as it was begun", hint="leave everything but --run out, or begin a new run"
+        )
 
 
 class Session:

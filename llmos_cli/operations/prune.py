@@ -20,11 +20,13 @@ from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
+from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
 from llmos_cli.operations.compression.memory import spill
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
@@ -46,9 +48,14 @@ def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compres
     target_of(resolved)
     method("prune", resolved.config.prune)
     parent = ws.checkpoint(rev)
-    with ws.begin("prune", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run:
+    with ws.begin("prune", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)
         return carry_out(ws, run, parent, resolved)
+
+
+def resume(ws: Workspace, name: str | None, *, emit: Emit) -> CompressResult:
+    """Go on with the run `name`, or the current branch's last interrupted one, to the same bits."""
+    return resuming.resume(ws, "prune", name, carry_out, emit=emit)
 
 
 def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> CompressResult:
@@ -61,6 +68,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
+        same_calibration(run.state, samples.record)
         with keeping(model, run.state) as kept:
             compress = zeroing(model, module, own, target)
             changes = sweep(

@@ -22,6 +22,7 @@ from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix, matrices
 from llmos_cli.models.quantized import Scheme, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, stored_dtype
+from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, scales_free
@@ -29,6 +30,7 @@ from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
 from llmos_cli.operations.compression.memory import spill
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
@@ -84,9 +86,14 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     module, _ = method("quantize", resolved.config.quantize)
     form_of(resolved, module)
     parent = ws.checkpoint(rev)
-    with ws.begin("quantize", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run:
+    with ws.begin("quantize", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)
         return carry_out(ws, run, parent, resolved)
+
+
+def resume(ws: Workspace, name: str | None, *, emit: Emit) -> CompressResult:
+    """Go on with the run `name`, or the current branch's last interrupted one, to the same bits."""
+    return resuming.resume(ws, "quantize", name, carry_out, emit=emit)
 
 
 def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> CompressResult:
@@ -101,6 +108,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         form.check(model.matrices)
         samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
         coded: dict[str, Coded] = {}
+        same_calibration(run.state, samples.record)
         with keeping(model, run.state, coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:
             compress = coding(model, module, own, form, coded)
             changes = sweep(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import UsageError
 from llmos_cli.events import ignore
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.load import load
@@ -19,6 +25,7 @@ from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.keeping import keeping, parity_inputs
+from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
@@ -141,3 +148,59 @@ def compressed(
         else:
             quantize.write_codes(ws, kept, coded, module, folder / "out")
         return kept.logits(), kept.changes, parity_inputs(parent)
+
+
+KILLED = """\
+import os, signal, sys
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Progress
+from llmos_cli.operations import prune, quantize
+from llmos_cli.operations.config import resolve
+
+def die(event):
+    if isinstance(event, Progress) and event.stage == sys.argv[1] and event.step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ws = Workspace.find()
+operation = {"prune": prune.prune, "quantize": quantize.quantize}[sys.argv[1]]
+operation(ws, "HEAD", resolve(ws, sys.argv[1], flags={f"{sys.argv[1]}.method": sys.argv[2]}), emit=die)
+"""
+
+
+@pytest.mark.parametrize(("verb", "name"), [("quantize", "gptq"), ("prune", "sparsegpt")])
+def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
+    made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
+) -> None:
+    shutil.copytree(made("llama").root, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    ws = Workspace.find()
+    base = ws.resolve()
+    killed = subprocess.run([sys.executable, "-c", KILLED, verb, name], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run = ws.runs.list()[-1]
+    assert sorted(path.stem for path in (run.path / "state").glob("block-*")) == ["block-00000", "block-00001"]
+
+    refused = llmos(verb, "--resume", "--method", name)
+    assert refused.code == 2 and "as it was begun" in refused.err
+    resumed = llmos(verb, "--resume", "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["run"] == run.id and resumed.json["changed"] == 21
+    layers = [event["name"] for event in read_events(run.path / EVENTS)[0] if event["event"] == "layer"]
+    assert len(layers) == len(set(layers)) == 21, "no layer was compressed twice"
+    assert not (run.path / "state").exists()
+
+    llmos("branch", "-f", "again", base)
+    llmos("checkout", base)
+    whole = llmos(verb, "--method", name, "--json")
+    assert whole.code == 0, whole.err
+    trees = [ws.manifest(made.json["checkpoint"]).tree for made in (resumed, whole)]
+    assert trees[0] == trees[1]
+    again = llmos(verb, "--resume")
+    assert again.code == 4 and "was interrupted" in again.err
+
+
+def test_a_run_whose_calibration_data_changed_does_not_go_on(tmp_path: Path) -> None:
+    same_calibration(tmp_path, {"samples": 2, "sha256": "a"})
+    same_calibration(tmp_path, {"samples": 2, "sha256": "a"})
+    with pytest.raises(UsageError, match="not what it was"):
+        same_calibration(tmp_path, {"samples": 2, "sha256": "b"})

@@ -1,0 +1,64 @@
+"""`--resume` of prune and quantize: an interrupted run goes on, as it was begun, at the block where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmos_cli.core import atomic
+from llmos_cli.core import config as configs
+from llmos_cli.core.config import Resolved
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.events import Emit
+from llmos_cli.operations import lineage
+from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.config import methods
+from llmos_cli.options.verbs import ROOTS
+
+if TYPE_CHECKING:
+    from llmos_cli.core.records import RunRecord
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+CalledOut = Callable[["Workspace", "Run", "Checkpoint", Resolved], CompressResult]
+SEEN = "calibration.json"
+
+
+def resume(ws: Workspace, verb: str, name: str | None, carry_out: CalledOut, *, emit: Emit) -> CompressResult:
+    """Go on with the run `name`, or the current branch's last one of `verb` that did not end well."""
+    record = ws.runs.find(name) if name else _last_interrupted(ws, verb)
+    if record.operation != verb:
+        raise UsageError(f"run {record.id} is no {verb} run", hint="`llmos ps --all` lists every run")
+    config = configs.check(configs.read_file(record.path / "config.yaml"), ROOTS[verb], methods=methods)
+    resolved = Resolved(verb, config, config.model_dump(mode="json"), {}, ())
+    with ws.runs.resume(record.id) as run:
+        run.listen(emit)
+        return carry_out(ws, run, ws.checkpoint(run.started.parents[0]), resolved)
+
+
+def as_begun(ws: Workspace, parent: Checkpoint, resolved: Resolved) -> dict[str, Any]:
+    """The config that a run records, and is resumed with: the data that its parent brings along included."""
+    data = lineage.effective_data(ws, parent.id, resolved.config.data)
+    return {**resolved.mapping, "data": data.model_dump(mode="json")}
+
+
+def same_calibration(state: Path, record: Mapping[str, Any]) -> None:
+    """Remember what a run is calibrated on; UsageError where an earlier process of it saw other samples."""
+    file = state / SEEN
+    if not file.is_file():
+        atomic.write_text(file, json.dumps(dict(record), sort_keys=True))
+    elif json.loads(file.read_text()) != dict(record):
+        raise UsageError(
+            "the calibration data is not what it was when this run began, so its finished blocks do not fit the others",
+            hint="begin again without --resume",
+        )
+
+
+def _last_interrupted(ws: Workspace, verb: str) -> RunRecord:
+    base = ws.head().name
+    for record in reversed(ws.runs.list()):
+        if record.operation == verb and record.base == base and not record.alive and record.status != "done":
+            return record
+    raise NotFound(f"no {verb} run on {base} was interrupted", hint="`llmos ps --all` lists runs; `--run ID` names one")
