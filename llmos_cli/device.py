@@ -9,6 +9,8 @@ import functools
 import json
 import os
 import random
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +234,12 @@ def memory_used(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def memory_peak() -> int:
+    """Bytes: the most that was resident of this process at any time."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def memory_free(device: torch.device | None = None) -> int:

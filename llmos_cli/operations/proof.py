@@ -24,14 +24,17 @@ from transformers import PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.core.atomic import refusal, system_error
+from llmos_cli.core.view import size
 from llmos_cli.errors import GateFailed, LlmosError, NotFound
 from llmos_cli.events import Emit, Metric
 from llmos_cli.models import conformance, headers
+from llmos_cli.models.activations import Spill
 from llmos_cli.models.conformance import Conformance
 from llmos_cli.models.load import load
 from llmos_cli.operations import fresh
+from llmos_cli.operations.abreast import abreast
 from llmos_cli.tasks import scoring
-from llmos_cli.tasks.base import Outcome, Prepared, Split, Task
+from llmos_cli.tasks.base import Batch, Outcome, Prepared, Split, Task
 from llmos_cli.tasks.scoring import Interval
 
 PROOF_SPLITS = ("test", "validation")
@@ -44,11 +47,13 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True)
 class Parity:
-    """`difference` is the largest between two logits of the batch, `largest` the largest logit; `reader` loaded the directory."""
+    """`difference` is the largest between two logits of the batch, `largest` the largest logit; `reader` loaded the directory,
+    as a whole in a fresh process unless `fresh` is False: then block by block in this one."""
 
     difference: float
     largest: float
     reader: str
+    fresh: bool = True
 
     @property
     def holds(self) -> bool:
@@ -80,6 +85,8 @@ class Proof:
     bytes_after: Bytes
     facts: Mapping[str, float] = field(default_factory=dict)
     conformance: Conformance | None = None
+    unmeasured: str = ""
+    """What was not measured, and why: a model that streams is never in memory as a whole."""
 
     def emit(self, emit: Emit, checkpoint: str) -> None:
         """As the measured numbers of `checkpoint`."""
@@ -106,6 +113,24 @@ class Exhibits:
     split: str
     batch_size: int
     compressible: frozenset[str]
+    memory: Memory | None = None
+    """Set where the models do not fit into memory side by side."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a proof block by block may take: `spill` for what lies between two blocks; `reload`: whether the result by itself fits
+    as a whole; `needed` and `allowed` say it in bytes."""
+
+    spill: Spill
+    reload: bool
+    needed: int
+    allowed: int
+
+    @property
+    def told(self) -> str:
+        missing = "latency was" if self.reload else "latency, and loading it as a whole in a fresh process, were"
+        return f"{missing} not measured: {size(self.needed)} of weights do not fit into {size(self.allowed)} of memory"
 
 
 def proof_split(prepared: Prepared) -> str:
@@ -121,21 +146,27 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
     files are not the format that their config claims."""
     conforms = _conforming(exhibits.staged)
     split = exhibits.prepared.splits[exhibits.split]
-    with reloading(exhibits, split) as answer:
-        before, after = _quality(exhibits, split, seed=seed, emit=emit)
-        parity = answer()
-    if not parity.holds:
-        raise LlmosError(
-            f"reloaded by {parity.reader}, the result's logits differ by {parity.difference:.3g} (largest {parity.largest:.3g}): "
-            "nothing was committed",
-            hint="this is a defect of llmos: please report the model's config.json",
-        )
+    if exhibits.memory:
+        outcomes, logits = _block_by_block(exhibits, split, exhibits.memory, emit=emit)
+        parity = _compared(exhibits, logits, "llmos, block by block", fresh=False)
+        _check(parity)
+        if exhibits.memory.reload:
+            with reloading(exhibits, split) as answer:
+                parity = answer()
+    else:
+        with reloading(exhibits, split) as answer:
+            outcomes = _side_by_side(exhibits, split, emit=emit)
+            parity = answer()
+    _check(parity)
+    facts = exhibits.prepared.facts
+    before, after = (scoring.intervals(exhibits.task, outcome, facts, seed=seed) for outcome in outcomes)
     return Proof(
         parity=parity,
         split=exhibits.split,
         samples=len(split),
         before=before,
         after=after,
+        unmeasured=exhibits.memory.told if exhibits.memory else "",
         bytes_before=weigh(exhibits.parent, exhibits.compressible),
         bytes_after=weigh(exhibits.staged, exhibits.compressible),
         conformance=conforms,
@@ -152,14 +183,21 @@ def _conforming(staged: Path) -> Conformance | None:
     return found
 
 
+def _check(parity: Parity) -> None:
+    if not parity.holds:
+        raise LlmosError(
+            f"reloaded by {parity.reader}, the result's logits differ by {parity.difference:.3g} (largest {parity.largest:.3g}): "
+            "nothing was committed",
+            hint="this is a defect of llmos: please report the model's config.json",
+        )
+
+
 @contextmanager
 def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]]:
     """Start the fresh process at once, so that its imports run beside the evaluation; what is yielded waits for its answer."""
-    rows = range(min(PARITY_SAMPLES, len(split)))
-    inputs = {name: value for name, value in split.batch(rows).items() if name != "labels"}
     with TemporaryDirectory() as folder:
         given, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
-        save_file({name: value.contiguous() for name, value in inputs.items()}, given)
+        save_file({name: value.contiguous() for name, value in parity_inputs(split).items()}, given)
         command = [sys.executable, "-P", fresh.__file__, str(exhibits.staged), str(given), str(answered)]
         ours = [] if exhibits.standard else ["--ours"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(device.threads())}
@@ -170,6 +208,12 @@ def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]
                 yield lambda: _parity(exhibits, process, answered)
             finally:
                 process.kill()
+
+
+def parity_inputs(split: Split) -> Batch:
+    """The held-out samples that the result in memory and the one read back are compared on."""
+    rows = range(min(PARITY_SAMPLES, len(split)))
+    return {name: value for name, value in split.batch(rows).items() if name != "labels"}
 
 
 def is_standard(model: PreTrainedModel) -> bool:
@@ -186,19 +230,41 @@ def _parity(exhibits: Exhibits, process: subprocess.Popen[str], answered: Path) 
         hint = "nothing was committed; `--method w8a8` stores weights that more of transformers' models can read"
         raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint)
     reader = f"transformers {transformers.__version__}"
-    reloaded = load_file(answered)["logits"]
-    difference = (reloaded - exhibits.logits).abs().max()
-    return Parity(
-        float(difference),
-        float(exhibits.logits.abs().max()),
+    return _compared(
+        exhibits,
+        load_file(answered)["logits"],
         reader if exhibits.standard else f"{reader} and llmos_cli.models",
+        fresh=True,
     )
 
 
-def _quality(
-    exhibits: Exhibits, split: Split, *, seed: int, emit: Emit
-) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """Metrics with intervals of the parent, and of the result as its files say it, with KL to each ancestor."""
+def _compared(exhibits: Exhibits, logits: Tensor, reader: str, *, fresh: bool) -> Parity:
+    difference = (logits - exhibits.logits).abs().max()
+    return Parity(float(difference), float(exhibits.logits.abs().max()), reader, fresh)
+
+
+def _block_by_block(
+    exhibits: Exhibits, split: Split, memory: Memory, *, emit: Emit
+) -> tuple[tuple[Outcome, Outcome], Tensor]:
+    """The same outcomes with one block in memory at a time, and what the result's files answer to `parity_inputs`."""
+    teachers = list(dict.fromkeys(exhibits.ancestors.values()))
+    found = abreast(
+        exhibits.task,
+        split,
+        result=exhibits.staged,
+        parent=exhibits.parent,
+        teachers=teachers,
+        asked=parity_inputs(split),
+        batch_size=exhibits.batch_size,
+        spill=memory.spill,
+        emit=emit,
+    )
+    columns = {name: found.after[path].extra["kl"] for name, path in exhibits.ancestors.items()}
+    return (found.before, replace(found.after[teachers[-1]], extra=columns)), found.logits
+
+
+def _side_by_side(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Outcome, Outcome]:
+    """What the parent answers, and the result as its files say it, with KL to each ancestor."""
     on = device.pick()
     models: dict[Path, PreTrainedModel] = {}
 
@@ -224,11 +290,7 @@ def _quality(
         columns |= {name: after.extra["kl"] for name, other in exhibits.ancestors.items() if other == path}
         if path != exhibits.parent:
             models.pop(path, None)
-    facts = exhibits.prepared.facts
-    return (
-        scoring.intervals(exhibits.task, before, facts, seed=seed),
-        scoring.intervals(exhibits.task, replace(after, extra=columns), facts, seed=seed),
-    )
+    return before, replace(after, extra=columns)
 
 
 def weigh(directory: Path, compressible: frozenset[str]) -> Bytes:

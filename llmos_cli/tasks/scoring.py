@@ -71,6 +71,12 @@ def evaluate(
             elapsed = time.monotonic() - started
             emit(_progress(stage, rows.stop, samples, elapsed))
     model.train(was_training)
+    return outcome(split, kept)
+
+
+def outcome(split: Split, kept: list[dict[str, Tensor]]) -> Outcome:
+    """The columns of all batches of `split`, in order, as one."""
+    samples = len(split)
     bytes_S = torch.tensor([split.bytes([row]) for row in range(samples)])
     columns = {name: torch.cat([part[name] for part in kept]) for name in kept[0]}
     core = {name: columns.pop(name) for name in ("nll_N", "predicted_N", "labels_N", "confidence_N", "sample_N")}
@@ -94,11 +100,19 @@ def batches(samples: int, size: int) -> Iterator[range]:
 
 def _judged(task: Task, model: nn.Module, teacher: nn.Module | None, split: Split, rows: range) -> dict[str, Tensor]:
     batch = _on(model, split.batch(rows))
-    scored = task.scored(forward(model, batch), batch)
-    taught = task.scored(forward(teacher, batch), batch) if teacher is not None else None
+    return columns(
+        task, batch, forward(model, batch), forward(teacher, batch) if teacher is not None else None, rows.start
+    )
+
+
+def columns(task: Task, batch: Batch, logits: Tensor, taught_by: Tensor | None, first: int) -> dict[str, Tensor]:
+    """What an evaluation keeps of a batch whose first sample is number `first`: a column a number, on the CPU; `kl` where a
+    teacher's logits are given."""
+    scored = task.scored(logits, batch)
+    taught = task.scored(taught_by, batch) if taught_by is not None else None
     parts = [_position_columns(chunk, other) for chunk, other in _chunks(scored, taught)]
-    columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-    return {**columns, "labels_N": scored.labels_N.cpu(), "sample_N": scored.sample_N.cpu() + rows.start}
+    found = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return {**found, "labels_N": scored.labels_N.cpu(), "sample_N": scored.sample_N.cpu() + first}
 
 
 def _on(model: nn.Module, batch: Batch) -> Batch:

@@ -24,7 +24,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
-from llmos_cli.operations.compression.keeping import keeping, parity_inputs
+from llmos_cli.operations.compression.keeping import asked_of, keeping
 from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
@@ -147,7 +147,7 @@ def compressed(
             prune.write_pruned(kept, folder / "out")
         else:
             quantize.write_codes(ws, kept, coded, module, folder / "out")
-        return kept.logits(), kept.changes, parity_inputs(parent)
+        return kept.logits(), kept.changes, asked_of(parent)
 
 
 KILLED = """\
@@ -197,6 +197,33 @@ def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     assert trees[0] == trees[1]
     again = llmos(verb, "--resume")
     assert again.code == 4 and "was interrupted" in again.err
+
+
+@pytest.mark.parametrize(("kind", "verb", "name"), [("llama", "quantize", "w8a8"), ("bert", "prune", "wanda")])
+def test_a_proof_block_by_block_gives_the_numbers_of_one_with_whole_models(
+    made: Callable[[str], Workspace],
+    kind: str,
+    verb: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    llmos: Any,
+) -> None:
+    shutil.copytree(made(kind).root, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    base = Workspace.find().resolve()
+    whole = llmos(verb, "--method", name, "--json")
+    assert whole.code == 0 and not whole.json["proof"]["unmeasured"], whole.err
+    llmos("checkout", base)
+    with one_block_at_a_time(monkeypatch):
+        tight = llmos(verb, "--method", name, "-s", f"{verb}.memory_budget=1e-6", "--json")
+    assert tight.code == 0, tight.err
+    for side in ("before", "after"):
+        assert tight.json["proof"][side] == whole.json["proof"][side]
+    parity = tight.json["proof"]["parity"]
+    assert (parity["reader"], parity["fresh"]) == ("llmos, block by block", False)
+    assert parity["difference"] < 1e-5
+    assert "fresh process, were not measured" in tight.json["proof"]["unmeasured"]
 
 
 def test_a_run_whose_calibration_data_changed_does_not_go_on(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from llmos_cli import device
 from llmos_cli.core.manifest import Made
 from llmos_cli.events import Metric
 from llmos_cli.models import headers
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.operations import lineage
+from llmos_cli.operations.compression.memory import proving
 from llmos_cli.operations.compression.subject import BATCH, Subject
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.proof import Exhibits, Proof, guard, is_standard, proof_split, prove
@@ -38,8 +40,9 @@ def prove_and_commit(
 ) -> tuple[Checkpoint, Proof]:  # fmt: skip
     """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id.
 
-    `logits`: what the result in memory answers to the first held-out samples; `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
+    The most memory that this process took so far, which is what compressing took, is one of them. `logits`: what the result in memory answers to the first held-out samples; `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
     """
+    facts = {**facts, "compressing_memory": device.memory_peak()}
     exam = subject.exam
     split = proof_split(exam.prepared)
     base = lineage.uncompressed(ws, subject.checkpoint.id).id
@@ -50,7 +53,12 @@ def prove_and_commit(
         logits, is_standard(subject.model), staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
         frozenset(subject.matrices),
     )  # fmt: skip
-    proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
+    with ws.stage() as spilled:
+        if subject.shelf:
+            options = getattr(resolved.config, resolved.verb)
+            models = 1 + len(set(ancestors.values()))
+            exhibits = replace(exhibits, memory=proving(options, subject.checkpoint.path, models, spilled))
+        proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
     guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop)
     checkpoint = run.commit(staged, _made(resolved, subject, record, used or {}))
     proof.emit(run.emit, checkpoint.id)

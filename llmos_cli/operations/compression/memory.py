@@ -7,6 +7,7 @@ from pathlib import Path
 from llmos_cli import device
 from llmos_cli.models import headers
 from llmos_cli.models.activations import Spill
+from llmos_cli.operations.proof import Memory
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
 
 ACTIVATIONS = 0.25
@@ -24,6 +25,9 @@ def spill(options: PruneOptions | QuantizeOptions, folder: Path) -> Spill:
     return Spill(int(ACTIVATIONS * budget(options)), folder)
 
 
-def fits(options: PruneOptions | QuantizeOptions, directory: Path) -> bool:
-    """Whether a model and its parent can be in memory side by side."""
-    return 2 * FP32_BYTES * headers.parameters(directory) <= budget(options)
+def proving(options: PruneOptions | QuantizeOptions, directory: Path, models: int, folder: Path) -> Memory | None:
+    """How `models` of the size of `directory`'s are proven: None where they fit into memory side by side."""
+    one, allowed = FP32_BYTES * headers.parameters(directory), budget(options)
+    if models * one <= allowed:
+        return None
+    return Memory(Spill(int(ACTIVATIONS * allowed), folder), one <= allowed, models * one, allowed)

@@ -62,7 +62,10 @@ class CompressResult:
 
     def _remarks(self) -> Iterable[Line]:
         parity = self.proof.parity
-        yield f"reloaded in a fresh process by {parity.reader}: logits differ by at most {parity.difference:.2g}"
+        how = "reloaded in a fresh process" if parity.fresh else "read back"
+        yield f"{how} by {parity.reader}: logits differ by at most {parity.difference:.2g}"
+        if self.proof.unmeasured:
+            yield self.proof.unmeasured
         if self.proof.conformance:
             yield self.proof.conformance.sentence
         yield from self.notes

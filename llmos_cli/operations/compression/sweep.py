@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmos_cli import device
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
 from llmos_cli.models.activations import Spill
@@ -54,19 +55,22 @@ def sweep(
     started = time.monotonic()
     changes = {} if changes is None else changes
     begun = keeper.finished if keeper else 0
+    errors: list[float] = []
 
     def visit(statistics: Mapping[str, Statistics]) -> None:
         for name, seen in statistics.items():
             reached = seen.count > 0 or not needs
             change = _alone(compress, subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
             changes[name] = change
+            errors.extend(change.values[key] for key in ("error",) if key in change.values)
             emit(Layer(name, change.values, change.skipped))
 
     def advance(done: int, total: int) -> None:
         elapsed = time.monotonic() - started
-        emit(
-            Progress(stage, done, total, "block", elapsed=elapsed, eta=elapsed / max(1, done - begun) * (total - done))
-        )
+        eta = elapsed / max(1, done - begun) * (total - done)
+        error = {"error": sum(errors) / len(errors)} if errors else {}
+        errors.clear()
+        emit(Progress(stage, done, total, "block", error, elapsed=elapsed, eta=eta, memory=device.memory_used()))
 
     chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
     sequential(
