@@ -35,6 +35,7 @@ MODULES = {
 }
 
 
+HEALED = "benchmarks.compress.healed"
 LOOK_EVERY = 0.1
 """Seconds."""
 
@@ -50,12 +51,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """`scores`: `kl_SL` and `nll_SL` of the judge, empty where the cell is not judged; `run`: when the times were taken, as times of one run alone are compared;
+    """`scores`: `kl_SL` and `nll_SL` of the judge where the cell is judged, `pace_R` where it is paced; `run`: when the times were taken, as times of one run alone are compared;
     `peak`: bytes resident at most in the cell's process and those that it started."""
 
     cell: Cell
     seed: int
-    scores: Mapping[str, NDArray[np.float32]]
+    scores: Mapping[str, NDArray[np.floating[Any]]]
     seconds: float
     cpu_seconds: float
     peak: int
@@ -70,7 +71,7 @@ def measure(cell: Cell, material: Material, seed: int, *, run: str, again: bool)
     if again or not (folder / "usage.json").exists():
         _compress(cell, material, seed, options, folder, run)
     report, usage = (json.loads((folder / f"{name}.json").read_text()) for name in ("report", "usage"))
-    scores = _judged(material, folder, report) if options.get("judged", True) else {}
+    scores = _judged(material, folder, report, options)
     phases = [name for name in report["seconds"] if name != "proof"]
     return Measured(
         cell, seed, scores,
@@ -80,7 +81,8 @@ def measure(cell: Cell, material: Material, seed: int, *, run: str, again: bool)
 
 
 def _options(cell: Cell, material: Material, seed: int) -> dict[str, Any]:
-    own = {"data": list(material.data), "calibration": material.calibration[seed].sha256} if cell.who == OWN else {}
+    ours = cell.who == OWN or "heal" in cell.options
+    own = {"data": list(material.data), "calibration": material.calibration[seed].sha256} if ours else {}
     return {**cell.options, **own, "seed": seed}
 
 
@@ -109,6 +111,8 @@ def _compress(cell: Cell, material: Material, seed: int, options: Mapping[str, A
     (folder / "order.json").write_text(json.dumps(order, indent=1))
     python = sys.executable if cell.who == OWN else str(venvs.python(cell.who))
     usage = watched([python, "-m", MODULES[cell.who], str(folder)], folder / "log.txt")
+    if cell.who != OWN and "heal" in options:
+        watched([sys.executable, "-m", HEALED, str(folder)], folder / "log.txt")
     (folder / "usage.json").write_text(json.dumps({**usage, "run": run}))
 
 
@@ -144,14 +148,27 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
-def _judged(material: Material, folder: Path, report: Mapping[str, Any]) -> Mapping[str, NDArray[np.float32]]:
-    """`kl_SL` and `nll_SL` of the cell; its model, when a peer wrote it, is of no use after that and goes."""
-    out = folder / f"judged-{material.held_out.stem}.npz"
+def _judged(
+    material: Material, folder: Path, report: Mapping[str, Any], options: Mapping[str, Any]
+) -> Mapping[str, NDArray[np.floating[Any]]]:
+    """What the judges say; the model, when a peer wrote it, is of no use after that and goes."""
+    judges = {"judged": "benchmarks.compress.judge", "paced": "benchmarks.compress.pace"}
+    scores: dict[str, NDArray[np.floating[Any]]] = {}
+    for kind, module in judges.items():
+        if options.get(kind, kind == "judged"):
+            scores |= _asked(module, material, folder, report, kind)
+    for name in ("native", "model", "healed"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return scores
+
+
+def _asked(
+    module: str, material: Material, folder: Path, report: Mapping[str, Any], kind: str
+) -> Mapping[str, NDArray[np.floating[Any]]]:
+    out = folder / f"{kind}-{material.held_out.stem}.npz"
     if not out.exists():
         half = out.with_suffix(".half.npz")
         paths = [material.parent, report["model"], material.held_out, half]
-        watched([sys.executable, "-m", "benchmarks.compress.judge", *map(str, paths)], folder / "log.txt")
+        watched([sys.executable, "-m", module, *map(str, paths)], folder / "log.txt")
         half.rename(out)
-        shutil.rmtree(folder / "native", ignore_errors=True)
-        shutil.rmtree(folder / "model", ignore_errors=True)
     return dict(np.load(out))

@@ -15,9 +15,9 @@ AUTO_ROUND_PARAMETERS = 20_000_000
 
 @dataclass(frozen=True)
 class Bar:
-    """`what` of cell `of` is at most `most` times that of cell `against`."""
+    """`what` of cell `of` is at most `most` times that of cell `against`, or of the parent where that is empty."""
 
-    what: Literal["KL", "time", "peak memory"]
+    what: Literal["KL", "perplexity", "latency", "time", "peak memory"]
     of: str
     against: str
     most: float
@@ -110,10 +110,36 @@ def memory(form: Form) -> Row:
     )
 
 
+GONE = 0.3
+"""Share of the parameters that a structured cut takes."""
+
+
+def structured(form: Form) -> Row:
+    """Parameters gone for good, everyone healed alike: our widths, our depth (ShortGPT's), Torch-Pruning's widths."""
+    steps = f" + heal {form.heal}"
+    cut = {"sparsity": GONE, "heal": form.heal}
+    widths = ours("prune", f"llmos width{steps}", form, method="width", **cut)
+    return Row(
+        "structured",
+        (
+            Cell(widths.who, widths.name, {**widths.options, "paced": True}),
+            ours("prune", f"llmos depth{steps}", form, method="depth", **cut),
+            Cell("torch-pruning", f"torch-pruning{steps}", {"gone": GONE, "heal": form.heal}),
+        ),
+        (
+            Bar("perplexity", widths.name, f"llmos depth{steps}", 1.0),
+            Bar("perplexity", widths.name, f"torch-pruning{steps}", 1.0),
+            Bar("latency", widths.name, "", 1 / 1.3),
+        ),
+        gauge=None,
+    )
+
+
 ROWS: Mapping[str, Callable[[Form], Row]] = {
     "W4": weights(4, 0.75),
     "W3": weights(3, 0.6),
     "2:4": sparse("2:4", "2:4"),
     "50%": sparse("unstructured", "50%"),
+    "structured": structured,
     "memory": memory,
 }

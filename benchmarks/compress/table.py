@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +42,21 @@ class Judgement:
     verdict: Verdict
 
 
-def mean(kl_SL: NDArray[np.float32]) -> Interval:
+def mean(kl_SL: NDArray[np.floating[Any]]) -> Interval:
     kl_S = kl_SL.astype(np.float64).mean(1)
     return _interval(kl_S.mean(), _draws(len(kl_S)) @ kl_S)
 
 
-def ratio(of_SL: NDArray[np.float32], against_SL: NDArray[np.float32]) -> Interval:
+def ratio(of_SL: NDArray[np.floating[Any]], against_SL: NDArray[np.floating[Any]]) -> Interval:
     """Of two mean KLs over the same tokens."""
     of_S, against_S = (kl_SL.astype(np.float64).mean(1) for kl_SL in (of_SL, against_SL))
     draws_RS = _draws(len(of_S))
     return _interval(of_S.mean() / against_S.mean(), (draws_RS @ of_S) / (draws_RS @ against_S))
+
+
+def perplexity_ratio(of_SL: NDArray[np.floating[Any]], against_SL: NDArray[np.floating[Any]]) -> Interval:
+    gap_S = (of_SL.astype(np.float64) - against_SL).mean(1)
+    return _interval(np.exp(gap_S.mean()), np.exp(_draws(len(gap_S)) @ gap_S))
 
 
 def _draws(sequences: int) -> NDArray[np.float64]:
@@ -65,13 +70,14 @@ def _interval(value: float, draws_R: NDArray[np.float64]) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-HEADER = "| | result | seed | KL to the parent, nats [95 %] | s | CPU s | peak MB |\n|---|---|---|---|---|---|---|"
+HEADER = "| | result | seed | KL to the parent, nats [95 %] | perplexity | s | CPU s | peak MB |\n|---|---|---|---|---|---|---|---|"
 
 
 def line(row: Row, measured: Measured) -> str:
-    kl = str(mean(measured.scores["kl_SL"])) if measured.scores else ""
+    kl = str(mean(measured.scores["kl_SL"])) if "kl_SL" in measured.scores else ""
+    perplexity = f"{np.exp(measured.scores['nll_SL'].mean()):.2f}" if "nll_SL" in measured.scores else ""
     took = f"{measured.seconds:.0f} | {measured.cpu_seconds:.0f} | {measured.peak / 1e6:.0f}"
-    return f"| {row.name} | {measured.cell.name} | {measured.seed} | {kl} | {took} |"
+    return f"| {row.name} | {measured.cell.name} | {measured.seed} | {kl} | {perplexity} | {took} |"
 
 
 def judged(row: Row, found: Found, seeds: Sequence[int]) -> list[Judgement]:
@@ -80,13 +86,13 @@ def judged(row: Row, found: Found, seeds: Sequence[int]) -> list[Judgement]:
         _judge(row, bar, found, seed)
         for bar in row.bars
         for seed in seeds
-        if {(bar.of, seed), (bar.against, seed)} <= set(found)
+        if {(bar.of, seed), (bar.against or bar.of, seed)} <= set(found)
     ]
 
 
 def _judge(row: Row, bar: Bar, found: Found, seed: int) -> Judgement:
-    words = f"{row.name}: {bar.what} of {bar.of} at most {bar.most:g} of {bar.against}, seed {seed}"
-    of, against = found[bar.of, seed], found[bar.against, seed]
+    words = f"{row.name}: {bar.what} of {bar.of} at most {bar.most:.3g} of {bar.against or 'its parent'}, seed {seed}"
+    of, against = found[bar.of, seed], found[bar.against or bar.of, seed]
     unclear = _unclear(found, row.gauge, seed) if row.gauge and bar.what == "KL" else ""
     share, verdict = COMPARISONS[bar.what](of, against, bar.most)
     return Judgement(f"{words}: {share}{unclear}", "undecided" if unclear else verdict)
@@ -94,6 +100,17 @@ def _judge(row: Row, bar: Bar, found: Found, seed: int) -> Judgement:
 
 def _by_kl(of: Measured, against: Measured, most: float) -> tuple[str, Verdict]:
     share = ratio(of.scores["kl_SL"], against.scores["kl_SL"])
+    return str(share), _verdict(share, most)
+
+
+def _by_perplexity(of: Measured, against: Measured, most: float) -> tuple[str, Verdict]:
+    share = perplexity_ratio(of.scores["nll_SL"], against.scores["nll_SL"])
+    return str(share), _verdict(share, most)
+
+
+def _by_latency(of: Measured, _: Measured, most: float) -> tuple[str, Verdict]:
+    """Both were timed in turn in one process."""
+    share = mean(of.scores["pace_R"][:, None])
     return str(share), _verdict(share, most)
 
 
@@ -111,6 +128,8 @@ def _by_peak(of: Measured, against: Measured, most: float) -> tuple[str, Verdict
 
 COMPARISONS: Mapping[str, Callable[[Measured, Measured, float], tuple[str, Verdict]]] = {
     "KL": _by_kl,
+    "perplexity": _by_perplexity,
+    "latency": _by_latency,
     "time": _by_time,
     "peak memory": _by_peak,
 }

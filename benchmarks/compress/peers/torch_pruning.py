@@ -4,8 +4,12 @@ of parameters asked for; run in its own environment.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -51,32 +55,43 @@ def size(model: Any) -> int:
 def prune(model: Any, example_BL: torch.Tensor, ratio: float) -> None:
     """In place; then the configuration says what was left."""
     config = model.config
-    heads: dict[Any, int] = {}
-    for name, module in model.named_modules():
-        if name.endswith("self_attn"):
-            heads |= {module.q_proj: config.num_attention_heads}
-            heads |= {module.k_proj: config.num_key_value_heads, module.v_proj: config.num_key_value_heads}
-    pruner = tp.pruner.BasePruner(
-        model,
-        example_inputs=example_BL,
-        importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
-        pruning_ratio=ratio,
-        ignored_layers=[model.lm_head],
-        num_heads=heads,
-        prune_num_heads=True,
-        prune_head_dims=False,
-        head_pruning_ratio=ratio,
-        output_transform=lambda out: out.logits,
-    )
-    for group in pruner.step(interactive=True):
-        group.prune()
+    counts = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+        "v_proj": config.num_key_value_heads,
+    }
+    with without_rotation(model):
+        pruner = tp.pruner.BasePruner(
+            model,
+            example_inputs=example_BL,
+            importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
+            pruning_ratio=ratio,
+            ignored_layers=[model.lm_head],
+            num_heads={
+                getattr(layer.self_attn, name): count for layer in model.model.layers for name, count in counts.items()
+            },
+            prune_num_heads=True,
+            prune_head_dims=False,
+            head_pruning_ratio=ratio,
+            output_transform=lambda out: out.logits,
+        )
+        for group in pruner.step(interactive=True):
+            group.prune()
     first = model.model.layers[0]
-    head_dim = first.self_attn.head_dim
     config.hidden_size = model.lm_head.in_features
     config.intermediate_size = first.mlp.gate_proj.out_features
-    config.head_dim = head_dim
-    config.num_attention_heads = first.self_attn.q_proj.out_features // head_dim
-    config.num_key_value_heads = first.self_attn.k_proj.out_features // head_dim
+    config.head_dim = first.self_attn.head_dim
+    config.num_attention_heads = first.self_attn.q_proj.out_features // config.head_dim
+    config.num_key_value_heads = first.self_attn.k_proj.out_features // config.head_dim
+
+
+@contextmanager
+def without_rotation(model: Any) -> Iterator[None]:
+    """Rotary embeddings left out of the traced graph: its search never ends in their concatenation of halves, and as heads go whole
+    they tie nothing together that is not tied already."""
+    code = sys.modules[type(model).__module__]
+    with mock.patch.object(code, "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k)):
+        yield
 
 
 if __name__ == "__main__":
