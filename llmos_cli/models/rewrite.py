@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmos_cli.models import headers
-from llmos_cli.models.save import tensors, write_streamed
+from llmos_cli.models.save import save_config, tensors, write_shards, write_streamed
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -41,9 +41,34 @@ def rewritten(changed: Mapping[str, Tensor], source: Path, directory: Path) -> N
             }
 
     write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in (headers.INDEX, "manifest.json"):
+    for file in _companions(source):
+        shutil.copyfile(file, directory / file.name)
+
+
+def write_resized(model: PreTrainedModel, source: Path, directory: Path) -> None:
+    """Write `model`, made of the weights of `source` in other shapes: in its types, with its companions, its own configuration."""
+    directory.mkdir(parents=True, exist_ok=True)
+    entries = headers.of_directory(source)
+    usual = usual_dtype(entries)
+    save_config(model, directory, dtype=usual)
+    state = {
+        name: value.to(stored_dtype(name, entries, usual)) if value.is_floating_point() else value
+        for name, value in tensors(model).items()
+    }
+    write_shards(state, directory)
+    for file in _companions(source):
+        if not (directory / file.name).exists():
             shutil.copyfile(file, directory / file.name)
+
+
+def _companions(source: Path) -> list[Path]:
+    """What lies beside the weights: configuration, tokenizer, code."""
+    own = (headers.INDEX, "manifest.json")
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in own
+    ]
 
 
 def as_stored(value: Tensor, entry: headers.Entry) -> Tensor:

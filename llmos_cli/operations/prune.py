@@ -1,4 +1,4 @@
-"""`llmos prune`: set weights to zero, let the rest make up for it, prove the result, commit it."""
+"""`llmos prune`: set weights to zero, or cut whole units out, let the rest make up for it, prove the result, commit it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
 from llmos_cli.operations.compression import resuming
+from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
 from llmos_cli.operations.compression.memory import spill
-from llmos_cli.operations.compression.plan import CompressPlan, planned
+from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
@@ -46,7 +47,9 @@ def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compres
     GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
     target_of(resolved)
-    method("prune", resolved.config.prune)
+    module, _ = method("prune", resolved.config.prune)
+    if is_structured(module):
+        check(resolved.config.prune)
     parent = ws.checkpoint(rev)
     with ws.begin("prune", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)
@@ -64,6 +67,8 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     options = config.prune
     target = target_of(resolved)
     module, own = method("prune", options)
+    if is_structured(module):
+        return cut_out(ws, run, parent, resolved, module, own)
     guards = Guards(options.max_kl, options.max_drop)
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
@@ -112,6 +117,9 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     options: PruneOptions = resolved.config.prune
     target = target_of(resolved)
     module, _ = method("prune", options)
+    if is_structured(module):
+        check(options)
+        return planned_cut(ws.checkpoint(rev), module, options)
 
     def become(matrix: Matrix) -> str:
         return str(target) if target.fits(matrix.inputs) else f"left alone: {_misfit(matrix, target)}"

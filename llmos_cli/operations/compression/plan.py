@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmos_cli.core.view import Group, Lines, Table, View, short
 from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.models.blocks import blocks
+from llmos_cli.models.channels import widths
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
@@ -48,3 +55,33 @@ def planned(
         {name: become(matrix) for name, matrix in matrices(model, options.ignore).items()},
         left_alone(model, options.ignore),
     )
+
+
+def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOptions) -> CompressPlan:
+    """What a structured method would cut: how much of it only calibration tells."""
+    model = skeleton(checkpoint.path)
+    found, refused = widths(model, blank(model)) if hasattr(module, "rank") else ([], {})
+    become = {
+        part.tensor: f"reads {width.name}: {width.units} now, then fewer"
+        for width in found
+        for group in width.groups
+        for part in group.readers
+    }
+    stack = {} if found else {block.name: "goes, or stays as it is" for block in blocks(model)}
+    return CompressPlan(
+        checkpoint.id,
+        options.method,
+        options.heal,
+        options.calibration_samples,
+        become or stack,
+        {**left_alone(model, options.ignore), **refused},
+    )
+
+
+def blank(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Some input that the model takes."""
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        side = config.image_size
+        return {"pixel_values": torch.rand(2, config.num_channels, side, side)}
+    return {"input_ids": torch.arange(16).view(2, 8) % config.vocab_size}

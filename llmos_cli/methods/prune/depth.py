@@ -1,0 +1,22 @@
+"""Depth: whole blocks go, those first that change what passes through them least (ShortGPT, Men et al. 2024, arXiv:2403.03853)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmos_cli.core.section import Section
+from llmos_cli.models.calibrate import Need
+
+NEEDS: frozenset[Need] = frozenset({"norms"})
+
+
+class Options(Section):
+    pass
+
+
+def influence(before_ND: Tensor, after_ND: Tensor, options: Options) -> Tensor:
+    """[N] how far a block turns each position's hidden state: 1 - cosine (equation 1 of the paper)."""
+    turned_N: Tensor = 1 - F.cosine_similarity(before_ND.float(), after_ND.float(), dim=-1)
+    return torch.nan_to_num(turned_N)

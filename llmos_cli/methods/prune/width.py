@@ -1,0 +1,107 @@
+"""Width: hidden channels, heads, filters or units go whose loss the matrix that reads them can best make up for (ZipLM, Kurtic et al. 2023, arXiv:2302.04089)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from llmos_cli.core.section import Section
+from llmos_cli.methods.hessian import alive, inverse_factor, moved_target, upper_factor
+from llmos_cli.methods.structure import Ranking, Reader
+from llmos_cli.models.calibrate import Need, Statistics
+
+NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
+
+PORTIONS = 64
+"""Units are ranked anew after each of so many portions has gone: one by one would be exact, and a hundred times the work."""
+
+
+class Options(Section):
+    multiple: int = Field(64, ge=1)
+    """Widths are multiples of this, or of the largest power of two up to a sixteenth of the parent's; heads go whole."""
+    damping: float = Field(0.01, gt=0)
+    """Added to the Hessian's diagonal, as a share of its mean; raised where the factorisation fails."""
+    asymmetry: float = Field(0.75, ge=0, le=1)
+    """How far a matrix that is refitted also makes up for the error of the layers before; 0: not at all."""
+
+
+def counts(units: int, options: Options) -> list[int]:
+    """How many of `units` may stay."""
+    step = min(options.multiple, 1 << max(0, (units // 16).bit_length() - 1))
+    return [*range(step, units, step), units]
+
+
+def rank(readers: Sequence[Reader], options: Options) -> Ranking:
+    """Which units go first, each time those whose absence the readers' other inputs make up for best.
+
+    Without unit u a matrix W errs by tr(W_u (H^-1)_uu^-1 W_u^T), summed over the rows it was calibrated on (equation 2 of the
+    paper); what is left of W and of H^-1 then follows in closed form.
+    """
+    states = [_State(reader, options.damping) for reader in readers]
+    units = len(readers[0].index_NR)
+    stays_N = torch.ones(units, dtype=torch.bool)
+    order: list[int] = []
+    cost = [0.0]
+    while len(order) < units:
+        loss_N = sum(state.losses() for state in states).masked_fill(~stays_N, torch.inf)  # type: ignore[union-attr]
+        go = loss_N.sort(stable=True).indices[: min(max(1, units // PORTIONS), units - len(order))]
+        whole = sum(state.leave_out(go) for state in states)
+        # Of units that go together only the sum is known exactly: it is shared out as they would have cost alone.
+        shares = (loss_N[go] / loss_N[go].sum().clamp_min(1e-30)).cumsum(0) * whole
+        cost += [cost[-1] + float(share) for share in shares][: len(go)]
+        order += go.tolist()
+        stays_N[go] = False
+    return Ranking(torch.tensor(order), torch.tensor(cost))
+
+
+class _State:
+    """A reader while units go: its weights and the inverse of its Hessian, of the inputs that are left."""
+
+    def __init__(self, reader: Reader, damping: float) -> None:
+        upper_II = inverse_factor(reader.hessian_II, damping)
+        self.inverse_II = upper_II.T @ upper_II
+        # What never sees an input is worth nothing, whatever its weights are.
+        self.weight_OI = reader.weight_OI * alive(reader.hessian_II)
+        self.index_NR = reader.index_NR.to(reader.weight_OI.device)
+
+    def losses(self) -> Tensor:
+        """[N] what leaving out each unit alone would cost."""
+        if self.index_NR.shape[1] == 1:
+            flat_N = self.index_NR[:, 0]
+            alone_I: Tensor = self.weight_OI.square().sum(0) / self.inverse_II.diagonal().clamp_min(1e-30)
+            return alone_I[flat_N].cpu()
+        weight_NOR = self.weight_OI[:, self.index_NR].transpose(0, 1)
+        own_NRR = self.inverse_II[self.index_NR[:, :, None], self.index_NR[:, None, :]]
+        alone_N: Tensor = torch.linalg.solve(_sound(own_NRR), weight_NOR.mT).mul(weight_NOR.mT).sum((1, 2))
+        return alone_N.cpu()
+
+    def leave_out(self, units: Tensor) -> float:
+        """The units go together; what that costs in all."""
+        gone = self.index_NR[units].flatten()
+        weight_OC, cross_CI = self.weight_OI[:, gone], self.inverse_II[gone]
+        solved_CI = torch.linalg.solve(_sound(cross_CI[:, gone]), cross_CI)
+        own_CO = torch.linalg.solve(_sound(cross_CI[:, gone]), weight_OC.T)
+        self.weight_OI -= weight_OC @ solved_CI
+        self.inverse_II -= cross_CI.T @ solved_CI
+        self.weight_OI[:, gone] = 0
+        self.inverse_II[gone] = 0
+        self.inverse_II[:, gone] = 0
+        return float((own_CO * weight_OC.T).sum().clamp_min(0))
+
+
+def _sound(block_RR: Tensor) -> Tensor:
+    """Its diagonal never 0, as that of a unit that went already is."""
+    tiny = torch.finfo(block_RR.dtype).tiny ** 0.5
+    return block_RR + torch.diag_embed((block_RR.diagonal(dim1=-2, dim2=-1) <= 0).to(block_RR.dtype) + tiny)
+
+
+def refit(weight_OI: Tensor, kept_I: Tensor, statistics: Statistics, options: Options) -> Tensor:
+    """The matrix that answers on the inputs `kept_I` (bool) as nearly as can be as it did on all: W H[:, K] H[K, K]^-1, else 0."""
+    upper_II, hessian_II = upper_factor(statistics.hessian_II, options.damping)
+    target_OI = moved_target(weight_OI, statistics.drift_II, upper_II, options.asymmetry)
+    refitted_OI = torch.zeros_like(weight_OI)
+    refitted_OI[:, kept_I] = torch.linalg.solve(hessian_II[kept_I][:, kept_I], (target_OI @ hessian_II[:, kept_I]).T).T
+    return refitted_OI

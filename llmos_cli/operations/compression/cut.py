@@ -1,0 +1,131 @@
+"""Pruning by cutting: a structured method takes units or blocks out of a parent that is in memory as a whole, and a plain smaller
+model of the same architecture is healed, written, proven and committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmos_cli import device
+from llmos_cli.core.section import Section
+from llmos_cli.errors import UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.models.load import load
+from llmos_cli.models.matrices import matrices
+from llmos_cli.models.rewrite import write_resized
+from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.keeping import parity_inputs
+from llmos_cli.operations.compression.narrow import narrow, was_pruned
+from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.shorten import shorten
+from llmos_cli.operations.compression.subject import Subject, calibration, subject
+from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.heal import heal
+from llmos_cli.options.verbs import PruneConfig, PruneOptions
+from llmos_cli.tasks import scoring
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.runs import Run
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+
+def is_structured(module: ModuleType) -> bool:
+    """Whether a method cuts, and says how in `rank` or `influence`, or zeroes, and says how in `prune`."""
+    return not hasattr(module, "prune")
+
+
+def check(options: PruneOptions) -> None:
+    """UsageError for what a structured method cannot do."""
+    if options.pattern != "unstructured":
+        raise UsageError(
+            f"--pattern {options.pattern} says which single weights are zero, and {options.method} cuts whole units out",
+            hint="leave --pattern out, or take --method sparsegpt",
+        )
+    if options.sparsity == 0:
+        raise UsageError("--sparsity 0 cuts nothing out", hint="--sparsity 0.3 takes 30 % of the parameters away")
+
+
+def cut_out(
+    ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved, module: ModuleType, own: Section
+) -> CompressResult:
+    """All that happens within a run of a structured method; one that was cut off begins again."""
+    config: PruneConfig = resolved.config
+    options = config.prune
+    guards = Guards(options.max_kl, options.max_drop)
+    with ws.stage() as staged:
+        whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+        samples = calibration(whole, options.calibration_samples, module.NEEDS, seed=config.seed)
+        before = _size(whole.model)
+        cutting = narrow if hasattr(module, "rank") else shorten
+        cut = cutting(
+            whole,
+            module,
+            own,
+            sparsity=options.sparsity,
+            ignore=options.ignore,
+            batches=samples.batches,
+            emit=run.emit,
+        )
+        smaller = replace(whole, model=cut.model, matrices=matrices(cut.model, options.ignore))
+        after = _size(cut.model)
+        if options.heal:
+            heal_smaller(smaller, config, run.emit)
+        round_to_stored(cut.model, parent.path)
+        write_resized(cut.model, parent.path, staged)
+        checkpoint, proof = prove_and_commit(
+            ws, run, smaller, staged, resolved, guards, samples.record, {"parameters": after}, _logits(smaller)
+        )
+        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+    skipped = {name: change.skipped for name, change in cut.changes.items() if change.skipped}
+    return CompressResult(
+        checkpoint=checkpoint.id,
+        parent=parent.id,
+        run=run.id,
+        branch=run.base,
+        operation="prune",
+        method=options.method,
+        reached=f"{1 - after / before:.1%} of {before:,} parameters gone ({', '.join(cut.told)})",
+        changed=len(cut.changes) - len(skipped),
+        left_alone={**whole.left_alone, **cut.left_alone},
+        healed_steps=options.heal,
+        proof=proof,
+    )
+
+
+def heal_smaller(smaller: Subject, config: PruneConfig, emit: Emit) -> None:
+    """Learn the parent's logits; where the parent was pruned to zeros, those that are left stay."""
+    heal(
+        smaller.model,
+        load(smaller.checkpoint.path, device=device.pick()),
+        smaller.exam.task,
+        smaller.exam.prepared,
+        steps=config.prune.heal,
+        options=config.heal,
+        seed=config.seed,
+        emit=emit,
+        masks=born_zeros(smaller.model),
+    )
+
+
+def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Parameter name -> True where it may differ from zero, for the matrices that were pruned before they were cut."""
+    found = {id(matrix.parameter) for matrix in matrices(model).values() if was_pruned(matrix.parameter)}
+    return {name: p != 0 for name, p in model.named_parameters() if id(p) in found}
+
+
+def _size(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _logits(subject: Subject) -> Tensor:
+    """What the result in memory answers, for its files to be compared with."""
+    inputs = device.move(parity_inputs(subject), subject.model.device)
+    with torch.inference_mode():
+        return scoring.forward(subject.model.eval(), inputs).float().cpu()

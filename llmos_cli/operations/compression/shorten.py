@@ -1,0 +1,100 @@
+"""A cut in depth: each block's influence is measured in one pass, those with the least go, and the rest is a plain smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmos_cli.core.section import Section
+from llmos_cli.errors import UsageError
+from llmos_cli.events import Emit, Layer, Progress
+from llmos_cli.models.blocks import blocks
+from llmos_cli.models.matrices import matches
+from llmos_cli.models.shallow import shortened
+from llmos_cli.operations.compression.narrow import Cut
+from llmos_cli.operations.compression.subject import Subject
+from llmos_cli.operations.compression.sweep import Change
+from llmos_cli.tasks.base import Batch
+
+
+def shorten(
+    subject: Subject, module: ModuleType, own: Section, *, sparsity: float, ignore: Sequence[str], batches: Sequence[Batch],
+    emit: Emit,
+) -> Cut:  # fmt: skip
+    """Leave blocks out until a share `sparsity` of the parameters is gone; the last one goes only if that comes closer to it."""
+    model = subject.model
+    found = influences(model, module, own, batches, emit)
+    spared = {name: "ignored, as the config says" for name in found if matches(name, ignore)}
+    gone = _gone(model, {name: value for name, value in found.items() if name not in spared}, sparsity)
+    names = list(found)
+    smaller = shortened(model, [index for index, name in enumerate(names) if name not in gone])
+    for name, value in found.items():
+        emit(Layer(name, {"influence": value}, "" if name in gone else "it stays"))
+    numbers = ", ".join(name.rpartition(".")[2] for name in names if name in gone)
+    told = [f"{len(names) - len(gone)} of {len(names)} blocks left, without {numbers}"]
+    return Cut(smaller, told, {name: Change({"influence": found[name]}) for name in gone}, spared)
+
+
+def influences(
+    model: PreTrainedModel, module: ModuleType, own: Section, batches: Sequence[Batch], emit: Emit
+) -> dict[str, float]:
+    """What the method says of each block, by name, averaged over the calibration positions that are not padding."""
+    seen: dict[str, list[Tensor]] = {}
+    for number, batch in enumerate(batches, 1):
+        for name, (before_BLD, after_BLD) in _through(model, batch).items():
+            rows = batch.get("attention_mask", torch.ones(before_BLD.shape[:2], device=before_BLD.device)).bool()
+            inside = rows if rows.shape == before_BLD.shape[:2] else torch.ones_like(before_BLD[..., 0]).bool()
+            seen.setdefault(name, []).append(
+                module.influence(before_BLD[inside], after_BLD[inside], own).double().cpu()
+            )
+        emit(Progress("rank", number, len(batches), "batch"))
+    return {name: float(torch.cat(found).mean()) for name, found in seen.items()}
+
+
+@torch.no_grad()
+def _through(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The hidden states before and after each block, [B, L, D]; UsageError where a block is not from states to states alike."""
+    states: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else next(iter(kwargs.values()))
+            after = output[0] if isinstance(output, tuple) else output
+            if not isinstance(after, Tensor) or before.dim() != 3 or before.shape != after.shape:
+                raise UsageError(
+                    f"{name} does not give hidden states of the shape it is given, so it cannot be left out",
+                    hint="`--method width` makes blocks narrower instead",
+                )
+            states[name] = before, after
+
+        return hook
+
+    hooks = [block.module.register_forward_hook(record(block.name), with_kwargs=True) for block in blocks(model)]
+    try:
+        model.eval()(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+def _gone(model: PreTrainedModel, influence: Mapping[str, float], sparsity: float) -> set[str]:
+    """The blocks to leave out: one at least, one less than all at most."""
+    sizes = {block.name: sum(p.numel() for p in block.module.parameters()) for block in blocks(model)}
+    wanted = sparsity * sum(parameter.numel() for parameter in model.parameters())
+    gone: list[str] = []
+    for name in sorted(influence, key=lambda name: influence[name]):
+        saved = sum(sizes[each] for each in gone)
+        if gone and saved + sizes[name] / 2 > wanted:
+            break
+        gone.append(name)
+    if len(gone) == len(sizes):
+        raise UsageError(
+            f"without {sparsity:.1%} of its parameters not one block would be left", hint="lower --sparsity"
+        )
+    return set(gone)
