@@ -1,4 +1,4 @@
-"""Set weights to zero, let the rest make up for it, and prove the result."""
+"""Set weights to zero or cut whole units out, let the rest make up for it, and prove the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from llmos_cli.session import (
 def prune(
     rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to prune.")] = "HEAD",
     method: Annotated[str | None, typer.Option(help="How weights are chosen.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights to set to zero.")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Share of weights to set to zero; of a structured method, share of the parameters to cut."),
+    ] = None,
     pattern: Annotated[str | None, typer.Option(help="unstructured, or n:m such as 2:4.")] = None,
     heal: HealFlag = None,
     max_kl: MaxKlFlag = None,

@@ -131,7 +131,16 @@ train: {max_steps: 4, batch_size: 8}
 """Configs that train in a second or two: what a test checks is never how good a model is."""
 
 
-LONGEST_FIRST = ("test_story", "test_tune", "test_deploy", "test_compress", "test_train", "test_http", "test_bad_input")
+LONGEST_FIRST = (
+    "test_story",
+    "test_tune",
+    "test_deploy",
+    "test_compress",
+    "test_structured",
+    "test_train",
+    "test_http",
+    "test_bad_input",
+)
 """Files that take a minute or so: begun first, so that no worker is left alone with one of them at the end."""
 
 

@@ -40,6 +40,7 @@ def heal(
             learning_rate=options.learning_rate,
             batch_size=options.batch_size,
             temperature=options.temperature,
+            hidden_weight=options.hidden_weight,
             teacher_weight=1.0,
             schedule="linear",
             weight_decay=0.0,

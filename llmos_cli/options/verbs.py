@@ -86,7 +86,7 @@ class TrainOptions(Methodical):
 class PruneOptions(Methodical):
     method: str = "wanda"
     sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the weights of each pruned layer set to zero."""
+    """Share of the weights of each pruned layer set to zero; of a structured method, share of the model's parameters that go."""
     pattern: str = Field("unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$")
     """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs), which says its own sparsity."""
     heal: int = Field(0, ge=0)
@@ -135,6 +135,8 @@ class HealOptions(Section):
     """Of weights in their own size; of quantized layers' scales, the share of a scale that a step may move it by."""
     batch_size: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0)
+    hidden_weight: float = Field(0.0, ge=0)
+    """Of the distance to the parent's hidden states, on top of the logits'; 0 looks at the logits alone."""
 
 
 class TuneOptions(Methodical):

@@ -5,5 +5,13 @@ A method file is found by its name. It holds `NEEDS` (the calibration statistics
     prune(weight_OI, statistics, target, options) -> weight_OI     with exact zeros where it prunes
 
 pure over tensors. A method that divides the zeros unevenly among layers adds `allot(weights, target, options) -> {name: sparsity}`.
+A structured method cuts, and has instead
+
+    counts(units, options) -> [int]                                how many of a layer's units may stay
+    rank(readers, options) -> Ranking                              which units go first, and what that costs
+    refit(weight_OI, kept_I, statistics, options) -> weight_OI     with zeros but in the columns kept
+
+or, where whole blocks go, `influence(before_ND, after_ND, options) -> [N]`, how much a block does to each position.
+
 Convolutions arrive as [out, in * height * width], the matrices of an LSTM one by one. Zeros that arrive stay zeros.
 """

@@ -20,13 +20,13 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
-from llmos_cli.operations.compression.keeping import parity_inputs
 from llmos_cli.operations.compression.narrow import narrow, was_pruned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, calibration, subject
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import heal
+from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
 
@@ -126,6 +126,7 @@ def _size(model: PreTrainedModel) -> int:
 
 def _logits(subject: Subject) -> Tensor:
     """What the result in memory answers, for its files to be compared with."""
-    inputs = device.move(parity_inputs(subject), subject.model.device)
+    prepared = subject.exam.prepared
+    inputs = device.move(parity_inputs(prepared.splits[proof_split(prepared)]), subject.model.device)
     with torch.inference_mode():
         return scoring.forward(subject.model.eval(), inputs).float().cpu()

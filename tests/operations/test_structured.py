@@ -1,0 +1,213 @@
+"""`llmos prune --method width` and `depth` on tiny trained models: plain smaller ones come out, that load anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models.load import load
+from llmos_cli.models.narrow import Group, Slice, Width
+from llmos_cli.operations.compression.share import Choice, share
+from llmos_cli.operations.config import resolve
+from llmos_cli.operations.train import train
+
+TEXT = "sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}"
+GROUPED = f"""\
+model: {{arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 3, num_attention_heads: 4, num_key_value_heads: 2, tie_word_embeddings: true}}
+data: {{task: causal-lm, source: "builtin:pydoc", {TEXT}}}
+train: {{max_steps: 4, batch_size: 4}}
+"""
+LSTM = f"""\
+model: {{arch: lstm, hidden_size: 32, embedding_size: 16, num_hidden_layers: 2}}
+data: {{task: token-classification, source: "builtin:pytokens", {TEXT}}}
+train: {{max_steps: 4, batch_size: 8}}
+"""
+MLP = """\
+model: {arch: mlp, hidden_size: 64}
+data: {task: image-classification, source: "builtin:digits", max_samples: 128, max_eval_samples: 64}
+train: {max_steps: 4, batch_size: 16}
+"""
+Base = Callable[..., Workspace]
+
+
+@pytest.fixture(scope="module")
+def trained(new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def once(template: str, config: str) -> Path:
+        key = template + config
+        if key not in made:
+            ws = new_workspace(tmp_path_factory.mktemp("trained") / "base", template)
+            if config:
+                (ws.configs / "train.yaml").write_text(config)
+            train(ws, None, resolve(ws, "train"), emit=lambda event: None)
+            made[key] = ws.root
+        return made[key]
+
+    return once
+
+
+@pytest.fixture
+def base(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A copy of its own of a workspace with one trained checkpoint, and the current folder in it."""
+
+    def copy(template: str = "causal-lm", config: str = GROUPED) -> Workspace:
+        shutil.copytree(trained(template, config), tmp_path / "workspace", symlinks=True)
+        monkeypatch.chdir(tmp_path / "workspace")
+        return Workspace.find()
+
+    return copy
+
+
+def config_of(ws: Workspace, rev: str = "HEAD") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ws.checkpoint(rev).path / "config.json").read_text())
+    return found
+
+
+def size_of(ws: Workspace, rev: str = "HEAD") -> int:
+    return sum(parameter.numel() for parameter in load(ws.checkpoint(rev).path).parameters())
+
+
+def test_a_narrower_language_model_is_healed_served_and_quantized(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos(
+        "prune", "--method", "width", "--sparsity", "0.3", "--heal", "2", "-s", "heal.hidden_weight=0.1", "--json"
+    )
+    assert ran.code == 0, ran.err
+    before, after = config_of(ws, "HEAD~1"), config_of(ws)
+    assert 0.3 <= 1 - size_of(ws) / size_of(ws, "HEAD~1") < 0.36
+    assert after["intermediate_size"] < before["intermediate_size"]
+    assert {key for key in before if before[key] != after[key]} <= {
+        "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    }  # fmt: skip
+    assert ran.json["proof"]["parity"]["reader"].startswith("transformers")
+    assert ran.json["proof"]["bytes_after"]["total"] < 0.75 * ran.json["proof"]["bytes_before"]["total"]
+    assert f"of {size_of(ws, 'HEAD~1'):,} parameters gone (intermediate_size 64 -> " in ran.json["reached"]
+    assert ("parameters", "") in {(name, split or "") for name, split in ws.metrics(ws.resolve())}
+
+    said = llmos("generate", "--prompt", "def", "--max-tokens", "3")
+    assert said.code == 0, said.err
+    again = llmos("quantize", "--group-size", "16")
+    assert again.code == 0, again.err
+
+
+def test_a_shallower_language_model(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos("prune", "--method", "depth", "--sparsity", "0.2", "--json")
+    assert ran.code == 0, ran.err
+    assert config_of(ws)["num_hidden_layers"] == 2
+    assert ran.json["changed"] == 1
+    assert "2 of 3 blocks left, without" in ran.json["reached"]
+
+
+@pytest.mark.parametrize(
+    ("template", "config", "key"),
+    [
+        ("text-classification", "", "intermediate_size"),
+        ("token-classification", LSTM, "hidden_size"),
+        ("image-classification", "", "channels"),
+        ("image-classification", MLP, "hidden_size"),
+    ],
+)
+def test_every_task_has_something_to_cut(base: Base, llmos: Any, template: str, config: str, key: str) -> None:
+    ws = base(template, config)
+    ran = llmos("prune", "--method", "width", "--sparsity", "0.1", "--heal", "1", "--json")
+    assert ran.code == 0, ran.err
+    assert config_of(ws)[key] != config_of(ws, "HEAD~1")[key]
+    assert size_of(ws) <= 0.9 * size_of(ws, "HEAD~1")
+
+
+def test_zeros_of_the_parent_stay_zeros(base: Base, llmos: Any) -> None:
+    ws = base()
+    assert llmos("prune", "--method", "magnitude", "--sparsity", "0.5").code == 0
+    ran = llmos("prune", "--method", "width", "--sparsity", "0.2", "--heal", "2")
+    assert ran.code == 0, ran.err
+    zeros = [
+        float((parameter == 0).float().mean())
+        for name, parameter in load(ws.checkpoint().path).named_parameters()
+        if "_proj" in name
+    ]
+    assert sum(zeros) / len(zeros) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (["--pattern", "2:4"], 2, "cuts whole units out"),
+        (["--sparsity", "0"], 2, "cuts nothing out"),
+        (["--sparsity", "0.9"], 2, "of the parameters are in intermediate_size"),
+        (["-s", "prune.ignore=['*']"], 2, "ignored, as the config says"),
+        (["--method", "depth", "--sparsity", "0.97"], 2, "not one block would be left"),
+    ],
+)
+def test_what_cannot_be(base: Base, llmos: Any, command: list[str], code: int, said: str) -> None:
+    ws = base()
+    before = ws.resolve()
+    ran = llmos("prune", "--method", "width", *command)
+    assert ran.code == code and said in ran.err, ran.err
+    assert ws.resolve() == before
+
+
+def test_a_dry_run_tells_what_would_be_narrower(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos("prune", "--method", "width", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["matrices"]["model.layers.0.mlp.down_proj.weight"] == "reads intermediate_size: 64 now, then fewer"
+    assert ran.json["matrices"]["model.layers.2.self_attn.o_proj.weight"].startswith("reads ")
+    assert len(list(ws.checkpoints.iterdir())) == 1
+
+
+class Pair(torch.nn.Module):
+    """Ten units of one width and four of another, each one row of five weights; ten weights that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.heads = torch.nn.Parameter(torch.zeros(10, 5)), torch.nn.Parameter(torch.zeros(4, 5))
+        self.rest = torch.nn.Parameter(torch.zeros(10))
+
+
+def width_of(name: str, units: int) -> Width:
+    place = Slice(name, 0, torch.arange(units)[:, None])
+    return Width(name, None, units, (Group(name, (place,), (place,)),))
+
+
+WIDE, HEADS = width_of("wide", 10), width_of("heads", 4)
+
+
+@pytest.mark.parametrize(
+    ("wide_cost", "heads_cost", "sparsity", "expected"),
+    [
+        (1.0, 100.0, 0.25, (6, 4)),  # 80 weights: 20 must go, where it is cheap
+        (100.0, 1.0, 0.125, (10, 2)),
+        (100.0, 1.0, 0.2, (9, 1)),  # the last head stays, so one of the others goes too
+    ],
+)
+def test_the_cheapest_units_go(wide_cost: float, heads_cost: float, sparsity: float, expected: tuple[int, int]) -> None:
+    choices = {
+        WIDE: Choice({count: wide_cost * (10 - count) for count in range(1, 11)}),
+        HEADS: Choice({count: heads_cost * (4 - count) for count in range(1, 5)}),
+    }
+    counts = share(Pair(), choices, sparsity, lambda counts: True)
+    assert (counts[WIDE], counts[HEADS]) == expected
+
+
+def test_counts_that_a_configuration_refuses_are_passed_over() -> None:
+    choices = {HEADS: Choice({count: float(4 - count) for count in range(1, 5)})}
+    assert share(Pair(), choices, 0.05, lambda counts: counts[HEADS] != 3) == {HEADS: 2}
+
+
+def test_what_a_large_step_took_too_much_is_given_back() -> None:
+    """Two units are cheap, but then one whole head must go and the two were for nothing."""
+    choices = {
+        WIDE: Choice({10: 0.0, 9: 1.0, 8: 2.0, 7: 50.0}),
+        HEADS: Choice({4: 0.0, 1: 40.0}),
+    }
+    counts = share(Pair(), choices, 15 / 80, lambda counts: True)
+    assert (counts[WIDE], counts[HEADS]) == (10, 1)
