@@ -20,7 +20,7 @@ UNDAMPED = width.Options(damping=1e-9, asymmetry=0)
 def case(seed: int, *, inputs: int = 12, outputs: int = 5, rows: int = 200) -> tuple[Tensor, Tensor]:
     """Correlated inputs [N, I] and a matrix [O, I]."""
     generator = torch.Generator().manual_seed(seed)
-    mixed_II = torch.randn(inputs, inputs, generator=generator)
+    mixed_II = torch.eye(inputs) + 0.2 * torch.randn(inputs, inputs, generator=generator)
     rows_NI = torch.randn(rows, inputs, generator=generator) @ mixed_II
     return rows_NI, torch.randn(outputs, inputs, generator=generator)
 
