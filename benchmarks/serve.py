@@ -1,6 +1,7 @@
 """Serving: tokens per second for one stream and for sixteen, in this process and over HTTP, beside transformers' generate.
 
     python benchmarks/serve.py [--model demo|32m] [--tokens 128] [--rounds 3] [--threads N] [--warm off|full]
+    python benchmarks/serve.py --codes DIRECTORY    a dense checkpoint: in bf16, and its linear layers rounded to W8A8 and to W4
 
 A random Llama of the demo's shape, or of 32M parameters; greedy decoding of 16-token prompts. The best of the rounds counts,
 because a busy machine only ever makes one slower; CPU seconds are of the process that computes. Over HTTP the clients stream.
@@ -32,6 +33,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llmos_cli import device
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.models.kernels import coded
+from llmos_cli.models.kernels.codes import rounded
+from llmos_cli.models.load import load
+from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.serve import backend
 from llmos_cli.serve.engine import Engine, Request
 
@@ -72,6 +77,12 @@ def main() -> None:
     options = arguments()
     device.use_threads(options.threads)
     torch.manual_seed(0)
+    if options.codes:
+        print(
+            f"{options.codes.name[:12]}, {options.tokens} new tokens, {torch.get_num_threads()} threads, {device.processor()}"
+        )
+        print(table(by_codes(options.codes, options)))
+        return
     model = LlamaForCausalLM(LlamaConfig(**SHAPES[options.model], max_position_embeddings=512)).eval()
     model.generation_config.eos_token_id = None
     rows = [*by_transformers(model, options), *by_engine(model, options), *by_http(model, options)]
@@ -81,6 +92,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codes", type=Path, default=None)
     parser.add_argument("--model", choices=SHAPES, default="demo")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
@@ -109,7 +121,49 @@ def by_transformers(model: Any, options: argparse.Namespace) -> list[Row]:
     return [best("transformers generate", streams, options, generate) for streams in STREAMS]
 
 
-def by_engine(model: Any, options: argparse.Namespace) -> list[Row]:
+SCHEMES: dict[str, tuple[str, str]] = {
+    "bf16": ("", ""),
+    "W8A8": ("w8a8", ""),
+    "W8A8, head too": ("w8a8", "w8a8"),
+    "W4": ("weights", ""),
+    "W4, head W4": ("weights", "w4"),
+}
+"""How the linear layers are stored and how the head is held, by what a row is called."""
+
+
+def by_codes(source: Path, options: argparse.Namespace) -> list[Row]:
+    """The engine over one checkpoint in several forms; weights are rounded to nearest, for speed does not depend on how."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for what, (scheme, head) in SCHEMES.items():
+            directory = rounded_checkpoint(source, Path(folder) / scheme, scheme) if scheme else source
+            model = coded.load(directory, dtype=torch.bfloat16)
+            if head:
+                coded.quantize_head(model, head)
+            found += by_engine(model, options, what)
+    return found
+
+
+def rounded_checkpoint(source: Path, directory: Path, scheme: str) -> Path:
+    bits = 8 if scheme == "w8a8" else 4
+    if not directory.is_dir():
+        layers = [
+            item
+            for item in load(source).named_modules()
+            if isinstance(item[1], torch.nn.Linear) and item[0] != "lm_head"
+        ]
+        quantized = {name: rounded_layer(layer.weight, bits) for name, layer in layers}
+        write_quantized(directory, source, quantized, "w8a8" if bits == 8 else "weights")
+    return directory
+
+
+def rounded_layer(weight_OI: torch.Tensor, bits: int) -> Quantized:
+    group = None if bits == 8 else next(size for size in (128, 64, 32) if weight_OI.shape[1] % size == 0)
+    codes = rounded(weight_OI, bits, group)
+    return Quantized(codes.codes_OI, codes.scales_OG, bits, group or -1)
+
+
+def by_engine(model: Any, options: argparse.Namespace, what: str = "llmos engine") -> list[Row]:
     built = backend.build(model, slots=max(STREAMS), context=512, warm=options.warm)
 
     def decode(streams: int) -> None:
@@ -119,7 +173,7 @@ def by_engine(model: Any, options: argparse.Namespace) -> list[Row]:
         while engine.busy:
             engine.step()
 
-    return [best("llmos engine", streams, options, decode) for streams in STREAMS]
+    return [best(what, streams, options, decode) for streams in STREAMS]
 
 
 def best(what: str, streams: int, options: argparse.Namespace, work: Callable[[int], None]) -> Row:

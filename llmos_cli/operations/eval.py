@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmos_cli import catalog, device
 from llmos_cli.core.manifest import Manifest
@@ -19,6 +20,8 @@ from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
+from llmos_cli.models.dequantize import is_quantized
+from llmos_cli.models.kernels import coded
 from llmos_cli.models.load import load
 from llmos_cli.operations import evaluations, gate, lineage
 from llmos_cli.operations.config import note_unread
@@ -210,7 +213,7 @@ def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> 
     machine = [device.device_name(device.pick()), device.threads()] if options.latency else []
     return evaluations.key_of(
         {
-            "format": 1,
+            "format": 2,
             "checkpoint": exam.checkpoint.id,
             "data": exam.prepared.fingerprint,
             "limits": [exam.data.sequence_length, exam.data.max_eval_samples],
@@ -241,7 +244,8 @@ def measure(
     seed: int,
     emit: Emit,
 ) -> Evaluation:
-    """Load the checkpoint from its files and measure it: quality on every sample, then the measurements of methods/eval."""
+    """Load the checkpoint from its files and measure it: quality on every sample, then the measurements of methods/eval; what
+    is timed is timed as it would be served."""
     split = exam.prepared.splits.get(options.split)
     if split is None or not len(split):
         raise NotFound(
@@ -255,12 +259,23 @@ def measure(
         name: Measured(found.value, UNITS.get(name, ""), found.low, found.high) for name, found in intervals.items()
     }
     subject = Subject(model, split, exam.checkpoint.path, options.batch_size, _base_parameters(ws, exam.checkpoint))
+    served = replace(subject, model=_as_served(exam, model)) if options.latency else subject
     modules = list(_measurements(timed=options.latency))
     for done, (_, module) in enumerate(modules, 1):
         emit(Progress(f"measure {rev}", done, len(modules), unit="measurement"))
-        metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(subject).items()}
+        on = served if module.TIMED else subject
+        metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(on).items()}
     classes = _classes(outcome, facts)
     return Evaluation(rev, exam.checkpoint.id, exam.task.name, options.split, len(split), metrics, classes)
+
+
+def _as_served(exam: Exam, model: PreTrainedModel) -> PreTrainedModel:
+    """The checkpoint as a deployment would hold it: language models in the arithmetic that is fastest here, codes as codes."""
+    chosen = device.pick()
+    dtype = device.compute_dtype(chosen) if exam.task.name == "causal-lm" else model.dtype
+    if dtype == model.dtype and not is_quantized(exam.checkpoint.config_json()):
+        return model
+    return coded.load(exam.checkpoint.path, dtype=dtype, device=chosen)
 
 
 def _outcome(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmos_cli.methods.eval import Subject, memory
 from llmos_cli.models.kernels import coded
 from llmos_cli.models.kernels.choice import NOISE
 from llmos_cli.models.kernels.coded import CodedLinear
@@ -17,7 +18,7 @@ from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.models.save import save
 from llmos_cli.serve.compiled import CompiledDecoder, prepare
 from llmos_cli.serve.decoder import LlamaDecoder
-from tests.models.conftest import CASES, logits, make, nearest, quantize_all
+from tests.models.conftest import CASES, batch, logits, make, nearest, quantize_all
 
 TOLERANCE = 0.02
 """Of logits, relative to the largest: activations or weights rounded to bf16 in a model that computes in fp32."""
@@ -55,6 +56,23 @@ def test_no_dense_weight_is_held(llama: PreTrainedModel, tmp_path: Path) -> None
     assert {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} == {"lm_head"}
     held = sum(parameter.numel() for parameter in model.parameters())
     assert held < 0.5 * sum(parameter.numel() for parameter in llama.parameters())
+
+
+def test_codes_are_less_memory_while_a_batch_is_answered(tmp_path: Path) -> None:
+    wide = make("llama", "causal-lm", {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2})
+    directory = written(wide, tmp_path, 4, 64)
+    given = batch("causal-lm", rows=1)
+
+    def peak(model: PreTrainedModel) -> int:
+        logits(model, "causal-lm")  # codes are read at the first answer
+        subject = Subject(model, [None], directory, 1, 1)  # type: ignore[arg-type]
+        return memory.peak_of_tensors(subject, given)
+
+    dense, held = (
+        peak(load(tmp_path / "dense", dtype=torch.bfloat16)),
+        peak(coded.load(directory, dtype=torch.bfloat16)),
+    )
+    assert held < 0.5 * dense
 
 
 def test_a_dense_checkpoint_is_loaded_as_ever(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Latency and throughput: milliseconds to answer one sample (median and 95th percentile), and answers per second in batches.
 
 A language model's answer to a sequence is one pass over it, so its throughput counts tokens read per second, as a token
-classifier's does; a classifier's counts samples. How fast new tokens are decoded is for a deployment to say.
+classifier's does; a classifier's counts samples. How fast new tokens are decoded is for a deployment to say. The model is as a
+deployment holds it: language models in the arithmetic that is fastest on the machine, quantized layers as codes.
 """
 
 from __future__ import annotations
