@@ -27,6 +27,8 @@ ROWS = (1, 4, 16, 128)
 """Tokens multiplied at once: one stream, some, many, a prompt. A measurement holds up to the next."""
 NOISE = 1.05
 """What is slower than dense by less than this is called as fast."""
+TURNS, BUDGET = 5, 0.006
+"""Turns that each form has, and the seconds of one."""
 
 Times = Mapping[str, Sequence[float]]
 """Seconds by form, for each of ROWS."""
@@ -108,27 +110,28 @@ def measured(codes: Codes, dtype: torch.dtype) -> Times:
 
 
 def time_forms(codes: Codes, dtype: torch.dtype, names: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds of one product. Forms take turns, and the best turn of each counts: a busy machine only ever makes one slower."""
+    """Seconds of one product. Forms take turns, and the fastest call of each counts: a busy machine only ever makes one slower."""
     built = [forms.build(name, codes, dtype) for name in names]
     times: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
         for rows in ROWS:
             x = torch.randn(rows, codes.shape[1], dtype=dtype, device=codes.codes_OI.device)
-            turns = [[_seconds(form, x) for form in built] for _ in range(3)]
+            turns = [[_fastest_call(form, x) for form in built] for _ in range(TURNS)]
             for name, seconds in zip(names, zip(*turns, strict=True), strict=True):
                 times[name].append(min(seconds))
     return times
 
 
-def _seconds(form: forms.Form, x: Tensor, budget: float = 0.01) -> float:
+def _fastest_call(form: forms.Form, x: Tensor) -> float:
     form.product(x)
-    device.synchronize(x.device)
-    done, start = 0, time.perf_counter()
-    while done == 0 or (done < 200 and time.perf_counter() - start < budget):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 200 and sum(seconds) < BUDGET):
+        device.synchronize(x.device)
+        start = time.perf_counter()
         form.product(x)
         device.synchronize(x.device)
-        done += 1
-    return (time.perf_counter() - start) / done
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 @functools.cache
