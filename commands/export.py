@@ -3,7 +3,8 @@
 llmos export -o ../model                          a plain copy, hashes checked
 llmos export base -o ../dense --dequantize        dense weights of a quantized checkpoint
 llmos export -o ../net --standalone               one of our small architectures, for those without llmos
-llmos export -o model.gguf --format gguf --dtype q8_0
+llmos export -o model.gguf --format gguf          its own codes where it is quantized, bf16 where it is dense
+llmos export -o model.gguf --format gguf --type q4_k
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import typer
 from llmos_cli.errors import UsageError
 from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
-DTYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("float32", "bfloat16", "float16", "q8_0")}
+TYPE_HELP = "How weights are stored. hf: float32, bfloat16, float16; gguf: those, q8_0, q4_0, q4_1, q4_k."
 
 
 def export(
     rev: Annotated[str, typer.Argument(help="The checkpoint.")] = "HEAD",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; it must not exist.")] = None,
     format: Annotated[Literal["hf", "gguf"], typer.Option("--format", help="hf or gguf.")] = "hf",
+    type: Annotated[str | None, typer.Option("--type", "--dtype", help=TYPE_HELP)] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write dense weights.")] = False,
     standalone: Annotated[bool, typer.Option("--standalone", help="Add the architecture's Python file.")] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the written weights; q8_0 for GGUF only.")] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -33,11 +34,9 @@ def export(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         if output is None:
             raise UsageError("where to?", hint="`llmos export -o DIRECTORY`")
-        if dtype is not None and dtype not in DTYPES[format]:
-            raise UsageError(f"--dtype {dtype} is unknown", hint=f"{format} has {', '.join(DTYPES[format])}")
         workspace = s.workspace
-        from llmos_cli.operations.export import ExportOptions
         from llmos_cli.operations.export import export as operation
+        from llmos_cli.operations.exporting.common import ExportOptions
 
-        options = ExportOptions(format, dequantize, standalone, dtype)
+        options = ExportOptions(format, dequantize, standalone, type)
         s.ui.show(operation(workspace, rev, output, options, dry_run=dry_run))

@@ -1,7 +1,8 @@
 """GGUF files: written for Llama models (llama.cpp and its kin read them), read back by transformers.
 
 Rows of the query and key projections are reordered on writing, for GGUF rotates neighbouring features where transformers
-rotates halves. Norms are fp32, matrices F16, BF16 or Q8_0 (blocks of 32 weights with an fp16 scale).
+rotates halves. Norms are fp32; matrices F32, F16, BF16 or blocks of codes (`gguf_blocks`), the checkpoint's own where they fit.
+Embeddings and the head are Q8_0 where the rest has 4 bits. One tensor is in memory at a time.
 
 Shapes: O outputs, I inputs.
 """
@@ -13,18 +14,31 @@ import importlib.util
 import io
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, UsageError
+from llmos_cli.models import gguf_blocks, headers
+from llmos_cli.models.codes import stored_codes
+from llmos_cli.models.dequantize import dense_weights
+from llmos_cli.models.gguf_blocks import Blocks
+from llmos_cli.models.load import load_config
+from llmos_cli.models.quantized import Quantized
 
-TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "q8_0": "Q8_0"}
+TYPES = {
+    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q4_k": "Q4_K",
+}  # fmt: skip
+FILE_TYPES = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S"}
+"""Where the file's own type is not `MOSTLY_` and the kind."""
+FEW_BITS = ("Q4_0", "Q4_1", "Q4_K")
 NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -38,7 +52,6 @@ NAMES = {
 }
 """Within a block; `model.layers.N.` becomes `blk.N.`."""
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-Q8_BLOCK = 32
 UNREADABLE = (
     *(ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, RuntimeError, AssertionError, MemoryError),
     struct.error,
@@ -48,20 +61,43 @@ NORMAL, CONTROL, UNUSED = 1, 3, 5
 """Kinds of tokens."""
 
 
-def write(model: PreTrainedModel, source: Path, file: Path, *, dtype: str) -> None:
-    """Write `model` and the tokenizer of directory `source`. `dtype`: a key of TYPES."""
-    gguf = _package()
-    _check(model, dtype)
-    writer = gguf.GGUFWriter(file, "llama")
-    _write_settings(writer, gguf, model.config, dtype)
-    _write_tokenizer(writer, source, model.config.vocab_size)
-    for name, value in _tensors(model):
-        kind = _kind(gguf, value, dtype)
-        writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+@dataclass(frozen=True)
+class Written:
+    """`kept` of `quantized` matrices have the checkpoint's own codes; `kinds` counts the matrices of each kind."""
+
+    kinds: Mapping[str, int]
+    quantized: int
+    kept: int
+
+
+def write(source: Path, file: Path, *, dtype: str | None = None, licence: str = "") -> Written:
+    """Write the checkpoint directory `source` with its tokenizer. `dtype`: a key of TYPES; None for the smallest blocks that
+    hold each layer's own codes, bf16 for what has none."""
+    gguf, config = _package(), load_config(source)
+    _check(config, dtype)
+    with dense_weights(source, config, torch.float32) as dense, stored_codes(source) as codes:
+        kinds = _kinds(source, codes, TYPES[dtype] if dtype else None)
+        writer = gguf.GGUFWriter(file, "llama")
+        _write_settings(writer, gguf, config, max(set(kinds.values()), key=list(kinds.values()).count))
+        if licence:
+            writer.add_license(licence)
+        _write_tokenizer(writer, source, config.vocab_size)
+        shapes = headers.dense_shapes(headers.of_directory(source))
+        for name, kind in kinds.items():
+            kind_of = gguf.GGMLQuantizationType[kind]
+            shape, size = _described(gguf, shapes[name], kind_of)
+            writer.add_tensor_info(_gguf_name(name), shape, np.dtype(np.uint8), size, raw_dtype=kind_of)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        kept = 0
+        for name, kind in kinds.items():
+            bytes_OB, own = _encoded(gguf, name, kind, dense, codes, config)
+            writer.write_tensor_data(bytes_OB)
+            kept += own
+        writer.close()
+    matrices = [kind for name, kind in kinds.items() if len(shapes[name]) > 1]
+    return Written({kind: matrices.count(kind) for kind in dict.fromkeys(matrices)}, len(codes), kept)
 
 
 def read(file: Path) -> PreTrainedModel:
@@ -105,9 +141,8 @@ def _package() -> Any:
     return gguf
 
 
-def _check(model: PreTrainedModel, dtype: str) -> None:
-    config = model.config
-    if dtype not in TYPES:
+def _check(config: Any, dtype: str | None) -> None:
+    if dtype not in (None, *TYPES):
         raise UsageError(f"GGUF has no type {dtype} here", hint=f"there are {', '.join(TYPES)}")
     if config.model_type != "llama":
         raise UsageError(
@@ -120,10 +155,9 @@ def _check(model: PreTrainedModel, dtype: str) -> None:
         )
 
 
-def _write_settings(writer: Any, gguf: Any, config: Any, dtype: str) -> None:
-    writer.add_file_type(
-        int(getattr(gguf.LlamaFileType, f"MOSTLY_{TYPES[dtype]}" if dtype != "float32" else "ALL_F32"))
-    )
+def _write_settings(writer: Any, gguf: Any, config: Any, kind: str) -> None:
+    writer.add_file_type(int(gguf.LlamaFileType[FILE_TYPES.get(kind, f"MOSTLY_{kind}")]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -182,36 +216,79 @@ def _words(description: dict[str, Any]) -> str:
     )
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    config = model.config
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for name, parameter in model.named_parameters():  # tied ones once: GGUF then uses the embedding as output
-        module = name.removesuffix(".weight")
-        if module in OUTSIDE:
-            yield f"{OUTSIDE[module]}.weight", _array(parameter)
-            continue
-        index, _, inner = module.removeprefix("model.layers.").partition(".")
-        short = NAMES[inner]
-        value = _array(parameter)
-        yield f"blk.{index}.{short}.weight", _neighbours(value, heads[short]) if short in heads else value
+def _kinds(source: Path, codes: Mapping[str, Quantized], wanted: str | None) -> dict[str, str]:
+    """The kind of each tensor on disk, tied ones once: GGUF then uses the embedding as output."""
+    return {
+        name: _kind(name, shape, codes.get(name), wanted)
+        for name, shape in headers.dense_shapes(headers.of_directory(source)).items()
+    }
 
 
-def _neighbours(weight_OI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def _kind(name: str, shape: tuple[int, ...], quantized: Quantized | None, wanted: str | None) -> str:
+    """Vectors stay fp32; rows that do not divide into blocks take smaller ones, or none."""
+    if len(shape) == 1:
+        return "F32"
+    if wanted is None:
+        return (gguf_blocks.smallest(quantized) if quantized else None) or "BF16"
+    if wanted in FEW_BITS and name.removesuffix(".weight") in OUTSIDE:
+        wanted = "Q8_0"
+    if wanted == "Q4_K" and not gguf_blocks.fits(wanted, shape[1]):
+        wanted = "Q4_1"
+    return wanted if wanted not in gguf_blocks.SEARCHES or gguf_blocks.fits(wanted, shape[1]) else "F16"
+
+
+def _described(gguf: Any, shape: tuple[int, ...], kind: Any) -> tuple[tuple[int, ...], int]:
+    """The shape in bytes that the writer wants of blocks, and the size."""
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    row = shape[-1] // per_block * block_bytes
+    return (*shape[:-1], row), int(np.prod(shape[:-1], dtype=np.int64)) * row
+
+
+def _encoded(
+    gguf: Any,
+    name: str,
+    kind: str,
+    dense: Mapping[str, Tensor],
+    codes: Mapping[str, Quantized],
+    config: PreTrainedConfig,
+) -> tuple[NDArray[Any], bool]:
+    """The bytes of a tensor, and whether they hold the checkpoint's own codes."""
+    heads = _heads(name, config)
+    if kind not in gguf_blocks.SEARCHES:
+        value = _neighbours(dense[name], heads).numpy()
+        return gguf.quants.quantize(value, gguf.GGMLQuantizationType[kind]), False
+    found: Blocks | None = None
+    if name in codes:
+        own = codes[name]
+        moved = replace(
+            own,
+            codes=_neighbours(own.codes, heads),
+            scales_OG=_neighbours(own.scales_OG, heads),
+            zeros_OG=None if own.zeros_OG is None else _neighbours(own.zeros_OG, heads),
+        )
+        found = gguf_blocks.of_codes(moved, kind)
+    found = found or gguf_blocks.of_dense(_neighbours(dense[name], heads), kind)
+    return found.bytes_OB.numpy(), found.kept
+
+
+def _gguf_name(name: str) -> str:
+    module = name.removesuffix(".weight")
+    if module in OUTSIDE:
+        return f"{OUTSIDE[module]}.weight"
+    index, _, inner = module.removeprefix("model.layers.").partition(".")
+    return f"blk.{index}.{NAMES[inner]}.weight"
+
+
+def _heads(name: str, config: Any) -> int:
+    """Of a projection whose rows are rotated; 0 for all others."""
+    if name.endswith("self_attn.q_proj.weight"):
+        return int(config.num_attention_heads)
+    return int(config.num_key_value_heads) if name.endswith("self_attn.k_proj.weight") else 0
+
+
+def _neighbours(rows_O: Tensor, heads: int) -> Tensor:
     """Rows of each head interleaved, so that rotated pairs (i, i + half) stand side by side."""
-    outputs, inputs = weight_OI.shape
-    halves = weight_OI.reshape(heads, 2, outputs // heads // 2, inputs)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(outputs, inputs))
-
-
-def _array(parameter: Tensor) -> NDArray[np.float32]:
-    return np.asarray(parameter.detach().float().cpu().numpy())
-
-
-def _kind(gguf: Any, value: NDArray[np.float32], dtype: str) -> Any:
-    """Vectors stay fp32; rows that do not divide into blocks of 32 cannot be Q8_0."""
-    kinds = gguf.GGMLQuantizationType
-    if value.ndim == 1:
-        return kinds.F32
-    if dtype == "q8_0" and value.shape[1] % Q8_BLOCK:
-        return kinds.F16
-    return kinds[TYPES[dtype]]
+    if not heads:
+        return rows_O
+    outputs = len(rows_O)
+    return rows_O.unflatten(0, (heads, 2, outputs // heads // 2)).transpose(1, 2).flatten(0, 2).contiguous()

@@ -1,65 +1,50 @@
-"""export: a checkpoint as a directory (or one GGUF file) for others, hashed before and compared after."""
+"""export: a checkpoint in a format for others, hashed before, read back after, renamed into place."""
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from types import ModuleType
 
 from llmos_cli.core import atomic, storing
 from llmos_cli.core.objects import files_below
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
-from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.models import conformance, gguf_file, standalone
+from llmos_cli.errors import UsageError
+from llmos_cli.models import headers, standalone
 from llmos_cli.models.conformance import Conformance
-from llmos_cli.models.load import load, load_config
-from llmos_cli.models.save import save
-
-TOLERANCE = 0.02
-"""Largest change of a logit that storing dequantized weights in 16 bits may cause, as a share of the largest logit."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """`dequantize`: write dense weights; `standalone`: add the Python file of one of our architectures (dense weights too);
-    `dtype`: of dense weights or of the GGUF tensors, `q8_0` for the latter."""
-
-    format: Literal["hf", "gguf"] = "hf"
-    dequantize: bool = False
-    standalone: bool = False
-    dtype: str | None = None
+from llmos_cli.operations.exporting.common import ExportOptions, Outcome
+from llmos_cli.operations.proof import BF16_BYTES
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`difference`: the largest between a logit of the checkpoint and of the export on one input, as a share of the largest;
-    0 where files were copied; `conformance`: of quantized weights, by the rules of their format."""
+    """`bytes`: of all files, `weights`: of those that hold weights, `of_bf16`: the latter over 2 bytes a parameter;
+    `difference`: the largest between a logit of the checkpoint and of the export on one input, as a share of the largest,
+    0 where nothing changed; `conformance`: of quantized weights, by the rules of their format."""
 
     checkpoint: str
     path: str
     format: str
     bytes: int
+    weights: int
+    of_bf16: float
     difference: float
     code: str
     conformance: Conformance | None = None
+    notes: tuple[str, ...] = ()
 
     def view(self) -> View:
-        lines: list[Line] = [
-            (Span(short(self.checkpoint), "id"), f" as {self.format} in {self.path}, {size(self.bytes)}")
-        ]
+        told = f" as {self.format} in {self.path}, {size(self.bytes)}; weights {self.of_bf16:.2f}x of bf16"
+        lines: list[Line] = [(Span(short(self.checkpoint), "id"), told)]
         if self.difference:
             lines.append(f"read back: logits differ by {self.difference:.2g} of the largest at most")
         if self.conformance:
             lines.append(self.conformance.sentence)
+        lines += self.notes
         if self.code:
             lines.append(f"with {self.code}: from_pretrained needs trust_remote_code=True, and not llmos")
         return Lines(lines)
@@ -68,105 +53,72 @@ class ExportResult:
 def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry_run: bool = False) -> ExportResult:
     """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
     does the same in the workspace's scratch folder, and renames nothing."""
+    format = _format(options)
     checkpoint = ws.checkpoint(rev)
     storing.verify_content(checkpoint)
     output = output.absolute()
     if options.standalone:
         standalone.check(checkpoint.config_json())
-    if _taken(output, options):
+    if _taken(output, format):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
     if dry_run:
         with ws.stage() as staged:
-            return _written(checkpoint, staged, output, options)
+            return _written(checkpoint, staged, output, options, format)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with atomic.refusals(output):
             atomic.make_directory(unfinished)
-            result = _written(checkpoint, unfinished, output, options)
-            _publish(unfinished, output, options)
+            result = _written(checkpoint, unfinished, output, options, format)
+            _publish(unfinished, output, format)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return result
 
 
-def _written(checkpoint: Checkpoint, unfinished: Path, output: Path, options: ExportOptions) -> ExportResult:
-    difference, code = _write(checkpoint, unfinished, options)
-    taken = sum((unfinished / name).stat().st_size for name in files_below(unfinished))
-    conforms = conformance.check(unfinished) if options.format == "hf" else None
-    return ExportResult(checkpoint.id, str(output), options.format, taken, difference, code, conforms)
+def _format(options: ExportOptions) -> ModuleType:
+    format = importlib.import_module(f"llmos_cli.operations.exporting.{options.format}")
+    if options.type not in (None, *format.TYPES):
+        there = f"{options.format} has {', '.join(format.TYPES) or 'one type only'}"
+        raise UsageError(f"--type {options.type} is unknown", hint=there)
+    if (options.dequantize or options.standalone) and options.format != "hf":
+        raise UsageError(
+            "--dequantize and --standalone are for hf", hint=f"leave them out of --format {options.format}"
+        )
+    return format
 
 
-def _taken(output: Path, options: ExportOptions) -> bool:
-    """Whether something is there already; an empty folder is a place for a directory, and none for a GGUF file."""
-    free = options.format != "gguf" and output.is_dir() and not any(output.iterdir())
+def _written(
+    checkpoint: Checkpoint, unfinished: Path, output: Path, options: ExportOptions, format: ModuleType
+) -> ExportResult:
+    outcome: Outcome = format.write(checkpoint, unfinished, options)
+    sizes = {name: (unfinished / name).stat().st_size for name in files_below(unfinished)}
+    weights = sum(taken for name, taken in sizes.items() if name.endswith(format.SUFFIXES))
+    dense = BF16_BYTES * headers.parameters(checkpoint.path)
+    return ExportResult(
+        checkpoint=checkpoint.id,
+        path=str(output),
+        format=options.format,
+        bytes=sum(sizes.values()),
+        weights=weights,
+        of_bf16=weights / dense,
+        difference=outcome.difference,
+        code=outcome.code,
+        conformance=outcome.conformance,
+        notes=outcome.notes,
+    )
+
+
+def _taken(output: Path, format: ModuleType) -> bool:
+    """Whether something is there already; an empty folder is a place for a directory, and none for a file."""
+    free = not format.FILE and output.is_dir() and not any(output.iterdir())
     return os.path.lexists(output) and not free
 
 
-def _write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> tuple[float, str]:
-    if options.format == "gguf":
-        return _write_gguf(checkpoint.path, target / "model.gguf", options), ""
-    if not (options.dequantize or options.standalone or options.dtype):
-        _copy(checkpoint, target, checkpoint.manifest.tree)
-        return 0.0, ""
-    return _write_dense(checkpoint, target, options)
-
-
-def _write_dense(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> tuple[float, str]:
-    model = load(checkpoint.path)
-    save(model, target, dtype=getattr(torch, options.dtype) if options.dtype else _stored_dtype(checkpoint.path))
-    weights = {name for name in checkpoint.manifest.tree if name.endswith((".safetensors", ".index.json"))}
-    _copy(checkpoint, target, set(checkpoint.manifest.tree) - weights - {"config.json"})
-    difference = _difference(model, load(target))
-    if difference > TOLERANCE:
-        raise LlmosError(
-            f"the export's logits differ by {difference:.2g} of the largest from the checkpoint's",
-            hint="export with --dtype float32",
-        )
-    return difference, standalone.write(target) if options.standalone else ""
-
-
-def _write_gguf(source: Path, file: Path, options: ExportOptions) -> float:
-    model = load(source)
-    gguf_file.write(model, source, file, dtype=options.dtype or "bfloat16")
-    return _difference(model, gguf_file.read(file))
-
-
-def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:
-    """Between the logits of two models on one input, as a share of the largest."""
-    inputs = _example(one)
-    with torch.inference_mode():
-        first, second = one(**inputs).logits, other(**inputs).logits
-    return float((first - second).abs().max() / first.abs().max())
-
-
-def _example(model: PreTrainedModel) -> dict[str, Tensor]:
-    """One input of the right shape; noise will do, for both models see the same."""
-    generator = torch.Generator().manual_seed(0)
-    if (
-        "pixel_values" in inspect.signature(model.forward).parameters
-    ):  # `main_input_name` says ids unless a class says otherwise
-        side, channels = model.config.image_size, model.config.num_channels
-        return {"pixel_values": torch.rand(2, channels, side, side, generator=generator)}
-    length = min(64, getattr(model.config, "max_position_embeddings", 64))
-    return {"input_ids": torch.randint(0, model.config.vocab_size, (2, length), generator=generator)}
-
-
-def _stored_dtype(path: Path) -> torch.dtype:
-    stored = load_config(path).dtype
-    return stored if isinstance(stored, torch.dtype) else torch.float32
-
-
-def _copy(checkpoint: Checkpoint, target: Path, names: Iterable[str]) -> None:
-    for name in names:
-        atomic.make_directory((target / name).parent)
-        shutil.copyfile(checkpoint.path / name, target / name)
-
-
-def _publish(unfinished: Path, output: Path, options: ExportOptions) -> None:
+def _publish(unfinished: Path, output: Path, format: ModuleType) -> None:
     for name in files_below(unfinished):
         atomic.sync_file(unfinished / name)
-    if options.format == "gguf":
-        published = _publish_file(unfinished / "model.gguf", output)
+    if format.FILE:
+        published = _publish_file(unfinished / format.FILE, output)
     else:
         published = atomic.publish(unfinished, output)
     if not published:

@@ -27,6 +27,13 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama as on the hub, with a tokenizer, a chat template, a card."""
     directory = tmp_path_factory.mktemp("hub") / "tiny"
     make("llama", "causal-lm").save_pretrained(directory)
+    tokenized(directory)
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return directory
+
+
+def tokenized(directory: Path) -> None:
+    """A byte-level BPE and a chat template beside a model."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -36,8 +43,6 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", bos_token="<|end|>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(directory)
-    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    return directory
 
 
 @pytest.fixture
@@ -144,6 +149,29 @@ def test_gguf_reads_back_with_its_tokenizer(
         torch.testing.assert_close(again_logits, expected)
 
 
+def test_gguf_of_a_quantized_checkpoint_holds_its_very_codes(
+    workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path
+) -> None:
+    source = workspace.checkpoint("HEAD").path
+    codes = quantize_all(load(source), lambda name, weight: nearest(weight, 8 if "v_proj" in name else 4, 32))
+    write_quantized(tmp_path / "q", source, codes)
+    assert llmos("import", tmp_path / "q").code == 0
+    ran = llmos("export", "-o", tmp_path / "model.gguf", "--format", "gguf", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["notes"] == [
+        "matrices: 1 BF16, 12 Q4_0, 2 Q8_0",
+        "14 of 14 quantized matrices keep their codes",
+    ]
+    assert ran.json["difference"] < 2e-3
+    here, there = load(workspace.checkpoint("HEAD").path), gguf_file.read(tmp_path / "model.gguf")
+    for name, value in here.named_parameters():
+        torch.testing.assert_close(there.get_parameter(name), value, rtol=1e-2 if "embed" in name else 1e-3, atol=1e-6)
+    assert gguf_file.licence(tmp_path / "model.gguf") == "apache-2.0"
+
+    narrower = llmos("export", "-o", tmp_path / "narrow.gguf", "--format", "gguf", "--type", "q4_0", "--json")
+    assert narrower.json["notes"][1] == "12 of 14 quantized matrices keep their codes"
+
+
 def test_a_file_that_is_no_gguf_is_corrupt(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF and nothing else")
     ran = llmos("import", tmp_path / "x.gguf")
@@ -220,5 +248,6 @@ def test_gguf_knows_llama_alone(workspace: Workspace, llmos: Any, tmp_path: Path
 
 
 def test_rows_of_a_head_become_neighbours() -> None:
-    rows = torch.arange(8.0)[:, None].numpy()
+    rows = torch.arange(8.0)[:, None]
     assert gguf_file._neighbours(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert torch.equal(gguf_file._neighbours(rows, 0), rows)
