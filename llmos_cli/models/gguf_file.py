@@ -291,4 +291,6 @@ def _neighbours(rows_O: Tensor, heads: int) -> Tensor:
     if not heads:
         return rows_O
     outputs = len(rows_O)
-    return rows_O.unflatten(0, (heads, 2, outputs // heads // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    halves_H2h = rows_O.unflatten(0, (heads, 2, outputs // heads // 2))
+    moved_O: Tensor = halves_H2h.transpose(1, 2).flatten(0, 2).contiguous()
+    return moved_O

@@ -73,7 +73,9 @@ def compared(one: PreTrainedModel, read: Callable[[], PreTrainedModel]) -> float
 def example(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor]:
     """One input of the right shape; noise will do, for both models see the same."""
     generator = torch.Generator().manual_seed(0)
-    if "pixel_values" in inspect.signature(model.forward).parameters:  # `main_input_name` says ids unless a class does not
+    if (
+        "pixel_values" in inspect.signature(model.forward).parameters
+    ):  # `main_input_name` says ids unless a class does not
         side, channels = model.config.image_size, model.config.num_channels
         return {"pixel_values": torch.rand(rows, channels, side, side, generator=generator)}
     length = min(64, getattr(model.config, "max_position_embeddings", 64))
