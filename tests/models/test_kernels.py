@@ -106,6 +106,21 @@ def test_rows_never_depend_on_each_other_and_zero_rows_are_zero():
         assert not answer[2].any() and answer[3].isnan().all() and not answer[4].isnan().any()
 
 
+@pytest.mark.parametrize("rows", [1, 4, 40])
+def test_threads_share_the_outputs_and_change_no_bit(rows: int):
+    x = torch.randn(rows, 2048)
+    for codes in (layer(1000, 2048, 8, w8a8=True), layer(1000, 2048, 4, group=128), layer(1000, 2048, 8)):
+        for name in forms.usable(codes, torch.float32):
+            if name.startswith("native"):
+                product = forms.build(name, codes, torch.float32).product
+                alone = product(x)
+                threads = torch.get_num_threads()
+                torch.set_num_threads(2)
+                shared = product(x)
+                torch.set_num_threads(threads)
+                assert torch.equal(alone, shared)
+
+
 def test_asymmetric_codes_are_multiplied_by_what_can():
     codes = replace(layer(64, 64, 4, group=32), zeros_OG=torch.randint(-8, 8, (64, 2), dtype=torch.int8))
     x = torch.randn(3, 64).bfloat16()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from llmos_cli.models import packing
 
+SLICE = 4096
+"""Outputs rounded at once."""
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -59,15 +62,21 @@ def side_by_side(parts: Sequence[Codes]) -> Codes | None:
 
 
 def rounded(weight_OI: Tensor, bits: int, group: int | None = None, bias_O: Tensor | None = None) -> Codes:
-    """A dense weight rounded to the nearest code, the largest magnitude of each group of `group` inputs (all: None) kept."""
-    outputs, inputs = weight_OI.shape
-    weight_OGg = weight_OI.detach().float().reshape(outputs, -1, group or inputs)
+    """A dense weight rounded to the nearest code, the largest magnitude of each group of `group` inputs (all: None) kept.
+
+    Some outputs at a time: a vocabulary's head in fp32, several times over, would be the peak of a deployment's memory.
+    """
+    parts = [_rounded(part_OI, bits, group or weight_OI.shape[1]) for part_OI in weight_OI.detach().split(SLICE)]
+    codes, scales = zip(*parts, strict=True)
+    return Codes(torch.cat(codes), torch.cat(scales), bits, bias_O=bias_O)
+
+
+def _rounded(weight_OI: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    weight_OGg = weight_OI.float().unflatten(1, (-1, group))
     most = 2 ** (bits - 1) - 1
     scales_OG = weight_OGg.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / most
-    codes_OI = (
-        (weight_OGg / scales_OG.unsqueeze(-1)).round().clamp(-most - 1, most).to(torch.int8).reshape(outputs, inputs)
-    )
-    return Codes(codes_OI, scales_OG, bits, bias_O=bias_O)
+    codes_OGg = (weight_OGg / scales_OG.unsqueeze(-1)).round().clamp(-most - 1, most)
+    return codes_OGg.to(torch.int8).flatten(1), scales_OG
 
 
 def _zeros(part: Codes) -> Tensor:
