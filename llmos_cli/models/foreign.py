@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import blocks, dequantize, gguf_file, headers, unpickle
+from llmos_cli.models import blocks, dequantize, gguf_file, headers, sparse_files, unpickle
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
@@ -101,6 +102,8 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     """Write `foreign` as a checkpoint directory. `task`: needed where the architecture does not tell; `dtype`: of the weights,
     as upstream has them when None; `seed`: of a head that upstream lacks."""
     target.mkdir(parents=True, exist_ok=True)
+    if (foreign.directory / sparse_files.FILE).is_file():
+        return _convert_sparse(foreign, target, task=task, dtype=dtype, seed=seed)
     if foreign.gguf:
         return _convert_gguf(foreign, target, dtype)
     config = _config(foreign.directory)
@@ -116,6 +119,18 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     if config.get(dequantize.CONFIG_KEY):
         raise LlmosError("a quantized model is imported as it is", hint="leave out --dtype and --task")
     return _through_model(weights, foreign.directory, target, chosen, dtype, seed)
+
+
+def _convert_sparse(
+    foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dtype | None, seed: int
+) -> Converted:
+    """Zeros put back first, beside the target: from there on it is a directory like any other."""
+    with TemporaryDirectory(dir=target.parent) as folder:
+        dense = Path(folder)
+        sparse_files.restore(foreign.directory, dense)
+        _copy(foreign.others(), dense)
+        whole = replace(foreign, directory=dense, weights=tuple(headers.files(dense)))
+        return convert(whole, target, task=task, dtype=dtype, seed=seed)
 
 
 def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:

@@ -127,7 +127,9 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS))
 
 
-NOT_SMALLER = "the files are no smaller: a zero is stored like any other weight"
+NOT_SMALLER = (
+    "the files are no smaller: a zero is stored like any other weight; `llmos export --format sparse` leaves zeros out"
+)
 
 
 def target_of(resolved: Resolved) -> Target:
