@@ -24,7 +24,7 @@ from llmos_cli.errors import UsageError
 
 PANELS = {
     "Start": ("init", "doctor", "config", "import"),
-    "Stages": ("train", "tune", "prune", "quantize", "eval", "generate", "predict", "deploy", "export"),
+    "Stages": ("train", "tune", "prune", "quantize", "compress", "eval", "generate", "predict", "deploy", "export"),
     "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "undo", "redo", "op", "rm", "path"),
     "Processes": ("ps", "logs", "stop"),
     "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),

@@ -42,6 +42,7 @@ SHORT_TRAINING = ("-s", "train.max_steps=1", "-q")
 CASES: dict[str, list[tuple[str, ...]]] = {
     "branch": [("branch", "new"), ("branch", "-m", "other", "renamed"), ("branch", "-d", "other"), ("branch", "-f", "other", "base")],
     "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
+    "compress": [("compress", "-q", "--target-ratio", "0.5")],
     "deploy": [("deploy", "--port", "0", "--name", "dry")],
     "export": [("export", "-o", "../out/model"), ("export", "-o", "../dense", "--dtype", "float32"), ("export", "-o", "../m.gguf", "--format", "gguf")],
     "gc": [("gc", "--expire", "now")],

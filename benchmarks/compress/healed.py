@@ -14,7 +14,7 @@ from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.eval import prepare
-from llmos_cli.operations.heal import heal
+from llmos_cli.operations.heal import Healing, heal
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     with phases.phase("heal"):
         heal(
             model, load(asked.parent), exam.task, exam.prepared,
-            steps=options["heal"], options=config.heal, seed=config.seed, emit=ignore,
+            Healing(options["heal"], config.heal, config.seed), emit=ignore,
         )  # fmt: skip
     model.save_pretrained(asked.folder / "healed")
     said["model"] = str(asked.folder / "healed")

@@ -212,9 +212,13 @@ def _dense(name: str, shape: Sequence[int], read: Read, groups: Sequence[Group],
 
 def _bits(name: str, inputs: int, words: int, groups: Sequence[Group]) -> int:
     """The declared width whose codes fill exactly `words` words a row. Which group a layer belongs to is said in names of
-    modules, which are not always the stored names; the sizes leave no doubt."""
-    declared = {group["weights"]["num_bits"] for group in groups if group.get("weights")}
+    modules, which are not always the stored names, so they are asked only where the sizes of a narrow layer leave a doubt."""
+    weighing = [group for group in groups if group.get("weights")]
+    declared = {group["weights"]["num_bits"] for group in weighing}
     fitting: list[int] = [bits for bits in sorted(declared) if -(-inputs * bits // packing.WORD) == words]
+    if len(fitting) > 1:
+        module = name.removesuffix(".weight")
+        fitting = [group["weights"]["num_bits"] for group in weighing if _matches(module, group["targets"])]
     if len(fitting) != 1:
         raise Corrupt(f"config.json does not say how {name} is packed", hint="quantize or import it again")
     return fitting[0]

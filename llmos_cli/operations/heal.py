@@ -7,6 +7,7 @@ move. Norms and biases are free in both; a pruned model's remaining weights too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -16,38 +17,45 @@ from llmos_cli.options.verbs import HealOptions, TrainOptions
 from llmos_cli.tasks.base import Prepared, Task
 
 
+@dataclass(frozen=True)
+class Healing:
+    """`steps` optimizer steps, as the config's `heal` section says; `seed` draws the samples."""
+
+    steps: int
+    options: HealOptions
+    seed: int
+
+
 def heal(
     model: nn.Module,
     teacher: nn.Module,
     task: Task,
     prepared: Prepared,
+    healing: Healing,
     *,
-    steps: int,
-    options: HealOptions,
-    seed: int,
     emit: Emit,
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
 ) -> Fitted:
-    """`steps` optimizer steps towards the teacher's logits on the training split; the last weights are kept."""
+    """So many optimizer steps towards the teacher's logits on the training split; the last weights are kept."""
     return fit(
         model,
         prepared.splits["train"],
         None,
         task,
         TrainOptions(
-            max_steps=steps,
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            temperature=options.temperature,
-            hidden_weight=options.hidden_weight,
+            max_steps=healing.steps,
+            learning_rate=healing.options.learning_rate,
+            batch_size=healing.options.batch_size,
+            temperature=healing.options.temperature,
+            hidden_weight=healing.options.hidden_weight,
             teacher_weight=1.0,
             schedule="linear",
             weight_decay=0.0,
             keep="last",
         ),
         # Other samples than those of calibration come first.
-        seed=seed + 1,
+        seed=healing.seed + 1,
         facts=prepared.facts,
         emit=emit,
         teacher=teacher,

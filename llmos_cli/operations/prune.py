@@ -31,7 +31,7 @@ from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import heal
+from llmos_cli.operations.heal import Healing, heal
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 
 if TYPE_CHECKING:
@@ -180,9 +180,7 @@ def heal_pruned(subject: Subject, changes: Mapping[str, Change], config: PruneCo
         load(subject.checkpoint.path, device=device.pick()),
         subject.exam.task,
         subject.exam.prepared,
-        steps=config.prune.heal,
-        options=config.heal,
-        seed=config.seed,
+        Healing(config.prune.heal, config.heal, config.seed),
         emit=emit,
         masks={name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen},
     )

@@ -34,7 +34,7 @@ from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import heal
+from llmos_cli.operations.heal import Healing, heal
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 emit=run.emit,
             )
             if options.heal:
-                coded = heal_quantized(model, coded, config, run.emit)
+                coded = heal_quantized(model, coded, Healing(options.heal, config.heal, config.seed), run.emit)
             write_codes(ws, kept, coded, module, staged)
             logits = kept.logits()
         facts = {"bits": average_bits(coded)}
@@ -244,9 +244,7 @@ def whole_blocks(
     return Hooks(before if hasattr(module, "prepare") else None, after if hasattr(module, "refine") else None)
 
 
-def heal_quantized(
-    subject: Subject, coded: Mapping[str, Coded], config: QuantizeConfig, emit: Emit
-) -> dict[str, Coded]:
+def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healing, emit: Emit) -> dict[str, Coded]:
     """Learn the parent's logits by scales, norms and biases."""
     kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
@@ -257,9 +255,7 @@ def heal_quantized(
             load(subject.checkpoint.path, device=device.pick()),
             subject.exam.task,
             subject.exam.prepared,
-            steps=config.quantize.heal,
-            options=config.heal,
-            seed=config.seed,
+            healing,
             emit=emit,
             trainable=lambda name: name.endswith(FACTOR) or not (name in names or name.endswith(".original")),
         )

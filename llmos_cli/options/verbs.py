@@ -128,6 +128,37 @@ class QuantizeOptions(Methodical):
     do not fit are proven block by block. Half of what is free when absent."""
 
 
+class CompressOptions(Section):
+    """Exactly one target; the rest bounds what is tried to reach it."""
+
+    target_size: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB)$")
+    """Of all weights on disk, such as 40MB (10^6 bytes)."""
+    target_ratio: float | None = Field(None, gt=0, lt=1)
+    """Of all weights on disk, as a share of the parent's."""
+    target_latency: float | None = Field(None, gt=0, lt=1)
+    """Of one sample's median time, as a share of the parent's."""
+    target_kl: float | None = Field(None, gt=0)
+    """The smallest result whose KL to the parent (nats per position) is at most this."""
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([3, 4, 5, 6, 8], min_length=1)
+    """What the layers' weights may be kept in."""
+    group_size: int = Field(128, ge=-1)
+    """Inputs that share a scale; -1: one scale per output channel."""
+    cuts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.2, 0.3, 0.4, 0.5]
+    """Shares of the parameters that may be cut out of the model before its weights are quantized."""
+    heal: int = Field(0, ge=0)
+    """Steps of distillation from the parent after each stage."""
+    calibration_samples: int = Field(64, ge=1)
+    """Training samples whose activations the methods look at."""
+    probe_samples: int = Field(16, ge=1)
+    """Validation samples on which candidates are compared; the proof is taken on others."""
+    ignore: list[str] = []
+    """Glob patterns of modules to leave alone, beside embeddings and output heads."""
+    max_kl: float | None = Field(None, ge=0)
+    """Commit nothing when the KL to the parent (nats per position) is above this."""
+    max_drop: float | None = Field(None, ge=0)
+    """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
+
+
 class HealOptions(Section):
     """Distillation after compressing: optimizer steps of `--heal` run with these."""
 
@@ -216,6 +247,13 @@ class QuantizeConfig(Section):
     heal: HealOptions = HealOptions()
 
 
+class CompressConfig(Section):
+    seed: int = Field(0, ge=0, lt=2**53)
+    data: DataOptions = DataOptions()
+    compress: CompressOptions = CompressOptions()
+    heal: HealOptions = HealOptions()
+
+
 class TuneConfig(Section):
     """A trial is a training run: `configs/train.yaml` with the trial's values; this file holds the search."""
 
@@ -237,6 +275,7 @@ ROOTS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "prune": PruneConfig,
     "quantize": QuantizeConfig,
+    "compress": CompressConfig,
     "tune": TuneConfig,
     "eval": EvalConfig,
     "deploy": DeployConfig,

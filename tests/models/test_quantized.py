@@ -20,7 +20,7 @@ from llmos_cli.models.int8 import QuantizedLinear, round_tokens
 from llmos_cli.models.load import AUTO, load
 from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.models.save import save
-from tests.models.conftest import logits, make, nearest, quantize_all
+from tests.models.conftest import TRANSFORMER, logits, make, nearest, quantize_all
 
 
 def stock(directory: Path, task: str, **options: object) -> PreTrainedModel:
@@ -102,6 +102,17 @@ def test_layers_may_have_bits_of_their_own(llama: PreTrainedModel, tmp_path: Pat
         "lm_head",
         "model.layers.0.self_attn.q_proj",
     ]
+
+
+def test_bits_whose_codes_fill_equally_many_words_are_told_apart_by_name(tmp_path: Path) -> None:
+    """Eight codes of 3 bits fill one word, as eight of 4 bits do."""
+    narrow = make("llama", "causal-lm", {**TRANSFORMER, "intermediate_size": 8})
+    save(narrow, tmp_path / "dense")
+    codes = quantize_all(narrow, lambda name, weight: nearest(weight, 3 if "down_proj" in name else 4))
+    write_quantized(tmp_path / "q", tmp_path / "dense", codes)
+    assert torch.equal(
+        logits(stock(tmp_path / "q", "causal-lm"), "causal-lm"), logits(load(tmp_path / "q"), "causal-lm")
+    )
 
 
 def test_one_scheme_is_described_as_the_format_asks(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ CONFIGS = {
 }
 
 Commit = Callable[..., Checkpoint]
+Base = Callable[..., Workspace]
 
 
 def make(ws: Workspace, task: str) -> None:
@@ -128,3 +130,38 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     make(ws, "image-classification")
     monkeypatch.chdir(ws.root)
     return ws
+
+
+@pytest.fixture(scope="session")
+def trained_workspaces(
+    new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The root of a workspace with one trained checkpoint of a template and a `train.yaml`, made once for all tests."""
+    from llmos_cli.operations.config import resolve
+    from llmos_cli.operations.train import train
+
+    made: dict[str, Path] = {}
+
+    def once(template: str, config: str = "") -> Path:
+        key = template + config
+        if key not in made:
+            ws = new_workspace(tmp_path_factory.mktemp("trained") / "base", template)
+            if config:
+                (ws.configs / "train.yaml").write_text(config)
+            train(ws, None, resolve(ws, "train"), emit=lambda event: None)
+            made[key] = ws.root
+        return made[key]
+
+    return once
+
+
+@pytest.fixture
+def base(trained_workspaces: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A copy of its own of a workspace with one trained checkpoint, and the current folder in it."""
+
+    def copy(template: str = "causal-lm", config: str = "") -> Workspace:
+        shutil.copytree(trained_workspaces(template, config), tmp_path / "workspace", symlinks=True)
+        monkeypatch.chdir(tmp_path / "workspace")
+        return Workspace.find()
+
+    return copy

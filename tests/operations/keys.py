@@ -18,6 +18,11 @@ from llmos_cli.operations import templates
 from llmos_cli.options.verbs import ROOTS
 
 MEANT: dict[str, Any] = {
+    "compress.bits": [3, 5],
+    "compress.cuts": [0.3],
+    "compress.group_size": -1,
+    "compress.ignore": ["nothing.*"],
+    "compress.target_size": "1GB",
     "data.columns.image": "picture",
     "data.columns.label": "kind",
     "data.columns.tags": "marks",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import rewrite
-from llmos_cli.operations.config import resolve
-from llmos_cli.operations.train import train
 
 TOKENS = '{task: token-classification, source: "builtin:pytokens", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}'
 LSTM = f"""\
@@ -29,35 +26,6 @@ data: {TOKENS}
 train: {{max_steps: 4, batch_size: 8}}
 """
 Base = Callable[..., Workspace]
-
-
-@pytest.fixture(scope="module")
-def trained(new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[str, Path] = {}
-
-    def once(template: str, config: str = "") -> Path:
-        key = template + config
-        if key not in made:
-            ws = new_workspace(tmp_path_factory.mktemp("trained") / "base", template)
-            if config:
-                (ws.configs / "train.yaml").write_text(config)
-            train(ws, None, resolve(ws, "train"), emit=lambda event: None)
-            made[key] = ws.root
-        return made[key]
-
-    return once
-
-
-@pytest.fixture
-def base(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
-    """A copy of its own of a workspace with one trained checkpoint, and the current folder in it."""
-
-    def copy(template: str = "causal-lm", config: str = "") -> Workspace:
-        shutil.copytree(trained(template, config), tmp_path / "workspace", symlinks=True)
-        monkeypatch.chdir(tmp_path / "workspace")
-        return Workspace.find()
-
-    return copy
 
 
 def weights(ws: Workspace, rev: str = "HEAD") -> dict[str, torch.Tensor]:

@@ -182,6 +182,16 @@ def test_compression(verb, method, home, llmos):
     judge(verb, keys, reads, reported(err))
 
 
+@pytest.mark.slow
+def test_compress(home, llmos):
+    ws = home("text-classification")
+    others = {f"compress.target_{kind}" for kind in ("ratio", "latency", "kl")}
+    every_key = every("compress", "text-classification")
+    keys = {key: value for key, value in every_key.items() if key not in {*APART, *others}}
+    reads, err = run("compress", keys, ws, llmos)
+    judge("compress", keys, reads, reported(err))
+
+
 @pytest.mark.parametrize("folds", [False, True])
 @pytest.mark.parametrize("template", ["causal-lm", "image-classification"])
 def test_eval(template, folds, home, llmos):

@@ -25,7 +25,7 @@ from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, calibration, subject
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import heal
+from llmos_cli.operations.heal import Healing, heal
 from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
@@ -76,11 +76,11 @@ def cut_out(
         smaller = replace(whole, model=cut.model, matrices=matrices(cut.model, options.ignore))
         after = _size(cut.model)
         if options.heal:
-            heal_smaller(smaller, config, run.emit)
+            heal_smaller(smaller, Healing(options.heal, config.heal, config.seed), run.emit)
         round_to_stored(cut.model, parent.path)
         write_resized(cut.model, parent.path, staged)
         checkpoint, proof = prove_and_commit(
-            ws, run, smaller, staged, resolved, guards, samples.record, {"parameters": after}, _logits(smaller)
+            ws, run, smaller, staged, resolved, guards, samples.record, {"parameters": after}, answers(smaller)
         )
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
     skipped = {name: change.skipped for name, change in cut.changes.items() if change.skipped}
@@ -99,16 +99,14 @@ def cut_out(
     )
 
 
-def heal_smaller(smaller: Subject, config: PruneConfig, emit: Emit) -> None:
+def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:
     """Learn the parent's logits; where the parent was pruned to zeros, those that are left stay."""
     heal(
         smaller.model,
         load(smaller.checkpoint.path, device=device.pick()),
         smaller.exam.task,
         smaller.exam.prepared,
-        steps=config.prune.heal,
-        options=config.heal,
-        seed=config.seed,
+        healing,
         emit=emit,
         masks=born_zeros(smaller.model),
     )
@@ -124,7 +122,7 @@ def _size(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _logits(subject: Subject) -> Tensor:
+def answers(subject: Subject) -> Tensor:
     """What the result in memory answers, for its files to be compared with."""
     prepared = subject.exam.prepared
     inputs = device.move(parity_inputs(prepared.splits[proof_split(prepared)]), subject.model.device)

@@ -10,7 +10,7 @@ Shapes: O outputs, I inputs of a matrix; N scored positions, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,9 @@ class Part:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A part quantized to `PROBE_BITS`, and the squared error of its outputs by bits."""
+    """A part quantized to `PROBE_BITS`, the `bits` it may be kept in, and the squared error of its outputs by bits."""
 
+    bits: Sequence[int]
     codes: Mapping[str, Codes]
     errors: Mapping[int, float]
 
@@ -63,13 +64,14 @@ def sensitivities(
     """Measure every part of `model` for each of `bits`; the model is as it was afterwards.
 
     `batches` are calibrated on (without labels), KL is measured on `probes` (with labels, which say the positions that count).
+    Matrices of convolutions and LSTMs have one form only, 8 bits for each output channel.
     """
     found: dict[tuple[str, ...], _Probe] = {}
 
     def visit(statistics: Mapping[str, Statistics]) -> None:
         reached = {name: seen for name, seen in statistics.items() if seen.count}
         if reached:
-            found[tuple(reached)] = _probe(matrices, reached, bits, group_size)
+            found[tuple(reached)] = _probe(matrices, reached, _forms(matrices, reached, bits), group_size)
 
     chosen = {matrix.layer_name: matrix.layer for matrix in matrices.values()}
     advance = _telling("measure layers", emit)
@@ -78,19 +80,27 @@ def sensitivities(
     return [
         Part(
             names,
-            {width: sum(weight_bytes(matrices[name], width, group_size) for name in names) for width in bits},
-            {width: kls[names] * _share(probe.errors[width], probe.errors[PROBE_BITS]) for width in bits},
+            {width: sum(weight_bytes(matrices[name], width, group_size) for name in names) for width in probe.bits},
+            {width: kls[names] * _share(probe.errors[width], probe.errors[PROBE_BITS]) for width in probe.bits},
         )
         for names, probe in found.items()
     ]
 
 
+ENTRY = 3 * 160
+"""Bytes at most that three tensors take in a file's header, where one stood before."""
+
+
 def weight_bytes(matrix: Matrix, bits: int, group_size: int, scale_bytes: int = 2) -> int:
-    """Of a matrix stored as packed codes: whole words in each row, a scale for each group, the shape."""
+    """Of a matrix stored as packed codes, at most: whole words in each row, a scale for each group, the shape."""
     outputs = matrix.parameter.numel() // matrix.inputs
     words = -(-matrix.inputs * bits // 32)
     groups = matrix.inputs // usable_group(matrix.inputs, group_size)
-    return outputs * (4 * words + scale_bytes * groups) + 16
+    return outputs * (4 * words + scale_bytes * groups) + 16 + ENTRY
+
+
+def _forms(matrices: Mapping[str, Matrix], names: Iterable[str], bits: Sequence[int]) -> Sequence[int]:
+    return bits if all(isinstance(matrices[name].layer, nn.Linear) for name in names) else (8,)
 
 
 def _probe(
@@ -107,7 +117,7 @@ def _probe(
             whole_OG = widest(weight_OI, grid).scale_OG
             errors[width] += min(_error(weight_OI, clip * whole_OG, grid, hessian_II) for clip in CLIPS)
         codes[name] = gptq.quantize(weight_OI, seen, Grid(PROBE_BITS, group), gptq.Options(passes=0))
-    return _Probe(codes, errors)
+    return _Probe(bits, codes, errors)
 
 
 def _error(weight_OI: Tensor, scale_OG: Tensor, grid: Grid, hessian_II: Tensor) -> float:
@@ -125,7 +135,7 @@ def _measured_kl(
     emit: Emit,
 ) -> dict[tuple[str, ...], float]:
     advance = _telling("measure sensitivities", emit)
-    dense = [_scored(model, task, batch) for batch in probes]
+    dense = [scored(model, task, batch) for batch in probes]
     kls: dict[tuple[str, ...], float] = {}
     for done, (names, probe) in enumerate(found.items(), 1):
         before = {name: matrices[name].read() for name in names}
@@ -142,12 +152,12 @@ def mean_kl(model: nn.Module, task: Task, probes: Sequence[Batch], dense: Sequen
     """KL of what was scored before, nats a position, to what the model says now."""
     total = positions = 0.0
     for batch, before in zip(probes, dense, strict=True):
-        kl_N: Tensor = scoring.kl(before, _scored(model, task, batch))
+        kl_N: Tensor = scoring.kl(before, scored(model, task, batch))
         total, positions = total + float(kl_N.double().sum()), positions + len(kl_N)
     return max(total / positions, 0.0)
 
 
-def _scored(model: nn.Module, task: Task, batch: Batch) -> Scored:
+def scored(model: nn.Module, task: Task, batch: Batch) -> Scored:
     with torch.inference_mode():
         return task.scored(scoring.forward(model, batch), batch)
 

@@ -1,0 +1,51 @@
+"""Choose methods, widths and bits that reach a target, build the best of them, and prove it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import (
+    ConfigFiles,
+    DryRunFlag,
+    HealFlag,
+    JsonFlag,
+    MaxDropFlag,
+    MaxKlFlag,
+    QuietFlag,
+    Sets,
+    Unsets,
+    session,
+)
+
+
+def compress(
+    rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to compress.")] = "HEAD",
+    target_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all weights, such as 40MB.")] = None,
+    target_ratio: Annotated[float | None, typer.Option(help="The same as a share of the parent's.")] = None,
+    target_latency: Annotated[float | None, typer.Option(help="One sample's time as a share of the parent's.")] = None,
+    target_kl: Annotated[float | None, typer.Option(help="The smallest result with at most this KL.")] = None,
+    heal: HealFlag = None,
+    max_kl: MaxKlFlag = None,
+    max_drop: MaxDropFlag = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        targets = {"size": target_size, "ratio": target_ratio, "latency": target_latency, "kl": target_kl}
+        flags = {f"compress.target_{key}": value for key, value in targets.items()}
+        flags |= {
+            f"compress.{key}": value for key, value in {"heal": heal, "max_kl": max_kl, "max_drop": max_drop}.items()
+        }
+        resolved = s.resolve("compress", files=config, sets=sets, unsets=unsets, flags=flags)
+        from llmos_cli.operations import compress as operation
+
+        if dry_run:
+            s.ui.show(operation.plan(s.workspace, rev, resolved))
+        else:
+            s.ui.show(operation.compress(s.workspace, rev, resolved, emit=s.ui.emit))

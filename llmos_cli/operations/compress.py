@@ -1,0 +1,273 @@
+"""`llmos compress`: from a target alone to a proven model: what to cut out, and how many bits each layer gets, are found by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_cli.core.view import Cell, Group, Lines, Table, View, number, short, size
+from llmos_cli.errors import GateFailed, UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.models import headers
+from llmos_cli.models.load import skeleton
+from llmos_cli.models.matrices import matrices
+from llmos_cli.models.quantized import why_not
+from llmos_cli.operations.compression.finish import Guards, prove_and_commit
+from llmos_cli.operations.compression.frontier import (
+    Built,
+    Candidate,
+    Stock,
+    Unreachable,
+    best_of_latency,
+    best_of_size,
+    smallest_of_kl,
+    thinned,
+)
+from llmos_cli.operations.compression.plot import plot
+from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.sensitivity import weight_bytes
+from llmos_cli.operations.compression.workshop import Made, Workshop
+from llmos_cli.operations.config import note_unread
+from llmos_cli.options.verbs import CompressOptions
+
+if TYPE_CHECKING:
+    from llmos_cli.core.config import Resolved
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+SHOWN = 8
+"""Points of each stock's frontier that the table lists."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`kind`: size (bytes), latency (share of the parent's) or kl (nats a position); `asked`: in the user's words."""
+
+    kind: str
+    value: float
+    asked: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """`cut`: share of the parameters that went; `bits` of a quantized weight; `size` of all weights in bytes; `kl` to the parent on
+    the probes, nats a position, predicted unless `measured`."""
+
+    cut: float
+    bits: float
+    size: int
+    kl: float
+    measured: bool = False
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """`target` in words; `frontier`: what could be had, and what was built; `picture`: its plot, where matplotlib is there."""
+
+    target: str
+    frontier: list[Point]
+    picture: str | None
+    result: CompressResult
+
+    def view(self) -> View:
+        return Group([self._table(), Lines(list(self._remarks())), self.result.view()])
+
+    def _table(self) -> Table:
+        rows: list[list[Cell]] = [
+            [f"{point.cut:.0%}", f"{point.bits:.2f}", size(point.size), number(point.kl), self._mark(point)]
+            for point in self.frontier
+        ]
+        return Table(["cut out", "bits", "size", "KL to the parent", ""], rows, align="rrrrl", title=self.target)
+
+    def _mark(self, point: Point) -> str:
+        return "chosen" if point.chosen else "built" if point.measured else ""
+
+    def _remarks(self) -> Iterable[str]:
+        yield "KL of rows that were not built is predicted; all of it on validation samples, the proof below on others"
+        if self.picture:
+            yield f"plotted in {self.picture}"
+
+
+def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compressed:
+    """Find, build and prove the best model that reaches the target of the config.
+
+    Raises UsageError unless exactly one target is set, GateFailed where no model reaches it (naming the nearest) or the result is
+    worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
+    """
+    options: CompressOptions = resolved.config.compress
+    parent = ws.checkpoint(rev)
+    target = target_of(options, parent)
+    with (
+        ws.begin("compress", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
+        ExitStack() as folders,
+    ):
+        run.listen(emit)
+        workshop = Workshop(ws, parent, resolved, new_folder=lambda: folders.enter_context(ws.stage()), emit=run.emit)
+        seen = Seen(workshop)
+        found = search(target, seen)
+        made, subject = found.made, found.made.subject
+        names = [subject.matrices[name].layer_name for name in found.candidate.bits()]
+        used = {
+            "chosen": {
+                "cut": found.candidate.stock.cut,
+                "layers": dict(zip(names, found.candidate.bits().values(), strict=True)),
+            }
+        }
+        guards = Guards(options.max_kl, options.max_drop)
+        checkpoint, proof = prove_and_commit(
+            ws,
+            run,
+            subject,
+            made.folder,
+            resolved,
+            guards,
+            workshop.samples.record,
+            {"bits": made.bits},
+            made.logits,
+            used,
+        )
+        points = seen.points(found)
+        picture = plot(points, run.path / "frontier.png")
+        if picture is None:
+            run.emit(Note('the frontier is not plotted: pip install "llmos-cli[plot]"'))
+        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+    result = CompressResult(
+        checkpoint=checkpoint.id,
+        parent=parent.id,
+        run=run.id,
+        branch=run.base,
+        operation="compress",
+        method="width, gptq" if found.candidate.stock.cut else "gptq",
+        reached=f"{found.candidate.stock.cut:.0%} cut out, {made.bits:.2f} bits a weight with scales",
+        changed=len(found.candidate.bits()),
+        left_alone=subject.left_alone,
+        healed_steps=options.heal,
+        proof=proof,
+    )
+    return Compressed(target.asked, points, str(picture) if picture else None, result)
+
+
+def target_of(options: CompressOptions, parent: Checkpoint) -> Target:
+    given = {
+        "size": options.target_size,
+        "ratio": options.target_ratio,
+        "latency": options.target_latency,
+        "kl": options.target_kl,
+    }
+    asked = {kind: value for kind, value in given.items() if value is not None}
+    if len(asked) != 1:
+        told = " and ".join(f"--target-{kind}" for kind in asked) or "none"
+        raise UsageError(
+            f"compress wants exactly one target, not {told}", hint="such as --target-ratio 0.3 or --target-kl 0.01"
+        )
+    if options.target_size is not None:
+        return Target("size", _bytes(options.target_size), f"at most {options.target_size}")
+    if options.target_ratio is not None:
+        share = options.target_ratio * weight_of(parent.path)
+        return Target("size", share, f"at most {size(share)}, {options.target_ratio:g} of the parent's")
+    if options.target_latency is not None:
+        return Target("latency", options.target_latency, f"{options.target_latency:g} of the parent's latency")
+    assert options.target_kl is not None
+    return Target("kl", options.target_kl, f"KL at most {options.target_kl:g}")
+
+
+def _bytes(text: str) -> float:
+    unit = next(unit for unit in ("kB", "MB", "GB", "B") if text.endswith(unit))
+    return float(text.removesuffix(unit)) * UNITS[unit]
+
+
+def weight_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in headers.files(path))
+
+
+class Seen:
+    """A workshop that remembers what it made, for the table and the plot."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self.stocked: list[Stock] = []
+        self.built: list[Built[Made]] = []
+
+    def stocks(self) -> Iterator[Stock]:
+        for stock in self.workshop.stocks():
+            self.stocked.append(stock)
+            yield stock
+
+    def build(self, candidate: Candidate) -> Built[Made]:
+        built = self.workshop.build(candidate)
+        self.built.append(built)
+        return built
+
+    def points(self, best: Built[Made]) -> list[Point]:
+        """What could be had of each stock, and what was built, by size."""
+        predicted = [
+            Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl)
+            for stock in self.stocked
+            for candidate in thinned(stock.candidates(), SHOWN)
+        ]
+        measured = [
+            Point(b.candidate.stock.cut, b.made.bits, b.candidate.size, b.kl, measured=True, chosen=b is best)
+            for b in self.built
+        ]
+        return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size))
+
+    def _bits(self, candidate: Candidate) -> float:
+        """Of a weight with its scales, over all that would be quantized."""
+        return 8 * (candidate.size - candidate.stock.rest.fixed) / max(1, candidate.stock.rest.weights)
+
+
+def search(target: Target, seen: Seen) -> Built[Made]:
+    """GateFailed where nothing reaches the target, naming what comes nearest."""
+    try:
+        if target.kind == "size":
+            return best_of_size(seen.stocks(), int(target.value), seen.build)
+        if target.kind == "kl":
+            return smallest_of_kl(seen.stocks(), target.value, seen.build)
+        return best_of_latency(seen.stocks(), target.value, seen.build, seen.workshop.latency)
+    except Unreachable as failure:
+        near = failure.nearest
+        told = failure.told or f"{size(near.size)} with a KL of about {number(near.kl)}"
+        raise GateFailed(
+            f"no model reaches {target.asked}: the nearest that was found has {told} "
+            f"({near.stock.cut:.0%} cut out): nothing was committed",
+            hint="ask for less, allow fewer bits or deeper cuts (compress.bits, compress.cuts), or heal longer (--heal N)",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`sizes`: of each share that may be cut out, the smallest and largest size in bytes that bits alone then reach, roughly."""
+
+    checkpoint: str
+    target: str
+    size: int
+    sizes: list[tuple[float, int, int]]
+
+    def view(self) -> View:
+        head = f"compress {short(self.checkpoint)} ({size(self.size)} of weights) to {self.target}"
+        rows: list[list[Cell]] = [[f"{cut:.0%}", size(low), size(high)] for cut, low, high in self.sizes]
+        return Group([Lines([head]), Table(["cut out", "from", "to"], rows, align="rrr")])
+
+
+def plan(ws: Workspace, rev: str, resolved: Resolved) -> Plan:
+    """What `compress` would choose from, from the headers alone."""
+    options: CompressOptions = resolved.config.compress
+    parent = ws.checkpoint(rev)
+    target, whole = target_of(options, parent), weight_of(parent.path)
+    model, entries = skeleton(parent.path), headers.of_directory(parent.path)
+    held = {
+        name: matrix
+        for name, matrix in matrices(model, options.ignore).items()
+        if not why_not(model, matrix.layer) and name in entries
+    }
+    fixed = whole - sum(entries[name].bytes for name in held)
+    low, high = (
+        fixed + sum(weight_bytes(matrix, bits, options.group_size) for matrix in held.values())
+        for bits in (min(options.bits), max(options.bits))
+    )
+    sizes = [(cut, int(low * (1 - cut)), int(high * (1 - cut))) for cut in (0.0, *sorted(options.cuts))]
+    return Plan(parent.id, target.asked, whole, sizes)

@@ -1,0 +1,100 @@
+"""`llmos compress` on tiny trained models: a target is reached, proven, recorded, or refused with the nearest that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models import headers
+
+QUICK = (
+    "-s", "data.max_eval_samples=4", "-s", "compress.group_size=32", "-s", "compress.calibration_samples=8",
+    "-s", "compress.probe_samples=4", "-s", "compress.cuts=[0.3]",
+)  # fmt: skip
+
+
+def weight_of(ws: Workspace, rev: str) -> int:
+    return sum(file.stat().st_size for file in headers.files(ws.checkpoint(rev).path))
+
+
+def test_a_share_of_the_size(base: Any, llmos: Any) -> None:
+    ws = base()
+    before = weight_of(ws, "HEAD")
+    done = llmos("compress", "--target-ratio", "0.75", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert weight_of(ws, "HEAD") <= 0.75 * before
+    assert [point["chosen"] for point in done.json["frontier"]].count(True) == 1
+    assert done.json["result"]["proof"]["parity"]["difference"] < 1e-4
+    made = ws.manifest(ws.resolve()).made
+    assert made.operation == "compress" and made.parents == (ws.resolve("HEAD~1"),)
+    assert made.config["compress"]["chosen"]["layers"]
+    assert Path(done.json["picture"]).is_file()
+
+
+def test_the_smallest_under_a_kl(base: Any, llmos: Any) -> None:
+    ws = base()
+    loose = llmos("compress", "--target-kl", "1", *QUICK, "--json")
+    assert loose.code == 0, loose.err
+    smallest, bound = weight_of(ws, "HEAD"), 0.3 * chosen(loose)["kl"]
+    strict = llmos("compress", "HEAD~1", "--target-kl", str(bound), *QUICK, "--json")
+    assert strict.code == 0, strict.err
+    assert weight_of(ws, "HEAD") > smallest
+    assert chosen(strict)["kl"] <= bound
+
+
+def chosen(done: Any) -> dict[str, Any]:
+    found: dict[str, Any] = next(point for point in done.json["frontier"] if point["chosen"])
+    return found
+
+
+def test_out_of_reach(base: Any, llmos: Any) -> None:
+    ws = base()
+    before = ws.resolve()
+    refused = llmos("compress", "--target-size", "1kB", *QUICK)
+    assert refused.code == 3
+    assert "the nearest that was found has" in refused.err and "hint" in refused.err
+    assert ws.resolve() == before
+
+
+def test_a_guard_holds(base: Any, llmos: Any) -> None:
+    ws = base()
+    before = ws.resolve()
+    refused = llmos("compress", "--target-ratio", "0.75", "--max-kl", "0", *QUICK)
+    assert refused.code == 3 and "--max-kl" in refused.err
+    assert ws.resolve() == before
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ((), "not none"),
+        (("--target-kl", "1", "--target-ratio", "0.5"), "--target-ratio and --target-kl"),
+        (("--target-ratio", "1.5"), "target_ratio"),
+        (("--target-size", "many"), "target_size"),
+    ],
+)
+def test_one_target(base: Any, llmos: Any, targets: tuple[str, ...], told: str) -> None:
+    base()
+    refused = llmos("compress", *targets)
+    assert refused.code == 2 and told in refused.err
+
+
+def test_a_dry_run_says_what_there_is_to_choose_from(base: Any, llmos: Any) -> None:
+    ws = base()
+    before = ws.resolve()
+    plan = llmos("compress", "--target-ratio", "0.5", "--dry-run", "--json")
+    assert plan.code == 0, plan.err
+    assert plan.json["sizes"][0][1] < plan.json["sizes"][0][2] < plan.json["size"]
+    assert ws.resolve() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", ["image-classification", "text-classification", "token-classification"])
+def test_every_task(base: Any, llmos: Any, template: str) -> None:
+    ws = base(template)
+    done = llmos("compress", "--target-kl", "0.5", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert weight_of(ws, "HEAD") < weight_of(ws, "HEAD~1")

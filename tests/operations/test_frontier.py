@@ -1,0 +1,94 @@
+"""The search over a world whose truth is known: predictions err by a factor, and what is built says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmos_cli.operations.compression.frontier import (
+    Built,
+    Candidate,
+    Rest,
+    Stock,
+    Unreachable,
+    best_of_size,
+    smallest_of_kl,
+    thinned,
+)
+from llmos_cli.operations.compression.sensitivity import Part
+
+
+def stock(cut: float = 0.0, kl: float = 0.0, parts: int = 6) -> Stock:
+    weights = int(1000 * (1 - cut))
+    found = [
+        Part((f"layer.{i}",), {b: weights * b for b in (2, 3, 4, 8)}, {b: (i + 1) * 4.0**-b for b in (2, 3, 4, 8)})
+        for i in range(parts)
+    ]
+    return Stock(cut, kl, lambda: Rest(found, weights * parts, fixed=500))
+
+
+class World:
+    """Where quantizing costs `factor` times what was predicted."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.built: list[Candidate] = []
+
+    def build(self, candidate: Candidate) -> Built[str]:
+        self.built.append(candidate)
+        return Built(candidate, self.truth(candidate), "model")
+
+    def truth(self, candidate: Candidate) -> float:
+        return candidate.stock.kl + self.factor * candidate.loss
+
+
+def test_a_size_is_kept_by_the_least_loss() -> None:
+    found = best_of_size([stock()], 22_500, World(1).build)
+    assert found.candidate.size <= 22_500
+    assert found.candidate.bits()["layer.5"] >= found.candidate.bits()["layer.0"]
+
+
+def test_a_cut_is_taken_where_bits_alone_cost_more() -> None:
+    world = World(1)
+    found = best_of_size([stock(), stock(0.3, 0.01), stock(0.5, 5.0)], 13_000, world.build)
+    assert found.candidate.stock.cut == 0.3
+    assert len(world.built) == 1
+
+
+def test_no_stock_is_made_once_its_cut_must_cost_more() -> None:
+    def stocks() -> Iterator[Stock]:
+        yield stock()
+        yield Stock(0.1, 10.0, lambda: pytest.fail("a stock that cannot be better was measured"))
+        pytest.fail("a third stock was asked for")
+
+    assert best_of_size(stocks(), 40_000, World(1).build).candidate.stock.cut == 0
+
+
+def test_a_size_below_the_smallest_says_which_is_nearest() -> None:
+    with pytest.raises(Unreachable) as raised:
+        best_of_size([stock(), stock(0.3, 0.01)], 3_000, World(1).build)
+    assert raised.value.nearest.size == 500 + 6 * 700 * 2
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.65, 1.0, 2.5])
+def test_a_kl_is_kept_and_nearly_used_whatever_the_prediction(factor: float) -> None:
+    world = World(factor)
+    found = smallest_of_kl([stock(parts=40)], 0.5, world.build)
+    assert found.kl <= 0.5
+    possible = [c.size for c in stock(parts=40).candidates() if world.truth(c) <= 0.5]
+    assert found.candidate.size <= 1.02 * min(possible)
+
+
+def test_a_kl_that_nothing_keeps_says_which_is_nearest() -> None:
+    with pytest.raises(Unreachable) as raised:
+        smallest_of_kl([stock()], 1e-9, World(1).build)
+    assert set(raised.value.nearest.bits().values()) == {8}
+
+
+def test_thinned_keeps_both_ends() -> None:
+    whole = stock(parts=40)
+    candidates = whole.candidates()
+    some = thinned(candidates, 8)
+    assert (some[0], some[-1]) == (candidates[0], candidates[-1])
+    assert len(some) <= 10
