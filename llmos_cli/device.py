@@ -5,6 +5,7 @@ One code path for CUDA, ROCm, XPU, MPS and the CPU: `torch.accelerator` decides,
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -240,6 +241,14 @@ def memory_peak() -> int:
     """Bytes: the most that was resident of this process at any time."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system. The C library keeps what it thinks will be needed again: of a model whose
+    blocks come and go, in the end as much as all of them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give back by themselves
+    if trim is not None:
+        trim(0)
 
 
 def memory_free(device: torch.device | None = None) -> int:

@@ -63,6 +63,7 @@ class Shelf:
             for slot in self._of(index):
                 for name in slot.names:
                     place(self.model, name, tensor_of(self.model, name).to("meta"))
+            device.give_back()
 
     def read(self, name: str) -> Tensor:
         """One tensor as the files say it, in fp32, whether its block is held or not."""

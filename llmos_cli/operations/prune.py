@@ -72,7 +72,14 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     guards = Guards(options.max_kl, options.max_drop)
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
-        samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
+        samples = calibration(
+            model,
+            options.calibration_samples,
+            module.NEEDS,
+            seed=config.seed,
+            source=options.calibration,
+            cache=ws.cache,
+        )
         same_calibration(run.state, samples.record)
         with keeping(model, run.state) as kept:
             compress = zeroing(model, module, own, target)

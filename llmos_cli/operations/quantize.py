@@ -106,7 +106,14 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         form.check(model.matrices)
-        samples = calibration(model, options.calibration_samples, module.NEEDS, seed=config.seed)
+        samples = calibration(
+            model,
+            options.calibration_samples,
+            module.NEEDS,
+            seed=config.seed,
+            source=options.calibration,
+            cache=ws.cache,
+        )
         coded: dict[str, Coded] = {}
         same_calibration(run.state, samples.record)
         with keeping(model, run.state, coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:

@@ -93,6 +93,9 @@ class PruneOptions(Methodical):
     """Steps of distillation from the parent with the mask held."""
     calibration_samples: int = Field(64, ge=1)
     """Training samples whose activations the method looks at."""
+    calibration: str | None = None
+    """Where those samples come from, as `data.source` names it; the training data when absent. What evaluation will look at is
+    left out."""
     ignore: list[str] = []
     """Glob patterns of modules to leave alone, beside embeddings and output heads."""
     max_kl: float | None = Field(None, ge=0)
@@ -117,6 +120,9 @@ class QuantizeOptions(Methodical):
     """Steps of distillation from the parent over frozen codes: scales, norms and biases learn."""
     calibration_samples: int = Field(64, ge=1)
     """Training samples whose activations the method looks at."""
+    calibration: str | None = None
+    """Where those samples come from, as `data.source` names it; the training data when absent. What evaluation will look at is
+    left out."""
     ignore: list[str] = []
     """Glob patterns of modules to leave alone, beside embeddings and output heads."""
     max_kl: float | None = Field(None, ge=0)

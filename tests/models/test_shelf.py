@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llmos_cli import device
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.blocks import layers
 from llmos_cli.models.calibrate import Keeper, Statistics, sequential
@@ -66,6 +67,17 @@ def test_a_quantized_checkpoint_is_shelved_too(
     write_quantized(tmp_path / "quantized", tmp_path / "dense", codes, scheme)
     path = tmp_path / "quantized"
     assert torch.equal(whole_logits(shelved(path), task), logits(load(path), task))
+
+
+def test_a_block_that_was_held_takes_no_memory_any_more(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "num_hidden_layers": 16, "num_attention_heads": 4, "intermediate_size": 1024}
+    save(make("llama", "causal-lm", wide), tmp_path, dtype=torch.bfloat16)
+    shelf = shelved(tmp_path)
+    before = device.memory_used()
+    for index in range(len(shelf.stack)):
+        with shelf.held(index):
+            pass
+    assert device.memory_used() - before < 30e6, "16 blocks of 10 MB went by"
 
 
 def test_replayed_block_by_block_it_gives_the_logits_of_the_whole(tmp_path: Path) -> None:

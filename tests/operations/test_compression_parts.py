@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from llmos_cli.models.rewrite import rewrite
 from llmos_cli.operations import prune
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.frozen import scales_free
+from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
+from llmos_cli.tasks.base import Prepared
 
 
 def test_a_pattern_of_the_command_line_outranks_a_sparsity_of_the_file(workspace: Workspace) -> None:
@@ -124,3 +127,38 @@ def test_every_method_reaches_the_sparsity(line: Workspace, tmp_path: Path, meth
     assert sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found) == pytest.approx(
         0.5, abs=0.01
     )
+
+
+def test_calibration_takes_another_source_and_records_it(line: Workspace, tmp_path: Path) -> None:
+    model = subject(line, line.checkpoint("base"), resolve(line, "prune"), [], emit=lambda event: None)
+    source = tmp_path / "own.jsonl"
+    texts = (" ".join(f"the {number} wheels of cart {cart}" for number in range(40)) for cart in range(40))
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    other = calibration(model, 4, {"norms"}, seed=0, source=str(source), cache=line.cache)
+    assert other.record["samples"] == 4 and other.record["passed_over"] == 0
+    assert other.record["source"] == str(source) and other.record["data"]
+    usual = calibration(model, 4, {"norms"}, seed=0)
+    assert other.record["sha256"] != usual.record["sha256"] and "source" not in usual.record
+
+
+def test_samples_that_share_a_run_of_tokens_with_evaluation_are_passed_over() -> None:
+    class Rows:
+        def __init__(self, rows_SL: Tensor) -> None:
+            self.rows_SL = rows_SL
+
+        def __len__(self) -> int:
+            return len(self.rows_SL)
+
+        def batch(self, rows: Any, *, augment_seed: int | None = None) -> dict[str, Tensor]:
+            return {"input_ids": self.rows_SL[list(rows)]}
+
+        def bytes(self, rows: Any) -> int:
+            return 0
+
+    judged_SL = torch.arange(200).view(2, 100)
+    apart_L, shifted_L = torch.arange(1000, 1100), torch.cat([torch.arange(500, 537), torch.arange(50, 113)])
+    short_L = torch.cat([torch.arange(600, 669), torch.arange(10, 41)])
+    prepared = Prepared({"test": Rows(judged_SL)}, {}, {})
+    rows = Rows(torch.stack([apart_L, judged_SL[0], shifted_L, short_L]))
+    assert disjoint(rows, [1, 2, 0, 3], held_out(prepared), 4) == ([0, 3], 2)
+    assert disjoint(rows, [1, 2, 0, 3], held_out(prepared), 1) == ([0], 2)

@@ -39,6 +39,8 @@ METRICS = {"image-classification": "accuracy", "text-classification": "accuracy"
 
 APART = {
     "model.module": "an architecture of one's own stands in the place of model.arch",
+    "prune.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
+    "quantize.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "eval.folds": "cross-validation trains anew, on the checkpoint's own data",
     "train.teacher_top": "neither augmented samples nor hidden states are cached",
     "train.hidden_weight": "not every model tells its hidden states, and not beside train.teacher_top",

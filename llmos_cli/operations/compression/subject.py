@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from llmos_cli.models.matrices import Matrix, left_alone, matrices
 from llmos_cli.models.replay import replaying
 from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import lineage
+from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.eval import Exam, prepare
+from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
-from llmos_cli.tasks.base import Batch
+from llmos_cli.tasks.base import Batch, Prepared
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -125,21 +128,46 @@ class Calibration:
     record: Mapping[str, Any]
 
 
-def calibration(subject: Subject, samples: int, needs: Collection[Need], *, seed: int) -> Calibration:
-    """`samples` of the training split, drawn by `seed`: evaluation never sees them. None are read where none are needed."""
+def calibration(
+    subject: Subject,
+    samples: int,
+    needs: Collection[Need],
+    *,
+    seed: int,
+    source: str | None = None,
+    cache: Path | None = None,
+) -> Calibration:
+    """`samples` of the training split, drawn by `seed`: evaluation never sees them. None are read where none are needed.
+
+    `source`: where they come from instead, read with the help of `cache`; those that share text with what evaluation looks at are
+    passed over.
+    """
     if not needs:
         return Calibration([], {"samples": 0})
-    split = subject.exam.prepared.splits.get("train")
+    prepared = _elsewhere(subject.exam, source, cache, seed) if source and cache else subject.exam.prepared
+    split = prepared.splits.get("train")
     if split is None or not len(split):
         raise NotFound("the data has no training samples to calibrate on", hint="set data.source or data.splits")
-    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    shuffled: list[int] = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn, record = shuffled[:samples], {}
+    if source:
+        drawn, passed = disjoint(split, shuffled, held_out(subject.exam.prepared), samples)
+        record = {"source": source, "passed_over": passed, "data": dict(prepared.fingerprint)}
+    if not drawn:
+        raise UsageError(f"evaluation looks at all of {source}", hint="calibrate on another source")
     batches = [split.batch(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH)]
     digest = hashlib.sha256(b"".join(_bytes(batch) for batch in batches)).hexdigest()
     on = subject.device
     return Calibration(
         [device.move({name: value for name, value in batch.items() if name != "labels"}, on) for batch in batches],
-        {"split": "train", "samples": len(drawn), "seed": seed, "sha256": digest},
+        {"split": "train", "samples": len(drawn), "seed": seed, "sha256": digest, **record},
     )
+
+
+def _elsewhere(exam: Exam, source: str, cache: Path, seed: int) -> Prepared:
+    """Another source, as the checkpoint's own tokenizer and labels read it."""
+    data = exam.data.model_copy(update={"source": source, "evaluate": None, "splits": {}, "format": None})
+    return exam.task.prepare(data, ModelOptions(), seed=seed, cache=cache, processor=exam.checkpoint.path)
 
 
 def _bytes(batch: Batch) -> bytes:
