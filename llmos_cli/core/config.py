@@ -75,7 +75,7 @@ def resolve(
     tree = amended(tree, sets=sets, unsets=unsets)
     for key, value in (flags or {}).items():
         if value is not None:
-            tree = merge(tree, _nested(key, yaml12.from_plain(value, "flag")))
+            tree = merge(tree, _nested(key, yaml12.from_plain(value, f"--{key.rpartition('.')[2].replace('_', '-')}")))
     config = check(tree, root_model, methods=methods)
     mapping = config.model_dump(mode="json")
     return Resolved(verb, config, mapping, dict(_origins(tree)), tuple(read), shipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import ConfigDict, Field
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from llmos_cli.core import config
 from llmos_cli.core.config_errors import LOOK
 from llmos_cli.core.section import Section
+from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import ConfigError, NotFound, UsageError
 
 
@@ -178,3 +179,8 @@ def test_a_default_or_a_templates_value_is_not_a_wish(folder):
     folder.write("prune: {sparsity: 0.5, steps: 3, schedule: cosine}\n")
     resolved = resolve(folder, shipped=lambda: [{"prune": {"steps": 3}}])
     assert config.unread(resolved) == ["prune.schedule (configs/prune.yaml:1)"]
+
+
+def test_a_wrong_flag_is_named_as_it_was_typed(llmos: Any, workspace: Workspace) -> None:
+    wrong = llmos("prune", "--sparsity", "50")
+    assert wrong.code == 2 and "--sparsity" in wrong.err

@@ -173,7 +173,7 @@ def _fits_native(codes: Codes, dtype: torch.dtype) -> bool:
 
 
 def _fits_onednn(codes: Codes, dtype: torch.dtype) -> bool:
-    # Without AMX torch 2.13's product of signed activations is oneDNN's reference: a thousand times slower.
+    # Without AMX torch 2.13's product of signed activations is oneDNN's reference: two hundred times slower.
     return _on(codes, "cpu") and _is_w8a8(codes) and torch.cpu._is_amx_tile_supported()
 
 
