@@ -25,7 +25,7 @@ from llmos_cli.models.rewrite import rewrite, stored_dtype
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
-from llmos_cli.operations.compression.frozen import FACTOR, scales_free
+from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
 from llmos_cli.operations.compression.memory import spill
 from llmos_cli.operations.compression.plan import CompressPlan, planned
@@ -256,15 +256,17 @@ def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healin
     kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
     parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
-    with scales_free(parts) as learnt:
+    teacher = load(subject.checkpoint.path, device=device.pick())
+    weights = {name: matrix.read() for name, matrix in matrices(teacher).items() if config.heal.codes and name in parts}
+    with scales_free(parts, weights) as learnt:
         heal(
             subject.model,
-            load(subject.checkpoint.path, device=device.pick()),
+            teacher,
             subject.exam.task,
             subject.exam.prepared,
             healing,
             emit=emit,
-            trainable=lambda name: name.endswith(FACTOR) or not (name in names or name.endswith(".original")),
+            trainable=lambda name: name.endswith((FACTOR, PLACE)) or not (name in names or name.endswith(".original")),
         )
     return {name: Coded(entry.matrix, learnt[name], entry.grid) for name, entry in coded.items()}
 

@@ -174,6 +174,9 @@ class HealOptions(Section):
     temperature: float = Field(1.0, gt=0)
     hidden_weight: float = Field(0.0, ge=0)
     """Of the distance to the parent's hidden states, on top of the logits'; 0 looks at the logits alone."""
+    codes: bool = False
+    """Whether a quantized layer's codes learn too, each weight moving by the same share of its scale; else scales, norms and
+    biases alone."""
 
 
 class TuneOptions(Methodical):

@@ -6,10 +6,10 @@ import torch
 from llmos_cli.methods.grid import Grid
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude, sparsegpt, wanda
-from llmos_cli.methods.quantize import gptq, rtn, w8a8
+from llmos_cli.methods.quantize import autoround, awq, gptq, rtn, smoothquant, w8a8
 from llmos_cli.models.calibrate import Statistics
 
-METHODS = (magnitude, wanda, sparsegpt, rtn, gptq, w8a8)
+METHODS = (magnitude, wanda, sparsegpt, rtn, gptq, w8a8, awq, smoothquant, autoround)
 
 
 @pytest.mark.gpu
@@ -32,5 +32,5 @@ def compressed(method, weight_OI, rows_NI, on):  # type: ignore[no-untyped-def]
     statistics.add(rows_NI, 1.01 * rows_NI, {"norms", "hessian", "drift"})
     if hasattr(method, "prune"):
         return method.prune(weight_OI.to(on), statistics, Target(0.5, 2, 4), method.Options())
-    grid = Grid(8, 32) if method is w8a8 else Grid(4, 8, torch.bfloat16)
+    grid = Grid(8, 32) if method in (w8a8, smoothquant) else Grid(4, 8, torch.bfloat16)
     return method.quantize(weight_OI.to(on), statistics, grid, method.Options()).dequantized()

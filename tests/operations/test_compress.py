@@ -111,6 +111,18 @@ def test_w8a8_rounds_inputs_too(base: Base, llmos: Any) -> None:
     assert (recorded["bits"], recorded["group_size"]) == (8, -1)
 
 
+@pytest.mark.parametrize(
+    ("method", "own"), [("awq", ()), ("smoothquant", ()), ("autoround", ("-s", "quantize.autoround.iterations=3"))]
+)
+def test_methods_that_work_on_whole_blocks(base: Base, llmos: Any, method: str, own: tuple[str, ...]) -> None:
+    ws = base()
+    ran = llmos("quantize", "--method", method, "--heal", "1", "-s", "heal.codes=true", *own, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["proof"]["parity"]["difference"] < 1e-3
+    assert set(ran.json["left_alone"]) == {"lm_head", "model.embed_tokens"}
+    assert ws.checkpoint().manifest.made.config["quantize"]["bits"] == (8 if method == "smoothquant" else 4)
+
+
 @pytest.mark.parametrize("asked", [("--bits", "5"), ("--method", "w8a8")])
 def test_the_headline_of_convolutions_says_their_own_form(base: Base, llmos: Any, asked: tuple[str, str]) -> None:
     base("image-classification")
