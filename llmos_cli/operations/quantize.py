@@ -257,7 +257,9 @@ def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healin
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
     parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
     teacher = load(subject.checkpoint.path, device=device.pick())
-    weights = {name: matrix.read() for name, matrix in matrices(teacher).items() if config.heal.codes and name in parts}
+    weights = {
+        name: matrix.read() for name, matrix in matrices(teacher).items() if healing.options.codes and name in parts
+    }
     with scales_free(parts, weights) as learnt:
         heal(
             subject.model,
