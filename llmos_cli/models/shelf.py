@@ -65,6 +65,12 @@ class Shelf:
                     place(self.model, name, tensor_of(self.model, name).to("meta"))
             device.give_back()
 
+    def close(self) -> None:
+        """What stands outside the blocks is without storage too: for when the model is needed by name only."""
+        for name in self.slots:
+            place(self.model, name, tensor_of(self.model, name).to("meta"))
+        device.give_back()
+
     def read(self, name: str) -> Tensor:
         """One tensor as the files say it, in fp32, whether its block is held or not."""
         slot = self.slots[name]

@@ -248,6 +248,8 @@ def _block_by_block(
 ) -> tuple[tuple[Outcome, Outcome], Tensor]:
     """The same outcomes with one block in memory at a time, and what the result's files answer to `parity_inputs`."""
     teachers = list(dict.fromkeys(exhibits.ancestors.values()))
+    # Logits of both models, and what is made of them, are in memory at once: an eighth of it each.
+    fitting = memory.allowed // (8 * exhibits.logits[0].nbytes)
     found = abreast(
         exhibits.task,
         split,
@@ -255,7 +257,7 @@ def _block_by_block(
         parent=exhibits.parent,
         teachers=teachers,
         asked=parity_inputs(split),
-        batch_size=exhibits.batch_size,
+        batch_size=max(1, min(exhibits.batch_size, fitting)),
         spill=memory.spill,
         emit=emit,
     )

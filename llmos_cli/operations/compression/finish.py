@@ -55,6 +55,7 @@ def prove_and_commit(
     )  # fmt: skip
     with ws.stage() as spilled:
         if subject.shelf:
+            subject.shelf.close()
             options = getattr(resolved.config, resolved.verb)
             models = 1 + len(set(ancestors.values()))
             exhibits = replace(exhibits, memory=proving(options, subject.checkpoint.path, models, spilled))
