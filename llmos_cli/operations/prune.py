@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
+from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
@@ -21,6 +22,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
 from llmos_cli.operations.compression import resuming
+from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
@@ -75,14 +77,15 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         samples = calibration(
             model,
             options.calibration_samples,
-            module.NEEDS,
+            module.NEEDS | ({"norms"} if options.allocation == "owl" else set()),
             seed=config.seed,
             source=options.calibration,
             cache=ws.cache,
         )
         same_calibration(run.state, samples.record)
         with keeping(model, run.state) as kept:
-            compress = zeroing(model, module, own, target)
+            shares = owl(model, samples.batches, target, run.emit) if options.allocation == "owl" else None
+            compress = zeroing(model, module, own, target, shares)
             changes = sweep(
                 model,
                 samples.batches,
@@ -143,15 +146,23 @@ def target_of(resolved: Resolved) -> Target:
     """What to reach. A sparsity that only a config file says gives way to an n:m pattern of the command line."""
     options: PruneOptions = resolved.config.prune
     asked = options.sparsity
+    if options.pattern != "unstructured" and options.allocation != "uniform":
+        raise UsageError(
+            f"pattern {options.pattern} says how many of each group stay: prune.allocation={options.allocation} has nothing to share out",
+            hint="unset prune.allocation, or leave --pattern out",
+        )
     if options.pattern != "unstructured" and outranked(resolved, "prune.sparsity", "prune.pattern"):
         return patterns.target(options.pattern, None)
     return patterns.target(options.pattern, asked)
 
 
-def zeroing(subject: Subject, module: ModuleType, own: Section, target: Target) -> Compress:
-    """How one matrix is pruned; a method that divides the zeros among layers does so here, knowing them all."""
-    sparsities: Mapping[str, float] = {}
-    if hasattr(module, "allot"):
+def zeroing(
+    subject: Subject, module: ModuleType, own: Section, target: Target, shares: Mapping[str, float] | None = None
+) -> Compress:
+    """How one matrix is pruned: `shares` of each are zeroed; without, a method that divides the zeros among layers does so here,
+    knowing them all."""
+    sparsities: Mapping[str, float] = shares or {}
+    if shares is None and hasattr(module, "allot"):
         fitting = {name: name for name, matrix in subject.matrices.items() if target.fits(matrix.inputs)}
         sparsities = module.allot(Lazily(fitting, partial(original, subject)), target, own)
 

@@ -89,6 +89,8 @@ class PruneOptions(Methodical):
     """Share of the weights of each pruned layer set to zero; of a structured method, share of the model's parameters that go."""
     pattern: str = Field("unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$")
     """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs), which says its own sparsity."""
+    allocation: Literal["uniform", "owl"] = "uniform"
+    """How zeros are shared out among blocks: alike, or fewer where more weights are outliers by size and input (OWL)."""
     heal: int = Field(0, ge=0)
     """Steps of distillation from the parent with the mask held."""
     calibration_samples: int = Field(64, ge=1)

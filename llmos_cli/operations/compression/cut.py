@@ -48,6 +48,11 @@ def check(options: PruneOptions) -> None:
             f"--pattern {options.pattern} says which single weights are zero, and {options.method} cuts whole units out",
             hint="leave --pattern out, or take --method sparsegpt",
         )
+    if options.allocation != "uniform":
+        raise UsageError(
+            f"{options.method} cuts whole units out, and prune.allocation={options.allocation} shares out zeros",
+            hint="unset prune.allocation, or take --method sparsegpt",
+        )
     if options.sparsity == 0:
         raise UsageError("--sparsity 0 cuts nothing out", hint="--sparsity 0.3 takes 30 % of the parameters away")
 
@@ -61,7 +66,14 @@ def cut_out(
     guards = Guards(options.max_kl, options.max_drop)
     with ws.stage() as staged:
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
-        samples = calibration(whole, options.calibration_samples, module.NEEDS, seed=config.seed)
+        samples = calibration(
+            whole,
+            options.calibration_samples,
+            module.NEEDS,
+            seed=config.seed,
+            source=options.calibration,
+            cache=ws.cache,
+        )
         before = _size(whole.model)
         cutting = narrow if hasattr(module, "rank") else shorten
         cut = cutting(
