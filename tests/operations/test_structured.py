@@ -14,6 +14,7 @@ import torch
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.models.load import load
 from llmos_cli.models.narrow import Group, Slice, Width
+from llmos_cli.operations.compression.ranking import power_law
 from llmos_cli.operations.compression.share import Choice, share
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.train import train
@@ -196,6 +197,16 @@ def test_the_cheapest_units_go(wide_cost: float, heads_cost: float, sparsity: fl
     }
     counts = share(Pair(), choices, sparsity, lambda counts: True)
     assert (counts[WIDE], counts[HEADS]) == expected
+
+
+def test_the_cost_goes_through_what_was_measured() -> None:
+    square = power_law([(0.1, 0.01), (0.2, 0.04)])
+    assert [square(error) for error in (0.1, 0.2, 0.4)] == pytest.approx([0.01, 0.04, 0.16])
+    assert power_law([(0.5, 2.0)])(0.25) == 1.0
+    assert power_law([(0.1, 0.04), (0.2, 0.01)])(0.4) == pytest.approx(0.02), (
+        "never falling, never less than in proportion"
+    )
+    assert power_law([(0.0, 0.0)])(0.3) == 0.3
 
 
 def test_counts_that_a_configuration_refuses_are_passed_over() -> None:

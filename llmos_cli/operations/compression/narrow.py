@@ -3,10 +3,9 @@ plain smaller model of the same architecture comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,12 @@ from transformers import PreTrainedModel
 from llmos_cli.core.section import Section
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit
-from llmos_cli.methods.structure import Ranking, Reader
-from llmos_cli.models.blocks import blocks, shard_of
 from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.channels import TOLERANCE, widths
 from llmos_cli.models.matrices import Matrix, matches
-from llmos_cli.models.narrow import Group, Kept, Slice, Width, configured, is_accepted, narrowed
-from llmos_cli.operations.compression.share import Choice, share
+from llmos_cli.models.narrow import Kept, Width, configured, is_accepted, narrowed
+from llmos_cli.operations.compression.ranking import inputs_kept, ranked, reading_of
+from llmos_cli.operations.compression.share import share
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change, relative_error, sweep
 from llmos_cli.tasks.base import Batch
@@ -48,11 +46,10 @@ def narrow(
     model = subject.model
     found, left_alone = _usable(model, batches, ignore)
     readers = replace(subject, matrices=_readers(model, found))
-    ranked = _ranked(readers, found, module, own, batches, emit)
-    choices = {width: _choice(width, ranked, module, own) for width in found}
-    counts = share(model, choices, sparsity, lambda counts: is_accepted(configured(model.config, counts)))
+    seen = ranked(readers, found, module, own, sparsity=sparsity, batches=batches, emit=emit)
+    counts = share(model, seen.choices, sparsity, lambda counts: is_accepted(configured(model.config, counts)))
     kept: Kept = {
-        width: {group: ranked[group].ranking.kept(counts[width]) for group in width.groups}
+        width: {group: seen.rankings[group].kept(counts[width]) for group in width.groups}
         for width in found
         if counts[width] < width.units
     }
@@ -94,106 +91,18 @@ def _readers(model: nn.Module, found: Sequence[Width]) -> dict[str, Matrix]:
     }
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A group's ranking, and the squared size, summed over the same rows, of what its readers' outputs are added to."""
-
-    ranking: Ranking
-    whole: float
-
-
-def _ranked(
-    subject: Subject, found: Sequence[Width], module: ModuleType, own: Section, batches: Sequence[Batch], emit: Emit
-) -> dict[Group, Ranked]:
-    """Every group's units in the order in which they can be spared, from the whole model's activations."""
-    streams = _streams(subject.model, batches)
-    reading = _reading(group for width in found for group in width.groups)
-    seen: dict[Group, list[tuple[Reader, float]]] = {}
-    ranked: dict[Group, Ranked] = {}
-
-    def look(matrix: Matrix, statistics: Statistics) -> Change:
-        weight_OI = matrix.read()
-        whole = streams.get(shard_of(matrix.name) or "", 0.0) * statistics.count
-        whole = whole or float((weight_OI @ statistics.hessian_II * weight_OI).sum())
-        for group, part in reading.get(matrix.name, ()):
-            reader = Reader(weight_OI, statistics.hessian_II, columns(part, matrix))
-            seen.setdefault(group, []).append((reader, whole))
-            if len(seen[group]) == len(group.readers):
-                all_readers = seen.pop(group)
-                ranking = module.rank([reader for reader, _ in all_readers], own)
-                ranked[group] = Ranked(ranking, sum(whole for _, whole in all_readers))
-        return Change()
-
-    sweep(subject, batches, look, {"hessian"}, stage="rank", emit=emit)
-    for group in (group for width in found for group in width.groups if group not in ranked):
-        raise LlmosError(f"no calibration input reached what reads {group.name}", hint="use other calibration data")
-    return ranked
-
-
-def _reading(groups: Iterable[Group]) -> dict[str, list[tuple[Group, Slice]]]:
-    """Who reads what, by the matrix that reads."""
-    reading: dict[str, list[tuple[Group, Slice]]] = {}
-    for group in groups:
-        for part in group.readers:
-            reading.setdefault(part.tensor, []).append((group, part))
-    return reading
-
-
-def columns(part: Slice, matrix: Matrix) -> Tensor:
-    """[N, R] inputs of the matrix that are each unit: of a kernel, a channel is height x width of them."""
-    if not isinstance(matrix.layer, nn.Conv2d):
-        return part.index_NR
-    each = matrix.inputs // matrix.parameter.shape[1]
-    return (part.index_NR[:, :, None] * each + torch.arange(each)).flatten(1)
-
-
-def _streams(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float]:
-    """The squared size of each block's output at a typical position: a few positions are a thousand times the others' size."""
-    sizes: dict[str, float] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden_BLD = output[0] if isinstance(output, tuple) else output
-            if isinstance(hidden_BLD, Tensor) and hidden_BLD.dim() == 3:
-                sizes[name] = float(hidden_BLD.float().square().sum(-1).median())
-
-        return hook
-
-    hooks = [block.module.register_forward_hook(record(block.name)) for block in blocks(model)]
-    try:
-        with torch.no_grad():
-            model(**batches[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes
-
-
-def _choice(width: Width, ranked: Mapping[Group, Ranked], module: ModuleType, own: Section) -> Choice:
-    """What each count of the width costs. Heads go whole, of the rest the method says how many may stay."""
-    counts = range(1, width.units + 1) if width.head_size is not None else module.counts(width.units, own)
-
-    def cost(count: int) -> float:
-        errors = ((ranked[group].ranking.cost_N1[width.units - count], ranked[group].whole) for group in width.groups)
-        return sum(float(error) / whole for error, whole in errors if whole > 0)
-
-    return Choice({count: cost(count) for count in counts})
-
-
 def _refitted(
     subject: Subject, kept: Kept, module: ModuleType, own: Section, batches: Sequence[Batch], emit: Emit
 ) -> dict[str, Change]:
     """Every matrix that read units which go answers without them as nearly as it can, on what the cut blocks before it give."""
-    reading = _reading(group for groups in kept.values() for group in groups)
+    reading = reading_of(group for groups in kept.values() for group in groups)
     stays = {group: kept_N for groups in kept.values() for group, kept_N in groups.items()}
 
     def compress(matrix: Matrix, statistics: Statistics) -> Change:
         if matrix.name not in reading:
             return Change(skipped="it reads nothing that went")
         before_OI = matrix.read()
-        kept_I = torch.ones(matrix.inputs, dtype=torch.bool)
-        for group, part in reading[matrix.name]:
-            kept_I[columns(part, matrix)[~stays[group]].flatten()] = False
+        kept_I = inputs_kept(matrix, reading[matrix.name], stays)
         after_OI: Tensor = module.refit(before_OI, kept_I.to(before_OI.device), statistics, own)
         if was_pruned(before_OI):
             after_OI = after_OI.where(before_OI != 0, 0)

@@ -1,0 +1,57 @@
+"""What cutting one width alone does to a model's answers: the error of its readers' outputs does not tell, for the same error in
+what heads give weighs many times what it does in what an MLP gives.
+
+Shapes: B samples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.narrow import Width
+from llmos_cli.tasks.base import Batch
+
+SAMPLES = 4
+BATCHES = 4
+"""So many samples of so many batches: widths differ by much more than these leave open."""
+
+Probe = tuple[Width, int]
+"""A width, and the count of its units that would stay."""
+Probes = Mapping[Probe, Mapping[str, Tensor]]
+"""For each, what the width's readers would be: matrix -> [O, I]."""
+
+
+def divergences(
+    model: PreTrainedModel, matrices: Mapping[str, Matrix], probes: Probes, batches: Sequence[Batch]
+) -> dict[Probe, float]:
+    """The KL (nats per position) of the model to the one with a probe in its place."""
+    few = [{name: value[:SAMPLES] for name, value in batch.items()} for batch in batches[:BATCHES]]
+    found = dict.fromkeys(probes, 0.0)
+    for batch in few:
+        wanted = _logp(model, batch)
+        for probe, weights in probes.items():
+            before = {name: matrices[name].read() for name in weights}
+            for name, weight_OI in weights.items():
+                matrices[name].write(weight_OI)
+            found[probe] += _kl(wanted, _logp(model, batch), batch) / len(few)
+            for name, weight_OI in before.items():
+                matrices[name].write(weight_OI)
+    return found
+
+
+@torch.no_grad()
+def _logp(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return F.log_softmax(model.eval()(**batch).logits.float(), -1)
+
+
+def _kl(wanted: Tensor, said: Tensor, batch: Batch) -> float:
+    """KL(wanted || said), averaged over what is no padding."""
+    kl = F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1)
+    real = batch.get("attention_mask")
+    return float(kl[real.bool()].mean() if real is not None and real.shape == kl.shape else kl.mean())
