@@ -66,6 +66,7 @@ def prune(model: Any, example_BL: torch.Tensor, ratio: float) -> None:
             example_inputs=example_BL,
             importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
             pruning_ratio=ratio,
+            round_to=config.num_attention_heads,  # transformers' configurations want a hidden size that heads divide
             ignored_layers=[model.lm_head],
             num_heads={
                 getattr(layer.self_attn, name): count for layer in model.model.layers for name, count in counts.items()
