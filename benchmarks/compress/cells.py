@@ -6,6 +6,7 @@ without `usage.json` was interrupted: the cell starts again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -68,8 +69,11 @@ def measure(cell: Cell, material: Material, seed: int, *, run: str, again: bool)
     """From the cache, or by running what is missing of it."""
     options = _options(cell, material, seed)
     folder = material.folder / "cells" / f"{cell.who}-{_hash(cell.who, options, material, seed)}"
-    if again or not (folder / "usage.json").exists():
-        _compress(cell, material, seed, options, folder, run)
+    # One at a time: they share a workspace whose branch each of ours moves, and would slow each other down.
+    with (material.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if again or not (folder / "usage.json").exists():
+            _compress(cell, material, seed, options, folder, run)
     report, usage = (json.loads((folder / f"{name}.json").read_text()) for name in ("report", "usage"))
     scores = _judged(material, folder, report, options)
     phases = [name for name in report["seconds"] if name != "proof"]

@@ -26,7 +26,9 @@ def main() -> None:
         tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(asked.out, max_shard_size="200MB")
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(asked.out, max_shard_size="200MB")
     size = sum(file.stat().st_size for file in asked.out.glob("*.safetensors"))
     print(f"{asked.out}: {size / 1e9:.2f} GB")
 
