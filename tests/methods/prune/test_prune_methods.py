@@ -40,6 +40,22 @@ def test_global_magnitude_cuts_no_layer_through() -> None:
     assert magnitude.allot(weights, HALF, magnitude.Options(keep_at_least=0.25)) == {"small": 0.75, "large": 0.25}
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("steps", [3, 1000])
+def test_global_magnitude_is_a_sort_of_all_weights(sparsity: float, steps: int) -> None:
+    """With many ties (3 different sizes) and few."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randint(-steps, steps + 1, (rows, 7), generator=generator) / 16
+        for name, rows in [("a", 5), ("b", 40), ("c", 9)]
+    }
+    sizes = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    layers = torch.cat([torch.full((weight.numel(),), index) for index, weight in enumerate(weights.values())])
+    gone = layers[sizes.sort(stable=True).indices[: int(len(sizes) * sparsity + 0.5)]]
+    expected = {name: int((gone == index).sum()) / weights[name].numel() for index, name in enumerate(weights)}
+    assert magnitude.allot(weights, Target(sparsity), magnitude.Options(keep_at_least=0)) == expected
+
+
 def test_wanda_weighs_by_the_inputs() -> None:
     statistics = seen(torch.tensor([[3.0, 0.1, 0.0, 1.0], [4.0, 0.0, 0.0, 1.0]]))  # norms 5, 0.1, 0, 1.41
     pruned_OI = wanda.prune(torch.tensor([[1.0, 9.0, 99.0, 2.0]]), statistics, HALF, wanda.Options())
