@@ -5,6 +5,7 @@ llmos export base -o ../dense --dequantize        dense weights of a quantized c
 llmos export -o ../net --standalone               one of our small architectures, for those without llmos
 llmos export -o model.gguf --format gguf          its own codes where it is quantized, bf16 where it is dense
 llmos export -o model.gguf --format gguf --type q4_k
+llmos export -o ../gptq --format gptq             the older layout, of a quantized checkpoint
 llmos export -o ../small --format sparse          zeros left out, for `llmos import`
 """
 
@@ -24,7 +25,9 @@ TYPE_HELP = "How weights are stored. hf: float32, bfloat16, float16; gguf: those
 def export(
     rev: Annotated[str, typer.Argument(help="The checkpoint.")] = "HEAD",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to; it must not exist.")] = None,
-    format: Annotated[Literal["hf", "gguf", "sparse"], typer.Option("--format", help="hf, gguf or sparse.")] = "hf",
+    format: Annotated[
+        Literal["hf", "gguf", "gptq", "sparse"], typer.Option("--format", help="hf, gguf, gptq or sparse.")
+    ] = "hf",
     type: Annotated[str | None, typer.Option("--type", "--dtype", help=TYPE_HELP)] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write dense weights.")] = False,
     standalone: Annotated[bool, typer.Option("--standalone", help="Add the architecture's Python file.")] = False,
