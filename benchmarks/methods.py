@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from llmos_cli import device
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import ignore
+from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.load import load
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
@@ -27,16 +30,26 @@ from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.subject import Subject, calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.heal import Healing
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Outcome
 
 TABLE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("W4", "quantize", "rtn", {"bits": 4}),
+    ("W4", "quantize", "awq", {"bits": 4}),
     ("W4", "quantize", "gptq", {"bits": 4}),
+    ("W4", "quantize", "autoround", {"bits": 4}),
     ("W3", "quantize", "rtn", {"bits": 3}),
+    ("W3", "quantize", "awq", {"bits": 3}),
     ("W3", "quantize", "gptq", {"bits": 3}),
+    ("W3", "quantize", "autoround", {"bits": 3}),
+    ("W2", "quantize", "rtn", {"bits": 2}),
+    ("W2", "quantize", "gptq", {"bits": 2}),
+    ("W2", "quantize", "autoround", {"bits": 2}),
     ("W8", "quantize", "rtn", {"bits": 8}),
     ("W8", "quantize", "gptq", {"bits": 8}),
+    ("W8A8", "quantize", "w8a8", {"bits": 8}),
+    ("W8A8", "quantize", "smoothquant", {"bits": 8}),
     ("50%", "prune", "magnitude", {}),
     ("50%", "prune", "wanda", {}),
     ("50%", "prune", "sparsegpt", {}),
@@ -90,7 +103,8 @@ def cells(asked: argparse.Namespace) -> Iterator[tuple[Cell, Any, Any]]:
         for seed in range(asked.seeds):
             for heal in sorted({0, asked.heal}):
                 flags = {f"{verb}.{key}": value for key, value in {"method": name, "heal": heal, **options}.items()}
-                flags |= {"quantize.group_size": asked.group_size} if verb == "quantize" else {}
+                if verb == "quantize":
+                    flags["quantize.group_size"] = -1 if row == "W8A8" else asked.group_size
                 resolved = resolve(ws, verb, flags={**flags, "seed": seed})
                 parent = subject(ws, ws.checkpoint(asked.rev), resolved, [], emit=ignore)
                 started = time.monotonic(), time.process_time()
@@ -116,11 +130,16 @@ def quantized(parent: Subject, resolved: Any) -> None:
     module, own = method("quantize", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
     coded: dict[str, Coded] = {}
-    compress = quantize.coding(parent, module, own, quantize.form_of(resolved, module), coded)
-    sweep(parent, batches, compress, module.NEEDS, stage="quantize", emit=ignore)
+    form, seed = quantize.form_of(resolved, module), resolved.config.seed
+    compress = quantize.coding(parent, module, own, form, coded)
+    hooks = quantize.whole_blocks(parent, module, own, form, coded, seed=seed)
+    sweep(parent, batches, compress, module.NEEDS, hooks=hooks, stage="quantize", emit=ignore)
     if options.heal:
-        quantize.heal_quantized(parent, coded, resolved.config, ignore)
-        round_to_stored(parent.model, parent.checkpoint.path, but=set(coded))
+        quantize.heal_quantized(parent, coded, Healing(options.heal, resolved.config.heal, seed), ignore)
+    round_to_stored(parent.model, parent.checkpoint.path, but=set(coded))
+    for entry in coded.values() if module.ACTIVATIONS else ():
+        if type(entry.matrix.layer) is nn.Linear:
+            entry.matrix.layer.__class__ = QuantizedLinear
 
 
 def judged(parent: Subject) -> Outcome:
