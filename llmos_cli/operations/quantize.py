@@ -56,6 +56,7 @@ class Form:
     bits: int
     group_size: int
     layers: Mapping[str, int] = field(default_factory=dict)
+    symmetric: bool = True
 
     def bits_of(self, matrix: Matrix) -> int:
         if not isinstance(matrix.layer, nn.Linear):
@@ -188,7 +189,10 @@ def form_of(resolved: Resolved, module: ModuleType) -> Form:
         found.append(asked if only is None else only)
     if found[1] == 0:
         raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
-    return Form(found[0], found[1], options.layers if getattr(module, "BITS", None) is None else {})
+    free = getattr(module, "BITS", None) is None
+    if not free and not options.symmetric:
+        raise UsageError(f"the codes of {options.method} are symmetric", hint="leave quantize.symmetric out")
+    return Form(found[0], found[1], options.layers if free else {}, options.symmetric)
 
 
 def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded: dict[str, Coded]) -> Compress:
@@ -216,7 +220,8 @@ def gridding(subject: Subject, form: Form) -> Callable[[Matrix], Grid]:
     usual = subject.exam.task.default_dtype
 
     def grid(matrix: Matrix) -> Grid:
-        return Grid(form.bits_of(matrix), form.group_of(matrix), stored_dtype(matrix.name, entries, usual))
+        symmetric = form.symmetric or not isinstance(matrix.layer, nn.Linear)
+        return Grid(form.bits_of(matrix), form.group_of(matrix), stored_dtype(matrix.name, entries, usual), symmetric)
 
     return grid
 
@@ -290,10 +295,12 @@ def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module
 
 
 def average_bits(coded: Mapping[str, Coded]) -> float:
-    """Bits a weight over all quantized matrices, scales included."""
-    bits = sum(
-        entry.matrix.shape.numel() * entry.grid.bits + entry.codes.scale_OG.nbytes * 8 for entry in coded.values()
-    )
+    """Bits a weight over all quantized matrices, scales and zeros included."""
+    bits = 0
+    for entry in coded.values():
+        codes = entry.codes
+        zeros = 0 if codes.zero_OG is None else codes.zero_OG.numel()
+        bits += (entry.matrix.shape.numel() + zeros) * entry.grid.bits + codes.scale_OG.nbytes * 8
     return bits / sum(entry.matrix.shape.numel() for entry in coded.values())
 
 
@@ -331,6 +338,10 @@ def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> l
         )
     if module.ACTIVATIONS and not linear:
         notes.append("only Linear layers round their inputs, and none of these is one")
+    if any(not entry.grid.symmetric for entry in linear.values()):
+        notes.append(
+            "transformers reads zero points only with quantization_config=CompressedTensorsConfig(dequantize=True)"
+        )
     asked = {name: usable_group(entry.matrix.inputs, group_size) for name, entry in linear.items()}
     smaller = sorted({group for name, group in asked.items() if 0 < group_size != group})
     if smaller:

@@ -123,6 +123,18 @@ def test_methods_that_work_on_whole_blocks(base: Base, llmos: Any, method: str, 
     assert ws.checkpoint().manifest.made.config["quantize"]["bits"] == (8 if method == "smoothquant" else 4)
 
 
+def test_zero_points_are_written_and_read(base: Base, llmos: Any) -> None:
+    ws = base()
+    ran = llmos("quantize", "--bits", "3", "--heal", "1", "-s", "quantize.symmetric=false", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["proof"]["parity"]["difference"] < 1e-3
+    assert "dequantize=True" in " ".join(ran.json["notes"])
+    config = json.loads((ws.checkpoint().path / "config.json").read_text())["quantization_config"]
+    assert config["config_groups"]["group_0"]["weights"]["symmetric"] is False
+    refused = llmos("quantize", "HEAD~1", "--method", "w8a8", "-s", "quantize.symmetric=false")
+    assert refused.code == 2 and "the codes of w8a8 are symmetric" in refused.err
+
+
 @pytest.mark.parametrize("asked", [("--bits", "5"), ("--method", "w8a8")])
 def test_the_headline_of_convolutions_says_their_own_form(base: Base, llmos: Any, asked: tuple[str, str]) -> None:
     base("image-classification")

@@ -34,5 +34,9 @@ class Coded:
         """As it is written."""
         codes, whole = self.codes, self.grid.group == self.matrix.inputs
         return Quantized(
-            self.matrix.shaped(codes.codes_OI), codes.scale_OG, self.grid.bits, -1 if whole else self.grid.group
+            self.matrix.shaped(codes.codes_OI),
+            codes.scale_OG,
+            self.grid.bits,
+            -1 if whole else self.grid.group,
+            codes.zero_OG,
         )

@@ -37,7 +37,7 @@ from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch
 
 Value = TypeVar("Value")
-CODES, SCALES = ":codes", ":scales"
+CODES, SCALES, ZEROS = ":codes", ":scales", ":zeros"
 
 
 class Lazily(Mapping[str, Value]):
@@ -200,7 +200,8 @@ class Keeping(Keeper):
 
     def _coded(self, name: str) -> dict[str, Tensor]:
         codes = self.coded[name].codes
-        return {name + CODES: codes.codes_OI, name + SCALES: codes.scale_OG}
+        zeros = {} if codes.zero_OG is None else {name + ZEROS: codes.zero_OG}
+        return {name + CODES: codes.codes_OI, name + SCALES: codes.scale_OG, **zeros}
 
     def _rounded(self, name: str) -> Tensor:
         """The tensor as the result will store it, and in memory the same value."""
@@ -232,6 +233,9 @@ class Keeping(Keeper):
         """The codes in the block's file stand for the matrix."""
 
         def read() -> Codes:
-            return Codes(self.parts[name + CODES], self.parts[name + SCALES])
+            zero_OG = self.parts.get(name + ZEROS)
+            return Codes(self.parts[name + CODES], self.parts[name + SCALES], zero_OG)
 
-        self.coded[name] = Coded(self.subject.matrices[name], read, Grid(bits, group, read().scale_OG.dtype))
+        now = read()
+        grid = Grid(bits, group, now.scale_OG.dtype, now.zero_OG is None)
+        self.coded[name] = Coded(self.subject.matrices[name], read, grid)
