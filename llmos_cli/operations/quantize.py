@@ -190,9 +190,9 @@ def form_of(resolved: Resolved, module: ModuleType) -> Form:
     if found[1] == 0:
         raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
     free = getattr(module, "BITS", None) is None
-    if not free and not options.symmetric:
+    if not free and not options.symmetric and not outranked(resolved, "quantize.symmetric", "quantize.method"):
         raise UsageError(f"the codes of {options.method} are symmetric", hint="leave quantize.symmetric out")
-    return Form(found[0], found[1], options.layers if free else {}, options.symmetric)
+    return Form(found[0], found[1], options.layers if free else {}, options.symmetric or not free)
 
 
 def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded: dict[str, Coded]) -> Compress:
