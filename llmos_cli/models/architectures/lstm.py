@@ -160,7 +160,8 @@ def _reversal(input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
 
 
 def _take(hidden_BLD: Tensor, positions_BL: Tensor) -> Tensor:
-    return hidden_BLD.gather(1, positions_BL[..., None].expand_as(hidden_BLD))
+    # Batch and length from the positions: `expand_as` exports to ONNX with those of the example it was traced with.
+    return hidden_BLD.gather(1, positions_BL[..., None].expand(-1, -1, hidden_BLD.shape[2]))
 
 
 AutoConfig.register("lstm", LstmConfig)

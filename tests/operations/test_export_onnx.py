@@ -1,0 +1,65 @@
+"""Graphs that onnxruntime has run before they count: every task, both types, any batch and length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models.load import load
+from llmos_cli.models.save import save
+from tests.models.conftest import make
+
+
+def exported(llmos: Any, tmp_path: Path, arch: str, task: str, kind: str) -> Any:
+    save(make(arch, task), tmp_path / "upstream", dtype=torch.bfloat16)
+    assert llmos("import", tmp_path / "upstream", "--task", task).code == 0
+    ran = llmos("export", "-o", tmp_path / "out", "--format", "onnx", "--type", kind, "--json")
+    assert ran.code == 0, ran.err
+    return ran.json
+
+
+def answer(file: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})[0])
+
+
+def test_an_image_classifier_in_both_types(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    told = exported(llmos, tmp_path, "mlp", "image-classification", "float32")
+    assert told["difference"] < 1e-5
+    model = load(workspace.checkpoint("HEAD").path)
+    pixels = {"pixel_values": torch.rand(7, 1, 8, 8)}
+    with torch.inference_mode():
+        expected = model(**pixels).logits
+    torch.testing.assert_close(answer(tmp_path / "out" / "model.onnx", pixels), expected, rtol=1e-4, atol=1e-5)
+
+    small = llmos("export", "-o", tmp_path / "int8", "--format", "onnx", "--type", "int8", "--json")
+    assert small.code == 0, small.err
+    assert 0 < small.json["difference"] < 0.05
+    assert small.json["weights"] < 0.4 * told["weights"]
+    assert [file.name for file in (tmp_path / "int8").glob("*.onnx")] == ["model.onnx"]
+    assert llmos("export", "-o", tmp_path / "x", "--format", "onnx", "--type", "q4_0").code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "task"),
+    [
+        ("llama", "causal-lm"),
+        ("cnn", "image-classification"),
+        ("eurobert", "text-classification"),
+        ("lstm", "text-classification"),
+        ("bert", "token-classification"),
+        ("lstm", "token-classification"),
+    ],
+)
+def test_every_task(workspace: Workspace, llmos: Any, tmp_path: Path, arch: str, task: str) -> None:
+    told = exported(llmos, tmp_path, arch, task, "float32")
+    assert told["difference"] < 1e-4
+    small = llmos("export", "-o", tmp_path / "int8", "--format", "onnx", "--type", "int8", "--json")
+    assert small.code == 0, small.err
+    assert small.json["difference"] < 0.2
