@@ -154,9 +154,6 @@ class CompressOptions(Section):
     """What the layers' weights may be kept in."""
     group_size: int = Field(128, ge=-1)
     """Inputs that share a scale; -1: one scale per output channel."""
-    symmetric: bool = True
-    """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
-    to dequantize."""
     cuts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.2, 0.3, 0.4, 0.5]
     """Shares of the parameters that may be cut out of the model before its weights are quantized."""
     heal: int = Field(0, ge=0)

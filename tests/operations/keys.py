@@ -48,7 +48,6 @@ MEANT: dict[str, Any] = {
     "quantize.calibration": "rows.jsonl",
     "quantize.bits": 8,
     "quantize.group_size": -1,
-    "quantize.symmetric": True,
     "quantize.ignore": ["nothing.*"],
     "quantize.layers": {"*": 5},
     "train.compile": "off",

@@ -59,6 +59,7 @@ def test_out_of_reach(base: Any, llmos: Any) -> None:
     assert ws.resolve() == before
 
 
+@pytest.mark.slow
 def test_a_guard_holds(base: Any, llmos: Any) -> None:
     ws = base()
     before = ws.resolve()

@@ -180,6 +180,8 @@ def test_train(template, optimizer, home, llmos):
 def test_compression(verb, method, home, llmos):
     ws = home("text-classification")
     keys = {key: value for key, value in every(verb, "text-classification", method).items() if key not in APART}
+    if hasattr(catalog.method(verb, method).load(), "BITS"):
+        keys["quantize.symmetric"] = True  # there is no other form of its codes
     reads, err = run(verb, keys, ws, llmos)
     judge(verb, keys, reads, reported(err))
 

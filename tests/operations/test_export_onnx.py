@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,20 @@ import pytest
 import torch
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import LlmosError
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
+from llmos_cli.operations.exporting.onnx import run
 from tests.models.conftest import make
 
 
-def exported(llmos: Any, tmp_path: Path, arch: str, task: str, kind: str) -> Any:
+def imported(llmos: Any, tmp_path: Path, arch: str, task: str) -> None:
     save(make(arch, task), tmp_path / "upstream", dtype=torch.bfloat16)
     assert llmos("import", tmp_path / "upstream", "--task", task).code == 0
+
+
+def exported(llmos: Any, tmp_path: Path, arch: str, task: str, kind: str) -> Any:
+    imported(llmos, tmp_path, arch, task)
     ran = llmos("export", "-o", tmp_path / "out", "--format", "onnx", "--type", kind, "--json")
     assert ran.code == 0, ran.err
     return ran.json
@@ -44,6 +53,9 @@ def test_an_image_classifier_in_both_types(workspace: Workspace, llmos: Any, tmp
     assert [file.name for file in (tmp_path / "int8").glob("*.onnx")] == ["model.onnx"]
     assert llmos("export", "-o", tmp_path / "x", "--format", "onnx", "--type", "q4_0").code == 2
 
+    with pytest.raises(LlmosError, match="onnxruntime does not run the graph"):
+        run(tmp_path / "out" / "model.onnx", {"pixel_values": torch.rand(2, 1, 5, 5)})
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -58,8 +70,15 @@ def test_an_image_classifier_in_both_types(workspace: Workspace, llmos: Any, tmp
     ],
 )
 def test_every_task(workspace: Workspace, llmos: Any, tmp_path: Path, arch: str, task: str) -> None:
-    told = exported(llmos, tmp_path, arch, task, "float32")
-    assert told["difference"] < 1e-4
-    small = llmos("export", "-o", tmp_path / "int8", "--format", "onnx", "--type", "int8", "--json")
-    assert small.code == 0, small.err
-    assert small.json["difference"] < 0.2
+    """In processes of their own, as users run it: torch traces an LSTM for the second time with its length fixed."""
+    imported(llmos, tmp_path, arch, task)
+    assert in_a_process(tmp_path / "out", "float32")["difference"] < 1e-4
+    assert in_a_process(tmp_path / "int8", "int8")["difference"] < 0.2
+
+
+def in_a_process(out: Path, kind: str) -> dict[str, Any]:
+    words = ["export", "-o", str(out), "--format", "onnx", "--type", kind, "--json"]
+    ran = subprocess.run([sys.executable, "-m", "llmos_cli", *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    told: dict[str, Any] = json.loads(ran.stdout)
+    return told

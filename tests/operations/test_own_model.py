@@ -73,7 +73,12 @@ class Net(PreTrainedModel):
 """
 
 
-@pytest.fixture(params=[("image-classification", PICTURES), ("text-classification", TEXTS)], ids=["pictures", "texts"])
+@pytest.fixture(
+    params=[
+        pytest.param(("image-classification", PICTURES), id="pictures"),
+        pytest.param(("text-classification", TEXTS), id="texts", marks=pytest.mark.slow),
+    ]
+)
 def own(request: Any, new_workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: Any) -> Workspace:
     template, code = request.param
     ws = new_workspace(tmp_path / "model", template)

@@ -167,7 +167,9 @@ operation(ws, "HEAD", resolve(ws, sys.argv[1], flags={f"{sys.argv[1]}.method": s
 """
 
 
-@pytest.mark.parametrize(("verb", "name"), [("quantize", "gptq"), ("prune", "sparsegpt")])
+@pytest.mark.parametrize(
+    ("verb", "name"), [pytest.param("quantize", "gptq", marks=pytest.mark.slow), ("prune", "sparsegpt")]
+)
 def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
 ) -> None:
@@ -199,7 +201,10 @@ def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     assert again.code == 4 and "was interrupted" in again.err
 
 
-@pytest.mark.parametrize(("kind", "verb", "name"), [("llama", "quantize", "w8a8"), ("bert", "prune", "wanda")])
+@pytest.mark.parametrize(
+    ("kind", "verb", "name"),
+    [("llama", "quantize", "w8a8"), pytest.param("bert", "prune", "wanda", marks=pytest.mark.slow)],
+)
 def test_a_proof_block_by_block_gives_the_numbers_of_one_with_whole_models(
     made: Callable[[str], Workspace],
     kind: str,

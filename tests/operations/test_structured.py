@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +13,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.narrow import Group, Slice, Width
 from llmos_cli.operations.compression.ranking import power_law
 from llmos_cli.operations.compression.share import Choice, share
-from llmos_cli.operations.config import resolve
-from llmos_cli.operations.train import train
+from tests.operations.conftest import Base
 
 TEXT = "sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}"
 GROUPED = f"""\
@@ -35,36 +31,12 @@ model: {arch: mlp, hidden_size: 64}
 data: {task: image-classification, source: "builtin:digits", max_samples: 128, max_eval_samples: 64}
 train: {max_steps: 4, batch_size: 16}
 """
-Base = Callable[..., Workspace]
-
-
-@pytest.fixture(scope="module")
-def trained(new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[str, Path] = {}
-
-    def once(template: str, config: str) -> Path:
-        key = template + config
-        if key not in made:
-            ws = new_workspace(tmp_path_factory.mktemp("trained") / "base", template)
-            if config:
-                (ws.configs / "train.yaml").write_text(config)
-            train(ws, None, resolve(ws, "train"), emit=lambda event: None)
-            made[key] = ws.root
-        return made[key]
-
-    return once
 
 
 @pytest.fixture
-def base(trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
-    """A copy of its own of a workspace with one trained checkpoint, and the current folder in it."""
-
-    def copy(template: str = "causal-lm", config: str = GROUPED) -> Workspace:
-        shutil.copytree(trained(template, config), tmp_path / "workspace", symlinks=True)
-        monkeypatch.chdir(tmp_path / "workspace")
-        return Workspace.find()
-
-    return copy
+def grouped(base: Base) -> Base:
+    """`base`, of a model whose query heads share key-value heads unless told otherwise."""
+    return lambda template="causal-lm", config=GROUPED: base(template, config)
 
 
 def config_of(ws: Workspace, rev: str = "HEAD") -> dict[str, Any]:
@@ -76,8 +48,8 @@ def size_of(ws: Workspace, rev: str = "HEAD") -> int:
     return sum(parameter.numel() for parameter in load(ws.checkpoint(rev).path).parameters())
 
 
-def test_a_narrower_language_model_is_healed_served_and_quantized(base: Base, llmos: Any) -> None:
-    ws = base()
+def test_a_narrower_language_model_is_healed_served_and_quantized(grouped: Base, llmos: Any) -> None:
+    ws = grouped()
     ran = llmos(
         "prune", "--method", "width", "--sparsity", "0.3", "--heal", "2", "-s", "heal.hidden_weight=0.1", "--json"
     )
@@ -99,8 +71,8 @@ def test_a_narrower_language_model_is_healed_served_and_quantized(base: Base, ll
     assert again.code == 0, again.err
 
 
-def test_a_shallower_language_model(base: Base, llmos: Any) -> None:
-    ws = base()
+def test_a_shallower_language_model(grouped: Base, llmos: Any) -> None:
+    ws = grouped()
     ran = llmos("prune", "--method", "depth", "--sparsity", "0.2", "--json")
     assert ran.code == 0, ran.err
     assert config_of(ws)["num_hidden_layers"] == 2
@@ -111,22 +83,23 @@ def test_a_shallower_language_model(base: Base, llmos: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "config", "key"),
     [
-        ("text-classification", "", "intermediate_size"),
-        ("token-classification", LSTM, "hidden_size"),
+        pytest.param("text-classification", "", "intermediate_size", marks=pytest.mark.slow),
+        pytest.param("token-classification", LSTM, "hidden_size", marks=pytest.mark.slow),
         ("image-classification", "", "channels"),
-        ("image-classification", MLP, "hidden_size"),
+        pytest.param("image-classification", MLP, "hidden_size", marks=pytest.mark.slow),
     ],
 )
-def test_every_task_has_something_to_cut(base: Base, llmos: Any, template: str, config: str, key: str) -> None:
-    ws = base(template, config)
+def test_every_task_has_something_to_cut(grouped: Base, llmos: Any, template: str, config: str, key: str) -> None:
+    ws = grouped(template, config)
     ran = llmos("prune", "--method", "width", "--sparsity", "0.1", "--heal", "1", "--json")
     assert ran.code == 0, ran.err
     assert config_of(ws)[key] != config_of(ws, "HEAD~1")[key]
     assert size_of(ws) <= 0.9 * size_of(ws, "HEAD~1")
 
 
-def test_zeros_of_the_parent_stay_zeros(base: Base, llmos: Any) -> None:
-    ws = base()
+@pytest.mark.slow
+def test_zeros_of_the_parent_stay_zeros(grouped: Base, llmos: Any) -> None:
+    ws = grouped()
     assert llmos("prune", "--method", "magnitude", "--sparsity", "0.5").code == 0
     ran = llmos("prune", "--method", "width", "--sparsity", "0.2", "--heal", "2")
     assert ran.code == 0, ran.err
@@ -148,16 +121,16 @@ def test_zeros_of_the_parent_stay_zeros(base: Base, llmos: Any) -> None:
         (["--method", "depth", "--sparsity", "0.97"], 2, "not one block would be left"),
     ],
 )
-def test_what_cannot_be(base: Base, llmos: Any, command: list[str], code: int, said: str) -> None:
-    ws = base()
+def test_what_cannot_be(grouped: Base, llmos: Any, command: list[str], code: int, said: str) -> None:
+    ws = grouped()
     before = ws.resolve()
     ran = llmos("prune", "--method", "width", *command)
     assert ran.code == code and said in ran.err, ran.err
     assert ws.resolve() == before
 
 
-def test_a_dry_run_tells_what_would_be_narrower(base: Base, llmos: Any) -> None:
-    ws = base()
+def test_a_dry_run_tells_what_would_be_narrower(grouped: Base, llmos: Any) -> None:
+    ws = grouped()
     ran = llmos("prune", "--method", "width", "--dry-run", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["matrices"]["model.layers.0.mlp.down_proj.weight"] == "reads intermediate_size: 64 now, then fewer"

@@ -52,7 +52,7 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
     model = load(checkpoint.path)
     _check(model)
     _export(model, target / GRAPH)
-    exact = max(difference(logits(model, inputs), _run(target / GRAPH, inputs)) for inputs in _questions(model))
+    exact = max(difference(logits(model, inputs), run(target / GRAPH, inputs)) for inputs in _questions(model))
     if not exact <= TOLERANCE:
         raise LlmosError(
             f"onnxruntime's logits differ by {exact:.2g} of the largest from the checkpoint's",
@@ -62,7 +62,7 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
     found = exact
     if options.type == "int8":
         _quantize(target / GRAPH)
-        found = max(difference(logits(model, inputs), _run(target / GRAPH, inputs)) for inputs in _questions(model))
+        found = max(difference(logits(model, inputs), run(target / GRAPH, inputs)) for inputs in _questions(model))
         notes.append("int8 weights per channel, inputs of their products rounded to 8 bits as they come")
     copy(checkpoint, target, {*others(checkpoint), "config.json"})
     return Outcome(found, notes=tuple(notes))
@@ -127,14 +127,28 @@ def _quantize(file: Path) -> None:
     plain.unlink()
 
 
-def _run(file: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+def run(file: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The graph's logits, by onnxruntime on the CPU; LlmosError where it refuses the graph: torch's exporter has fixed a length that should be free, say."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    answer = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        answer = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+    except (
+        failures.Fail,
+        failures.InvalidArgument,
+        failures.InvalidGraph,
+        failures.NotImplemented,
+        failures.RuntimeException,
+    ) as problem:
+        raise LlmosError(
+            f"onnxruntime does not run the graph of this model at another batch and length: {str(problem).splitlines()[0]}",
+            hint="nothing was written; `llmos export` without --format keeps it as it is",
+        ) from problem
     return torch.from_numpy(answer[0])
 
 
