@@ -12,6 +12,7 @@ from llmos_cli.operations.compression.frontier import (
     Rest,
     Stock,
     Unreachable,
+    best_of_latency,
     best_of_size,
     smallest_of_kl,
     thinned,
@@ -84,6 +85,19 @@ def test_a_kl_that_nothing_keeps_says_which_is_nearest() -> None:
     with pytest.raises(Unreachable) as raised:
         smallest_of_kl([stock()], 1e-9, World(1).build)
     assert set(raised.value.nearest.bits().values()) == {8}
+
+
+def test_the_least_cut_that_is_fast_enough_is_taken() -> None:
+    stocks = [stock(), stock(0.1, 0.01), stock(0.3, 0.1), stock(0.5, 1.0)]
+    found = best_of_latency(stocks, 0.75, World(1).build, lambda built: 1 - built.candidate.stock.cut)
+    assert found.candidate.stock.cut == 0.3
+    assert set(found.candidate.bits().values()) == {8}
+
+
+def test_a_latency_that_nothing_reaches_says_what_was_nearest() -> None:
+    with pytest.raises(Unreachable) as raised:
+        best_of_latency([stock(), stock(0.5, 1.0)], 0.2, World(1).build, lambda built: 1 - built.candidate.stock.cut)
+    assert raised.value.told == "0.50 of the parent's latency"
 
 
 def test_thinned_keeps_both_ends() -> None:
