@@ -314,6 +314,10 @@ def _stored(record: RunRecord) -> str:
     return json.dumps(value)
 
 
+TARGETS = ("size", "ratio", "latency", "kl")
+"""What a compression may be asked for; the bits it may choose from are no description of its result."""
+
+
 def _label(made: Made) -> str:
     """`wanda 0.5`, `gptq 4`, `llama`: the few values of the config that tell one checkpoint from the next."""
     section = made.config.get(made.operation)
@@ -322,7 +326,8 @@ def _label(made: Made) -> str:
     if isinstance(section, dict):
         words += [section.get("method"), section.get("sparsity")]
         words += [section.get("pattern") if section.get("pattern") != "unstructured" else None]
-        words += [f"{section['bits']} bits" if section.get("bits") else None]
+        words += [f"to {kind} {value}" for kind in TARGETS if (value := section.get(f"target_{kind}")) is not None]
+        words += [f"{section['bits']} bits" if isinstance(section.get("bits"), int) else None]
         words += [f"heal {section['heal']}" if section.get("heal") else None]
     if isinstance(model, dict):
         words.append(model.get("arch"))

@@ -31,6 +31,7 @@ def test_a_share_of_the_size(base: Any, llmos: Any) -> None:
     made = ws.manifest(ws.resolve()).made
     assert made.operation == "compress" and made.parents == (ws.resolve("HEAD~1"),)
     assert made.config["compress"]["chosen"]["layers"]
+    assert "compress to ratio 0.75" in llmos("log").out
     assert Path(done.json["picture"]).is_file()
 
 
