@@ -1,14 +1,18 @@
-"""The GPTQ layout (version 1), which AutoGPTQ made common: written from a checkpoint's own codes, and read back.
+"""The GPTQ layout, which AutoGPTQ made common: written from a checkpoint's own codes, and read back.
 
 Of a linear layer with b-bit codes in groups of g inputs (AutoGPTQ's `qlinear` modules; vLLM's `gptq.py`, `gptq_marlin.py`):
 
     qweight  int32 [I b / 32, O]     code + 2^(b-1), inputs one after another along the first dimension, lowest bits first
-    qzeros   int32 [G, O b / 32]     zero point + 2^(b-1) - 1: readers add the 1
+    qzeros   int32 [G, O b / 32]     zero point + 2^(b-1), less 1 in version 1: its readers add it
     scales   fp16  [G, O]
     g_idx    int32 [I]               the group of each input: i // g here, for columns keep their order
 
 config.json and quantize_config.json give bits and group size of most layers; layers that differ, or stay dense, stand in `dynamic`
 under a pattern of their names (GPTQModel's way, which vLLM reads). All other weights are fp16.
+
+Symmetric codes are version 1 (`gptq`), which every reader knows. Zero points are version 2 (`gptq_v2`: GPTQModel, vLLM from 0.11.1):
+version 1 cannot say the lowest one, and GPTQModel refuses it from any other writer. No `meta` is written: transformers takes it as
+a sign that auto-round cannot read the files.
 
 Shapes: O outputs, I inputs, G groups, W words.
 """
@@ -26,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmos_cli import __version__
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.models import blocks, headers, packing
 from llmos_cli.models.codes import stored_codes
@@ -36,6 +39,8 @@ from llmos_cli.models.quantized import Quantized
 from llmos_cli.models.save import write_streamed
 
 BITS = (2, 3, 4, 8)
+SHIFTS = {"gptq": 1, "gptq_v2": 0}
+"""What a version's readers add to a stored zero point."""
 MULTIPLE = 32
 
 
@@ -51,8 +56,8 @@ class Form:
         return self.bits == bits and (self.group == group or (self.group == -1 and self.inputs == group))
 
 
-def write(source: Path, target: Path) -> None:
-    """Write the weights and configuration of the quantized checkpoint `source` into `target`.
+def write(source: Path, target: Path) -> str:
+    """Write the weights and configuration of the quantized checkpoint `source` into `target`; the layout's version.
 
     Raises UsageError where it is not quantized, or in a way that the layout has no words for.
     """
@@ -60,6 +65,8 @@ def write(source: Path, target: Path) -> None:
     entries = headers.of_directory(source)
     with stored_codes(source) as codes, ExitStack() as stack:
         forms = _forms(config, codes, entries)
+        symmetric = not any(name.endswith("_zero_point") for name in entries)
+        version = "gptq" if symmetric else "gptq_v2"
         read = Read(entries, stack)
         groups = blocks.shards({headers.dense_name(name, entries): None for name in entries})
 
@@ -67,16 +74,17 @@ def write(source: Path, target: Path) -> None:
             tensors: dict[str, Tensor] = {}
             for name in names:
                 if name in forms:
-                    tensors |= _layer(name.removesuffix(".weight"), codes[name])
+                    tensors |= _layer(name.removesuffix(".weight"), codes[name], SHIFTS[version])
                 else:
                     tensors[name] = _half(name, read(name))
             return tensors
 
         write_streamed(groups, shard, target)
-    described = _description(forms, source) | {"sym": not any(name.endswith("_zero_point") for name in entries)}
+    described = _description(forms, source) | {"sym": symmetric, "checkpoint_format": version}
     config |= {CONFIG_KEY: described, "dtype": "float16"}
     for file, content in (("config.json", config), ("quantize_config.json", described)):
         (target / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return version
 
 
 def read(directory: Path) -> Iterator[tuple[str, Tensor]]:
@@ -88,7 +96,7 @@ def read(directory: Path) -> Iterator[tuple[str, Tensor]]:
         for name in entries:
             if name.endswith(".qweight"):
                 layer = name.removesuffix(".qweight")
-                yield layer, _dense(tensor, layer, _bits(described, layer))
+                yield layer, _dense(tensor, layer, _bits(described, layer), SHIFTS[described["checkpoint_format"]])
 
 
 def _forms(
@@ -110,21 +118,16 @@ def _forms(
     return forms
 
 
-def _layer(layer: str, quantized: Quantized) -> dict[str, Tensor]:
+def _layer(layer: str, quantized: Quantized, shift: int) -> dict[str, Tensor]:
     inputs = quantized.codes.shape[1]
     scales_GO = _half(f"the scales of {layer}", quantized.scales_OG.t())
     group = inputs // len(scales_GO)
     zeros_OG = (
         torch.zeros_like(quantized.scales_OG, dtype=torch.int8) if quantized.zeros_OG is None else quantized.zeros_OG
     )
-    if int(zeros_OG.min()) == -(1 << (quantized.bits - 1)):
-        raise UsageError(
-            f"a zero point of {layer} is the lowest code, which GPTQ's first version cannot say",
-            hint="quantize symmetrically, or export another format",
-        )
     return {
         f"{layer}.qweight": packing.pack(quantized.codes, quantized.bits).t(),
-        f"{layer}.qzeros": packing.pack(zeros_OG.t() - 1, quantized.bits),
+        f"{layer}.qzeros": packing.pack(zeros_OG.t() - shift, quantized.bits),
         f"{layer}.scales": scales_GO,
         f"{layer}.g_idx": (torch.arange(inputs) // group).to(torch.int32),
     }
@@ -149,17 +152,15 @@ def _description(forms: Mapping[str, Form], source: Path) -> dict[str, Any]:
         form = forms.get(f"{name}.weight")
         if form is None and name != "lm_head":
             dynamic[f"-:^{re.escape(name)}$"] = {}
-        elif form is not None and not form.said_by(bits, group):
+        elif form is not None and (name == "lm_head" or not form.said_by(bits, group)):  # auto-round needs it said
             dynamic[f"+:^{re.escape(name)}$"] = {"bits": form.bits, "group_size": form.group}
     return {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",
         "bits": bits,
         "group_size": group,
         "desc_act": False,
         "lm_head": "lm_head.weight" in forms,
         "pack_dtype": "int32",
-        "meta": {"quantizer": [f"llmos:{__version__}"]},
         **({"dynamic": dynamic} if dynamic else {}),
     }
 
@@ -169,10 +170,10 @@ def _bits(described: Mapping[str, Any], layer: str) -> int:
     return int(own.get("bits", described["bits"]))
 
 
-def _dense(tensor: Read, layer: str, bits: int) -> Tensor:
+def _dense(tensor: Read, layer: str, bits: int, shift: int) -> Tensor:
     """(code - zero point) * scale, the groups by g_idx."""
     qweight_WO, qzeros_GW, scales_GO = (tensor(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales"))
     group_I = tensor(f"{layer}.g_idx").long()
     codes_OI = packing.unpack(qweight_WO.t().contiguous(), bits, len(group_I)).float()
-    zeros_GO = packing.unpack(qzeros_GW, bits, scales_GO.shape[1]).float() + 1
+    zeros_GO = packing.unpack(qzeros_GW, bits, scales_GO.shape[1]).float() + shift
     return (codes_OI - zeros_GO[group_I].t()) * scales_GO[group_I].t().float()

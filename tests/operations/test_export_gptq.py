@@ -26,8 +26,8 @@ def slowly(words: list[int], bits: int, count: int) -> list[int]:
     return [(number >> (bits * index)) & ((1 << bits) - 1) for index in range(count)]
 
 
-def dense(tensors: dict[str, Tensor], layer: str, bits: int) -> Tensor:
-    """[O, I], by the layout's description alone."""
+def dense(tensors: dict[str, Tensor], layer: str, bits: int, shift: int = 1) -> Tensor:
+    """[O, I], by the layout's description alone; version 2 has no shift."""
     qweight, qzeros, scales, g_idx = (tensors[f"{layer}.{part}"] for part in ("qweight", "qzeros", "scales", "g_idx"))
     assert (qweight.dtype, qzeros.dtype, scales.dtype, g_idx.dtype) == (
         torch.int32,
@@ -41,7 +41,7 @@ def dense(tensors: dict[str, Tensor], layer: str, bits: int) -> Tensor:
     scale, group = scales.float().tolist(), g_idx.tolist()
     return torch.tensor(
         [
-            [(columns[o][i] - (zeros[group[i]][o] + 1)) * scale[group[i]][o] for i in range(inputs)]
+            [(columns[o][i] - (zeros[group[i]][o] + shift)) * scale[group[i]][o] for i in range(inputs)]
             for o in range(outputs)
         ]
     )
@@ -79,25 +79,33 @@ def test_unpacked_by_hand_it_is_the_checkpoint(
     described = json.loads((out / "quantize_config.json").read_text())
     assert described == json.loads((out / "config.json").read_text())["quantization_config"]
     assert (described["bits"], described["group_size"], described["sym"]) == (bits, group_size, True)
-    assert (described["quant_method"], described["desc_act"], "dynamic" in described) == ("gptq", False, False)
+    assert (described["quant_method"], described["checkpoint_format"]) == ("gptq", "gptq")
+    assert (described["desc_act"], "dynamic" in described) == (False, False)
     assert AutoTokenizer.from_pretrained(out).eos_token == "<|end|>"
     assert (out / "README.md").is_file()
     assert tensors["model.norm.weight"].dtype == torch.float16
     assert not any(name.endswith(("_packed", "_scale")) for name in tensors)
 
 
-def test_zero_points_are_stored_one_lower(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+def test_zero_points_are_the_second_version(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """The lowest one among them, which version 1 cannot say."""
+
     def shifted(name: str, weight: Tensor) -> Quantized:
         found = nearest(weight, 4, 32, asymmetric=True)
-        return Quantized(found.codes, found.scales_OG.to(torch.bfloat16), 4, 32, found.zeros_OG.clamp(min=-7))  # type: ignore[union-attr]
+        zeros_OG = found.zeros_OG.clone()  # type: ignore[union-attr]
+        zeros_OG[0, 0] = -8
+        return Quantized(found.codes, found.scales_OG.to(torch.bfloat16), 4, 32, zeros_OG)
 
     codes = quantized(llmos, tmp_path, shifted)
-    assert llmos("export", "-o", tmp_path / "gptq", "--format", "gptq").code == 0
+    ran = llmos("export", "-o", tmp_path / "gptq", "--format", "gptq", "--json")
+    assert (ran.code, ran.json["difference"] < 1e-3) == (0, True)
+    assert any("gptq_v2" in note for note in ran.json["notes"])
     layer = "model.layers.0.mlp.up_proj"
     expected = codes[layer]
     wide = Quantized(expected.codes, expected.scales_OG.float(), 4, 32, expected.zeros_OG).dense()
-    torch.testing.assert_close(dense(read(tmp_path / "gptq"), layer, 4), wide, rtol=1e-6, atol=0)
-    assert json.loads((tmp_path / "gptq" / "quantize_config.json").read_text())["sym"] is False
+    torch.testing.assert_close(dense(read(tmp_path / "gptq"), layer, 4, shift=0), wide, rtol=1e-6, atol=0)
+    described = json.loads((tmp_path / "gptq" / "quantize_config.json").read_text())
+    assert (described["sym"], described["checkpoint_format"]) == (False, "gptq_v2")
 
 
 def test_layers_that_differ_are_named(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ TOLERANCE = 0.02
 
 
 def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outcome:
-    gptq_files.write(checkpoint.path, target)
+    version = gptq_files.write(checkpoint.path, target)
     copy(checkpoint, target, others(checkpoint) - {headers.INDEX})
     model = load(checkpoint.path)
     difference = compared(model, lambda: _read_into(model, target))
@@ -30,7 +30,14 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
             f"the export's logits differ by {difference:.2g} of the largest from the checkpoint's",
             hint="this is a defect of llmos: please report the model's config.json",
         )
-    return Outcome(difference, notes=("its very codes, scales in fp16; inputs are never rounded there",))
+    return Outcome(
+        difference, notes=("its very codes, scales in fp16; inputs are never rounded there", *_note(version))
+    )
+
+
+def _note(version: str) -> tuple[str, ...]:
+    """What a user of zero points must know of the readers."""
+    return () if version == "gptq" else (f"zero points are in {version}: GPTQModel and vLLM from 0.11.1 read it",)
 
 
 def _read_into(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
