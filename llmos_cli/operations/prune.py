@@ -26,7 +26,7 @@ from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
-from llmos_cli.operations.compression.memory import spill
+from llmos_cli.operations.compression.memory import HEALING, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
@@ -72,6 +72,8 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     if is_structured(module):
         return cut_out(ws, run, parent, resolved, module, own)
     guards = Guards(options.max_kl, options.max_drop)
+    if options.heal:
+        whole(options, parent.path, HEALING, "--heal", emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         samples = calibration(

@@ -27,7 +27,7 @@ from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
-from llmos_cli.operations.compression.memory import spill
+from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
@@ -104,6 +104,8 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     module, own = method("quantize", options)
     form = form_of(resolved, module)
     guards = Guards(options.max_kl, options.max_drop)
+    if options.heal:
+        whole(options, parent.path, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
         model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
         form.check(model.matrices)

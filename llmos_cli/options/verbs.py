@@ -83,16 +83,12 @@ class TrainOptions(Methodical):
     """Of the distance to the teacher's hidden states, on top of the rest of the loss; 0 looks at the logits alone."""
 
 
-class PruneOptions(Methodical):
-    method: str = "wanda"
-    sparsity: float = Field(0.5, ge=0, lt=1)
-    """Share of the weights of each pruned layer set to zero; of a structured method, share of the model's parameters that go."""
-    pattern: str = Field("unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$")
-    """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs), which says its own sparsity."""
-    allocation: Literal["uniform", "owl"] = "uniform"
-    """How zeros are shared out among blocks: alike, or fewer where more weights are outliers by size and input (OWL)."""
+class Compressing(Section):
+    """What every verb that compresses may be told."""
+
     heal: int = Field(0, ge=0)
-    """Steps of distillation from the parent with the mask held."""
+    """Steps of distillation from the parent (of `compress`, after each stage): pruned weights stay at zero; over the frozen codes of
+    quantized layers scales, norms and biases learn."""
     calibration_samples: int = Field(64, ge=1)
     """Training samples whose activations the method looks at."""
     calibration: str | None = None
@@ -109,7 +105,17 @@ class PruneOptions(Methodical):
     do not fit are proven block by block. Half of what is free when absent."""
 
 
-class QuantizeOptions(Methodical):
+class PruneOptions(Compressing, Methodical):
+    method: str = "wanda"
+    sparsity: float = Field(0.5, ge=0, lt=1)
+    """Share of the weights of each pruned layer set to zero; of a structured method, share of the model's parameters that go."""
+    pattern: str = Field("unstructured", pattern=r"^(unstructured|[0-9]+:[0-9]+)$")
+    """`unstructured`, or `n:m` (at most n non-zero weights in each m consecutive inputs), which says its own sparsity."""
+    allocation: Literal["uniform", "owl"] = "uniform"
+    """How zeros are shared out among blocks: alike, or fewer where more weights are outliers by size and input (OWL)."""
+
+
+class QuantizeOptions(Compressing, Methodical):
     method: str = "gptq"
     bits: int = Field(4, ge=2, le=8)
     """Of each weight; convolutions and LSTMs are always kept with 8."""
@@ -121,25 +127,9 @@ class QuantizeOptions(Methodical):
     layers: dict[str, Annotated[int, Field(ge=2, le=8)]] = {}
     """Glob pattern of modules -> bits of those, the last that matches; `bits` for the others. Readers that fuse query, key and
     value, or gate and up, want those in one form."""
-    heal: int = Field(0, ge=0)
-    """Steps of distillation from the parent over frozen codes: scales, norms and biases learn."""
-    calibration_samples: int = Field(64, ge=1)
-    """Training samples whose activations the method looks at."""
-    calibration: str | None = None
-    """Where those samples come from, as `data.source` names it; the training data when absent. What evaluation will look at is
-    left out."""
-    ignore: list[str] = []
-    """Glob patterns of modules to leave alone, beside embeddings and output heads."""
-    max_kl: float | None = Field(None, ge=0)
-    """Commit nothing when the KL to the parent (nats per position) is above this."""
-    max_drop: float | None = Field(None, ge=0)
-    """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
-    memory_budget: float | None = Field(None, gt=0)
-    """Gigabytes that compressing and proving may take beside one block: activations past a quarter of it go to disk, models that
-    do not fit are proven block by block. Half of what is free when absent."""
 
 
-class CompressOptions(Section):
+class CompressOptions(Compressing):
     """Exactly one target; the rest bounds what is tried to reach it."""
 
     target_size: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB)$")
@@ -156,18 +146,8 @@ class CompressOptions(Section):
     """Inputs that share a scale; -1: one scale per output channel."""
     cuts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.2, 0.3, 0.4, 0.5]
     """Shares of the parameters that may be cut out of the model before its weights are quantized."""
-    heal: int = Field(0, ge=0)
-    """Steps of distillation from the parent after each stage."""
-    calibration_samples: int = Field(64, ge=1)
-    """Training samples whose activations the methods look at."""
     probe_samples: int = Field(16, ge=1)
     """Validation samples on which candidates are compared; the proof is taken on others."""
-    ignore: list[str] = []
-    """Glob patterns of modules to leave alone, beside embeddings and output heads."""
-    max_kl: float | None = Field(None, ge=0)
-    """Commit nothing when the KL to the parent (nats per position) is above this."""
-    max_drop: float | None = Field(None, ge=0)
-    """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
 
 
 class HealOptions(Section):

@@ -41,6 +41,7 @@ MEANT: dict[str, Any] = {
     "heal.learning_rate": 1.1e-3,
     "model.classifier_pooling": "late",
     "model.module": "my_model.py:Net",
+    "compress.calibration": "rows.jsonl",
     "prune.calibration": "rows.jsonl",
     "prune.ignore": ["nothing.*"],
     "prune.pattern": "1:4",

@@ -39,6 +39,7 @@ METRICS = {"image-classification": "accuracy", "text-classification": "accuracy"
 
 APART = {
     "model.module": "an architecture of one's own stands in the place of model.arch",
+    "compress.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "prune.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "quantize.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "eval.folds": "cross-validation trains anew, on the checkpoint's own data",

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from llmos_cli.core.records import EVENTS, read_events
+from llmos_cli.core.view import size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
 from llmos_cli.events import ignore
+from llmos_cli.models import headers
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.load import load
 from llmos_cli.models.shelf import Shelf
@@ -230,6 +232,27 @@ def test_a_proof_block_by_block_gives_the_numbers_of_one_with_whole_models(
     assert (parity["reader"], parity["fresh"]) == ("llmos, block by block", False)
     assert parity["difference"] < 1e-5
     assert "fresh process, were not measured" in tight.json["proof"]["unmeasured"]
+
+
+@pytest.mark.parametrize(
+    ("words", "copies"),
+    [
+        (("quantize", "--heal", "1", "-s", "quantize.memory_budget=1e-4"), 5),
+        (("quantize", "--heal", "1", "-s", "heal.codes=true", "-s", "quantize.memory_budget=1e-4"), 9),
+        (("prune", "--heal", "1", "-s", "prune.memory_budget=1e-4"), 5),
+        (("prune", "--method", "width", "-s", "prune.memory_budget=1e-4"), 3),
+        (("compress", "--target-ratio", "0.5", "-s", "compress.memory_budget=1e-4"), 3),
+    ],
+)
+def test_what_holds_whole_models_says_so_before_it_loads_them(
+    made: Callable[[str], Workspace], words: tuple[str, ...], copies: int, llmos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = made("llama")
+    monkeypatch.chdir(ws.root)
+    needed = size(copies * 4 * headers.parameters(ws.checkpoint("HEAD").path))
+    refused = llmos(*words)
+    assert refused.code == 2
+    assert f"holds whole models in memory, about {needed}, and memory_budget allows 100 kB" in refused.err
 
 
 def test_a_run_whose_calibration_data_changed_does_not_go_on(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
+from llmos_cli.operations.compression import memory
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.memory import CUTTING, HEALING
 from llmos_cli.operations.compression.narrow import narrow, was_pruned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.shorten import shorten
@@ -65,6 +67,8 @@ def cut_out(
     options = config.prune
     guards = Guards(options.max_kl, options.max_drop)
     with ws.stage() as staged:
+        copies = HEALING if options.heal else CUTTING
+        memory.whole(options, parent.path, copies, options.method, emit=run.emit)
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
         samples = calibration(
             whole,

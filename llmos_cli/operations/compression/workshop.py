@@ -31,6 +31,7 @@ from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.cut import answers, heal_smaller
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, Stock
+from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
 from llmos_cli.operations.compression.narrow import narrow
 from llmos_cli.operations.compression.sensitivity import mean_kl, scored, sensitivities
 from llmos_cli.operations.compression.subject import BATCH, Calibration, Subject, calibration, subject
@@ -70,9 +71,15 @@ class Workshop:
         self.options = self.config.compress
         self.new_folder, self.emit = new_folder, emit
         self.cuts = sorted(self.options.cuts)
+        whole(self.options, parent.path, HEALING if self.options.heal else CUTTING, "compress", emit=emit)
         self.subject: Subject = subject(ws, parent, resolved, self.options.ignore, emit=emit)
         self.samples: Calibration = calibration(
-            self.subject, self.options.calibration_samples, NEEDS, seed=self.config.seed
+            self.subject,
+            self.options.calibration_samples,
+            NEEDS,
+            seed=self.config.seed,
+            source=self.options.calibration,
+            cache=ws.cache,
         )
         self.probes = self._probes()
         self.dense = [scored(self.subject.model, self.subject.exam.task, batch) for batch in self.probes]
