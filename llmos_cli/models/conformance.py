@@ -20,14 +20,15 @@ from typing import Any
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from pydantic import ValidationError
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmos_cli.models import headers
 from llmos_cli.models.architectures.base import SmallModel
 from llmos_cli.models.dequantize import CONFIG_KEY
 from llmos_cli.models.load import skeleton
+from llmos_cli.models.quantized import MIXED, PACKED, PLAIN
 from llmos_cli.models.save import stored_names
 
-PACKED, PLAIN = "pack-quantized", "int-quantized"
 FLOATS = ("F16", "BF16", "F32")
 KERNEL_BITS = (4, 8)
 KERNEL_GROUPS = (-1, 32, 64, 128)
@@ -59,13 +60,16 @@ class Conformance:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A linear layer of the model: its name there, the name of its weight on disk, the group that targets it."""
+    """A linear layer or embedding of the model: its name there, the name of its weight on disk, the group that targets it; `tied`:
+    its codes are another's."""
 
     name: str
     stored: str
     outputs: int
     inputs: int
     group: str | None
+    embeds: bool = False
+    tied: bool = False
 
 
 def check(directory: Path) -> Conformance | None:
@@ -80,9 +84,11 @@ def check(directory: Path) -> Conformance | None:
     schemes = {name: QuantizationScheme(**group) for name, group in quantization["config_groups"].items()}
     entries, model = headers.of_directory(directory), skeleton(directory)
     layers = list(_layers(model, quantization))
-    broken += _gathered(fault for layer in layers for fault in _stored(layer, entries, schemes, quantization["format"]))
+    forms = {name: scheme.format or quantization["format"] for name, scheme in schemes.items()}
+    broken += _gathered(fault for layer in layers for fault in _stored(layer, entries, schemes, forms))
     told = ", ".join(dict.fromkeys(_named(schemes[layer.group]) for layer in layers if layer.group))
-    refused = [*_no_architecture(model), *_no_kernel(quantization, schemes), *_gathered(_split(layers))]
+    refused = [*_no_architecture(model), *_no_kernel(quantization, _of_linear(schemes, layers), forms)]
+    refused += [*_no_lookup(layers, forms), *_gathered(_split(layers))]
     return Conformance(told, tuple(broken), tuple(refused), tuple(_slow(layers, schemes)))
 
 
@@ -90,7 +96,7 @@ def _declared(quantization: Mapping[str, Any]) -> Iterator[str]:
     """Faults of the description itself."""
     for key, allowed in (
         ("quant_method", ("compressed-tensors",)),
-        ("format", (PACKED, PLAIN)),
+        ("format", (PACKED, PLAIN, MIXED)),
         ("quantization_status", ("compressed",)),
     ):
         if quantization.get(key) not in allowed:
@@ -107,15 +113,20 @@ def _declared(quantization: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is no scheme: {str(problem).splitlines()[-1].strip()}"
 
 
-def _layers(model: nn.Module, quantization: Mapping[str, Any]) -> Iterator[_Layer]:
-    on_disk = stored_names(model)  # type: ignore[arg-type]
+def _layers(model: PreTrainedModel, quantization: Mapping[str, Any]) -> Iterator[_Layer]:
+    on_disk, tied = stored_names(model), model.get_expanded_tied_weights_keys(all_submodels=True)
     for name, module in model.named_modules():
+        weight = f"{name}.weight"
+        place, twin = on_disk.get(weight, weight), weight in tied
         if isinstance(module, nn.Linear):  # a head tied to the embedding too: readers quantize it unless it is ignored
-            stored = on_disk.get(f"{name}.weight", f"{name}.weight")
-            yield _Layer(name, stored, module.out_features, module.in_features, _group(name, quantization))
+            group = _group(name, quantization)
+            yield _Layer(name, place, module.out_features, module.in_features, group, tied=twin)
+        elif isinstance(module, nn.Embedding) and (group := _group(name, quantization, "Embedding")):
+            rows, width = module.weight.shape
+            yield _Layer(name, place, rows, width, group, embeds=True, tied=twin)
 
 
-def _group(name: str, quantization: Mapping[str, Any]) -> str | None:
+def _group(name: str, quantization: Mapping[str, Any], kind: str = "Linear") -> str | None:
     """The group that targets a layer: by name before by class, none where it is ignored."""
     if _matches(name, quantization.get("ignore") or ()):
         return None
@@ -123,7 +134,7 @@ def _group(name: str, quantization: Mapping[str, Any]) -> str | None:
     for by_name in (True, False):
         for group, scheme in groups.items():
             targets = scheme["targets"]
-            if _matches(name, targets) if by_name else "Linear" in targets:
+            if _matches(name, targets) if by_name else kind in targets:
                 return group
     return None
 
@@ -133,7 +144,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _stored(
-    layer: _Layer, entries: Mapping[str, headers.Entry], schemes: Mapping[str, QuantizationScheme], form: str
+    layer: _Layer,
+    entries: Mapping[str, headers.Entry],
+    schemes: Mapping[str, QuantizationScheme],
+    forms: Mapping[str, str],
 ) -> Iterator[tuple[str, str]]:
     """(fault, layer) where the tensors of a layer are not what its group calls for."""
     present = {suffix for suffix in ("_packed", "_scale", "_shape", "_zero_point") if layer.stored + suffix in entries}
@@ -141,8 +155,13 @@ def _stored(
         if present:
             yield "codes of a layer that no group targets", layer.name
         return
-    args = _weights(schemes[layer.group])
-    for suffix, (dtypes, shape) in _expected(layer, args, form).items():
+    args, form = _weights(schemes[layer.group]), forms[layer.group]
+    if layer.embeds and form == PACKED:
+        yield "packed codes of an embedding, which transformers does not read", layer.name
+    expected = _expected(layer, args, form)
+    if layer.tied and form == PLAIN:
+        expected.pop("")  # transformers ties the codes
+    for suffix, (dtypes, shape) in expected.items():
         entry = entries.get(layer.stored + suffix)
         if entry is None:
             yield f"no weight{suffix}", layer.name
@@ -175,8 +194,21 @@ def _no_architecture(model: nn.Module) -> Iterator[str]:
         yield f"it has no {type(model).__name__}"
 
 
-def _no_kernel(quantization: Mapping[str, Any], schemes: Mapping[str, QuantizationScheme]) -> Iterator[str]:
-    for scheme in schemes.values():
+def _of_linear(schemes: Mapping[str, QuantizationScheme], layers: Sequence[_Layer]) -> dict[str, QuantizationScheme]:
+    """Those of blocks and heads that stand alone: an embedding is looked up, and a head tied to one goes with it."""
+    used = {layer.group for layer in layers if not (layer.embeds or layer.tied)}
+    return {name: scheme for name, scheme in schemes.items() if name in used}
+
+
+def _no_lookup(layers: Sequence[_Layer], forms: Mapping[str, str]) -> Iterator[str]:
+    if any(layer.embeds and forms[layer.group or ""] != PACKED for layer in layers):
+        yield "it looks up packed codes only, and these of the embedding are int8, as transformers wants them"
+
+
+def _no_kernel(
+    quantization: Mapping[str, Any], schemes: Mapping[str, QuantizationScheme], forms: Mapping[str, str]
+) -> Iterator[str]:
+    for name, scheme in schemes.items():
         args, inputs = _weights(scheme), scheme.input_activations
         if args.type != "int" or args.dynamic:
             yield f"{_named(scheme)}: only stored whole numbers are described here"
@@ -184,7 +216,7 @@ def _no_kernel(quantization: Mapping[str, Any], schemes: Mapping[str, Quantizati
             dynamic = inputs.num_bits == 8 and inputs.strategy == "token" and inputs.dynamic
             if not (dynamic and args.num_bits == 8 and args.strategy in ("channel", "tensor") and args.symmetric):
                 yield f"{_named(scheme)}: of inputs it rounds, its kernel has W8A8 per token over symmetric channels"
-        elif quantization["format"] != PACKED:
+        elif forms[name] != PACKED:
             yield f"{_named(scheme)}: weights alone must be pack-quantized"
         elif args.num_bits not in KERNEL_BITS:
             yield f"{_named(scheme)}: for weights alone it has 4 and 8 bits"
@@ -212,7 +244,9 @@ def _split(layers: Sequence[_Layer]) -> Iterator[tuple[str, str]]:
 
 
 def _slow(layers: Sequence[_Layer], schemes: Mapping[str, QuantizationScheme]) -> Iterator[str]:
-    weight_only = [layer for layer in layers if layer.group and schemes[layer.group].input_activations is None]
+    weight_only = [
+        layer for layer in layers if layer.group and not layer.embeds and schemes[layer.group].input_activations is None
+    ]
     sizes = {_weights(schemes[layer.group]).group_size or -1 for layer in weight_only if layer.group}
     if odd := sorted(sizes - set(KERNEL_GROUPS)):
         yield f"groups of {', '.join(map(str, odd))} by slower kernels than 32, 64, 128 or whole rows"

@@ -24,6 +24,7 @@ from llmos_cli.models.int8 import QuantizedLinear
 
 CONFIG_KEY = "quantization_config"
 INT8_KEY = "llmos_int8"
+FORMATS = ("pack-quantized", "int-quantized", "mixed-precision")
 Model = TypeVar("Model", bound=PreTrainedModel)
 Group = Mapping[str, Any]
 """One of compressed-tensors' `config_groups`: its targets and how their weights and inputs are quantized."""
@@ -130,13 +131,18 @@ def without_quantization(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def round_inputs(model: nn.Module, config: PreTrainedConfig | Mapping[str, Any]) -> None:
     """Swap in `QuantizedLinear` wherever the configuration says that inputs are rounded."""
-    quantization = _get(config, CONFIG_KEY) or {}
-    groups = [group for group in _groups(config) if group.get("input_activations")]
-    ignored = quantization.get("ignore") or ()
-    targets = [target for group in groups for target in group["targets"]]
+    ignored, groups = (_get(config, CONFIG_KEY) or {}).get("ignore") or (), _groups(config)
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and _matches(name, targets) and not _matches(name, ignored):
-            model.set_submodule(name, QuantizedLinear.of(module))
+        if isinstance(module, nn.Linear) and not _matches(name, ignored):
+            group = group_of(name, groups)
+            if group and group.get("input_activations"):
+                model.set_submodule(name, QuantizedLinear.of(module))
+
+
+def group_of(name: str, groups: Sequence[Group]) -> Group | None:
+    """The group that a linear layer belongs to: by its name before its class."""
+    named = [group for group in groups if _matches(name, [t for t in group["targets"] if t != "Linear"])]
+    return next(iter([*named, *(group for group in groups if "Linear" in group["targets"])]), None)
 
 
 def bits_by_layer(config: PreTrainedConfig | Mapping[str, Any], entries: Mapping[str, headers.Entry]) -> dict[str, int]:
@@ -163,10 +169,10 @@ def check(config: PreTrainedConfig | Mapping[str, Any]) -> None:
     if not quantization:
         return
     method, form = quantization.get("quant_method"), quantization.get("format")
-    if method != "compressed-tensors" or form not in ("pack-quantized", "int-quantized"):
+    if method != "compressed-tensors" or form not in FORMATS:
         raise LlmosError(
             f"llmos does not read weights quantized by {method} ({form or 'no format'})",
-            hint="it reads compressed-tensors, pack-quantized and int-quantized; import the dense model instead",
+            hint=f"it reads compressed-tensors, {', '.join(FORMATS)}; import the dense model instead",
         )
 
 
@@ -217,8 +223,8 @@ def _bits(name: str, inputs: int, words: int, groups: Sequence[Group]) -> int:
     declared = {group["weights"]["num_bits"] for group in weighing}
     fitting: list[int] = [bits for bits in sorted(declared) if -(-inputs * bits // packing.WORD) == words]
     if len(fitting) > 1:
-        module = name.removesuffix(".weight")
-        fitting = [group["weights"]["num_bits"] for group in weighing if _matches(module, group["targets"])]
+        group = group_of(name.removesuffix(".weight"), weighing)
+        fitting = [group["weights"]["num_bits"]] if group else []
     if len(fitting) != 1:
         raise Corrupt(f"config.json does not say how {name} is packed", hint="quantize or import it again")
     return fitting[0]

@@ -64,11 +64,11 @@ def write(source: Path, target: Path) -> str:
     config = json.loads((source / "config.json").read_bytes())
     entries = headers.of_directory(source)
     with stored_codes(source) as codes, ExitStack() as stack:
-        forms = _forms(config, codes, entries)
+        forms = _forms(config, _of_layers(codes, source), entries)
         symmetric = not any(name.endswith("_zero_point") for name in entries)
         version = "gptq" if symmetric else "gptq_v2"
         read = Read(entries, stack)
-        groups = blocks.shards({headers.dense_name(name, entries): None for name in entries})
+        groups = blocks.shards(headers.dense_shapes(entries))
 
         def shard(names: list[str]) -> dict[str, Tensor]:
             tensors: dict[str, Tensor] = {}
@@ -76,7 +76,7 @@ def write(source: Path, target: Path) -> str:
                 if name in forms:
                     tensors |= _layer(name.removesuffix(".weight"), codes[name], SHIFTS[version])
                 else:
-                    tensors[name] = _half(name, read(name))
+                    tensors[name] = _half(name, _values(codes[name]) if name in codes else read(name))
             return tensors
 
         write_streamed(groups, shard, target)
@@ -118,6 +118,12 @@ def _forms(
     return forms
 
 
+def _of_layers(codes: Mapping[str, Quantized], source: Path) -> dict[str, Quantized]:
+    """Without embeddings, and the heads tied to them: the layout has none, so they are fp16."""
+    tables = {f"{name}.weight" for name, module in skeleton(source).named_modules() if isinstance(module, nn.Embedding)}
+    return {name: codes[name] for name in codes if name not in tables}
+
+
 def _layer(layer: str, quantized: Quantized, shift: int) -> dict[str, Tensor]:
     inputs = quantized.codes.shape[1]
     scales_GO = _half(f"the scales of {layer}", quantized.scales_OG.t())
@@ -131,6 +137,10 @@ def _layer(layer: str, quantized: Quantized, shift: int) -> dict[str, Tensor]:
         f"{layer}.scales": scales_GO,
         f"{layer}.g_idx": (torch.arange(inputs) // group).to(torch.int32),
     }
+
+
+def _values(quantized: Quantized) -> Tensor:
+    return packing.dequantize(quantized.codes, quantized.scales_OG.float(), quantized.zeros_OG)
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -101,10 +101,10 @@ def quantized_names(names: Iterable[str]) -> list[str]:
 
 
 def dense_name(name: str, entries: Mapping[str, Entry]) -> str:
-    """The dense weight that a stored tensor is (a part of)."""
+    """The dense weight that a stored tensor is (a part of). Scales alone are those of a weight that is tied to another."""
     for suffix in ("_packed", "_scale", "_zero_point", "_shape"):
         base = name.removesuffix(suffix)
-        if base != name and (base in entries or f"{base}_packed" in entries):
+        if base != name and (base in entries or f"{base}_packed" in entries or name.endswith(".weight_scale")):
             return base
     return name
 

@@ -1,6 +1,8 @@
 """Writing quantized checkpoints from a dense one, shard by shard.
 
 Linear layers are stored as compressed-tensors (`pack-quantized`; `int-quantized` for W8A8), which transformers and vLLM read.
+Token embeddings and the head are int8 there, never packed and their inputs never rounded: transformers 5.23 looks for an embedding's
+`weight`, which packing replaces. A tied head has scales of its own beside the embedding's only codes, so that readers tie them.
 Convolutions and LSTMs have no format there: in our own architectures they are int8 per output channel under their own name,
 with a `_scale` beside them, listed in config.json as `llmos_int8`. `dequantize` reads all of it back.
 
@@ -23,12 +25,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.models import headers, packing
+from llmos_cli.models import blocks, headers, packing
 from llmos_cli.models.architectures.base import SmallModel
 from llmos_cli.models.dequantize import CONFIG_KEY, INT8_KEY, is_quantized
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.save import stored_names, write_streamed
 
+PACKED, PLAIN = "pack-quantized", "int-quantized"
+"""Words of packed codes; int8 codes as they are."""
+MIXED = "mixed-precision"
+"""What a config says whose groups are stored in different forms, each its own."""
 Scheme = Literal["weights", "w8a8"]
 """`weights`: codes for the weights alone; `w8a8`: 8-bit weights, and inputs rounded to int8 as they come."""
 
@@ -50,15 +56,18 @@ class Quantized:
 
 
 class Kind(NamedTuple):
-    """What a quantization config says of one weight."""
+    """What a quantization config says of one weight; `form`: how it is stored, `inside`: a block's, not an embedding or head."""
 
     bits: int
     group_size: int
     symmetric: bool
+    form: str
+    inside: bool
 
     @classmethod
-    def of(cls, quantized: Quantized) -> Kind:
-        return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None)
+    def of(cls, quantized: Quantized, scheme: Scheme, *, inside: bool) -> Kind:
+        form = PACKED if scheme == "weights" and inside else PLAIN
+        return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None, form, inside)
 
 
 def why_not(model: nn.Module, module: nn.Module) -> str | None:
@@ -84,17 +93,44 @@ def write_quantized(
     is written. `changed`: dense tensors, by their names in the files, that are not the source's own any more.
     """
     config, model, entries = _dense_config(source), skeleton(source), headers.of_directory(source)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    modules, inside, twins = dict(model.named_modules()), blocks.layers(model), _twins(model)
     weights = {_weight_name(key, model): key for key in layers}
-    packed = {name: key for name, key in weights.items() if name.removesuffix(".weight") in linear}
+    kinds = {
+        name: Kind.of(layers[key], scheme, inside=name.removesuffix(".weight") in inside)
+        for name, key in weights.items()
+        if isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.Embedding)
+    }
     stored = _stored_names(weights, model, entries)
     directory.mkdir(parents=True, exist_ok=True)
     _copy_others(source, directory)
-    pack = {stored[name] for name in packed} if scheme == "weights" else set()
-    _write_weights(directory, entries, layers, {stored[name]: key for name, key in weights.items()}, pack, changed)
-    kinds = {name.removesuffix(".weight"): Kind.of(layers[key]) for name, key in packed.items()}
-    config |= _config_entries(kinds, sorted(stored[name] for name in set(weights) - set(packed)), linear, scheme)
+    becoming = {
+        stored[name]: _Becoming(key, name in kinds and kinds[name].form == PACKED, tuple(twins.get(name, ())))
+        for name, key in weights.items()
+    }
+    _write_weights(directory, entries, layers, becoming, changed)
+    kinds |= {twin: kind for name, kind in kinds.items() for twin in twins.get(name, ())}
+    config |= _config_entries(
+        {name.removesuffix(".weight"): kind for name, kind in kinds.items()},
+        sorted(stored[name] for name in weights if name not in kinds),
+        linear=[name for name, module in modules.items() if isinstance(module, nn.Linear)],
+    )
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class _Becoming(NamedTuple):
+    """What a stored tensor becomes: the codes of `key`, packed or not, and scales for the `twins` that are tied to it."""
+
+    key: str
+    packed: bool
+    twins: tuple[str, ...]
+
+
+def _twins(model: PreTrainedModel) -> dict[str, list[str]]:
+    """The weights that are tied to another, by that other's name."""
+    found: dict[str, list[str]] = {}
+    for twin, name in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        found.setdefault(name, []).append(twin)
+    return found
 
 
 def _dense_config(source: Path) -> dict[str, Any]:
@@ -133,8 +169,7 @@ def _write_weights(
     directory: Path,
     entries: Mapping[str, headers.Entry],
     layers: Mapping[str, Quantized],
-    key_of: Mapping[str, str],
-    pack: set[str],
+    becoming: Mapping[str, _Becoming],
     changed: Mapping[str, Tensor],
 ) -> None:
     by_file: dict[Path, list[str]] = {}
@@ -146,8 +181,10 @@ def _write_weights(
         with safe_open(entries[group[0]].file, "pt") as opened:
             for name in group:
                 value = opened.get_tensor(name)
-                if name in key_of:
-                    shard |= _stored(name, layers[key_of[name]], value, pack=name in pack)
+                if name in becoming:
+                    key, packed, twins = becoming[name]
+                    shard |= _stored(name, layers[key], value, pack=packed)
+                    shard |= {f"{twin}_scale": shard[f"{name}_scale"].clone() for twin in twins}
                 else:
                     shard[name] = changed[name].to(value.dtype) if name in changed else value
         return shard
@@ -176,39 +213,46 @@ def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> di
     return stored
 
 
-def _config_entries(
-    packed: Mapping[str, Kind], int8: list[str], linear: Sequence[str], scheme: Scheme
-) -> dict[str, Any]:
+def _config_entries(kinds: Mapping[str, Kind], int8: list[str], *, linear: Sequence[str]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     if int8:
         entries[INT8_KEY] = int8
-    if packed:
-        layers = {name: packed[name] for name in sorted(packed)}
-        entries[CONFIG_KEY] = _quantization_config(layers, linear, scheme)
+    if kinds:
+        entries[CONFIG_KEY] = _quantization_config({name: kinds[name] for name in sorted(kinds)}, linear)
     return entries
 
 
-def _quantization_config(layers: Mapping[str, Kind], linear: Sequence[str], scheme: Scheme) -> dict[str, Any]:
-    """The shape compressed-tensors 0.20 writes. Layers of one kind are targeted as `Linear`, several kinds by name."""
+def _quantization_config(layers: Mapping[str, Kind], linear: Sequence[str]) -> dict[str, Any]:
+    """The shape compressed-tensors 0.20 writes. Layers of one kind are targeted as `Linear`, several kinds by name; embeddings and
+    heads always by name, which goes before class."""
     kinds: dict[Kind, list[str]] = {}
     for name, kind in layers.items():
         kinds.setdefault(kind, []).append(name)
+    alone = len([kind for kind in kinds if kind.inside]) == 1
+    forms = {kind.form for kind in kinds}
     groups = {
-        f"group_{index}": {
-            "targets": ["Linear"] if len(kinds) == 1 else names,
-            "input_activations": _int_args(8, "token", symmetric=True, dynamic=True) if scheme == "w8a8" else None,
-            "output_activations": None,
-            "weights": _weight_args(bits, group_size, symmetric),
-        }
-        for index, ((bits, group_size, symmetric), names) in enumerate(sorted(kinds.items()))
+        f"group_{index}": _group(kind, ["Linear"] if alone and kind.inside else names, formed=len(forms) > 1)
+        for index, (kind, names) in enumerate(sorted(kinds.items()))
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized" if scheme == "w8a8" else "pack-quantized",
+        "format": MIXED if len(forms) > 1 else next(iter(forms)),
         "quantization_status": "compressed",
         "ignore": sorted(set(linear) - set(layers)),
         "kv_cache_scheme": None,
         "config_groups": groups,
+    }
+
+
+def _group(kind: Kind, targets: list[str], *, formed: bool) -> dict[str, Any]:
+    """`formed`: the form is not the same for all. That of an embedding is always said: readers would guess another."""
+    rounds_inputs = kind.form == PLAIN and kind.inside
+    return {
+        "targets": targets,
+        "input_activations": _int_args(8, "token", symmetric=True, dynamic=True) if rounds_inputs else None,
+        "output_activations": None,
+        "weights": _weight_args(kind.bits, kind.group_size, kind.symmetric),
+        **({"format": kind.form} if formed or not kind.inside else {}),
     }
 
 

@@ -15,6 +15,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not
+from llmos_cli.operations.compression.embeddings import bytes_gained, left_alone_but
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit
 from llmos_cli.operations.compression.frontier import (
     Built,
@@ -144,7 +145,7 @@ def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         method="width, gptq" if found.candidate.stock.cut else "gptq",
         reached=f"{found.candidate.stock.cut:.0%} cut out, {made.bits:.2f} bits a weight with scales",
         changed=len(found.candidate.bits()),
-        left_alone=subject.left_alone,
+        left_alone=left_alone_but(subject.left_alone, subject.model) if options.embeddings else subject.left_alone,
         healed_steps=options.heal,
         proof=proof,
     )
@@ -265,6 +266,8 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> Plan:
         if not why_not(model, matrix.layer) and name in entries
     }
     fixed = whole - sum(entries[name].bytes for name in held)
+    if options.embeddings:
+        fixed -= bytes_gained(model, entries, options.group_size)
     low, high = (
         fixed + sum(weight_bytes(matrix, bits, options.group_size) for matrix in held.values())
         for bits in (min(options.bits), max(options.bits))

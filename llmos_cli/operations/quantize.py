@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ from llmos_cli.models.quantized import Scheme, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, stored_dtype
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.embeddings import left_alone_but, outside, round_embeddings
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
 from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
@@ -118,6 +119,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
             cache=ws.cache,
         )
         coded: dict[str, Coded] = {}
+        embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
         same_calibration(run.state, samples.record)
         with keeping(model, run.state, coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:
             compress = coding(model, module, own, form, coded)
@@ -135,7 +137,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
             )
             if options.heal:
                 coded = heal_quantized(model, coded, Healing(options.heal, config.heal, config.seed), run.emit)
-            write_codes(ws, kept, coded, module, staged)
+            write_codes(ws, kept, {**coded, **embedded}, module, staged)
             logits = kept.logits()
         facts = {"bits": average_bits(coded)}
         used = _used(coded, form)
@@ -151,9 +153,9 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         branch=run.base,
         operation="quantize",
         method=options.method,
-        reached=_reached(coded, used, module),
-        changed=len(coded),
-        left_alone={**model.left_alone, **skipped},
+        reached=_reached(coded, used, module) + (", embeddings 8 bits" if embedded else ""),
+        changed=len(coded) + len(embedded),
+        left_alone={**(left_alone_but(model.left_alone, model.model) if embedded else model.left_alone), **skipped},
         healed_steps=options.heal,
         proof=proof,
         notes=list(_notes(coded, form.group_size, module)),
@@ -174,7 +176,14 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
             return f"left alone: {reason}"
         return f"{form.bits_of(matrix)} bits, groups of {form.group_of(matrix)}"
 
-    return planned(checkpoint, options, become, calibrated=bool(module.NEEDS))
+    found = planned(checkpoint, options, become, calibrated=bool(module.NEEDS))
+    if not options.embeddings:
+        return found
+    told = {
+        name: f"8 bits, groups of {usable_group(matrix.inputs, form.group_size)}"
+        for name, matrix in outside(model).items()
+    }
+    return replace(found, matrices={**told, **found.matrices}, left_alone=left_alone_but(found.left_alone, model))
 
 
 def form_of(resolved: Resolved, module: ModuleType) -> Form:

@@ -127,6 +127,8 @@ class QuantizeOptions(Compressing, Methodical):
     layers: dict[str, Annotated[int, Field(ge=2, le=8)]] = {}
     """Glob pattern of modules -> bits of those, the last that matches; `bits` for the others. Readers that fuse query, key and
     value, or gate and up, want those in one form."""
+    embeddings: bool = False
+    """Whether token embeddings and the head are rounded to 8 bits too, in the same groups. transformers reads that, vLLM does not."""
 
 
 class CompressOptions(Compressing):
@@ -146,6 +148,8 @@ class CompressOptions(Compressing):
     """Inputs that share a scale; -1: one scale per output channel."""
     cuts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.2, 0.3, 0.4, 0.5]
     """Shares of the parameters that may be cut out of the model before its weights are quantized."""
+    embeddings: bool = False
+    """Whether token embeddings and the head are rounded to 8 bits too. transformers reads that, vLLM does not."""
     probe_samples: int = Field(16, ge=1)
     """Validation samples on which candidates are compared; the proof is taken on others."""
 

@@ -9,7 +9,7 @@ H key-value heads, G query heads that share one of them, D head size, E hidden s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmos_cli import device
+from llmos_cli.models.kernels.coded import CodedEmbedding
 from llmos_cli.serve.kernels import Matmul, matmul
 
 WINDOW = 128
@@ -111,13 +112,13 @@ class LlamaDecoder:
         self.epsilon = config.rms_norm_eps
         self.activation: nn.Module = model.model.layers[0].mlp.act_fn
 
-        self.embedding_VE = model.model.embed_tokens.weight.detach()
+        self.embed = lookup(model.model.embed_tokens)
         self.layers = [layer_of(block, model.dtype) for block in model.model.layers]
         self.norm_E = model.model.norm.weight.detach()
         self.head = matmul(model.lm_head, dtype=model.dtype)
-        self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.embedding_VE, context + 1)
-        self.offsets_T = torch.arange(context, device=self.embedding_VE.device)
-        self.offsets_S = torch.arange(slots, device=self.embedding_VE.device)
+        self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.norm_E, context + 1)
+        self.offsets_T = torch.arange(context, device=self.norm_E.device)
+        self.offsets_S = torch.arange(slots, device=self.norm_E.device)
         self.caches = [self.cache() for _ in self.layers]
 
     @property
@@ -127,12 +128,12 @@ class LlamaDecoder:
 
     def cache(self) -> KeysValues:
         shape = (self.slots, self.kv_heads, self.context + 1, self.head_size)
-        return KeysValues(self.embedding_VE.new_zeros(shape), self.embedding_VE.new_zeros(shape))
+        return KeysValues(self.norm_E.new_zeros(shape), self.norm_E.new_zeros(shape))
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
         window = min(round_up(int(positions_BL.max()) + 1, WINDOW), self.context)
-        tokens_BL, positions_BL = (device.move(given, self.embedding_VE.device) for given in (tokens_BL, positions_BL))
+        tokens_BL, positions_BL = (device.move(given, self.norm_E.device) for given in (tokens_BL, positions_BL))
         hidden_BLE = self.hidden(tokens_BL, positions_BL, self.caches, first, window)
         if not every:
             hidden_BLE = last_real(hidden_BLE, positions_BL)
@@ -143,7 +144,7 @@ class LlamaDecoder:
     ) -> Tensor:
         """Every block, then the final norm: `[B, L, E]`. Tensor work only, so that it compiles as one graph."""
         place = self.place(positions_BL, first, window)
-        hidden_BLE = F.embedding(tokens_BL, self.embedding_VE)
+        hidden_BLE = self.embed(tokens_BL)
         for layer, cache in zip(self.layers, caches, strict=True):
             query_BLND, key_BLHD, value_BLHD = self.project(layer, hidden_BLE, place)
             keys_BHTD, values_BHTD = cache.keys_SHTD[place.rows], cache.values_SHTD[place.rows]
@@ -207,6 +208,14 @@ class LlamaDecoder:
                 rows_SHTD[target].copy_(rows_SHTD[source])
 
 
+def lookup(embedding: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`[B, L]` to `[B, L, E]`: rows of a weight, or of codes."""
+    if isinstance(embedding, CodedEmbedding):
+        return embedding
+    weight_VE: Tensor = embedding.get_parameter("weight").detach()
+    return lambda tokens_BL: F.embedding(tokens_BL, weight_VE)
+
+
 def layer_of(block: Any, dtype: torch.dtype) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -229,7 +238,7 @@ def rotary_tables(rotary: Any, like: Tensor, length: int) -> tuple[Tensor, Tenso
     """
     positions_1T = torch.arange(length, device=like.device)[None]
     with torch.no_grad():
-        cos_1TD, sin_1TD = rotary(like[:1, None], positions_1T)
+        cos_1TD, sin_1TD = rotary(like[None, None], positions_1T)
     half = sin_1TD.shape[-1] // 2
     signed_TD = torch.cat([-sin_1TD[0, :, :half], sin_1TD[0, :, half:]], dim=-1)
     return cos_1TD[0].contiguous(), signed_TD

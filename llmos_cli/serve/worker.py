@@ -81,8 +81,10 @@ def language_model(path: Path, order: Message, channel: Channel) -> LanguageMode
     chosen = device.pick()
     dtype = device.asked_dtype(order["precision"], chosen)
     model = loading(order)(path, dtype=dtype, device=chosen)
-    if order["head"] != "keep":
-        coded.quantize_head(model, order["head"])
+    if order["head"] != "keep" and not coded.quantize_head(model, order["head"]):
+        channel.send(
+            {"op": "note", "message": "deploy.head changes nothing: the head is stored as codes, or there is none"}
+        )
     built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
     for note in (built.note, *built.layers):
         channel.send({"op": "note", "message": note})

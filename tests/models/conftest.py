@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 
 from llmos_cli.models import blocks
 from llmos_cli.models.build import build
-from llmos_cli.models.quantized import Quantized
+from llmos_cli.models.quantized import Quantized, write_quantized
+from llmos_cli.models.save import save
 from llmos_cli.options.model import ModelOptions
 
 TRANSFORMER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -91,6 +93,22 @@ def quantize_all(model: PreTrainedModel, of: Callable[[str, Tensor], Quantized])
             key = name if part == "weight" else f"{name}.{part}"
             codes[key] = nearest(weight, 8) if isinstance(layer, nn.Conv2d | nn.LSTM) else of(name, weight)
     return codes
+
+
+def embedded(
+    arch: str, task: str, directory: Path, scheme: Any = "weights", *, own_head: bool = False
+) -> tuple[PreTrainedModel, Path]:
+    """A model, and its checkpoint with codes in embeddings and head too."""
+    model = make(arch, task, {**TRANSFORMER, "tie_word_embeddings": not own_head} if arch == "llama" else None)
+    save(model, directory / "dense")
+    bits, group = (8, -1) if scheme == "w8a8" else (4, 32)
+    codes = quantize_all(model, lambda name, weight: nearest(weight, bits, group))
+    table = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    codes[table] = nearest(model.get_submodule(table).get_parameter("weight"), 8, 32)
+    if own_head:
+        codes["lm_head"] = nearest(model.get_parameter("lm_head.weight"), 8, 32)
+    write_quantized(directory / "quantized", directory / "dense", codes, scheme)
+    return model, directory / "quantized"
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from llmos_cli.methods.eval import Subject, memory
 from llmos_cli.models.kernels import coded
 from llmos_cli.models.kernels.choice import NOISE
-from llmos_cli.models.kernels.coded import CodedLinear
+from llmos_cli.models.kernels.coded import CodedEmbedding, CodedLinear
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.models.save import save
 from llmos_cli.serve.compiled import CompiledDecoder, prepare
 from llmos_cli.serve.decoder import LlamaDecoder
-from tests.models.conftest import CASES, batch, logits, make, nearest, quantize_all
+from tests.models.conftest import CASES, batch, embedded, logits, make, nearest, quantize_all
 
 TOLERANCE = 0.02
 """Of logits, relative to the largest: activations or weights rounded to bf16 in a model that computes in fp32."""
@@ -56,6 +56,29 @@ def test_no_dense_weight_is_held(llama: PreTrainedModel, tmp_path: Path) -> None
     assert {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} == {"lm_head"}
     held = sum(parameter.numel() for parameter in model.parameters())
     assert held < 0.5 * sum(parameter.numel() for parameter in llama.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "task", "own"),
+    [("llama", "causal-lm", True), ("llama", "causal-lm", False), ("bert", "text-classification", False)],
+)
+def test_embeddings_are_looked_up_as_codes(arch: str, task: str, own: bool, tmp_path: Path) -> None:
+    _, directory = embedded(arch, task, tmp_path, own_head=own)
+    model = coded.load(directory)
+    assert isinstance(model.get_input_embeddings(), CodedEmbedding)
+    assert (task != "causal-lm") or isinstance(model.get_output_embeddings(), CodedLinear)
+    assert closeness(logits(model, task), logits(load(directory), task)) < TOLERANCE
+    rows = torch.tensor([[0, 7], [299, 7]])
+    assert torch.equal(model.get_input_embeddings()(rows), load(directory).get_input_embeddings()(rows))
+
+
+def test_the_decoder_looks_them_up_too(tmp_path: Path) -> None:
+    _, directory = embedded("llama", "causal-lm", tmp_path)
+    tokens, positions = torch.arange(1, 9)[None], torch.arange(8)[None]
+    decoder = LlamaDecoder(coded.load(directory), slots=1, context=16)
+    reference = LlamaDecoder(load(directory), slots=1, context=16)
+    answers = [each.forward(tokens, positions, 0, every=True) for each in (decoder, reference)]
+    assert closeness(*answers) < TOLERANCE
 
 
 def test_codes_are_less_memory_while_a_batch_is_answered(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from llmos_cli.models import conformance
 from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.models.save import save
-from tests.models.conftest import make, nearest, quantize_all
+from tests.models.conftest import embedded, make, nearest, quantize_all
 
 LAYER = "model.layers.0.mlp.down_proj"
 
@@ -166,3 +166,26 @@ def test_compressed_tensors_own_reader_finds_the_codes(
         state = {part: tensors[f"{layer}.{part}"] for part in ("weight_packed", "weight_scale", "weight_shape")}
         read = reader.decompress(state, scheme)["weight"]
         assert torch.equal(read, nearest(llama.get_submodule(layer).weight, bits, group_size).dense())
+
+
+def test_embeddings_are_int8_as_transformers_wants_them(tmp_path: Path) -> None:
+    _, tied = embedded("llama", "causal-lm", tmp_path / "tied")
+    found = verdict(tied)
+    assert not found.broken and len(found.refused) == 1 and "looks up packed codes only" in found.refused[0]
+    config = json.loads((tied / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["format"] = "pack-quantized"
+    (tied / "config.json").write_text(json.dumps(config))
+    assert any("packed codes of an embedding" in fault for fault in verdict(tied).broken)
+
+
+def test_a_tied_head_has_scales_of_its_own(tmp_path: Path) -> None:
+    _, directory = embedded("llama", "causal-lm", tmp_path)
+    file = next(file for file in directory.glob("*.safetensors") if "lm_head.weight_scale" in load_file(file))
+    kept = {name: value for name, value in load_file(file).items() if name != "lm_head.weight_scale"}
+    save_file(kept, file, metadata={"format": "pt"})
+    index = directory / "model.safetensors.index.json"
+    described = json.loads(index.read_text())
+    del described["weight_map"]["lm_head.weight_scale"]
+    index.write_text(json.dumps(described))
+    assert verdict(directory).broken == ("no weight_scale (lm_head)",)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from llmos_cli.models.int8 import QuantizedLinear, round_tokens
 from llmos_cli.models.load import AUTO, load
 from llmos_cli.models.quantized import Quantized, write_quantized
 from llmos_cli.models.save import save
-from tests.models.conftest import TRANSFORMER, logits, make, nearest, quantize_all
+from tests.models.conftest import TRANSFORMER, embedded, logits, make, nearest, quantize_all
 
 
 def stock(directory: Path, task: str, **options: object) -> PreTrainedModel:
@@ -73,6 +74,27 @@ def test_stock_transformers_computes_the_same_logits(
     assert torch.equal(logits(stock(directory, "causal-lm"), "causal-lm"), logits(ours, "causal-lm"))
     assert headers.parameters(directory) == headers.parameters(tmp_path / "dense")
     assert set(bits_by_layer(ours_config(directory), headers.of_directory(directory)).values()) == {bits}
+
+
+@pytest.mark.parametrize("scheme", ["weights", "w8a8"])
+@pytest.mark.parametrize(
+    ("arch", "task", "own"),
+    [("llama", "causal-lm", True), ("llama", "causal-lm", False), ("bert", "text-classification", False)],
+)
+def test_embeddings_as_codes_in_stock_transformers(
+    arch: str, task: str, own: bool, scheme: Any, tmp_path: Path
+) -> None:
+    model, directory = embedded(arch, task, tmp_path, scheme, own_head=own)
+    entries = headers.of_directory(directory)
+    assert sum("embed" in name and entry.dtype == "I8" for name, entry in entries.items()) == 1
+    assert ("lm_head.weight" in entries) == own
+    tolerance = 1e-3 if (arch, scheme) == ("bert", "w8a8") else 0  # its pooler: see `models/int8.py`
+    torch.testing.assert_close(
+        logits(stock(directory, task), task), logits(load(directory), task), atol=tolerance, rtol=0
+    )
+    table = model.get_input_embeddings().weight
+    assert torch.equal(load(directory).get_input_embeddings().weight, nearest(table, 8, 32).dense())
+    assert headers.parameters(directory) == headers.parameters(tmp_path / "dense")
 
 
 def test_the_weights_are_the_codes_times_their_scales(llama: PreTrainedModel, tmp_path: Path) -> None:

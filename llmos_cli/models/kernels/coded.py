@@ -1,19 +1,22 @@
 """Models that answer with codes: a quantized checkpoint loaded for inference, its linear layers never dense in memory.
 
 `models.load` dequantizes: the reference arithmetic, in which quality is judged. Here a linear layer reads its codes when they are
-first needed and multiplies with the kernel that is fastest on this machine.
+first needed and multiplies with the kernel that is fastest on this machine; an embedding makes values of the rows that are looked up.
+
+Shapes: V rows, E features, G groups of them that share a scale, L positions.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 
 from llmos_cli.models import dequantize, headers, int8
@@ -46,6 +49,25 @@ class CodedLinear(nn.Module):
         return self.chosen
 
 
+class CodedEmbedding(nn.Module):
+    """An embedding that has codes instead of a weight: `codes_VE` int8, `scales_VG` in the dtype that it answers in."""
+
+    codes_VE: Tensor
+    scales_VG: Tensor
+
+    def __init__(self, codes: Codes, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = codes.codes_OI.shape
+        self.register_buffer("codes_VE", codes.codes_OI, persistent=False)
+        self.register_buffer("scales_VG", codes.scales_OG.to(dtype), persistent=False)
+
+    def forward(self, rows_L: Tensor) -> Tensor:
+        codes_LE, scales_LG = F.embedding(rows_L, self.codes_VE), F.embedding(rows_L, self.scales_VG)
+        codes_LGe = codes_LE.unflatten(-1, (scales_LG.shape[-1], -1)).to(scales_LG.dtype)
+        values_LE: Tensor = (codes_LGe * scales_LG.unsqueeze(-1)).flatten(-2)
+        return values_LE
+
+
 def load(path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> PreTrainedModel:
     """The model of a checkpoint directory for inference, in eval mode: as `models.load` gives it, quantized linear layers as codes.
 
@@ -56,32 +78,34 @@ def load(path: Path, *, dtype: torch.dtype | None = None, device: torch.device |
         return load_dense(path, dtype=dtype, device=device)
     wanted, cls = dtype or torch.float32, model_class(config, path)
     entries, bare = headers.of_directory(path), skeleton(path)
-    linear = _coded_layers(bare, entries)
+    coded = _coded_layers(bare, entries)
     model = dequantize.complete(
         cls,
         None,
         path,
         config=dequantize.without_quantization(config),
-        state_dict=_state(path, config, wanted, entries, linear),
+        state_dict=_state(path, config, wanted, entries, set(coded.values())),
         dtype=wanted,
     )
     if model.can_generate() and (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     dequantize.round_inputs(model, config)
-    for stored, name in linear.items():
-        _put_codes(model, name, _reader(entries, stored, config, model.get_submodule(name), device))
+    for name, stored in coded.items():
+        _put_codes(model, name, _reader(entries, stored, config, model.get_submodule(name), device), wanted)
     return nn.Module.to(model, device) if device is not None else model
 
 
-def quantize_head(model: PreTrainedModel, way: str) -> None:
-    """Round the output layer of a language model, in memory: a large share of a small model, which is mostly stored dense."""
+def quantize_head(model: PreTrainedModel, way: str) -> bool:
+    """Round the output layer of a language model, in memory: a large share of a small model, which is mostly stored dense.
+    Whether it was: one that holds codes keeps them."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        return
+        return False
     bits, rounds_inputs = HEADS[way]
     group = next((size for size in (128, 64, 32) if head.in_features % size == 0), None) if bits == 4 else None
     codes = replace(rounded(head.weight, bits, group, _detached(head.bias)), rounds_inputs=rounds_inputs)
     model.set_output_embeddings(CodedLinear(lambda: codes, *head.weight.shape))
+    return True
 
 
 def summary(products: Iterable[Any]) -> list[str]:
@@ -92,14 +116,21 @@ def summary(products: Iterable[Any]) -> list[str]:
 
 
 def _coded_layers(bare: PreTrainedModel, entries: Mapping[str, headers.Entry]) -> dict[str, str]:
-    """Module names of the linear layers stored as codes, by the stored name of their weight."""
+    """The linear layers and embeddings stored as codes: name of the module -> stored name of its weight, which a tied head shares."""
     stored, quantized = stored_names(bare), set(headers.quantized_names(entries))
-    linear = [name for name, module in bare.named_modules() if isinstance(module, nn.Linear)]
-    return {stored[key]: name for name in linear if stored.get(key := f"{name}.weight") in quantized}
+    tied = bare.get_expanded_tied_weights_keys(all_submodels=True)
+    found = {}
+    for name, module in bare.named_modules():
+        weight = f"{name}.weight"
+        place = stored.get(tied.get(weight, weight))
+        # Subclasses of embeddings do more than look up.
+        if place in quantized and (isinstance(module, nn.Linear) or type(module) is nn.Embedding):
+            found[name] = place
+    return found
 
 
 def _state(
-    path: Path, config: Any, dtype: torch.dtype, entries: Mapping[str, headers.Entry], coded: Mapping[str, str]
+    path: Path, config: Any, dtype: torch.dtype, entries: Mapping[str, headers.Entry], coded: Collection[str]
 ) -> dict[str, Tensor]:
     """The model's tensors; of layers that will hold codes, a single zero that has the weight's shape."""
     shapes = headers.dense_shapes(entries)
@@ -110,17 +141,20 @@ def _state(
         }
 
 
-def _put_codes(model: nn.Module, name: str, read: Callable[[], Codes]) -> None:
-    linear = model.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    model.set_submodule(name, CodedLinear(read, linear.out_features, linear.in_features))
+def _put_codes(model: nn.Module, name: str, read: Callable[[], Codes], dtype: torch.dtype) -> None:
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Embedding):
+        model.set_submodule(name, CodedEmbedding(read(), dtype))
+    else:
+        assert isinstance(module, nn.Linear)
+        model.set_submodule(name, CodedLinear(read, module.out_features, module.in_features))
 
 
 def _reader(
-    entries: Mapping[str, headers.Entry], stored: str, config: Any, linear: nn.Module, device: torch.device | str | None
+    entries: Mapping[str, headers.Entry], stored: str, config: Any, module: nn.Module, device: torch.device | str | None
 ) -> Callable[[], Codes]:
     """Reads a layer's codes from its file; nothing of them is held until then."""
-    rounds_inputs, bias_O = isinstance(linear, int8.QuantizedLinear), _detached(cast(nn.Linear, linear).bias)
+    rounds_inputs, bias_O = isinstance(module, int8.QuantizedLinear), _detached(getattr(module, "bias", None))
 
     def read() -> Codes:
         found = dequantize.stored_codes(entries, stored, config)

@@ -29,6 +29,7 @@ from llmos_cli.models.rewrite import rewrite, write_resized
 from llmos_cli.operations import quantize
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.cut import answers, heal_smaller
+from llmos_cli.operations.compression.embeddings import bytes_gained, round_embeddings
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, Stock
 from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
@@ -106,10 +107,11 @@ class Workshop:
     def build(self, candidate: Candidate) -> Built[Made]:
         """Quantize a stock as the candidate says, heal it, write it, and measure it on the probes."""
         here = self._loaded(self.sources[candidate.stock.cut])
+        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
         coded = self._coded(here, candidate)
         if self.options.heal:
             coded = quantize.heal_quantized(here, coded, self.healing, self.emit)
-        folder = self._write(here, coded, self.sources[candidate.stock.cut])
+        folder = self._write(here, {**coded, **embedded}, self.sources[candidate.stock.cut])
         kl = mean_kl(here.model, here.exam.task, self.probes, self.dense)
         size = sum(file.stat().st_size for file in headers.files(folder))
         made = Made(folder, answers(here), quantize.average_bits(coded), here)
@@ -182,10 +184,11 @@ class Workshop:
         entries = headers.of_directory(source)
         coded = [name for part in parts for name in part.names]
         whole = sum(file.stat().st_size for file in headers.files(source))
+        gained = bytes_gained(here.model, entries, self.options.group_size) if self.options.embeddings else 0
         return Rest(
             parts,
             weights=sum(here.matrices[name].shape.numel() for name in coded),
-            fixed=whole - sum(entries[name].bytes for name in coded if name in entries),
+            fixed=whole - gained - sum(entries[name].bytes for name in coded if name in entries),
         )
 
     def _coded(self, here: Subject, candidate: Candidate) -> dict[str, Coded]:
