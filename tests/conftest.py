@@ -60,6 +60,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LLMOS_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("LLMOS_CACHE_HOME", str(home / "cache"))
+    # Ours are compiled in tests of kernels alone: ten seconds for every new home.
+    monkeypatch.setenv("LLMOS_COMPILE", "off")
     return home
 
 

@@ -6,28 +6,26 @@ same samples with the same options answers from the record.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from llmos_cli import catalog, device
+from llmos_cli import device
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
-from llmos_cli.models.dequantize import is_quantized
-from llmos_cli.models.kernels import coded
 from llmos_cli.models.load import load
 from llmos_cli.operations import evaluations, gate, lineage
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.gate import Requirement, Verdict
 from llmos_cli.operations.reports import EvalResult
+from llmos_cli.operations.served import measurements, served
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import EvalOptions
@@ -209,11 +207,10 @@ def _comparable(one: Checkpoint, other: Checkpoint) -> bool:
 def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> str:
     """Everything that decides the numbers."""
     options: EvalOptions = resolved.config.eval
-    measurements = dict(_measurements(timed=options.latency))
     machine = [device.device_name(device.pick()), device.threads()] if options.latency else []
     return evaluations.key_of(
         {
-            "format": 2,
+            "format": 3,
             "checkpoint": exam.checkpoint.id,
             "data": exam.prepared.fingerprint,
             "limits": [exam.data.sequence_length, exam.data.max_eval_samples],
@@ -221,17 +218,10 @@ def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> 
             "batch_size": options.batch_size,
             "seed": resolved.config.seed,
             "teachers": {name: teacher.id for name, teacher in teachers.items()},
-            "measurements": sorted(measurements),
+            "measurements": sorted(name for name, _ in measurements(timed=options.latency)),
             "machine": machine,
         }
     )
-
-
-def _measurements(*, timed: bool) -> Iterator[tuple[str, Any]]:
-    for name, method in catalog.methods("eval").items():
-        module = method.load()
-        if timed or not module.TIMED:
-            yield name, module
 
 
 def measure(
@@ -259,23 +249,14 @@ def measure(
         name: Measured(found.value, UNITS.get(name, ""), found.low, found.high) for name, found in intervals.items()
     }
     subject = Subject(model, split, exam.checkpoint.path, options.batch_size, _base_parameters(ws, exam.checkpoint))
-    served = replace(subject, model=_as_served(exam, model)) if options.latency else subject
-    modules = list(_measurements(timed=options.latency))
+    as_served = served(exam.task, subject) if options.latency else subject
+    modules = list(measurements(timed=options.latency))
     for done, (_, module) in enumerate(modules, 1):
         emit(Progress(f"measure {rev}", done, len(modules), unit="measurement"))
-        on = served if module.TIMED else subject
+        on = as_served if module.TIMED else subject
         metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(on).items()}
     classes = _classes(outcome, facts)
     return Evaluation(rev, exam.checkpoint.id, exam.task.name, options.split, len(split), metrics, classes)
-
-
-def _as_served(exam: Exam, model: PreTrainedModel) -> PreTrainedModel:
-    """The checkpoint as a deployment would hold it: language models in the arithmetic that is fastest here, codes as codes."""
-    chosen = device.pick()
-    dtype = device.compute_dtype(chosen) if exam.task.name == "causal-lm" else model.dtype
-    if dtype == model.dtype and not is_quantized(exam.checkpoint.config_json()):
-        return model
-    return coded.load(exam.checkpoint.path, dtype=dtype, device=chosen)
 
 
 def _outcome(

@@ -31,8 +31,9 @@ from llmos_cli.models import conformance, headers
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.conformance import Conformance
 from llmos_cli.models.load import load
-from llmos_cli.operations import fresh
+from llmos_cli.operations import fresh, served
 from llmos_cli.operations.abreast import abreast
+from llmos_cli.operations.served import Speed
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch, Outcome, Prepared, Split, Task
 from llmos_cli.tasks.scoring import Interval
@@ -87,11 +88,17 @@ class Proof:
     conformance: Conformance | None = None
     unmeasured: str = ""
     """What was not measured, and why: a model that streams is never in memory as a whole."""
+    speed: Speed | None = None
+    """How fast parent and result answer as a deployment holds them; None where `unmeasured` says why not."""
 
-    def emit(self, emit: Emit, checkpoint: str) -> None:
-        """As the measured numbers of `checkpoint`."""
+    def emit(self, emit: Emit, checkpoint: str, parent: str) -> None:
+        """As the measured numbers of `checkpoint`; how fast the `parent` was beside it, as its own."""
         for name, found in self.after.items():
             emit(Metric(name, found.value, self.split, checkpoint=checkpoint, low=found.low, high=found.high))
+        if self.speed:
+            for of, values in ((parent, self.speed.before), (checkpoint, self.speed.after)):
+                for name, value in values.items():
+                    emit(Metric(name, value, self.split, checkpoint=of))
         sizes = {"size": self.bytes_after.total, "layers_size": self.bytes_after.layers}
         for name, value in {**sizes, **self.facts, "parity": self.parity.difference}.items():
             emit(Metric(name, float(value), checkpoint=checkpoint))
@@ -115,6 +122,8 @@ class Exhibits:
     compressible: frozenset[str]
     memory: Memory | None = None
     """Set where the models do not fit into memory side by side."""
+    untimed: str = ""
+    """Why latency is not to be measured."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
             outcomes = _side_by_side(exhibits, split, emit=emit)
             parity = answer()
     _check(parity)
+    speed, unmeasured = _timed(exhibits, split, emit=emit)
     facts = exhibits.prepared.facts
     before, after = (scoring.intervals(exhibits.task, outcome, facts, seed=seed) for outcome in outcomes)
     return Proof(
@@ -166,7 +176,8 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
         samples=len(split),
         before=before,
         after=after,
-        unmeasured=exhibits.memory.told if exhibits.memory else "",
+        unmeasured=unmeasured,
+        speed=speed,
         bytes_before=weigh(exhibits.parent, exhibits.compressible),
         bytes_after=weigh(exhibits.staged, exhibits.compressible),
         conformance=conforms,
@@ -293,6 +304,18 @@ def _side_by_side(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Outc
         if path != exhibits.parent:
             models.pop(path, None)
     return before, replace(after, extra=columns)
+
+
+def _timed(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Speed | None, str]:
+    """How fast parent and result are, or why that was not measured; what nobody could serve here is no reason to have no result."""
+    if exhibits.memory or exhibits.untimed:
+        return None, exhibits.memory.told if exhibits.memory else exhibits.untimed
+    try:
+        return served.beside(
+            exhibits.task, exhibits.parent, exhibits.staged, split, batch_size=exhibits.batch_size, emit=emit
+        ), ""
+    except LlmosError as problem:
+        return None, f"latency was not measured: {problem.message}"
 
 
 def weigh(directory: Path, compressible: frozenset[str]) -> Bytes:

@@ -103,6 +103,8 @@ class Compressing(Section):
     memory_budget: float | None = Field(None, gt=0)
     """Gigabytes that compressing and proving may take beside one block: activations past a quarter of it go to disk, models that
     do not fit are proven block by block. Half of what is free when absent."""
+    latency: bool = True
+    """Whether the proof measures latency, throughput and the memory of answering, parent beside result."""
 
 
 class PruneOptions(Compressing, Methodical):

@@ -22,6 +22,13 @@ ROUNDED_ONCE, IN_BF16 = 1e-5, 1e-2
 """Largest error over largest value: of fp32 sums alone; of weights or activations rounded to bf16 (8 bits of mantissa)."""
 
 
+@pytest.fixture(autouse=True)
+def with_a_compiler(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMOS_COMPILE")
+    if native.obstacle() == "LLMOS_COMPILE is off":  # another test's answer; a library is loaded once
+        native.obstacle.cache_clear()
+
+
 def layer(
     outputs: int, inputs: int, bits: int, *, group: int | None = None, bias: bool = False, w8a8: bool = False
 ) -> Codes:

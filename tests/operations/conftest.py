@@ -132,6 +132,17 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return ws
 
 
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured of time here is looked at for what it is of, not for how exact it is."""
+    from llmos_cli.methods import turns
+    from llmos_cli.models.kernels import choice
+
+    monkeypatch.setattr(turns, "SECONDS", 0.01)
+    monkeypatch.setattr(choice, "TURNS", 1)
+    monkeypatch.setattr(choice, "BUDGET", 1e-4)
+
+
 @pytest.fixture(scope="session")
 def trained_workspaces(
     new_workspace: Callable[..., Workspace], tmp_path_factory: pytest.TempPathFactory

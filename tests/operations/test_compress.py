@@ -18,6 +18,8 @@ from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import rewrite
+from llmos_cli.operations.compression.result import no_faster
+from llmos_cli.operations.served import Speed
 
 TOKENS = '{task: token-classification, source: "builtin:pytokens", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}'
 LSTM = f"""\
@@ -43,12 +45,18 @@ def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
     assert ws.manifest(ws.resolve()).made.parents == (ws.resolve("HEAD~1"),)
     known = {name for name, _ in ws.metrics(ws.resolve())}
     assert {"kl_parent", "kl_base", "bits_per_byte", "sparsity", "parity", "size"} <= known
+    assert {"token_latency", "token_throughput", "latency_p50", "throughput", "peak_memory"} <= known
+    parent = ws.metrics(ws.resolve("HEAD~1"))
+    speed = pruned.json["proof"]["speed"]
+    assert speed["before"]["token_latency"] == parent["token_latency", pruned.json["proof"]["split"]].value
+    assert speed["headline"] == "token_latency" and speed["before"].keys() == speed["after"].keys()
 
     zeros = {name: weight == 0 for name, weight in weights(ws).items()}
     quantized = llmos("quantize", "--bits", "3", "--group-size", "32", "--heal", "2")
     assert quantized.code == 0, quantized.err
     assert "reloaded in a fresh process by transformers" in quantized.out
     assert "KL to the uncompressed one" in quantized.out
+    assert "one token at batch 1, median" in quantized.out and "compressing took" in quantized.out
     assert (
         # Of layers with 32 inputs a group is the whole row, and is written as that.
         "vLLM would refuse it: W3A16 with a scale per channel: for weights alone it has 4 and 8 bits; "
@@ -62,6 +70,24 @@ def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
 
     again = llmos("quantize")
     assert again.code == 2 and "quantized already" in again.err
+
+
+def test_a_result_that_is_no_faster_says_so() -> None:
+    def told(before: float, after: float) -> str:
+        return no_faster(Speed({"latency_p50": before}, {"latency_p50": after}, "latency_p50", 16))
+
+    assert told(2.0, 1.0) == ""
+    assert told(2.0, 2.02) == "no faster than its parent as it is served here: 1.01 of the time for one sample"
+    assert told(2.0, 3.0) == "slower than its parent as it is served here: 1.50 of the time for one sample"
+
+
+def test_latency_is_left_out_on_request(base: Base, llmos: Any) -> None:
+    base("image-classification")
+    timed = llmos("prune", "--json")
+    assert timed.json["proof"]["speed"]["headline"] == "latency_p50", timed.err
+    assert set(timed.json["proof"]["speed"]["after"]) == {"latency_p50", "latency_p95", "throughput", "peak_memory"}
+    off = llmos("prune", "HEAD~1", "-s", "prune.latency=false")
+    assert "latency was not measured: prune.latency is off" in off.out and "as served here" not in off.out
 
 
 def test_a_result_worse_than_the_guard_is_not_committed(base: Base, llmos: Any) -> None:

@@ -7,7 +7,7 @@ process, is the same on every run; what a kernel allocates and frees within itse
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ def measure(subject: Subject) -> dict[str, float]:
     with torch.inference_mode():
         forward(subject.model, batch)
     return {"peak_memory": float(torch.accelerator.max_memory_allocated())}
+
+
+def compare(subjects: Sequence[Subject]) -> list[dict[str, float]]:
+    """Of each by itself: what one takes does not depend on the others."""
+    return [measure(subject) for subject in subjects]
 
 
 def peak_of_tensors(subject: Subject, batch: Batch) -> int:

@@ -21,6 +21,7 @@ from llmos_cli.operations.compression.memory import proving
 from llmos_cli.operations.compression.subject import BATCH, Subject
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.proof import Exhibits, Proof, guard, is_standard, proof_split, prove
+from llmos_cli.options.verbs import Compressing
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -42,6 +43,7 @@ def prove_and_commit(
 
     The most memory that this process took so far, which is what compressing took, is one of them. `logits`: what the result in memory answers to the first held-out samples; `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
     """
+    options: Compressing = getattr(resolved.config, resolved.verb)
     facts = {**facts, "compressing_memory": device.memory_peak()}
     exam = subject.exam
     split = proof_split(exam.prepared)
@@ -51,18 +53,17 @@ def prove_and_commit(
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
         logits, is_standard(subject.model), staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
-        frozenset(subject.matrices),
+        frozenset(subject.matrices), untimed="" if options.latency else f"latency was not measured: {resolved.verb}.latency is off",
     )  # fmt: skip
     with ws.stage() as spilled:
         if subject.shelf:
             subject.shelf.close()
-            options = getattr(resolved.config, resolved.verb)
             models = 1 + len(set(ancestors.values()))
             exhibits = replace(exhibits, memory=proving(options, subject.checkpoint.path, models, spilled))
         proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
     guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop)
     checkpoint = run.commit(staged, _made(resolved, subject, record, used or {}))
-    proof.emit(run.emit, checkpoint.id)
+    proof.emit(run.emit, checkpoint.id, subject.checkpoint.id)
     for name, found in proof.before.items():
         known = ws.metrics(subject.checkpoint.id)
         if (name, split) not in known:

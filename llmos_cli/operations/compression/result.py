@@ -7,11 +7,20 @@ from dataclasses import dataclass
 
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, number, short, size
 from llmos_cli.operations.proof import Proof
+from llmos_cli.operations.served import Speed
 from llmos_cli.tasks.scoring import Interval
 
 SHOWN = ("bits_per_byte", "perplexity", "accuracy", "macro_f1", "entity_f1", "loss", "kl_parent", "kl_base")
 """In this order, those that the task has."""
 NAMES = {"kl_parent": "KL to the parent", "kl_base": "KL to the uncompressed one"}
+TIMES = {
+    "token_latency": ("one token at batch 1, median", " ms"),
+    "token_throughput": ("new tokens, {} streams at once", " /s"),
+    "latency_p50": ("one sample at batch 1, median", " ms"),
+    "throughput": ("throughput, {} samples at once", " /s"),
+    "peak_memory": ("memory to answer, {} samples at once", "bytes"),
+}
+"""Of a deployment: what each is called, and its unit."""
 LISTED = 6
 """Layers left alone that are named; of more, `--json` and the run's events have all."""
 
@@ -34,7 +43,8 @@ class CompressResult:
     notes: Sequence[str] = ()
 
     def view(self) -> View:
-        return Group([Lines(list(self._head())), self._quality(), self._weight(), Lines(list(self._remarks()))])
+        speed = [self._speed(self.proof.speed)] if self.proof.speed else []
+        return Group([Lines(list(self._head())), self._quality(), self._weight(), *speed, Lines(list(self._remarks()))])
 
     def _head(self) -> Iterable[Line]:
         healed = f", healed for {self.healed_steps} steps" if self.healed_steps else ""
@@ -60,12 +70,26 @@ class CompressResult:
         ]
         return Table(["on disk", "before", "after", "of bf16"], rows, align="lrrr")
 
+    def _speed(self, speed: Speed) -> Table:
+        rows: list[list[Cell]] = []
+        for name, (called, unit) in TIMES.items():
+            if name in speed.before:
+                before, after = speed.before[name], speed.after[name]
+                rows.append(
+                    [called.format(speed.together), _timed(before, unit), _timed(after, unit), f"{after / before:.2f}x"]
+                )
+        return Table(["as served here", "before", "after", "of before"], rows, align="lrrr")
+
     def _remarks(self) -> Iterable[Line]:
         parity = self.proof.parity
         how = "reloaded in a fresh process" if parity.fresh else "read back"
         yield f"{how} by {parity.reader}: logits differ by at most {parity.difference:.2g}"
+        if self.proof.speed and (slow := no_faster(self.proof.speed)):
+            yield slow
         if self.proof.unmeasured:
             yield self.proof.unmeasured
+        if taken := self.proof.facts.get("compressing_memory"):
+            yield f"compressing took {size(taken)} of memory at most"
         if self.proof.conformance:
             yield self.proof.conformance.sentence
         yield from self.notes
@@ -83,6 +107,19 @@ class CompressResult:
 
 def _told(found: Interval) -> str:
     return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def _timed(value: float, unit: str) -> str:
+    return size(value) if unit == "bytes" else f"{number(value) if value < 1000 else f'{value:,.0f}'}{unit}"
+
+
+def no_faster(speed: Speed) -> str:
+    """Empty where it is faster; else in so many words: who compresses for speed must not find out in production."""
+    if speed.faster:
+        return ""
+    waited_for = "one token" if speed.headline == "token_latency" else "one sample"
+    verdict = "slower" if speed.slower else "no faster"
+    return f"{verdict} than its parent as it is served here: {1 / speed.gain:.2f} of the time for {waited_for}"
 
 
 def _ratio(size: int, of: int) -> str:

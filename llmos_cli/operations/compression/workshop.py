@@ -16,12 +16,9 @@ from torch import Tensor
 from llmos_cli import device
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Note
-from llmos_cli.methods.eval import Subject as Measured
-from llmos_cli.methods.eval import latency
 from llmos_cli.methods.prune import width
 from llmos_cli.methods.quantize import gptq
 from llmos_cli.models import headers
-from llmos_cli.models.kernels.coded import load as load_as_served
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not, write_quantized
@@ -39,6 +36,7 @@ from llmos_cli.operations.compression.subject import BATCH, Calibration, Subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.heal import Healing
 from llmos_cli.operations.proof import proof_split
+from llmos_cli.operations.served import beside
 from llmos_cli.options.verbs import CompressConfig
 from llmos_cli.tasks.base import Batch
 
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
 NEEDS = gptq.NEEDS | width.NEEDS
-TURNS = 3
-"""In which parent and result are timed beside each other."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +114,16 @@ class Workshop:
         return Built(replace(candidate, size=size), kl, made)
 
     def latency(self, built: Built[Made]) -> float:
-        """Median time of one sample as a deployment would answer it, as a share of the parent's: the median of a few turns, parent and
-        result one after the other in each, for a machine's speed drifts."""
-        parent, result = (self._served(path) for path in (self.parent, built.made.folder))
-        shares = [_median(result) / _median(parent) for _ in range(TURNS)]
-        return sorted(shares)[TURNS // 2]
-
-    def _served(self, path: Path) -> Measured:
-        """The model in the arithmetic that is fastest here, its codes as codes, and what it is timed on."""
-        exam = self.subject.exam
-        dtype = device.compute_dtype(device.pick()) if exam.task.name == "causal-lm" else self.subject.model.dtype
-        model = load_as_served(path, dtype=dtype, device=device.pick())
-        return Measured(model, exam.prepared.splits[proof_split(exam.prepared)], path, BATCH, 0)
+        """How long one answer takes of what the parent takes, as a deployment would give it: one more token of a language model, a
+        whole sample of a classifier."""
+        prepared = self.subject.exam.prepared
+        split = prepared.splits[proof_split(prepared)]
+        return (
+            1
+            / beside(
+                self.subject.exam.task, self.parent, built.made.folder, split, batch_size=BATCH, emit=self.emit
+            ).gain
+        )
 
     def _probes(self) -> list[Batch]:
         """Samples that neither calibration nor the proof sees: of validation, or else training samples that were not drawn."""
@@ -205,7 +199,3 @@ class Workshop:
         rewrite(here.model, source, dense)
         write_quantized(folder, dense, {name: entry.quantized() for name, entry in coded.items()})
         return folder
-
-
-def _median(timed: Measured) -> float:
-    return latency.measure(timed)["latency_p50"]

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from llmos_cli import catalog
-from llmos_cli.methods.eval import Subject, latency, memory, parameters, size, sparsity
+from llmos_cli.methods import turns
+from llmos_cli.methods.eval import Subject, decoding, latency, memory, parameters, size, sparsity
 
 
 class Answer:
@@ -54,7 +55,9 @@ def test_each_says_what_it_measures_and_in_which_unit():
     metrics = [metric for module in modules for metric in module.UNITS]
     assert len(metrics) == len(set(metrics))
     assert {"parameters", "size", "compression", "sparsity", "latency_p50", "throughput", "peak_memory"} <= set(metrics)
-    assert {module.__name__.rpartition(".")[2] for module in modules if module.TIMED} == {"latency", "memory"}
+    assert {module.__name__.rpartition(".")[2] for module in modules if module.TIMED} == {
+        "decoding", "latency", "memory",
+    }  # fmt: skip
 
 
 def test_parameters(subject):
@@ -98,6 +101,45 @@ def test_latency_and_throughput(subject):
     assert measured["throughput"] > 0
 
 
+def test_models_are_measured_in_turns(subject, monkeypatch):
+    """Every turn has one pass of each, and they change places: ABBA."""
+    monkeypatch.setattr(turns, "SECONDS", 0)
+    ran = []
+    taken = turns.durations(
+        [[lambda: ran.append("a")], [lambda: ran.append("b"), lambda: ran.append("B")]], subject.model.device
+    )
+    assert "".join(ran) == "abaB" + "ab" + "Ba" + "ab" + "Ba" + "ab"
+    assert [len(each) for each in taken] == [turns.LEAST, turns.LEAST]
+
+
+def test_a_model_of_twice_the_work_takes_longer(subject):
+    heavy = Two()
+    heavy.first = nn.Sequential(nn.Linear(100, 4000), nn.Linear(4000, 4000), nn.Linear(4000, 50))
+    light, loaded = latency.compare([subject, Subject(heavy, Rows(20), subject.path, 8, 5560)])
+    assert light["latency_p50"] < loaded["latency_p50"] and light["throughput"] > loaded["throughput"]
+
+
+class Cache:
+    """Notes what it is asked to append."""
+
+    def __init__(self):
+        self.asked = []
+
+    def forward(self, tokens_BL, positions_BL, first, *, every):
+        self.asked.append((tokens_BL.tolist(), positions_BL.tolist(), first, every))
+
+
+def test_decoding_asks_for_one_token_after_half_a_sample():
+    cache = Cache()
+    one = decoding.step(cache, torch.tensor([[7, 8, 9], [4, 5, 6]]))
+    one()
+    assert cache.asked == [
+        ([[7], [4]], [[0], [0]], 0, False),
+        ([[8], [5]], [[1], [1]], 0, False),
+    ]
+    assert decoding.measure(Subject(Two(), Rows(2), None, 2, 1)) == {}, "a classifier is not decoded"
+
+
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 3), (0.95, 5), (1.0, 5)])
 def test_percentiles(share, value):
-    assert latency.percentile([5, 1, 4, 2, 3], share) == value
+    assert turns.percentile([5, 1, 4, 2, 3], share) == value
