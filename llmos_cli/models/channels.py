@@ -63,7 +63,7 @@ class Trial:
 
 def widths(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[list[Width], dict[str, str]]:
     """The widths that can be cut, each tried on a twin with the inputs `batch`, and those that cannot: name -> reason."""
-    small = _twin(model)
+    small = twin(model)
     found: list[Width] = []
     refused: dict[str, str] = {}
     for trial, again in zip(_trials(model.config), _trials(small.config), strict=True):
@@ -146,18 +146,18 @@ def _shared(groups: int, size: int) -> Layout:
     return layout
 
 
-def _twin(model: PreTrainedModel) -> PreTrainedModel:
+def twin(model: PreTrainedModel) -> PreTrainedModel:
     """The same architecture with two blocks at most and random weights, biases and norms among them."""
     depth, config = depth_of(model.config), copy.deepcopy(model.config)
     if depth is not None and depth[1] > 2:
         config = shallower(config, [0, depth[1] - 1])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        twin: PreTrainedModel = nn.Module.to(type(model)(config), torch.float32).eval()
+        small: PreTrainedModel = nn.Module.to(type(model)(config), torch.float32).eval()
         with torch.no_grad():
-            for parameter in twin.parameters():
+            for parameter in small.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    return twin
+    return small
 
 
 def _layout_that_holds(twin: PreTrainedModel, trial: Trial, batch: Mapping[str, Tensor]) -> Layout:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -25,8 +26,13 @@ def rewrite(model: PreTrainedModel, source: Path, directory: Path) -> None:
     rewritten(tensors(model), source, directory)
 
 
-def rewritten(changed: Mapping[str, Tensor], source: Path, directory: Path) -> None:
-    """The same of the tensors that are not the source's own any more, by their names in the files, one shard in memory at a time."""
+def rewritten(
+    changed: Mapping[str, Tensor], source: Path, directory: Path, added: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
+    """The same of the tensors that are not the source's own any more, by their names in the files, one shard in memory at a time.
+
+    `added`: tensors that the source has not, in a shard of their own.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     entries = headers.of_directory(source)
     by_file: dict[Path, list[str]] = {}
@@ -34,13 +40,16 @@ def rewritten(changed: Mapping[str, Tensor], source: Path, directory: Path) -> N
         by_file.setdefault(entry.file, []).append(name)
 
     def read(group: list[str]) -> dict[str, Tensor]:
+        if group[0] in added:
+            return dict(added)
         with safe_open(entries[group[0]].file, "pt") as opened:
             return {
                 name: as_stored(changed[name], entries[name]) if name in changed else opened.get_tensor(name)
                 for name in group
             }
 
-    write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
+    groups = [by_file[file] for file in sorted(by_file)]
+    write_streamed([*groups, [*added]] if added else groups, read, directory)
     for file in _companions(source):
         shutil.copyfile(file, directory / file.name)
 

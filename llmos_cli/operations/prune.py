@@ -18,6 +18,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
@@ -25,7 +26,7 @@ from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
-from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
+from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult

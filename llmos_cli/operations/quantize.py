@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
@@ -18,6 +18,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Statistics, Turn
+from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix, matrices
 from llmos_cli.models.quantized import Scheme, why_not, write_quantized
@@ -27,11 +28,12 @@ from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.embeddings import left_alone_but, outside, round_embeddings
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
-from llmos_cli.operations.compression.keeping import Keeping, Lazily, keeping
+from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
+from llmos_cli.operations.compression.rotating import rotated
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
@@ -107,8 +109,16 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     guards = Guards(options.max_kl, options.max_drop)
     if options.heal:
         whole(options, parent.path, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=run.emit)
-    with ws.stage() as staged, ws.stage() as spilled:
-        model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
+    with ws.stage() as staged, ws.stage() as spilled, ws.stage() as turned:
+        model = subject(
+            ws,
+            parent,
+            resolved,
+            options.ignore,
+            streams=not options.heal,
+            rewritten=lambda exam: rotated(ws, exam, options.rotation, turned, seed=config.seed, emit=run.emit),
+            emit=run.emit,
+        )
         form.check(model.matrices)
         samples = calibration(
             model,
@@ -273,9 +283,10 @@ def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healin
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
     parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
     teacher = load(subject.checkpoint.path, device=device.pick())
-    weights = {
-        name: matrix.read() for name, matrix in matrices(teacher).items() if healing.options.codes and name in parts
-    }
+    weights: dict[str, Tensor] = {}
+    if healing.options.codes:
+        dense = teacher if subject.source == subject.checkpoint.path else load(subject.source, device=device.pick())
+        weights = {name: matrix.read() for name, matrix in matrices(dense).items() if name in parts}
     with scales_free(parts, weights) as learnt:
         heal(
             subject.model,
@@ -293,7 +304,7 @@ def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module
     """The staged directory: around the codes, the dense tensors of finished blocks of a model that streamed, else those in memory,
     which may have healed since."""
     subject = kept.subject
-    source = subject.checkpoint.path
+    source = subject.source
     scheme: Scheme = "w8a8" if module.ACTIVATIONS else "weights"
     codes = Lazily({name: name for name in coded}, lambda name: coded[name].quantized())
     if subject.shelf:

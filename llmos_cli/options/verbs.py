@@ -126,6 +126,9 @@ class QuantizeOptions(Compressing, Methodical):
     symmetric: bool = True
     """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
     to dequantize."""
+    rotation: Literal["off", "hadamard", "heads"] = "off"
+    """Turn the model first, so that outliers of single channels are spread over all of them: `hadamard` its residual stream and its
+    values, `heads` the values alone. It answers the same, and is as quick; an output layer that was tied to the embeddings is stored by itself."""
     layers: dict[str, Annotated[int, Field(ge=2, le=8)]] = {}
     """Glob pattern of modules -> bits of those, the last that matches; `bits` for the others. Readers that fuse query, key and
     value, or gate and up, want those in one form."""

@@ -8,10 +8,10 @@ reader will see, and a run that was cut off goes on to the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,6 +26,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.blocks import blocks
 from llmos_cli.models.calibrate import Keeper
 from llmos_cli.models.int8 import QuantizedLinear
+from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.models.shelf import owned, tensor_of
 from llmos_cli.operations.compression.coded import Coded
@@ -36,24 +37,7 @@ from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch
 
-Value = TypeVar("Value")
 CODES, SCALES, ZEROS = ":codes", ":scales", ":zeros"
-
-
-class Lazily(Mapping[str, Value]):
-    """What `read` makes of another name for each of `names`, every time it is asked for."""
-
-    def __init__(self, names: Mapping[str, str], read: Callable[[str], Value]) -> None:
-        self._names, self._read = names, read
-
-    def __getitem__(self, name: str) -> Value:
-        return self._read(self._names[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class Parts(Mapping[str, Tensor]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,12 @@ class Subject:
     matrices: dict[str, Matrix]
     left_alone: dict[str, str]
     shelf: Shelf | None = None
+    rotated: Path | None = None
+    """The directory whose weights these are, where they are not the checkpoint's own."""
+
+    @property
+    def source(self) -> Path:
+        return self.rotated or self.checkpoint.path
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -67,11 +73,13 @@ def subject(
     ignore: Sequence[str],
     *,
     streams: bool = False,
+    rewritten: Callable[[Exam], Path] | None = None,
     emit: Emit,
 ) -> Subject:
     """Load the parent and prepare the data it was made with, or what the config says of it.
 
-    `streams`: of its blocks only the names, which is said in a note where it cannot be.
+    `streams`: of its blocks only the names, which is said in a note where it cannot be. `rewritten` may give another directory
+    for the parent's, which answers the same.
     """
     if is_quantized(checkpoint.config_json()):
         raise UsageError(
@@ -79,13 +87,16 @@ def subject(
         )
     data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
-    shelf = _shelf(exam, emit) if streams else None
-    model = shelf.model if shelf else load(checkpoint.path, device=device.pick())
-    return Subject(exam, model, matrices(model, ignore), left_alone(model, ignore), shelf)
+    source = rewritten(exam) if rewritten else checkpoint.path
+    shelf = _shelf(exam, source, emit) if streams else None
+    model = shelf.model if shelf else load(source, device=device.pick())
+    return Subject(
+        exam, model, matrices(model, ignore), left_alone(model, ignore), shelf, source if rewritten else None
+    )
 
 
-def _shelf(exam: Exam, emit: Emit) -> Shelf | None:
-    shelf = Shelf(exam.checkpoint.path, device.pick())
+def _shelf(exam: Exam, source: Path, emit: Emit) -> Shelf | None:
+    shelf = Shelf(source, device.pick())
     reason = f"its files hold {shelf.lost[0]} in another form" if shelf.lost else _obstacle(shelf, exam)
     if reason:
         emit(Note(f"the whole model is loaded at once: {reason}"))
