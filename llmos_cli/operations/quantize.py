@@ -33,7 +33,7 @@ from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spil
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
-from llmos_cli.operations.compression.rotating import rotated
+from llmos_cli.operations.compression.rotating import described, rotated
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
@@ -180,6 +180,8 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     checkpoint = ws.checkpoint(rev)
     model = skeleton(checkpoint.path)
     form.check(matrices(model, options.ignore))
+    if options.rotation != "off":
+        described(model, options.rotation, resolved.config.seed)
 
     def become(matrix: Matrix) -> str:
         if reason := why_not(model, matrix.layer):

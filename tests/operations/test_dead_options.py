@@ -42,6 +42,7 @@ APART = {
     "compress.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "prune.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
     "quantize.calibration": "it takes a source of the task's own kind, apart from what is evaluated",
+    "quantize.rotation": "not every architecture can be rotated",
     "eval.folds": "cross-validation trains anew, on the checkpoint's own data",
     "train.teacher_top": "neither augmented samples nor hidden states are cached",
     "train.hidden_weight": "not every model tells its hidden states, and not beside train.teacher_top",

@@ -31,6 +31,7 @@ from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.eval import Exam
 from llmos_cli.tasks import scoring
 from tests.operations.conftest import committed
 
@@ -123,13 +124,21 @@ def one_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def compressed(
-    ws: Workspace, verb: str, flags: dict[str, Any], folder: Path, *, streams: bool
+    ws: Workspace,
+    verb: str,
+    flags: dict[str, Any],
+    folder: Path,
+    *,
+    streams: bool,
+    rewritten: Callable[[Exam], Path] | None = None,
 ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
     """The files in `folder`/out, what the result in memory answers, what was done to each matrix, and what was asked."""
     resolved = resolve(ws, verb, flags={**flags, f"{verb}.calibration_samples": 20})
     options = getattr(resolved.config, verb)
     module, own = method(verb, options)
-    parent = subject(ws, ws.checkpoint("HEAD"), resolved, options.ignore, streams=streams, emit=ignore)
+    parent = subject(
+        ws, ws.checkpoint("HEAD"), resolved, options.ignore, streams=streams, rewritten=rewritten, emit=ignore
+    )
     assert (parent.shelf is not None) == streams
     batches = calibration(parent, 20, module.NEEDS, seed=0).batches
     coded: dict[str, Coded] = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.core.view import short, size
@@ -18,9 +19,10 @@ from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import usual_dtype
 from llmos_cli.models.rotation import Written, holds, write
 from llmos_cli.models.shelf import Shelf
-from llmos_cli.models.stream import Unfit, carried, find
+from llmos_cli.models.stream import Stream, Unfit, carried, find
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.narrow import PRUNED
+from llmos_cli.operations.compression.plan import blank
 from llmos_cli.operations.compression.witness import witnessing
 from llmos_cli.operations.eval import Exam
 from llmos_cli.operations.proof import parity_inputs, proof_split
@@ -45,23 +47,33 @@ def rotated(ws: Workspace, exam: Exam, kind: Kind, folder: Path, *, seed: int, e
         return parent
     shelf = Shelf(parent, device.pick())
     _check_unpruned(ws, exam, shelf)
-    asked = parity_inputs(exam.prepared.splits[proof_split(exam.prepared)])
+    stream = described(shelf.model, kind, seed)
     try:
-        written = _written(shelf, folder, kind, asked, seed)
+        written = write(shelf, folder, stream, seed)
     except Unfit as unfit:
-        raise UsageError(f"a {shelf.config.model_type} cannot be rotated: {unfit}", hint=HINT) from unfit
+        raise _refusal(shelf.model, unfit) from unfit
+    asked = parity_inputs(exam.prepared.splits[proof_split(exam.prepared)])
     _check_parity(shelf, Shelf(folder, shelf.on), asked)
     emit(Note(_told(written)))
     return folder
 
 
-def _written(shelf: Shelf, folder: Path, kind: Kind, asked: Batch, seed: int) -> Written:
-    small, found = find(shelf.model, asked, whole=kind == "hadamard")
-    if kind == "heads" and not found.heads:
-        raise Unfit("no two linear layers have nothing but attention between them")
-    if not holds(small, found, asked, seed, TOLERANCE):
-        raise Unfit("something besides its norms and linear layers works on single channels")
-    return write(shelf, folder, carried(found, small, shelf.model), seed)
+def described(model: PreTrainedModel, kind: Kind, seed: int) -> Stream:
+    """What has to be turned, of a model whose weights may be anywhere; UsageError where it cannot be."""
+    inputs = blank(model)
+    try:
+        small, found = find(model, inputs, whole=kind == "hadamard")
+        if kind == "heads" and not found.heads:
+            raise Unfit("no two linear layers have nothing but attention between them")
+        if not holds(small, found, inputs, seed, TOLERANCE):
+            raise Unfit("something besides its norms and linear layers works on single channels")
+        return carried(found, small, model)
+    except Unfit as unfit:
+        raise _refusal(model, unfit) from unfit
+
+
+def _refusal(model: PreTrainedModel, unfit: Unfit) -> UsageError:
+    return UsageError(f"a {model.config.model_type} cannot be rotated: {unfit}", hint=HINT)
 
 
 def _check_unpruned(ws: Workspace, exam: Exam, shelf: Shelf) -> None:
