@@ -1,7 +1,7 @@
-"""GGUF files: written for Llama models (llama.cpp and its kin read them), read back by transformers.
+"""GGUF files: written for the architectures that llama.cpp and its kin run (`gguf_architectures`), and read.
 
-Rows of the query and key projections are reordered on writing, for GGUF rotates neighbouring features where transformers
-rotates halves. Norms are fp32; matrices F32, F16, BF16 or blocks of codes (`gguf_blocks`), the checkpoint's own where they fit.
+Where llama.cpp rotates neighbouring features and transformers halves, rows of the query and key projections are reordered on writing.
+Vectors are fp32; matrices F32, F16, BF16 or blocks of codes (`gguf_blocks`), the checkpoint's own where they fit.
 Embeddings and the head are Q8_0 where the rest has 4 bits. One tensor is in memory at a time.
 
 Shapes: O outputs, I inputs.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, UsageError
-from llmos_cli.models import gguf_blocks, headers
+from llmos_cli.models import gguf_architectures, gguf_blocks, headers
 from llmos_cli.models.codes import stored_codes
 from llmos_cli.models.dequantize import dense_weights
 from llmos_cli.models.gguf_blocks import Blocks
+from llmos_cli.models.gguf_tokenizer import write_tokenizer
 from llmos_cli.models.load import load_config
 from llmos_cli.models.quantized import Quantized
 
@@ -39,26 +39,14 @@ TYPES = {
 FILE_TYPES = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S"}
 """Where the file's own type is not `MOSTLY_` and the kind."""
 FEW_BITS = ("Q4_0", "Q4_1", "Q4_K")
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Within a block; `model.layers.N.` becomes `blk.N.`."""
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+OUTSIDE = ("token_embd", "output")
+"""The embedding and the head: of 8 bits where the rest has 4."""
+ROPE_FACTORS = "rope_freqs.weight"
 UNREADABLE = (
     *(ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, RuntimeError, AssertionError, MemoryError),
     struct.error,
 )
 """What transformers' reader raises on bytes that are no GGUF, or one it does not know: it checks nothing itself."""
-NORMAL, CONTROL, UNUSED = 1, 3, 5
-"""Kinds of tokens."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +62,33 @@ def write(source: Path, file: Path, *, dtype: str | None = None, licence: str = 
     """Write the checkpoint directory `source` with its tokenizer. `dtype`: a key of TYPES; None for the smallest blocks that
     hold each layer's own codes, bf16 for what has none."""
     gguf, config = _package(), load_config(source)
-    _check(config, dtype)
+    if dtype not in (None, *TYPES):
+        raise UsageError(f"GGUF has no type {dtype} here", hint=f"there are {', '.join(TYPES)}")
+    architecture = gguf_architectures.of(config)
+    called = names(config)
     with dense_weights(source, config, torch.float32) as dense, stored_codes(source) as codes:
-        kinds = _kinds(source, codes, TYPES[dtype] if dtype else None)
-        writer = gguf.GGUFWriter(file, "llama")
-        _write_settings(writer, gguf, config, max(set(kinds.values()), key=list(kinds.values()).count))
+        kinds = _kinds(source, codes, called, TYPES[dtype] if dtype else None)
+        writer = gguf.GGUFWriter(file, architecture.name)
+        mostly = max(set(kinds.values()), key=list(kinds.values()).count)
+        writer.add_file_type(int(gguf.LlamaFileType[FILE_TYPES.get(mostly, f"MOSTLY_{mostly}")]))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        gguf_architectures.write_settings(writer, architecture, config)
         if licence:
             writer.add_license(licence)
-        _write_tokenizer(writer, source, config.vocab_size)
+        write_tokenizer(writer, source, config.vocab_size)
         shapes = headers.dense_shapes(headers.of_directory(source))
+        factors = gguf_architectures.rope_factors(config)
+        if factors is not None:
+            writer.add_tensor_info(ROPE_FACTORS, factors.shape, np.dtype(np.float32), factors.nbytes)
         for name, kind in kinds.items():
             kind_of = gguf.GGMLQuantizationType[kind]
             shape, size = _described(gguf, shapes[name], kind_of)
-            writer.add_tensor_info(_gguf_name(name), shape, np.dtype(np.uint8), size, raw_dtype=kind_of)
+            writer.add_tensor_info(called[name], shape, np.dtype(np.uint8), size, raw_dtype=kind_of)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors.numpy())
         kept = 0
         for name, kind in kinds.items():
             bytes_OB, own = _encoded(gguf, name, kind, dense, codes, config)
@@ -98,6 +97,53 @@ def write(source: Path, file: Path, *, dtype: str | None = None, licence: str = 
         writer.close()
     matrices = [kind for name, kind in kinds.items() if len(shapes[name]) > 1]
     return Written({kind: matrices.count(kind) for kind in dict.fromkeys(matrices)}, len(codes), kept)
+
+
+def names(config: Any) -> Mapping[str, str]:
+    """GGUF's name of each tensor, by transformers' own: looked up, so that one that llama.cpp lacks is told."""
+    gguf = _package()
+    architecture = gguf_architectures.of(config)
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture.name)
+    table = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    return _Names(table, config.model_type)
+
+
+class _Names(dict[str, str]):
+    def __init__(self, table: Any, architecture: str) -> None:
+        super().__init__()
+        self._table, self._architecture = table, architecture
+
+    def __missing__(self, name: str) -> str:
+        found = self._table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise UsageError(
+                f"llama.cpp's {self._architecture} has no {name}", hint="export --format hf, for readers of that"
+            )
+        self[name] = str(found)
+        return self[name]
+
+
+def read_back(file: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The model as the file has it: by transformers' reader where that knows the architecture, else the tensors put into `model`."""
+    architecture = gguf_architectures.of(model.config)
+    if architecture.transformers and _plain(model):
+        return read(file)
+    gguf, called = _package(), names(model.config)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensor = stored[called[name]]
+            value = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type))).reshape(
+                parameter.shape
+            )
+            parameter.copy_(_transformers(name, value, model.config))
+    return model
+
+
+def _plain(model: PreTrainedModel) -> bool:
+    """Whether transformers' reader makes the same configuration: it knows no biases of Llama's and no slower frequencies."""
+    biased = any(name.endswith("bias") for name, _ in model.named_parameters())
+    return gguf_architectures.rope_factors(model.config) is None and not (biased and model.config.model_type == "llama")
 
 
 def read(file: Path) -> PreTrainedModel:
@@ -141,85 +187,12 @@ def _package() -> Any:
     return gguf
 
 
-def _check(config: Any, dtype: str | None) -> None:
-    if dtype not in (None, *TYPES):
-        raise UsageError(f"GGUF has no type {dtype} here", hint=f"there are {', '.join(TYPES)}")
-    if config.model_type != "llama":
-        raise UsageError(
-            f"GGUF export knows llama, not {config.model_type}", hint="export --format hf, and convert that"
-        )
-    if config.attention_bias or config.mlp_bias or config.rope_parameters.get("rope_type") != "default":
-        raise UsageError(
-            "GGUF export knows Llama without biases and with plain rotary positions only",
-            hint="export --format hf, and convert that",
-        )
-
-
-def _write_settings(writer: Any, gguf: Any, config: Any, kind: str) -> None:
-    writer.add_file_type(int(gguf.LlamaFileType[FILE_TYPES.get(kind, f"MOSTLY_{kind}")]))
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _write_tokenizer(writer: Any, source: Path, vocab_size: int) -> None:
-    """A byte-level BPE: llama.cpp's `gpt2` tokenizer. Rows of the embedding beyond the tokenizer are marked unused."""
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {added["content"] for added in description["added_tokens"] if added["special"]}
-    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
-    tokens = [by_id.get(index, f"[UNUSED{index}]") for index in range(vocab_size)]
-    kinds = [
-        CONTROL if token in special else NORMAL if index in by_id else UNUSED for index, token in enumerate(tokens)
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_words(description))
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(
-        [" ".join(merge) if isinstance(merge, list) else merge for merge in description["model"]["merges"]]
-    )
-    for add, token in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    ):
-        if token is not None:
-            add(token)
-    writer.add_add_bos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def _words(description: dict[str, Any]) -> str:
-    """llama.cpp's name of the rule that cuts text into words."""
-    rule = description["pre_tokenizer"] or {}
-    rules = rule.get("pretokenizers", [rule])
-    kinds = [(part.get("type"), part.get("individual_digits"), part.get("use_regex")) for part in rules]
-    if description["model"]["type"] == "BPE" and kinds == [("ByteLevel", None, True)]:
-        return "gpt-2"
-    if description["model"]["type"] == "BPE" and kinds == [("Digits", True, None), ("ByteLevel", None, True)]:
-        return "smollm"
-    raise UsageError(
-        "GGUF export knows byte-level BPE tokenizers with the words of gpt-2 or smollm, not this one",
-        hint="export --format hf, and convert that with llama.cpp's convert_hf_to_gguf.py",
-    )
-
-
-def _kinds(source: Path, codes: Mapping[str, Quantized], wanted: str | None) -> dict[str, str]:
+def _kinds(
+    source: Path, codes: Mapping[str, Quantized], called: Mapping[str, str], wanted: str | None
+) -> dict[str, str]:
     """The kind of each tensor on disk, tied ones once: GGUF then uses the embedding as output."""
     return {
-        name: _kind(name, shape, codes.get(name), wanted)
+        name: _kind(called[name], shape, codes.get(name), wanted)
         for name, shape in headers.dense_shapes(headers.of_directory(source)).items()
     }
 
@@ -253,10 +226,10 @@ def _encoded(
     config: PreTrainedConfig,
 ) -> tuple[NDArray[Any], bool]:
     """The bytes of a tensor, and whether they hold the checkpoint's own codes."""
-    heads = _heads(name, config)
+    architecture, heads = gguf_architectures.of(config), _heads(name, config)
     if kind not in gguf_blocks.SEARCHES:
-        value = _neighbours(dense[name], heads).numpy()
-        return gguf.quants.quantize(value, gguf.GGMLQuantizationType[kind]), False
+        value_O = _neighbours(dense[name], heads) + float(architecture.plus_one and _is_norm(name))
+        return gguf.quants.quantize(value_O.numpy(), gguf.GGMLQuantizationType[kind]), False
     found: Blocks | None = None
     if name in codes:
         own = codes[name]
@@ -271,19 +244,26 @@ def _encoded(
     return found.bytes_OB.numpy(), found.kept
 
 
-def _gguf_name(name: str) -> str:
-    module = name.removesuffix(".weight")
-    if module in OUTSIDE:
-        return f"{OUTSIDE[module]}.weight"
-    index, _, inner = module.removeprefix("model.layers.").partition(".")
-    return f"blk.{index}.{NAMES[inner]}.weight"
+def _transformers(name: str, value_O: Tensor, config: Any) -> Tensor:
+    """A tensor of the file in transformers' order."""
+    heads = _heads(name, config)
+    if heads:
+        value_O = value_O.unflatten(0, (heads, len(value_O) // heads // 2, 2)).transpose(1, 2).flatten(0, 2)
+    return value_O - float(gguf_architectures.of(config).plus_one and _is_norm(name))
+
+
+def _is_norm(name: str) -> bool:
+    return name.endswith("norm.weight")
 
 
 def _heads(name: str, config: Any) -> int:
-    """Of a projection whose rows are rotated; 0 for all others."""
-    if name.endswith("self_attn.q_proj.weight"):
+    """Of a projection whose rows are reordered; 0 for all others."""
+    module = name.removesuffix(".weight").removesuffix(".bias")
+    if not gguf_architectures.of(config).neighbours:
+        return 0
+    if module.endswith("self_attn.q_proj"):
         return int(config.num_attention_heads)
-    return int(config.num_key_value_heads) if name.endswith("self_attn.k_proj.weight") else 0
+    return int(config.num_key_value_heads) if module.endswith("self_attn.k_proj") else 0
 
 
 def _neighbours(rows_O: Tensor, heads: int) -> Tensor:

@@ -239,11 +239,11 @@ def test_a_file_that_appeared_meanwhile_stays(tmp_path: Path) -> None:
     assert output.read_text() == "new"
 
 
-def test_gguf_knows_llama_alone(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+def test_what_llama_cpp_does_not_run_is_no_gguf(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
     save(make("cnn", "image-classification"), tmp_path / "cnn")
     assert llmos("import", tmp_path / "cnn").code == 0
     ran = llmos("export", "-o", tmp_path / "model.gguf", "--format", "gguf")
-    assert (ran.code, "knows llama, not cnn" in ran.err) == (2, True)
+    assert (ran.code, "not cnn" in ran.err) == (2, True)
     assert llmos("export", "-o", tmp_path / "x", "--dtype", "q8_0").code == 2
 
 

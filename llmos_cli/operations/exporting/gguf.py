@@ -24,7 +24,8 @@ TOLERANCE = 0.02
 
 def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outcome:
     written = gguf_file.write(checkpoint.path, target / FILE, dtype=options.type, licence=licence(checkpoint.path))
-    difference = compared(load(checkpoint.path), lambda: gguf_file.read(target / FILE))
+    model = load(checkpoint.path)
+    difference = compared(model, lambda: gguf_file.read_back(target / FILE, model))
     few_bits = sum(written.kinds.get(kind, 0) for kind in gguf_file.FEW_BITS)
     if not difference <= (torch.inf if few_bits > written.kept else TOLERANCE):
         raise LlmosError(
