@@ -7,6 +7,7 @@ was installed beside. A distribution's patches show in the fingerprint.
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -17,12 +18,10 @@ OUTSIDE = {"pydoc_data", "test", "idlelib", "lib2to3", "turtledemo", "site-packa
 def files() -> Iterator[tuple[str, str]]:
     """(path below the library's folder with forward slashes, text) of each source file, by path."""
     root = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*.py"))
-    for path in paths:
-        if _belongs(path):
-            text = _text(root / path)
-            if text:
-                yield str(path), text
+    for path in sorted(_sources(root)):
+        text = _text(root / path)
+        if text:
+            yield str(path), text
 
 
 def identity(sources: Iterable[tuple[str, str]]) -> str:
@@ -35,9 +34,19 @@ def identity(sources: Iterable[tuple[str, str]]) -> str:
     return hasher.hexdigest()
 
 
-def _belongs(path: PurePosixPath) -> bool:
-    first, name = path.parts[0], path.name
-    return not (OUTSIDE & set(path.parts[:-1]) or first.startswith("config-") or name.startswith("_sysconfigdata"))
+def _sources(root: Path) -> Iterator[PurePosixPath]:
+    """Folders that do not belong are not entered: what is installed beside is often the larger part of the tree."""
+    for folder, inside, names in os.walk(root):
+        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        inside[:] = [name for name in inside if name not in OUTSIDE and not (folder == str(root) and _configured(name))]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                yield here / name
+
+
+def _configured(folder: str) -> bool:
+    """Whether it holds what the build of this Python was configured with."""
+    return folder.startswith("config-")
 
 
 def _text(path: Path) -> str:

@@ -3,7 +3,7 @@
 For each block in forward order, and within it for each group of layers that are given the same tensor (query, key and value; then
 the output projection; ...): measure their inputs in the compressed stream, and, for methods that make up for drift, in the
 reference stream of the original weights; let the visitor change their weights; go on. So every layer is fitted to what it will
-really be fed. Sums are in fp32 over batches in order: the same inputs give the same bits. A method that works on a block as a whole
+really be fed. What has its final weights computes once (`memo`). Sums are in fp32 over batches in order: the same inputs give the same bits. A method that works on a block as a whole
 is given its `Turn`: before the groups are measured, and again when all of them were changed.
 
 Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
@@ -11,8 +11,8 @@ Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import repeat
 from types import MappingProxyType
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from llmos_cli.models.activations import Spill, Store
 from llmos_cli.models.blocks import Block, blocks, weights
 from llmos_cli.models.inputs import Inputs, inputs_of, leaders
+from llmos_cli.models.memo import Memo
 from llmos_cli.models.replay import Output, Replay, replaying
 
 Need = Literal["norms", "hessian", "drift"]
@@ -71,7 +73,7 @@ class Statistics:
         if "norms" in needs:
             self.square_I += rows_NI.square().sum(0)
         if "hessian" in needs:
-            self.hessian_II.addmm_(rows_NI.T, rows_NI)
+            add_gram(self.hessian_II, rows_NI)
         if "drift" in needs and reference_NI is not None:
             if self.drift_II is None:
                 self.drift_II = torch.zeros_like(self.hessian_II)
@@ -83,6 +85,19 @@ class Statistics:
             self.square_I = rows_NI.new_zeros(inputs)
         if "hessian" in needs:
             self.hessian_II = rows_NI.new_zeros(inputs, inputs)
+
+
+STRIPES = 4
+"""Into which a symmetric product is cut: more of them spare little more, and each is a smaller product."""
+
+
+def add_gram(sum_II: Tensor, rows_NI: Tensor) -> None:
+    """sum_II += X^T X, of which only what lies on and below the diagonal is multiplied out, in stripes: 5/8 of the work."""
+    width = max(1, -(-len(sum_II) // STRIPES))
+    for start in range(0, len(sum_II), width):
+        end = start + width
+        sum_II[start:end, :end].addmm_(rows_NI[:, start:end].T, rows_NI[:, :end])
+        sum_II[:start, start:end] = sum_II[start:end, :start].T
 
 
 Visit = Callable[[Mapping[str, Statistics]], None]
@@ -117,6 +132,9 @@ class Keeper:
     def held(self, index: int) -> AbstractContextManager[None]:
         """Within it, block `index` is in memory as the original has it. What stands after the last block counts as one more."""
         return nullcontext()
+
+    def settle(self, names: Iterable[str]) -> None:
+        """These matrices, of a block that is held, were changed: from now on they are what the result will have."""
 
     def keep(self, index: int) -> None:
         """All of the block's matrices were changed; it is still held."""
@@ -164,17 +182,18 @@ def sequential(
                     streams.pass_by(index)
                     keeper.restore(index)
                 else:
-                    _visit(streams, index, watched, visit)
+                    _visit(streams, index, watched, visit, keeper)
                     keeper.keep(index)
                 if index < last:
                     streams.advance(index)
             advance(index + 1, last + 1)
 
 
-def _visit(streams: Streams, index: int, watched: Mapping[str, nn.Module], visit: Visit) -> None:
+def _visit(streams: Streams, index: int, watched: Mapping[str, nn.Module], visit: Visit, keeper: Keeper) -> None:
     unreached = set(_names(watched))
     for statistics in streams.stages(index, watched):
         visit(statistics)
+        keeper.settle(statistics)
         unreached -= set(statistics)
         del statistics
     visit({name: Statistics() for name in sorted(unreached)})
@@ -196,6 +215,7 @@ class Streams:
         self.spill = spill or Spill()
         self.compressed, self.reference = self.spill.store(), self.spill.store()
         self.referred = range(len(batches)) if "drift" in needs or hooks else range(0)
+        self.memo: Memo | None = None
 
     def stages(self, index: int, watched: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics]]:
         """Block `index`'s matrices in groups of one input, in the order of their running; each group is measured when the ones
@@ -203,14 +223,19 @@ class Streams:
         hooks = self.hooks if watched and index < len(self.replay.stack) else NO_HOOKS
         turn = Turn(self, index, watched)
         groups = self._references(index, watched, hooks, turn)
+        if watched and index < len(self.replay.stack):
+            self.memo = Memo(turn.module, turn.name, watched, groups.once(watched), self.spill)
         for leader in groups.calls:
             # Nothing here remembers a group's sums: they are gone before the next one's are begun.
             yield dict.fromkeys(
                 (name for name, followed in groups.follows.items() if followed == leader),
                 self._measure(index, leader, watched, groups),
             )
+            if self.memo:
+                self.memo.settle(name for name, followed in groups.follows.items() if followed == leader)
         groups.originals.clear()
         if hooks.after:
+            self._forget()
             hooks.after(turn)
 
     def pass_by(self, index: int) -> None:
@@ -221,7 +246,17 @@ class Streams:
     def advance(self, index: int) -> None:
         """The compressed stream moves past block `index`, now of compressed weights."""
         for number, batch in enumerate(self.batches):
-            self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
+            with self._spared(number, learning=False):
+                self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
+        self._forget()
+
+    def _spared(self, number: int, *, learning: bool) -> AbstractContextManager[None]:
+        return self.memo.running(number, learning=learning) if self.memo else nullcontext()
+
+    def _forget(self) -> None:
+        if self.memo:
+            self.memo.forget()
+        self.memo = None
 
     def _references(self, index: int, watched: Mapping[str, nn.Module], hooks: Hooks, turn: Turn) -> Groups:
         """The block's groups; where drift is asked for, what the original gives each in the reference stream. That stream moves
@@ -250,7 +285,8 @@ class Streams:
         for number, batch in enumerate(self.batches):
             original = groups.original(number, leader) if "drift" in self.needs else None
             calls = groups.calls[leader] if original is None else len(original)
-            seen, _ = self.watch(index, number, only, self.compressed[number], until=calls)
+            with self._spared(number, learning=True):
+                seen, _ = self.watch(index, number, only, self.compressed[number], until=calls)
             total.add_all(seen.get(leader, []), original, batch.get("attention_mask"), self.needs)
         return total
 
@@ -259,47 +295,56 @@ class Streams:
     ) -> tuple[dict[str, list[Inputs]], Output]:
         """What the block's layers are given, and its output; None for that where the `until`-th call of a layer was enough."""
         seen: dict[str, list[Inputs]] = {}
+        with ExitStack() as undo:
+            for name, layer in watched.items():
+                undo.callback(_recording(name, layer, seen, until).remove)
+            try:
+                return seen, self.replay.run(index, number, self.batches[number], before)
+            except _Enough:
+                return seen, None
 
-        def record(name: str, layer: nn.Module) -> Callable[..., None]:
-            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                given = args[0] if args else next(iter(kwargs.values()))
-                for weight, inputs in inputs_of(layer, given, args[1:], output).items():
-                    seen.setdefault(f"{name}.{weight}", []).append(inputs)
-                    if until and len(seen[f"{name}.{weight}"]) == until:
-                        enough.add(weight)
-                if enough and len(enough) == len(seen):
-                    raise _Enough
 
-            return hook
+def _recording(name: str, layer: nn.Module, seen: dict[str, list[Inputs]], until: int) -> RemovableHandle:
+    """Adds what the layer is given to `seen`; ends the pass at its `until`-th call."""
 
-        enough: set[str] = set()
-        hooks = [layer.register_forward_hook(record(name, layer), with_kwargs=True) for name, layer in watched.items()]
-        try:
-            return seen, self.replay.run(index, number, self.batches[number], before)
-        except _Enough:
-            return seen, None
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        calls = [seen.setdefault(f"{name}.{weight}", []) for weight in weights(layer)]
+        for weight, inputs in inputs_of(layer, given, args[1:], output).items():
+            seen[f"{name}.{weight}"].append(inputs)
+        if until and all(len(call) == until for call in calls):
+            raise _Enough
+
+    if isinstance(layer, nn.LSTM):  # its states are the inputs of one of its matrices
+        return layer.register_forward_hook(lambda _, args, kwargs, output: note(args, kwargs, output), with_kwargs=True)
+    return layer.register_forward_pre_hook(lambda _, args, kwargs: note(args, kwargs, None), with_kwargs=True)
 
 
 @dataclass
 class Groups:
     """Which of a block's matrices are fed alike. `follows`: for each matrix, in the order of their running, the first one that
-    is given the same tensors; `calls`: how often that one is called; `originals`: its inputs in the reference stream, where it
+    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass; `originals`: its inputs in the reference stream, where it
     is to `keep` them, by batch."""
 
     originals: Store
     keep: bool
     follows: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    most: dict[str, int] = field(default_factory=dict)
 
     def note(self, number: int, seen: Mapping[str, list[Inputs]]) -> None:
+        self.most |= {name: max(len(calls), self.most.get(name, 0)) for name, calls in seen.items()}
         new = {name: leader for name, leader in leaders(seen).items() if name not in self.follows}
         self.follows |= new
         self.calls |= {leader: len(seen[leader]) for leader in new.values()}
         for leader in self.calls if self.keep else ():
             self.originals[number, leader] = [(call.source, call.layer) for call in seen.get(leader, [])]
+
+    def once(self, layers: Mapping[str, nn.Module]) -> set[str]:
+        """Those of `layers` that are called once in a pass, if at all."""
+        return {
+            name for name, layer in layers.items() if all(self.most.get(f"{name}.{w}") == 1 for w in weights(layer))
+        }
 
     def original(self, number: int, leader: str) -> list[Inputs]:
         return [Inputs(source, layer) for source, layer in self.originals[number, leader] or []]

@@ -8,7 +8,7 @@ reader will see, and a run that was cut off goes on to the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,14 @@ class Keeping(Keeper):
     def held(self, index: int) -> AbstractContextManager[None]:
         return self.subject.shelf.held(index) if self.subject.shelf else nullcontext()
 
+    def settle(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.coded:
+                self._rounded(name)
+            elif self.rounds_inputs and type(layer := self.subject.matrices[name].layer) is nn.Linear:
+                # The very object that others refer to, with another forward.
+                layer.__class__ = QuantizedLinear
+
     def keep(self, index: int) -> None:
         tensors: dict[str, Tensor] = {}
         for name in self._names.get(index, ()):
@@ -154,7 +162,7 @@ class Keeping(Keeper):
             },
         }
         self.parts.keep(index, tensors, record)
-        self._settle(index, here)
+        self._leave(index, here)
 
     def restore(self, index: int) -> None:
         record = self.parts.record(index)
@@ -166,7 +174,7 @@ class Keeping(Keeper):
                 self.coded[name].matrix.write(self.coded[name].codes.dequantized())
             else:
                 self._overwrite(name, self.parts[name])
-        self._settle(index, list(record["changes"]))
+        self._leave(index, list(record["changes"]))
 
     def logits(self) -> Tensor:
         """What the result, as it was computed, answers to `asked_of`."""
@@ -200,16 +208,12 @@ class Keeping(Keeper):
         with torch.no_grad():
             tensor_of(self.subject.model, name).copy_(value)
 
-    def _settle(self, index: int, matrices: list[str]) -> None:
+    def _leave(self, index: int, matrices: list[str]) -> None:
         """The block is as the result has it: of a model that streams, its codes are on disk from now on."""
         for name in matrices:
-            if name in self.coded:
-                if self.subject.shelf:
-                    self._recode(name, self.coded[name].grid.bits, self.coded[name].grid.group)
-                layer = self.subject.matrices[name].layer
-                if self.rounds_inputs and type(layer) is nn.Linear:
-                    # The very object that others refer to, with another forward.
-                    layer.__class__ = QuantizedLinear
+            if name in self.coded and self.subject.shelf:
+                self._recode(name, self.coded[name].grid.bits, self.coded[name].grid.group)
+        self.settle(matrices)
         if self.witness:
             self.witness.follow(index)
 
