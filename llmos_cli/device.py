@@ -164,6 +164,11 @@ def device_name(device: torch.device) -> str:
     return processor() if device.type == "cpu" else str(device)
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of an NVIDIA GPU, or what ROCm calls by that name; (0, 0) where there is none."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
+
+
 @functools.cache
 def threads() -> int:
     """How many threads to compute with: the cores this process may use by affinity and cgroup quota, at least one.

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llmos_cli.models import fp8
+
 CLIPS = tuple(1.0 - 0.05 * step for step in range(13))
 """Shares of a group's range that the grid's end is tried at."""
 CACHED = 1 << 16
@@ -27,6 +29,8 @@ class Grid:
     group: int
     dtype: torch.dtype = torch.float32
     symmetric: bool = True
+    floats: bool = False
+    """Codes are 8-bit floats (e4m3), whose steps grow with their size."""
 
     @property
     def low(self) -> int:
@@ -51,7 +55,7 @@ class Scales(NamedTuple):
 
 @dataclass(frozen=True)
 class Codes:
-    """`codes_OI` int8, and the scales and zeros that make values of them."""
+    """`codes_OI` int8 (or e4m3: `floats`), and the scales and zeros that make values of them."""
 
     codes_OI: Tensor
     scale_OG: Tensor
@@ -71,12 +75,16 @@ class Codes:
         steps_OI: Tensor = (codes_OGg - self.zero_OG[:, :, None]).flatten(1)
         return steps_OI
 
+    @property
+    def floats(self) -> bool:
+        return self.codes_OI.is_floating_point()
+
     @classmethod
-    def of_steps(cls, steps_OI: Tensor, scales: Scales) -> Codes:
+    def of_steps(cls, steps_OI: Tensor, scales: Scales, kind: torch.dtype = torch.int8) -> Codes:
         codes_OI = steps_OI
         if scales.zero_OG is not None:
             codes_OI = (steps_OI.unflatten(1, (scales.zero_OG.shape[1], -1)) + scales.zero_OG[:, :, None]).flatten(1)
-        return cls(codes_OI.to(torch.int8), *scales)
+        return cls(codes_OI.to(kind), *scales)
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,15 @@ def usable(scale_OG: Tensor, grid: Grid) -> Tensor:
     """The scale as the file holds it, 1 where its group is all zero or so small that the scale vanishes."""
     stored_OG = scale_OG.to(grid.dtype)
     return torch.where((stored_OG == 0) | ~torch.isfinite(stored_OG.float().reciprocal()), 1, stored_OG)
+
+
+def nearest_float(weight_OI: Tensor, grid: Grid) -> Codes:
+    """The nearest e4m3 of the weights over a scale that makes each group's largest the largest code. A search gains nothing: with
+    a smaller scale the codes are as far apart, in proportion to their values, as before."""
+    weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
+    scale_OG = usable(weight_OGg.abs().amax(2) / fp8.LARGEST, grid)
+    codes_OGg = fp8.coded(weight_OGg / scale_OG.to(weight_OI.dtype)[:, :, None])
+    return Codes(codes_OGg.flatten(1), scale_OG)
 
 
 def nearest(weight_OI: Tensor, scales: Scales, grid: Grid) -> Codes:

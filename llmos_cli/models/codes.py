@@ -17,9 +17,10 @@ from llmos_cli.models.quantized import Quantized
 
 @contextmanager
 def stored_codes(directory: Path) -> Iterator[Mapping[str, Quantized]]:
-    """Every weight kept as codes, by the dense weight's name on disk; of a dense checkpoint, none."""
+    """Every weight kept as whole-numbered codes, by the dense weight's name on disk; of a dense checkpoint, none."""
     entries = headers.of_directory(directory)
-    bits = bits_by_layer(load_config(directory), entries)
+    known = bits_by_layer(load_config(directory), entries)
+    bits = {name: width for name, width in known.items() if name not in entries or entries[name].dtype == "I8"}
     with ExitStack() as stack:
         yield _Codes(Read(entries, stack), headers.dense_shapes(entries), bits)
 

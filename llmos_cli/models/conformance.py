@@ -26,6 +26,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.architectures.base import SmallModel
 from llmos_cli.models.dequantize import CONFIG_KEY
 from llmos_cli.models.load import skeleton
+from llmos_cli.models.quantized import FLOATS as FLOAT8
 from llmos_cli.models.quantized import MIXED, PACKED, PLAIN
 from llmos_cli.models.save import stored_names
 
@@ -96,7 +97,7 @@ def _declared(quantization: Mapping[str, Any]) -> Iterator[str]:
     """Faults of the description itself."""
     for key, allowed in (
         ("quant_method", ("compressed-tensors",)),
-        ("format", (PACKED, PLAIN, MIXED)),
+        ("format", (PACKED, PLAIN, FLOAT8, MIXED)),
         ("quantization_status", ("compressed",)),
     ):
         if quantization.get(key) not in allowed:
@@ -181,6 +182,8 @@ def _expected(layer: _Layer, args: QuantizationArgs, form: str) -> dict[str, tup
     """Types and shape of each tensor that a layer is stored as."""
     groups = layer.inputs // _size(layer, args)
     scale = {"_scale": (FLOATS, (layer.outputs, groups))}
+    if form == FLOAT8:
+        return {"": (("F8_E4M3",), (layer.outputs, layer.inputs)), **scale}
     if form == PLAIN:
         zeros = {} if args.symmetric else {"_zero_point": (("I8",), (layer.outputs, groups))}
         return {"": (("I8",), (layer.outputs, layer.inputs)), **scale, **zeros}
@@ -210,6 +213,8 @@ def _no_kernel(
 ) -> Iterator[str]:
     for name, scheme in schemes.items():
         args, inputs = _weights(scheme), scheme.input_activations
+        if _is_fp8(args, inputs):
+            continue
         if args.type != "int" or args.dynamic:
             yield f"{_named(scheme)}: only stored whole numbers are described here"
         elif inputs is not None:
@@ -224,6 +229,12 @@ def _no_kernel(
             yield f"{_named(scheme)}: of 8 bits it has symmetric ones"
     if quantization.get("kv_cache_scheme") is not None and not _fp8_cache(quantization["kv_cache_scheme"]):
         yield "its caches of keys and values are FP8 per tensor"
+
+
+def _is_fp8(args: QuantizationArgs, inputs: QuantizationArgs | None) -> bool:
+    """Its scheme `w8a8_fp8`: static scales of whole tensors or channels, inputs scaled as they come."""
+    static = args.num_bits == 8 and args.symmetric and not args.dynamic and args.strategy in ("channel", "tensor")
+    return static and args.type == "float" and inputs is not None and inputs.type == "float" and bool(inputs.dynamic)
 
 
 def _fp8_cache(scheme: Mapping[str, Any]) -> bool:
@@ -244,6 +255,8 @@ def _split(layers: Sequence[_Layer]) -> Iterator[tuple[str, str]]:
 
 
 def _slow(layers: Sequence[_Layer], schemes: Mapping[str, QuantizationScheme]) -> Iterator[str]:
+    if any(_weights(schemes[layer.group]).type == "float" for layer in layers if layer.group):
+        yield "on GPUs older than Ada (8.9) with the inputs left as they are"
     weight_only = [
         layer for layer in layers if layer.group and not layer.embeds and schemes[layer.group].input_activations is None
     ]
@@ -267,6 +280,8 @@ def _named(scheme: QuantizationScheme) -> str:
     args, inputs = _weights(scheme), scheme.input_activations
     groups = f"groups of {args.group_size}" if args.strategy == "group" else f"a scale per {args.strategy}"
     zeros = "" if args.symmetric else ", with zero points"
+    if args.type == "float":
+        return f"FP8 with {groups}, inputs scaled per token"
     return f"W{args.num_bits}A{inputs.num_bits if inputs else 16} with {groups}{zeros}"
 
 

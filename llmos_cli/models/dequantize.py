@@ -20,11 +20,12 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError
 from llmos_cli.models import headers, packing
+from llmos_cli.models.fp8 import Float8Linear
 from llmos_cli.models.int8 import QuantizedLinear
 
 CONFIG_KEY = "quantization_config"
 INT8_KEY = "llmos_int8"
-FORMATS = ("pack-quantized", "int-quantized", "mixed-precision")
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "mixed-precision")
 Model = TypeVar("Model", bound=PreTrainedModel)
 Group = Mapping[str, Any]
 """One of compressed-tensors' `config_groups`: its targets and how their weights and inputs are quantized."""
@@ -135,8 +136,9 @@ def round_inputs(model: nn.Module, config: PreTrainedConfig | Mapping[str, Any])
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and not _matches(name, ignored):
             group = group_of(name, groups)
-            if group and group.get("input_activations"):
-                model.set_submodule(name, QuantizedLinear.of(module))
+            if inputs := (group or {}).get("input_activations"):
+                rounding = Float8Linear if inputs["type"] == "float" else QuantizedLinear
+                model.set_submodule(name, rounding.of(module))
 
 
 def group_of(name: str, groups: Sequence[Group]) -> Group | None:

@@ -7,9 +7,14 @@ BERT's pooler, compressed-tensors takes one scale for the whole batch; rows here
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def round_tokens(hidden_TI: Tensor) -> Tensor:
@@ -22,6 +27,8 @@ def round_tokens(hidden_TI: Tensor) -> Tensor:
 class QuantizedLinear(nn.Linear):
     """`weight` holds the dequantized values; the gradient passes the rounding straight through (arXiv:1308.3432)."""
 
+    round_inputs: Callable[[Tensor], Tensor] = staticmethod(round_tokens)
+
     @classmethod
     def of(cls, linear: nn.Linear) -> QuantizedLinear:
         """The same layer, its parameters shared, with rounded inputs."""
@@ -32,5 +39,13 @@ class QuantizedLinear(nn.Linear):
         return quantized.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        rounded = input + (round_tokens(input) - input).detach()
+        rounded = input + (self.round_inputs(input) - input).detach()
         return F.linear(rounded, self.weight, self.bias)
+
+
+def unrounded(model: Model) -> Model:
+    """The same model, its inputs as they are: for formats that round weights alone."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+    return model

@@ -31,17 +31,18 @@ from llmos_cli.models.dequantize import CONFIG_KEY, INT8_KEY, is_quantized
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.save import stored_names, write_streamed
 
-PACKED, PLAIN = "pack-quantized", "int-quantized"
-"""Words of packed codes; int8 codes as they are."""
+PACKED, PLAIN, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
+"""Words of packed codes; int8 codes as they are; 8-bit floats."""
 MIXED = "mixed-precision"
 """What a config says whose groups are stored in different forms, each its own."""
-Scheme = Literal["weights", "w8a8"]
-"""`weights`: codes for the weights alone; `w8a8`: 8-bit weights, and inputs rounded to int8 as they come."""
+Scheme = Literal["weights", "w8a8", "fp8"]
+"""`weights`: codes for the weights alone; `w8a8`: 8-bit weights, and inputs rounded to int8 as they come; `fp8`: both as e4m3."""
+FORMS: Mapping[Scheme, str] = {"weights": PACKED, "w8a8": PLAIN, "fp8": FLOATS}
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """One weight as codes. `codes` int8 in the weight's own shape, `scales_OG`, `zeros_OG` (codes; None: symmetric);
+    """One weight as codes. `codes` int8 (or float8_e4m3fn) in the weight's own shape, `scales_OG`, `zeros_OG` (codes; None: symmetric);
     `group_size` inputs share a scale, all of them with -1. Round the scales to the dtype they will be stored in (that of
     the dense weight) *before* choosing codes: the file keeps them so."""
 
@@ -66,7 +67,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, quantized: Quantized, scheme: Scheme, *, inside: bool) -> Kind:
-        form = PACKED if scheme == "weights" and inside else PLAIN
+        form = FORMS[scheme] if inside else PLAIN
         return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None, form, inside)
 
 
@@ -203,7 +204,7 @@ def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> di
     zeros_OG = quantized.zeros_OG
     if not pack:
         zeros = {} if zeros_OG is None else {f"{name}_zero_point": zeros_OG.to(torch.int8)}
-        return stored | zeros | {name: quantized.codes.to(torch.int8)}
+        return stored | zeros | {name: quantized.codes}
     stored |= {
         f"{name}_packed": packing.pack(quantized.codes, quantized.bits),
         f"{name}_shape": torch.tensor(dense.shape, dtype=torch.int64),
@@ -246,26 +247,27 @@ def _quantization_config(layers: Mapping[str, Kind], linear: Sequence[str]) -> d
 
 def _group(kind: Kind, targets: list[str], *, formed: bool) -> dict[str, Any]:
     """`formed`: the form is not the same for all. That of an embedding is always said: readers would guess another."""
-    rounds_inputs = kind.form == PLAIN and kind.inside
+    kind_of = "float" if kind.form == FLOATS else "int"
+    inputs = _args(kind_of, 8, "token", symmetric=True, dynamic=True)
     return {
         "targets": targets,
-        "input_activations": _int_args(8, "token", symmetric=True, dynamic=True) if rounds_inputs else None,
+        "input_activations": inputs if kind.form != PACKED and kind.inside else None,
         "output_activations": None,
-        "weights": _weight_args(kind.bits, kind.group_size, kind.symmetric),
+        "weights": _weight_args(kind_of, kind.bits, kind.group_size, kind.symmetric),
         **({"format": kind.form} if formed or not kind.inside else {}),
     }
 
 
-def _weight_args(bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
+def _weight_args(kind: str, bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
     strategy = "channel" if group_size == -1 else "group"
-    args = _int_args(bits, strategy, symmetric=symmetric, dynamic=False)
+    args = _args(kind, bits, strategy, symmetric=symmetric, dynamic=False)
     return args | {"group_size": None if group_size == -1 else group_size, "observer": "minmax"}
 
 
-def _int_args(bits: int, strategy: str, *, symmetric: bool, dynamic: bool) -> dict[str, Any]:
+def _args(kind: str, bits: int, strategy: str, *, symmetric: bool, dynamic: bool) -> dict[str, Any]:
     return {
         "num_bits": bits,
-        "type": "int",
+        "type": kind,
         "symmetric": symmetric,
         "strategy": strategy,
         "group_size": None,

@@ -18,6 +18,8 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Statistics, Turn
+from llmos_cli.models.fp8 import Float8Linear
+from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix, matrices
@@ -60,6 +62,7 @@ class Form:
     group_size: int
     layers: Mapping[str, int] = field(default_factory=dict)
     symmetric: bool = True
+    floats: bool = False
 
     def bits_of(self, matrix: Matrix) -> int:
         if not isinstance(matrix.layer, nn.Linear):
@@ -88,7 +91,9 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     GateFailed when it is worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
     module, _ = method("quantize", resolved.config.quantize)
-    form_of(resolved, module)
+    form = form_of(resolved, module)
+    if form.floats and resolved.config.quantize.heal and resolved.config.heal.codes:
+        raise UsageError(f"the codes of {resolved.config.quantize.method} do not learn", hint="leave heal.codes out")
     parent = ws.checkpoint(rev)
     with ws.begin("quantize", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)
@@ -131,7 +136,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
         same_calibration(run.state, samples.record)
-        with keeping(model, run.state, coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:
+        with keeping(model, run.state, coded, rounds_inputs=rounding(module)) as kept:
             compress = coding(model, module, own, form, coded)
             changes = sweep(
                 model,
@@ -215,7 +220,7 @@ def form_of(resolved: Resolved, module: ModuleType) -> Form:
     free = getattr(module, "BITS", None) is None
     if not free and not options.symmetric and not outranked(resolved, "quantize.symmetric", "quantize.method"):
         raise UsageError(f"the codes of {options.method} are symmetric", hint="leave quantize.symmetric out")
-    return Form(found[0], found[1], options.layers if free else {}, options.symmetric or not free)
+    return Form(found[0], found[1], options.layers if free else {}, options.symmetric or not free, is_fp8(module))
 
 
 def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded: dict[str, Coded]) -> Compress:
@@ -237,14 +242,27 @@ def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded
     return compress
 
 
+def is_fp8(module: ModuleType) -> bool:
+    return getattr(module, "FLOATS", False)
+
+
+def rounding(module: ModuleType) -> type[QuantizedLinear] | None:
+    """The layers that round their inputs as the method's result does."""
+    if not module.ACTIVATIONS:
+        return None
+    return Float8Linear if is_fp8(module) else QuantizedLinear
+
+
 def gridding(subject: Subject, form: Form) -> Callable[[Matrix], Grid]:
     """The grid of each matrix: as asked for linear layers, the one format there is for others."""
     entries = headers.of_directory(subject.checkpoint.path)
     usual = subject.exam.task.default_dtype
 
     def grid(matrix: Matrix) -> Grid:
-        symmetric = form.symmetric or not isinstance(matrix.layer, nn.Linear)
-        return Grid(form.bits_of(matrix), form.group_of(matrix), stored_dtype(matrix.name, entries, usual), symmetric)
+        linear = isinstance(matrix.layer, nn.Linear)
+        symmetric, floats = form.symmetric or not linear, form.floats and linear
+        dtype = stored_dtype(matrix.name, entries, usual)
+        return Grid(form.bits_of(matrix), form.group_of(matrix), dtype, symmetric, floats)
 
     return grid
 
@@ -307,7 +325,7 @@ def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module
     which may have healed since."""
     subject = kept.subject
     source = subject.source
-    scheme: Scheme = "w8a8" if module.ACTIVATIONS else "weights"
+    scheme: Scheme = "fp8" if is_fp8(module) else "w8a8" if module.ACTIVATIONS else "weights"
     codes = Lazily({name: name for name in coded}, lambda name: coded[name].quantized())
     if subject.shelf:
         write_quantized(staged, source, codes, scheme, kept.stored())
@@ -350,7 +368,7 @@ def _reached(coded: Mapping[str, Coded], used: Mapping[str, int], module: Module
         if kinds[1:]
         else f"{kinds[0]} bits"
     )
-    return f"{bits}, {groups}{inputs}"
+    return f"{'8-bit floats' if is_fp8(module) and inputs else bits}, {groups}{inputs}"
 
 
 def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmos_cli import device
-from llmos_cli.models import int8
+from llmos_cli.models import fp8, int8
 from llmos_cli.models.kernels import choice, forms, native
 from llmos_cli.models.kernels.codes import Codes, rounded, side_by_side
 
@@ -197,16 +197,17 @@ def test_a_file_of_measurements_that_is_not_one_is_made_anew(own_home: Path):
     assert set(choice.measured(layer(64, 128, 8), torch.bfloat16)) >= {"dense", "torch int8"}
 
 
-@pytest.mark.parametrize("name", ["cuda w8a8", "torch int8", "torch int4"])
-def test_products_on_an_accelerator_stay_there(name: str):
+@pytest.mark.parametrize("name", ["cuda w8a8", "cuda fp8", "torch int8", "torch int4"])
+def test_products_on_an_accelerator_stay_there(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device, "capability", lambda where: (8, 9))
     with FakeTensorMode():
-        made = {"dtype": torch.int8, "device": "cuda"}
+        made = {"dtype": fp8.TYPE if name == "cuda fp8" else torch.int8, "device": "cuda"}
         groups = 2 if name == "torch int4" else 1
         codes = Codes(
             torch.empty(64, 256, **made),
             torch.empty(64, groups, device="cuda"),
             4 if groups == 2 else 8,
-            name == "cuda w8a8",
+            name in ("cuda w8a8", "cuda fp8"),
         )
         assert name in forms.usable(codes, torch.bfloat16)
         x = torch.empty(3, 256, dtype=torch.bfloat16, device="cuda")

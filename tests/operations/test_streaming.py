@@ -58,6 +58,7 @@ WAYS = [
     ("prune", {"prune.method": "magnitude"}),
     ("quantize", {"quantize.method": "gptq", "quantize.bits": 3, "quantize.group_size": 32}),
     ("quantize", {"quantize.method": "w8a8"}),
+    ("quantize", {"quantize.method": "fp8"}),
 ]
 
 
@@ -145,7 +146,7 @@ def compressed(
     (folder / "spilled").mkdir(parents=True)
     spill = Spill(0, folder / "spilled") if streams else Spill()
     with keeping(
-        parent, folder / "state", coded, rounds_inputs=verb == "quantize" and bool(module.ACTIVATIONS)
+        parent, folder / "state", coded, rounds_inputs=quantize.rounding(module) if verb == "quantize" else None
     ) as kept:
         if verb == "prune":
             compress = prune.zeroing(parent, module, own, prune.target_of(resolved))

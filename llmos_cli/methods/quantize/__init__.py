@@ -1,7 +1,7 @@
 """Quantizing methods, one file each.
 
 A method file is found by its name. It holds `NEEDS` (the calibration statistics it asks for), `Options` (what it alone can be told),
-`ACTIVATIONS` (bits of the inputs at run time: 8, or None where they stay as they are), and
+`ACTIVATIONS` (bits of the inputs at run time: 8, or None where they stay as they are), `FLOATS` where both are 8-bit floats, and
 
     quantize(weight_OI, statistics, grid, options) -> Codes
 

@@ -19,7 +19,7 @@ SLICE = 4096
 
 @dataclass(frozen=True)
 class Codes:
-    """`codes_OI` int8, `scales_OG`, `zeros_OG` (None: symmetric); `rounds_inputs`: W8A8, each token rounded to int8 as well."""
+    """`codes_OI` int8 or float8_e4m3fn, `scales_OG`, `zeros_OG` (None: symmetric); `rounds_inputs`: W8A8, each token rounded to int8 as well, or FP8, to e4m3."""
 
     codes_OI: Tensor
     scales_OG: Tensor
@@ -33,6 +33,10 @@ class Codes:
         """Outputs, inputs, groups."""
         return (*self.codes_OI.shape, self.scales_OG.shape[1])
 
+    @property
+    def floats(self) -> bool:
+        return self.codes_OI.is_floating_point()
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         zeros_OG = None if self.zeros_OG is None else self.zeros_OG.float()
         return packing.dequantize(self.codes_OI, self.scales_OG.float(), zeros_OG).to(dtype)
@@ -40,7 +44,7 @@ class Codes:
     def kind(self) -> str:
         """What decides how fast its kernels are."""
         outputs, inputs, groups = self.shape
-        scheme = "w8a8" if self.rounds_inputs else f"w{self.bits}"
+        scheme = "fp8" if self.floats else "w8a8" if self.rounds_inputs else f"w{self.bits}"
         return f"{scheme} {outputs}x{inputs} in {groups}{'' if self.zeros_OG is None else ' asymmetric'}"
 
 
@@ -49,7 +53,9 @@ def side_by_side(parts: Sequence[Codes]) -> Codes | None:
     first = parts[0]
     if len(parts) == 1:
         return first
-    schemes = {(part.bits, part.rounds_inputs, part.shape[1:], part.zeros_OG is None) for part in parts}
+    schemes = {
+        (part.codes_OI.dtype, part.bits, part.rounds_inputs, part.shape[1:], part.zeros_OG is None) for part in parts
+    }
     if len(schemes) > 1:
         return None
     return replace(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmos_cli import device
+from llmos_cli.models import fp8
 from llmos_cli.models.kernels import native
 from llmos_cli.models.kernels.codes import Codes
 
@@ -104,6 +106,21 @@ def cuda_w8a8(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, 
     return product, _present(codes.codes_OI, scales_O, bias_O)
 
 
+def cuda_fp8(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, ...]]:
+    """cuBLAS's product of 8-bit floats, a scale for each row and column; it answers in bf16."""
+    scales_1O, bias_O = codes.scales_OG.float().t().contiguous(), _float(codes.bias_O)
+
+    def product(x: Tensor) -> Tensor:
+        x_TI = x.flatten(0, -2).float()
+        scales_T1 = fp8.scales_of(x_TI)
+        exact = torch._scaled_mm(
+            fp8.coded(x_TI / scales_T1), codes.codes_OI.t(), scales_T1, scales_1O, out_dtype=torch.bfloat16
+        )
+        return _finished(exact, bias_O, x)
+
+    return product, _present(codes.codes_OI, scales_1O, bias_O)
+
+
 def torch_int8(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, ...]]:
     codes_OI, scales_O = codes.codes_OI.contiguous(), codes.scales_OG.flatten().to(dtype)
     bias_O = _float(codes.bias_O)
@@ -161,7 +178,7 @@ def _on(codes: Codes, kind: str) -> bool:
 
 
 def _is_w8a8(codes: Codes) -> bool:
-    return codes.rounds_inputs and codes.shape[2] == 1 and codes.zeros_OG is None
+    return codes.rounds_inputs and not codes.floats and codes.shape[2] == 1 and codes.zeros_OG is None
 
 
 def _is_symmetric(codes: Codes) -> bool:
@@ -179,6 +196,13 @@ def _fits_onednn(codes: Codes, dtype: torch.dtype) -> bool:
 
 def _fits_cuda_w8a8(codes: Codes, dtype: torch.dtype) -> bool:
     return _on(codes, "cuda") and _is_w8a8(codes) and codes.shape[0] % 8 == 0 and codes.shape[1] % 8 == 0
+
+
+def _fits_cuda_fp8(codes: Codes, dtype: torch.dtype) -> bool:
+    """From Ada (8.9) on; both sides must be whole runs of 16."""
+    even = codes.shape[0] % 16 == 0 and codes.shape[1] % 16 == 0
+    fits = _on(codes, "cuda") and codes.floats and dtype == torch.bfloat16 and even
+    return fits and device.capability(codes.codes_OI.device) >= (8, 9)
 
 
 def _fits_torch_int8(codes: Codes, dtype: torch.dtype) -> bool:
@@ -202,6 +226,7 @@ FORMS: Mapping[str, Kernel] = {
     ),
     "onednn w8a8": Kernel(_fits_onednn, onednn_w8a8),
     "cuda w8a8": Kernel(_fits_cuda_w8a8, cuda_w8a8),
+    "cuda fp8": Kernel(_fits_cuda_fp8, cuda_fp8),
     "native weights": Kernel(_fits_native, native_weights),
     "torch int8": Kernel(_fits_torch_int8, torch_int8),
     "torch int4": Kernel(_fits_torch_int4, torch_int4),

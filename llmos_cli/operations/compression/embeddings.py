@@ -28,7 +28,7 @@ SLICE = 4096
 
 def round_embeddings(subject: Subject, group_size: int) -> dict[str, Coded]:
     """The codes by the weights' names; the model holds their values from now on. UsageError where it looks no tokens up."""
-    entries, usual = headers.of_directory(subject.checkpoint.path), subject.exam.task.default_dtype
+    entries, usual = headers.of_directory(subject.source), subject.exam.task.default_dtype
     found = {}
     for name, matrix in outside(subject.model).items():
         grid = Grid(BITS, usable_group(matrix.inputs, group_size), stored_dtype(name, entries, usual))

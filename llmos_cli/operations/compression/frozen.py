@@ -32,7 +32,7 @@ class Scaled(nn.Module):
 
     def __init__(self, codes: Codes, matrix: Matrix, grid: Grid, weight_OI: Tensor | None = None) -> None:
         super().__init__()
-        self.matrix, self.grid, self.zero_OG = matrix, grid, codes.zero_OG
+        self.matrix, self.grid, self.zero_OG, self.kind = matrix, grid, codes.zero_OG, codes.codes_OI.dtype
         self.register_buffer("steps_OI", codes.steps(), persistent=False)
         self.register_buffer("scale_OG", codes.scale_OG.float(), persistent=False)
         self.factor_OG = nn.Parameter(torch.ones_like(codes.scale_OG, dtype=torch.float32))
@@ -58,7 +58,7 @@ class Scaled(nn.Module):
         """The codes with the scales as they will be stored."""
         with torch.no_grad():
             scale_OG = usable(self.scale_OG * self.factor_OG, self.grid)
-            return Codes.of_steps(self.steps(), Scales(scale_OG, self.zero_OG))
+            return Codes.of_steps(self.steps(), Scales(scale_OG, self.zero_OG), self.kind)
 
     def _wide(self, value_OG: Tensor) -> Tensor:
         return value_OG.repeat_interleave(self.grid.group, 1)

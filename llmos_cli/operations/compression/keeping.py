@@ -40,6 +40,9 @@ from llmos_cli.tasks.base import Batch
 CODES, SCALES, ZEROS = ":codes", ":scales", ":zeros"
 
 
+Rounds = type[QuantizedLinear] | None
+
+
 class Parts(Mapping[str, Tensor]):
     """The tensors of all finished blocks by name, each read when it is asked for."""
 
@@ -92,7 +95,7 @@ class Parts(Mapping[str, Tensor]):
 
 @contextmanager
 def keeping(
-    subject: Subject, folder: Path, coded: dict[str, Coded] | None = None, *, rounds_inputs: bool = False
+    subject: Subject, folder: Path, coded: dict[str, Coded] | None = None, *, rounds_inputs: Rounds = None
 ) -> Iterator[Keeping]:
     """While the blocks of `subject` are compressed and the result is written: `folder` is where they are kept."""
     with ExitStack() as stack:
@@ -109,8 +112,8 @@ def asked_of(subject: Subject) -> Batch:
 class Keeping(Keeper):
     """Holds a subject's blocks at their turn and keeps what became of them.
 
-    `coded`: the quantized matrices, filled by the method and here, by what an earlier process finished; `rounds_inputs`: whether
-    their layers round their inputs in the result; `witness` follows a model that streams.
+    `coded`: the quantized matrices, filled by the method and here, by what an earlier process finished; `rounds_inputs`: what their
+    layers become where they round their inputs in the result; `witness` follows a model that streams.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class Keeping(Keeper):
         folder: Path,
         coded: dict[str, Coded],
         *,
-        rounds_inputs: bool = False,
+        rounds_inputs: Rounds = None,
         witness: Witness | None,
     ) -> None:
         self.subject, self.coded, self.rounds_inputs, self.witness = subject, coded, rounds_inputs, witness
@@ -142,9 +145,9 @@ class Keeping(Keeper):
         for name in names:
             if name not in self.coded:
                 self._rounded(name)
-            elif self.rounds_inputs and type(layer := self.subject.matrices[name].layer) is nn.Linear:
+            elif self.rounds_inputs is not None and type(layer := self.subject.matrices[name].layer) is nn.Linear:
                 # The very object that others refer to, with another forward.
-                layer.__class__ = QuantizedLinear
+                layer.__class__ = self.rounds_inputs
 
     def keep(self, index: int) -> None:
         tensors: dict[str, Tensor] = {}
@@ -225,5 +228,5 @@ class Keeping(Keeper):
             return Codes(self.parts[name + CODES], self.parts[name + SCALES], zero_OG)
 
         now = read()
-        grid = Grid(bits, group, now.scale_OG.dtype, now.zero_OG is None)
+        grid = Grid(bits, group, now.scale_OG.dtype, now.zero_OG is None, now.floats)
         self.coded[name] = Coded(self.subject.matrices[name], read, grid)

@@ -11,6 +11,7 @@ from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import LlmosError
 from llmos_cli.models import gguf_file
 from llmos_cli.models.gguf_file import Written
+from llmos_cli.models.int8 import unrounded
 from llmos_cli.models.load import load
 from llmos_cli.operations.exporting.common import ExportOptions, Outcome, compared
 from llmos_cli.operations.import_ import licence
@@ -24,7 +25,7 @@ TOLERANCE = 0.02
 
 def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outcome:
     written = gguf_file.write(checkpoint.path, target / FILE, dtype=options.type, licence=licence(checkpoint.path))
-    model = load(checkpoint.path)
+    model = unrounded(load(checkpoint.path))
     difference = compared(model, lambda: gguf_file.read_back(target / FILE, model))
     few_bits = sum(written.kinds.get(kind, 0) for kind in gguf_file.FEW_BITS)
     if not difference <= (torch.inf if few_bits > written.kept else TOLERANCE):
