@@ -22,14 +22,16 @@ from dataclasses import dataclass
 
 
 class LlmosError(Exception):
-    """`message`: one sentence saying what and which; `hint`: how to go on."""
+    """`message`: one sentence saying what and which; `hint`: how to go on; `final`: a run that it ended would end so again, so
+    that there is nothing to resume."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str) -> None:
+    def __init__(self, message: str, *, hint: str, final: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.final = final
 
 
 class UsageError(LlmosError):
@@ -58,6 +60,9 @@ class AmbiguousRevision(UsageError):
 
 class GateFailed(LlmosError):
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint, final=True)
 
 
 class NotFound(LlmosError):

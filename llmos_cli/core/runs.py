@@ -239,6 +239,8 @@ class Run:
             shutil.rmtree(self.state, ignore_errors=True)
             self.emit(Ended("done"))
             return
+        if isinstance(error, LlmosError) and error.final:
+            shutil.rmtree(self.state, ignore_errors=True)
         # A full disk may be what ended it, and then there is no room to say so: the run will show as died.
         with contextlib.suppress(LlmosError, OSError):
             self.emit(_ended(error))

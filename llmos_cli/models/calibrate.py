@@ -167,8 +167,10 @@ def sequential(
     last = max((index for index, watched in enumerate(stops) if watched), default=-1)
     if not needs:
         for index, watched in enumerate(stops[: last + 1]):
-            if index >= keeper.finished:
-                with keeper.held(index):
+            with keeper.held(index):
+                if index < keeper.finished:
+                    keeper.restore(index)
+                else:
                     visit({name: Statistics() for name in _names(watched)})
                     keeper.keep(index)
             advance(index + 1, last + 1)

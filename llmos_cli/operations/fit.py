@@ -70,6 +70,7 @@ def fit(
     teacher: nn.Module | Cached | None = None,
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
+    fixed: bool = False,
     stage: str = "train",
 ) -> Fitted:
     """Train `model` on `split` as `options` say.
@@ -77,7 +78,7 @@ def fit(
     `facts`: what the task's metrics need to know. `state`: a folder for the resume state; with `resume` the run goes on from
     what it holds. `teacher`: a model whose logits are learnt (`options.teacher_weight` of the loss), or what one said of each
     sample of `split`. `masks`: parameter name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
-    all that ask for a gradient when None.
+    all that ask for a gradient when None. `fixed`: resuming cannot change the options, so that a run which diverged is over.
 
     Raises LlmosError when the loss is no longer finite (the weights before that step are kept), UsageError when nothing
     bounds the run, KeyboardInterrupt or Terminated on a signal, after the step in progress and the state are done.
@@ -97,6 +98,7 @@ def fit(
             emit=emit,
             teacher=teacher,
             masks=_masked(model, masks or {}),
+            fixed=fixed,
             stage=stage,
         )
         if resume:
@@ -151,12 +153,14 @@ class _Run:
         emit: Emit,
         teacher: nn.Module | Cached | None,
         masks: list[tuple[nn.Parameter, Tensor]],
+        fixed: bool,
         stage: str,
     ) -> None:
         device.use_threads()
         device.seed(seed)
         self.model, self.split, self.checks, self.task, self.options = model, split, checks, task, options
         self.seed, self.facts, self.directory, self.emit, self.masks = seed, facts, directory, emit, masks
+        self.fixed = fixed
         self.on = next(model.parameters()).device
         self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
         self.matching = self._matching()
@@ -296,12 +300,14 @@ class _Run:
             return
         what = "gradient" if math.isfinite(self.last_loss) else "loss"
         self.optimizer.zero_grad(set_to_none=True)
-        raise LlmosError(f"The {what} is no longer finite at step {self.budget.step + 1}.", hint=self._way_on())
+        raise LlmosError(
+            f"The {what} is no longer finite at step {self.budget.step + 1}.", hint=self._way_on(), final=self.fixed
+        )
 
     def _way_on(self) -> str:
         """The state saved last stays: these weights would give the same loss again, whatever the options are."""
         now = f"(now {self.options.learning_rate:g})"
-        if self.directory is None:
+        if self.directory is None or self.fixed:
             return f"Start again with a lower learning rate {now}."
         good = state.go_back(self.directory, failed_after=self.budget.step)
         divergence.note(self.directory, divergence.Divergence(self.budget.step + 1, good))
@@ -327,7 +333,9 @@ class _Run:
             self.checked_loss
         ):  # classes still have a largest logit, and an accuracy, where all are NaN
             raise LlmosError(
-                f"The validation loss is no longer finite after step {self.budget.step}.", hint=self._way_on()
+                f"The validation loss is no longer finite after step {self.budget.step}.",
+                hint=self._way_on(),
+                final=self.fixed,
             )
         self.emit(Metric(self.task.metric, value, split="validation", step=self.budget.step))
         keep = self.options.keep == "best"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -16,14 +17,21 @@ from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.options.verbs import HealOptions, TrainOptions
 from llmos_cli.tasks.base import Prepared, Task
 
+HEAL = "heal"
+"""The folder of that state, in a run's own."""
+SAVES = 10
+"""Resume states that are written on the way."""
+
 
 @dataclass(frozen=True)
 class Healing:
-    """`steps` optimizer steps, as the config's `heal` section says; `seed` draws the samples."""
+    """`steps` optimizer steps, as the config's `heal` section says; `seed` draws the samples. `state`: where healing that is cut off
+    finds how far it was, None where it begins again."""
 
     steps: int
     options: HealOptions
     seed: int
+    state: Path | None = None
 
 
 def heal(
@@ -37,7 +45,8 @@ def heal(
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
 ) -> Fitted:
-    """So many optimizer steps towards the teacher's logits on the training split; the last weights are kept."""
+    """So many optimizer steps towards the teacher's logits on the training split; the last weights are kept. It goes on from the state
+    where there is one, to the same bits."""
     return fit(
         model,
         prepared.splits["train"],
@@ -53,6 +62,7 @@ def heal(
             schedule="linear",
             weight_decay=0.0,
             keep="last",
+            save_every=max(1, healing.steps // SAVES),
         ),
         # Other samples than those of calibration come first.
         seed=healing.seed + 1,
@@ -61,5 +71,8 @@ def heal(
         teacher=teacher,
         masks=masks,
         trainable=trainable,
+        state=healing.state,
+        resume=healing.state is not None,
+        fixed=True,
         stage="heal",
     )

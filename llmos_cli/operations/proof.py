@@ -190,6 +190,7 @@ def _conforming(staged: Path) -> Conformance | None:
         raise LlmosError(
             f"what was written is {found.sentence}: nothing was committed",
             hint="this is a defect of llmos: please report the model's config.json",
+            final=True,
         )
     return found
 
@@ -200,6 +201,7 @@ def _check(parity: Parity) -> None:
             f"reloaded by {parity.reader}, the result's logits differ by {parity.difference:.3g} (largest {parity.largest:.3g}): "
             "nothing was committed",
             hint="this is a defect of llmos: please report the model's config.json",
+            final=True,
         )
 
 
@@ -239,7 +241,7 @@ def _parity(exhibits: Exhibits, process: subprocess.Popen[str], answered: Path) 
             raise refused
         # Some of transformers' models look for the weights that packing replaced (ModernBERT's initialisation does).
         hint = "nothing was committed; `--method w8a8` stores weights that more of transformers' models can read"
-        raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint)
+        raise LlmosError(f"the result does not load in a fresh process: {last}", hint=hint, final=True)
     reader = f"transformers {transformers.__version__}"
     return _compared(
         exhibits,

@@ -34,7 +34,7 @@ from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import Healing, heal
+from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 emit=run.emit,
             )
             if options.heal:
-                heal_pruned(model, changes, config, run.emit)
+                heal_pruned(model, changes, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
             write_pruned(kept, staged)
             logits, sparsity = kept.logits(), sparsity_of(model, kept)
         checkpoint, proof = prove_and_commit(
@@ -192,7 +192,7 @@ def _misfit(matrix: Matrix, target: Target) -> str:
     return f"its {matrix.inputs} inputs do not divide into groups of {target.m}"
 
 
-def heal_pruned(subject: Subject, changes: Mapping[str, Change], config: PruneConfig, emit: Emit) -> None:
+def heal_pruned(subject: Subject, changes: Mapping[str, Change], healing: Healing, emit: Emit) -> None:
     """Learn the parent's logits with every zero of a pruned matrix held."""
     pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
     chosen = {id(parameter) for parameter in pruned}
@@ -201,7 +201,7 @@ def heal_pruned(subject: Subject, changes: Mapping[str, Change], config: PruneCo
         load(subject.checkpoint.path, device=device.pick()),
         subject.exam.task,
         subject.exam.prepared,
-        Healing(config.prune.heal, config.heal, config.seed),
+        healing,
         emit=emit,
         masks={name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen},
     )

@@ -39,7 +39,7 @@ from llmos_cli.operations.compression.rotating import described, rotated
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import Healing, heal
+from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 emit=run.emit,
             )
             if options.heal:
-                coded = heal_quantized(model, coded, Healing(options.heal, config.heal, config.seed), run.emit)
+                coded = heal_quantized(
+                    model, coded, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit
+                )
             write_codes(ws, kept, {**coded, **embedded}, module, staged)
             logits = kept.logits()
         facts = {"bits": average_bits(coded)}

@@ -32,6 +32,7 @@ from llmos_cli.operations.compression.subject import calibration, method, subjec
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.eval import Exam
+from llmos_cli.operations.training import state
 from llmos_cli.tasks import scoring
 from tests.operations.conftest import committed
 
@@ -211,6 +212,71 @@ def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     assert trees[0] == trees[1]
     again = llmos(verb, "--resume")
     assert again.code == 4 and "was interrupted" in again.err
+
+
+KILLED_HEALING = """\
+import os, signal, sys
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations import prune, quantize
+from llmos_cli.operations.config import resolve
+from llmos_cli.operations.training import state
+
+saved, save = [], state.save
+
+def save_and_die(*where, **what):
+    save(*where, **what)
+    saved.append(what["position"].step)
+    if len(saved) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+state.save = save_and_die
+ws, verb, name = Workspace.find(), sys.argv[1], sys.argv[2]
+operation = {"prune": prune.prune, "quantize": quantize.quantize}[verb]
+operation(ws, "HEAD", resolve(ws, verb, flags={f"{verb}.method": name, f"{verb}.heal": 20}), emit=lambda event: None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("quantize", "rtn"), pytest.param("prune", "wanda", marks=pytest.mark.slow),
+                       pytest.param("prune", "width", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_healing_that_was_killed_goes_on_from_its_last_state_to_the_same_bits(
+    made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
+) -> None:
+    shutil.copytree(made("llama").root, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    ws = Workspace.find()
+    base = ws.resolve()
+    killed = subprocess.run([sys.executable, "-c", KILLED_HEALING, verb, name], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run = ws.runs.list()[-1]
+    assert state.step(run.path / "state" / "heal") == 6
+
+    resumed = llmos(verb, "--resume", "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["run"] == run.id and resumed.json["healed_steps"] == 20
+    assert not (run.path / "state").exists()
+    llmos("branch", "-f", "again", base)
+    llmos("checkout", base)
+    whole = llmos(verb, "--method", name, "--heal", "20", "--json")
+    assert whole.code == 0, whole.err
+    trees = [ws.manifest(made.json["checkpoint"]).tree for made in (resumed, whole)]
+    assert trees[0] == trees[1]
+
+
+def test_what_its_gate_refused_keeps_nothing_to_resume(
+    made: Callable[[str], Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
+) -> None:
+    shutil.copytree(made("llama").root, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    refused = llmos("quantize", "--method", "rtn", "--max-kl", "0")
+    assert refused.code == 3
+    assert not (Workspace.find().runs.list()[-1].path / "state").exists()
+    again = llmos("quantize", "--resume")
+    assert again.code == 2 and "refused by its guards" in again.err
+    diverged = llmos("quantize", "--method", "rtn", "--heal", "9", "-s", "heal.learning_rate=1e30")
+    assert diverged.code == 1 and "lower learning rate" in diverged.err
+    assert not (Workspace.find().runs.list()[-1].path / "state").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ from llmos_cli.operations.compression.finish import Guards, prove_and_commit, ro
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
 from llmos_cli.operations.compression.narrow import narrow, was_pruned
 from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, calibration, subject
 from llmos_cli.operations.config import note_unread
-from llmos_cli.operations.heal import Healing, heal
+from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
@@ -62,7 +63,8 @@ def check(options: PruneOptions) -> None:
 def cut_out(
     ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved, module: ModuleType, own: Section
 ) -> CompressResult:
-    """All that happens within a run of a structured method; one that was cut off begins again."""
+    """All that happens within a run of a structured method; one that was cut off cuts again, which gives the
+    same bits, and goes on healing where it was."""
     config: PruneConfig = resolved.config
     options = config.prune
     guards = Guards(options.max_kl, options.max_drop)
@@ -78,6 +80,7 @@ def cut_out(
             source=options.calibration,
             cache=ws.cache,
         )
+        same_calibration(run.state, samples.record)
         before = _size(whole.model)
         cutting = narrow if hasattr(module, "rank") else shorten
         cut = cutting(
@@ -92,7 +95,7 @@ def cut_out(
         smaller = replace(whole, model=cut.model, matrices=matrices(cut.model, options.ignore))
         after = _size(cut.model)
         if options.heal:
-            heal_smaller(smaller, Healing(options.heal, config.heal, config.seed), run.emit)
+            heal_smaller(smaller, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
         round_to_stored(cut.model, parent.path)
         write_resized(cut.model, parent.path, staged)
         checkpoint, proof = prove_and_commit(

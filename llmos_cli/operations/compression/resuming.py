@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core import atomic
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.result import CompressResult
@@ -31,6 +31,11 @@ def resume(ws: Workspace, verb: str, name: str | None, carry_out: CalledOut, *, 
     record = ws.runs.find(name) if name else _last_interrupted(ws, verb)
     if record.operation != verb:
         raise UsageError(f"run {record.id} is no {verb} run", hint="`llmos ps --all` lists every run")
+    if record.status == "failed" and record.exit_code == GateFailed.exit_code:
+        raise UsageError(
+            f"run {record.id} was refused by its guards, and would be again: there is nothing to resume",
+            hint="begin again: compress less, or heal longer",
+        )
     config = configs.check(configs.read_file(record.path / "config.yaml"), ROOTS[verb], methods=methods)
     resolved = Resolved(verb, config, config.model_dump(mode="json"), {}, ())
     with ws.runs.resume(record.id) as run:

@@ -85,7 +85,9 @@ def sweep(
         advance=advance,
     )
     if all(change.skipped for change in changes.values()):
-        raise LlmosError(_nothing(subject, changes), hint="look at the `ignore` globs, the method and its options")
+        raise LlmosError(
+            _nothing(subject, changes), hint="look at the `ignore` globs, the method and its options", final=True
+        )
     return changes
 
 
