@@ -148,6 +148,7 @@ def serving_of(
         options.precision,
         options.kernels,
         options.head,
+        options.kv_cache,
     )
 
     def say(sentence: str, level: str) -> None:

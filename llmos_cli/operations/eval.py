@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.core.manifest import Manifest
-from llmos_cli.errors import NotFound
+from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
@@ -29,6 +30,7 @@ from llmos_cli.operations.served import measurements, served
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import EvalOptions
+from llmos_cli.serve.sequences import Served
 from llmos_cli.tasks import of_checkpoint, scoring
 from llmos_cli.tasks.base import Outcome, Prepared, Task
 
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
     from llmos_cli.tasks.classification import ClassRow
 
-UNITS = {"bits_per_byte": "bits/byte", "loss": "nats", "kl_parent": "nats", "kl_base": "nats"}
+UNITS = {"bits_per_byte": "bits/byte", "loss": "nats", "kl_parent": "nats", "kl_base": "nats", "kl_cache": "nats"}
+KEPT = "leave eval.kv_cache out"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
@@ -146,6 +149,8 @@ def _recall_or_measure(
 ) -> Evaluation:
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
     teachers = _teachers(ws, checkpoint, emit)
+    if resolved.config.eval.kv_cache != "keep":
+        teachers["kl_cache"] = checkpoint
     key = _key(exam, teachers, resolved)
     if not fresh and (known := evaluations.known(ws, key, rev)):
         return known
@@ -220,6 +225,7 @@ def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> 
             "teachers": {name: teacher.id for name, teacher in teachers.items()},
             "measurements": sorted(name for name, _ in measurements(timed=options.latency)),
             "machine": machine,
+            **({"kv_cache": options.kv_cache} if options.kv_cache != "keep" else {}),
         }
     )
 
@@ -242,14 +248,15 @@ def measure(
             f"the data has no {options.split} split", hint=f"it has {', '.join(exam.prepared.splits)}: set eval.split"
         )
     model = load(exam.checkpoint.path, device=device.pick())
-    outcome = _outcome(exam, model, split, teachers, options, stage=f"evaluate {rev}", emit=emit)
+    judged = _with_cache(exam, model, options.kv_cache)
+    outcome = _outcome(exam, judged, split, teachers, options, stage=f"evaluate {rev}", emit=emit)
     facts = exam.prepared.facts
     intervals = scoring.intervals(exam.task, outcome, facts, seed=seed)
     metrics = {
         name: Measured(found.value, UNITS.get(name, ""), found.low, found.high) for name, found in intervals.items()
     }
     subject = Subject(model, split, exam.checkpoint.path, options.batch_size, _base_parameters(ws, exam.checkpoint))
-    as_served = served(exam.task, subject) if options.latency else subject
+    as_served = served(exam.task, subject, kv_cache=options.kv_cache) if options.latency else subject
     modules = list(measurements(timed=options.latency))
     for done, (_, module) in enumerate(modules, 1):
         emit(Progress(f"measure {rev}", done, len(modules), unit="measurement"))
@@ -257,6 +264,15 @@ def measure(
         metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(on).items()}
     classes = _classes(outcome, facts)
     return Evaluation(rev, exam.checkpoint.id, exam.task.name, options.split, len(split), metrics, classes)
+
+
+def _with_cache(exam: Exam, model: PreTrainedModel, kv_cache: str) -> nn.Module:
+    """The model, or its answers through a deployment's cache."""
+    if kv_cache == "keep":
+        return model
+    if exam.task.name != "causal-lm":
+        raise UsageError(f"only language models have a cache, and this one is for {exam.task.name}", hint=KEPT)
+    return Served(model, kv_cache=kv_cache)
 
 
 def _outcome(

@@ -65,11 +65,11 @@ def beside(task: Task, parent: Path, result: Path, split: Split, *, batch_size: 
     return Speed(before, after, headline(task), len(subjects[0].rows))
 
 
-def served(task: Task, subject: Subject) -> Subject:
+def served(task: Task, subject: Subject, *, kv_cache: str = "keep") -> Subject:
     """The subject with its model as it would be served; the one that it has, where that is so already."""
     if subject.model.dtype != _dtype(task) or is_quantized(load_config(subject.path)):
         subject = replace(subject, model=_loaded(task, subject.path))
-    return _decoded(task, subject)
+    return _decoded(task, subject, kv_cache)
 
 
 def _loaded(task: Task, path: Path) -> PreTrainedModel:
@@ -80,14 +80,15 @@ def _dtype(task: Task) -> torch.dtype:
     return device.compute_dtype(device.pick()) if task.name == "causal-lm" else torch.float32
 
 
-def _decoded(task: Task, subject: Subject) -> Subject:
-    return replace(subject, decoding=partial(_decoder, subject)) if task.name == "causal-lm" else subject
+def _decoded(task: Task, subject: Subject, kv_cache: str = "keep") -> Subject:
+    return replace(subject, decoding=partial(_decoder, subject, kv_cache)) if task.name == "causal-lm" else subject
 
 
-def _decoder(subject: Subject) -> Decoder:
+def _decoder(subject: Subject, kv_cache: str) -> Decoder:
     """As a deployment has it for as many streams as the subject has rows, with room for a sample, eager."""
     context = subject.split.batch([0])["input_ids"].shape[1]
-    return backend.build(subject.model, slots=len(subject.rows), context=context, warm="off").decoder
+    built = backend.build(subject.model, slots=len(subject.rows), context=context, warm="off", kv_cache=kv_cache)
+    return built.decoder
 
 
 def measured(subjects: Sequence[Subject], *, stage: str, emit: Emit) -> list[dict[str, float]]:

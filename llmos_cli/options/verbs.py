@@ -200,6 +200,8 @@ class EvalOptions(Methodical):
     require: list[str] = []
     folds: int | None = Field(None, ge=2)
     """k-fold cross-validation: trains and evaluates k times with the checkpoint's own config."""
+    kv_cache: Literal["keep", "int8"] = "keep"
+    """Judge a language model as a deployment with `deploy.kv_cache` answers, by its KL to itself without (`kl_cache`) too."""
     latency: bool = True
     """Measure latency, throughput and peak memory too."""
 
@@ -223,6 +225,8 @@ class DeployOptions(Section):
     """Multiply quantized weights as codes where that is measured to be faster; `off` dequantizes them at the start."""
     head: Literal["keep", "w8a8", "w8", "w4"] = "keep"
     """How the output layer of a language model is held: as it is stored, or rounded when it is loaded."""
+    kv_cache: Literal["keep", "int8"] = "keep"
+    """How keys and values are kept: as they are computed, or as int8 with a scale for each head of each token, in half the memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which a language model's weights are held and computed with: what the hardware does faster, by `auto`."""
     api_key_file: str | None = None

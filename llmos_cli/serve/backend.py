@@ -14,7 +14,8 @@ from llmos_cli import device
 from llmos_cli.core.view import size
 from llmos_cli.errors import LlmosError
 from llmos_cli.models.kernels import coded
-from llmos_cli.serve.decoder import Decoder, LlamaDecoder, cache_bytes, obstacle
+from llmos_cli.serve import cache
+from llmos_cli.serve.decoder import Decoder, LlamaDecoder, obstacle
 from llmos_cli.serve.fallback import RecomputingDecoder, SlotDecoder, agrees, takes_slots
 
 UNBOUNDED = 2048
@@ -37,11 +38,16 @@ class Built:
     layers: Sequence[str] = ()
 
 
-def build(model: Any, *, slots: int, context: int | None, warm: str) -> Built:
+def build(model: Any, *, slots: int, context: int | None, warm: str, kv_cache: str = "keep") -> Built:
     context = context_of(model, context)
     reason = obstacle(model, context)
     if not reason:
-        return own(model, slots, context, warm)
+        return own(model, slots, context, warm, kv_cache)
+    if kv_cache != "keep":
+        raise LlmosError(
+            f"a cache in {kv_cache} needs llmos's own decoder, which does not decode this model: {reason}",
+            hint="leave deploy.kv_cache out",
+        )
     if takes_slots(model, context):
         slotted = SlotDecoder(model, slots=slots, context=context)
         if agrees(slotted, model):
@@ -70,16 +76,16 @@ def context_of(model: Any, asked: int | None) -> int:
     return asked or int(own)
 
 
-def own(model: Any, slots: int, context: int, warm: str) -> Built:
-    needed = cache_bytes(model.config, slots=slots, context=context, dtype=model.dtype)
+def own(model: Any, slots: int, context: int, warm: str, kv_cache: str) -> Built:
+    needed = cache.bytes_of(model.config, slots=slots, context=context, dtype=model.dtype, kind=kv_cache)
     free = device.memory_free(model.device)
     if needed > free:
         raise LlmosError(
             f"the cache of {slots} slots of {context} positions needs {size(needed)}, and {size(free)} are free",
-            hint="lower deploy.slots or deploy.context",
+            hint="lower deploy.slots or deploy.context, or set deploy.kv_cache=int8",
         )
-    decoder = LlamaDecoder(model, slots=slots, context=context)
-    note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}"
+    decoder = LlamaDecoder(model, slots=slots, context=context, kv_cache=kv_cache)
+    note = f"decoding {slots} streams of up to {context} tokens in {str(model.dtype).removeprefix('torch.')} on {model.device}, cache {size(needed)}{'' if kv_cache == 'keep' else f' in {kv_cache}'}"
     layers = coded.summary(decoder.products)
     if warm == "off" or (warm == "background" and os.environ.get("LLMOS_COMPILE") == "off"):
         return Built(decoder, "own", note, layers=layers)

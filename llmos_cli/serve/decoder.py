@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.models.kernels.coded import CodedEmbedding
+from llmos_cli.serve import cache
+from llmos_cli.serve.cache import KeysValues
 from llmos_cli.serve.kernels import Matmul, matmul
 
 WINDOW = 128
@@ -79,14 +81,6 @@ class Layer:
     down: Matmul
 
 
-class KeysValues(NamedTuple):
-    """One layer's cache, `[S, H, T + 1, D]` each: a single buffer for all layers made compiled decoding ten times slower.
-    Position T is where padding is written; nothing attends to it."""
-
-    keys_SHTD: Tensor
-    values_SHTD: Tensor
-
-
 @dataclass(frozen=True)
 class Place:
     """Where the tokens of one forward stand: the rows of the cache and the positions in them that they are written to, their
@@ -103,7 +97,7 @@ class Place:
 class LlamaDecoder:
     """Decodes with the weights of a transformers module, which may be dropped afterwards."""
 
-    def __init__(self, model: Any, *, slots: int, context: int) -> None:
+    def __init__(self, model: Any, *, slots: int, context: int, kv_cache: str = "keep") -> None:
         config = model.config
         self.slots, self.context, self.vocabulary = slots, context, config.vocab_size
         self.head_size = model.model.layers[0].self_attn.head_dim
@@ -119,6 +113,7 @@ class LlamaDecoder:
         self.cos_TD, self.sin_TD = rotary_tables(model.model.rotary_emb, self.norm_E, context + 1)
         self.offsets_T = torch.arange(context, device=self.norm_E.device)
         self.offsets_S = torch.arange(slots, device=self.norm_E.device)
+        self.kv_cache = kv_cache
         self.caches = [self.cache() for _ in self.layers]
 
     @property
@@ -128,7 +123,7 @@ class LlamaDecoder:
 
     def cache(self) -> KeysValues:
         shape = (self.slots, self.kv_heads, self.context + 1, self.head_size)
-        return KeysValues(self.norm_E.new_zeros(shape), self.norm_E.new_zeros(shape))
+        return cache.empty(shape, self.norm_E, self.kv_cache)
 
     @torch.inference_mode()
     def forward(self, tokens_BL: Tensor, positions_BL: Tensor, first: int, *, every: bool) -> Tensor:
@@ -145,12 +140,10 @@ class LlamaDecoder:
         """Every block, then the final norm: `[B, L, E]`. Tensor work only, so that it compiles as one graph."""
         place = self.place(positions_BL, first, window)
         hidden_BLE = self.embed(tokens_BL)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, kept in zip(self.layers, caches, strict=True):
             query_BLND, key_BLHD, value_BLHD = self.project(layer, hidden_BLE, place)
-            keys_BHTD, values_BHTD = cache.keys_SHTD[place.rows], cache.values_SHTD[place.rows]
-            keys_BHTD[place.row_B1, :, place.written_BL] = key_BLHD
-            values_BHTD[place.row_B1, :, place.written_BL] = value_BLHD
-            mixed_BLE = self.attend(query_BLND, keys_BHTD[:, :, :window], values_BHTD[:, :, :window], place.seen_B1MW)
+            cache.write(kept, place.rows, place.row_B1, place.written_BL, key_BLHD, value_BLHD)
+            mixed_BLE = self.attend(query_BLND, *cache.read(kept, place.rows, window), place.seen_B1MW)
             hidden_BLE = hidden_BLE + layer.output(mixed_BLE)
             gate_BLF, up_BLF = layer.gate_up(self.normalise(hidden_BLE, layer.mlp_norm_E)).chunk(2, dim=-1)
             hidden_BLE = hidden_BLE + layer.down(self.activation(gate_BLF) * up_BLF)
@@ -203,9 +196,10 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        for cache in self.caches:
-            for rows_SHTD in cache:
-                rows_SHTD[target].copy_(rows_SHTD[source])
+        for kept in self.caches:
+            for rows_SHT in kept:
+                if rows_SHT is not None:
+                    rows_SHT[target].copy_(rows_SHT[source])
 
 
 def lookup(embedding: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -263,13 +257,6 @@ def last_real(hidden_BLE: Tensor, positions_BL: Tensor) -> Tensor:
 
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def cache_bytes(config: Any, *, slots: int, context: int, dtype: torch.dtype) -> int:
-    """Memory of the cache, in bytes, before it is allocated."""
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * dtype.itemsize
-    return int(per_position * slots * (context + 1))
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -30,6 +30,7 @@ class Load:
     precision: str = "auto"
     kernels: str = "auto"
     head: str = "keep"
+    kv_cache: str = "keep"
     threads: int | None = None
 
 

@@ -85,7 +85,9 @@ def language_model(path: Path, order: Message, channel: Channel) -> LanguageMode
         channel.send(
             {"op": "note", "message": "deploy.head changes nothing: the head is stored as codes, or there is none"}
         )
-    built = backend.build(model, slots=order["slots"], context=order["context"], warm=order["warm"])
+    built = backend.build(
+        model, slots=order["slots"], context=order["context"], warm=order["warm"], kv_cache=order["kv_cache"]
+    )
     for note in (built.note, *built.layers):
         channel.send({"op": "note", "message": note})
     return LanguageModel(built, path)

@@ -232,3 +232,21 @@ def test_measuring_time_and_memory(line: Workspace, llmos):
     assert measured["throughput"] > 0
     assert measured["peak_memory"] > device.compute_dtype().itemsize * measured["parameters"]
     assert json.loads((line.runs.find(ran.json["evaluations"][0]["run"]).path / "evaluation.json").read_text())["key"]
+
+
+def test_a_cache_in_int8_is_judged(base, llmos) -> None:
+    base()
+    quick = ("-s", "eval.latency=false", "--json")
+    plain = llmos("eval", *quick)
+    rounded = llmos("eval", "-s", "eval.kv_cache=int8", "--require", "kl_cache < 0.001", *quick)
+    assert rounded.code == 0, rounded.err
+    found = rounded.json["evaluations"][0]["metrics"]
+    assert 0 < found["kl_cache"]["value"] < 0.001
+    assert found["loss"]["value"] != plain.json["evaluations"][0]["metrics"]["loss"]["value"]
+    assert "kl_cache" not in llmos("eval", *quick).json["evaluations"][0]["metrics"]
+
+
+def test_a_cache_that_is_not_there(base, llmos) -> None:
+    base("image-classification")
+    refused = llmos("eval", "-s", "eval.kv_cache=int8")
+    assert refused.code == 2 and "only language models have a cache" in refused.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.serve.test_engine import decode, prompts
 
 DECODERS: dict[str, Callable[..., Any]] = {
     "own": LlamaDecoder,
+    "int8 cache": partial(LlamaDecoder, kv_cache="int8"),
     "slots": SlotDecoder,
     "recomputing": RecomputingDecoder,
     "compiled": lambda model, **shape: CompiledDecoder(LlamaDecoder(model, **shape)),
