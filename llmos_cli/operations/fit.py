@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,16 @@ class Fitted:
     rate_unit: str
 
 
+class Holding(Protocol):
+    """What keeps weights where they are to be while they train, step by step."""
+
+    def before_step(self) -> None:
+        """The gradients of the step are there, finite and clipped; the weights have not moved yet."""
+
+    def after_step(self, progress: float) -> None:
+        """The weights have moved; `progress` is the share of the run that is done."""
+
+
 def fit(
     model: nn.Module,
     split: Split,
@@ -71,6 +81,7 @@ def fit(
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
     fixed: bool = False,
+    holding: Holding | None = None,
     stage: str = "train",
 ) -> Fitted:
     """Train `model` on `split` as `options` say.
@@ -78,7 +89,8 @@ def fit(
     `facts`: what the task's metrics need to know. `state`: a folder for the resume state; with `resume` the run goes on from
     what it holds. `teacher`: a model whose logits are learnt (`options.teacher_weight` of the loss), or what one said of each
     sample of `split`. `masks`: parameter name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
-    all that ask for a gradient when None. `fixed`: resuming cannot change the options, so that a run which diverged is over.
+    all that ask for a gradient when None. `fixed`: resuming cannot change the options, so that a run which diverged is over. `holding`:
+    what else holds weights, by rules that change as training goes on.
 
     Raises LlmosError when the loss is no longer finite (the weights before that step are kept), UsageError when nothing
     bounds the run, KeyboardInterrupt or Terminated on a signal, after the step in progress and the state are done.
@@ -99,6 +111,7 @@ def fit(
             teacher=teacher,
             masks=_masked(model, masks or {}),
             fixed=fixed,
+            holding=holding,
             stage=stage,
         )
         if resume:
@@ -154,6 +167,7 @@ class _Run:
         teacher: nn.Module | Cached | None,
         masks: list[tuple[nn.Parameter, Tensor]],
         fixed: bool,
+        holding: Holding | None,
         stage: str,
     ) -> None:
         device.use_threads()
@@ -161,6 +175,7 @@ class _Run:
         self.model, self.split, self.checks, self.task, self.options = model, split, checks, task, options
         self.seed, self.facts, self.directory, self.emit, self.masks = seed, facts, directory, emit, masks
         self.fixed = fixed
+        self.holding = holding
         self.on = next(model.parameters()).device
         self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
         self.matching = self._matching()
@@ -263,10 +278,14 @@ class _Run:
         self._check_finite()
         if self.budget.step == 0:
             self.first_loss = self.last_loss
+        if self.holding:
+            self.holding.before_step()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._hold_masks()
         self.budget.advance()
+        if self.holding:
+            self.holding.after_step(self.budget.progress)
         self.meter.add(positions, self.last_loss, time.monotonic() - started)
 
     def _batch(self, part: int) -> tuple[Batch, Top | None]:

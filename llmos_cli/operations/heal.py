@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from llmos_cli.events import Emit
-from llmos_cli.operations.fit import Fitted, fit
+from llmos_cli.operations.fit import Fitted, Holding, fit
 from llmos_cli.options.verbs import HealOptions, TrainOptions
 from llmos_cli.tasks.base import Prepared, Task
 
@@ -44,6 +44,8 @@ def heal(
     emit: Emit,
     masks: Mapping[str, Tensor] | None = None,
     trainable: Callable[[str], bool] | None = None,
+    holding: Holding | None = None,
+    stage: str = "heal",
 ) -> Fitted:
     """So many optimizer steps towards the teacher's logits on the training split; the last weights are kept. It goes on from the state
     where there is one, to the same bits."""
@@ -74,5 +76,6 @@ def heal(
         state=healing.state,
         resume=healing.state is not None,
         fixed=True,
-        stage="heal",
+        holding=holding,
+        stage=stage,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,13 @@ from llmos_cli.operations.compression.memory import HEALING, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
+from llmos_cli.operations.compression.saliency import by_gradients, followed, looked_at, masks, trains
 from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
+from llmos_cli.tasks.base import Batch
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -76,11 +78,13 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     if options.heal:
         whole(options, parent.path, HEALING, "--heal", emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
-        model = subject(ws, parent, resolved, options.ignore, streams=not options.heal, emit=run.emit)
+        streams = not options.heal and not by_gradients(module)
+        model = subject(ws, parent, resolved, options.ignore, streams=streams, emit=run.emit)
         samples = calibration(
             model,
             options.calibration_samples,
             module.NEEDS | ({"norms"} if options.allocation == "owl" else set()),
+            labelled=hasattr(module, "score"),
             seed=config.seed,
             source=options.calibration,
             cache=ws.cache,
@@ -88,7 +92,11 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         same_calibration(run.state, samples.record)
         with keeping(model, run.state) as kept:
             shares = owl(model, samples.batches, target, run.emit) if options.allocation == "owl" else None
-            compress = zeroing(model, module, own, target, shares)
+            compress = (
+                scored(model, module, own, target, shares, samples.labelled, config, run.emit)
+                if by_gradients(module)
+                else zeroing(model, module, own, target, shares)
+            )
             changes = sweep(
                 model,
                 samples.batches,
@@ -137,7 +145,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     def become(matrix: Matrix) -> str:
         return str(target) if target.fits(matrix.inputs) else f"left alone: {_misfit(matrix, target)}"
 
-    return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS))
+    return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS) or hasattr(module, "score"))
 
 
 NOT_SMALLER = (
@@ -175,6 +183,30 @@ def zeroing(
         before_OI = matrix.read()
         here = replace(target, sparsity=sparsities.get(matrix.name, target.sparsity))
         after_OI: Tensor = module.prune(before_OI, statistics, here, own)
+        matrix.write(after_OI)
+        zeros = float((after_OI == 0).float().mean())
+        return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
+
+    return compress
+
+
+def scored(
+    subject: Subject, module: ModuleType, own: Section, target: Target, shares: Mapping[str, float] | None,
+    batches: Sequence[Batch], config: PruneConfig, emit: Emit,
+) -> Compress:  # fmt: skip
+    """How one matrix is pruned by scores that gradients tell; a method that trains has moved the weights by then."""
+    scores = (
+        followed(subject, module, own, target, config.heal, config.seed, emit)
+        if trains(module)
+        else looked_at(subject, module, own, batches, emit)
+    )
+    found = masks(scores, module, own, target, shares)
+
+    def compress(matrix: Matrix, statistics: Statistics) -> Change:
+        if not target.fits(matrix.inputs):
+            return Change(skipped=_misfit(matrix, target))
+        before_OI = matrix.read()
+        after_OI = before_OI.where(found[matrix.name], 0)
         matrix.write(after_OI)
         zeros = float((after_OI == 0).float().mean())
         return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})

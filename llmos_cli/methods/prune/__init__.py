@@ -5,6 +5,16 @@ A method file is found by its name. It holds `NEEDS` (the calibration statistics
     prune(weight_OI, statistics, target, options) -> weight_OI     with exact zeros where it prunes
 
 pure over tensors. A method that divides the zeros unevenly among layers adds `allot(weights, target, options) -> {name: sparsity}`.
+A method that scores weights by gradients, of a model in memory as a whole, has `allot` over scores and, instead of `prune`,
+
+    score(weight_OI, fisher_OI, options) -> score_OI               by the mean squared gradient of a sample's loss
+
+or, where the mask is found while the model trains towards its parent for `options.steps`,
+
+    start(weight_OI, options) -> score_OI                          before the first step
+    moved(score_OI, weight_OI, gradient_OI, options) -> score_OI   after each
+    at(progress, target, options) -> Target                        what is to be masked by then
+
 A structured method cuts, and has instead
 
     counts(units, options) -> [int]                                how many of a layer's units may stay

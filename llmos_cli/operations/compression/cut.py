@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 
 def is_structured(module: ModuleType) -> bool:
-    """Whether a method cuts, and says how in `rank` or `influence`, or zeroes, and says how in `prune`."""
-    return not hasattr(module, "prune")
+    """Whether a method cuts, and says how in `rank` or `influence`, or zeroes single weights."""
+    return hasattr(module, "rank") or hasattr(module, "influence")
 
 
 def check(options: PruneOptions) -> None:

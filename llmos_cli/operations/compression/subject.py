@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -133,10 +133,11 @@ def _in_file(origin: str) -> bool:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training samples without labels; `record` says which they were."""
+    """Training samples without labels; `record` says which they were. `labelled`: the same with them, where they were asked for."""
 
     batches: list[Batch]
     record: Mapping[str, Any]
+    labelled: list[Batch] = field(default_factory=list)
 
 
 def calibration(
@@ -144,6 +145,7 @@ def calibration(
     samples: int,
     needs: Collection[Need],
     *,
+    labelled: bool = False,
     seed: int,
     source: str | None = None,
     cache: Path | None = None,
@@ -153,7 +155,7 @@ def calibration(
     `source`: where they come from instead, read with the help of `cache`; those that share text with what evaluation looks at are
     passed over.
     """
-    if not needs:
+    if not needs and not labelled:
         return Calibration([], {"samples": 0})
     prepared = _elsewhere(subject.exam, source, cache, seed) if source and cache else subject.exam.prepared
     split = prepared.splits.get("train")
@@ -172,6 +174,7 @@ def calibration(
     return Calibration(
         [device.move({name: value for name, value in batch.items() if name != "labels"}, on) for batch in batches],
         {"split": "train", "samples": len(drawn), "seed": seed, "sha256": digest, **record},
+        [device.move(batch, on) for batch in batches] if labelled else [],
     )
 
 
