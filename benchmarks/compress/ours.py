@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ from benchmarks.compress import contract
 from llmos_cli import device
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Event, Progress
+from llmos_cli.models import headers
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.config import resolve
 
@@ -31,7 +33,8 @@ def main() -> None:
     calibrated = checkpoint.manifest.made.data["calibration"].get("sha256", "")
     if calibrated and calibrated != options["calibration"]:
         raise SystemExit(f"calibrated on other tokens ({calibrated}) than the peers ({options['calibration']})")
-    contract.report(asked, checkpoint.path, clock.phases, ["llmos-cli"], reached=result.reached)
+    size = sum(math.prod(entry.shape) for entry in headers.of_directory(checkpoint.path).values())
+    contract.report(asked, checkpoint.path, clock.phases, ["llmos-cli"], reached=result.reached, parameters=size)
 
 
 class Clock:

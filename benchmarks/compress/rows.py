@@ -17,7 +17,7 @@ AUTO_ROUND_PARAMETERS = 20_000_000
 class Bar:
     """`what` of cell `of` is at most `most` times that of cell `against`, or of the parent where that is empty."""
 
-    what: Literal["KL", "perplexity", "latency", "time", "peak memory"]
+    what: Literal["KL", "perplexity", "latency fp32", "latency bf16", "time", "peak memory"]
     of: str
     against: str
     most: float
@@ -115,21 +115,23 @@ GONE = 0.3
 
 
 def structured(form: Form) -> Row:
-    """Parameters gone for good, everyone healed alike: our widths, our depth (ShortGPT's), Torch-Pruning's widths."""
+    """Parameters gone for good, everyone healed alike: our shape and widths, our depth (ShortGPT's), Torch-Pruning's widths."""
     steps = f" + heal {form.heal}"
     cut = {"sparsity": GONE, "heal": form.heal}
-    widths = ours("prune", f"llmos width{steps}", form, method="width", **cut)
+    shape = ours("prune", f"llmos shape{steps}", form, method="shape", **cut)
     return Row(
         "structured",
         (
-            Cell(widths.who, widths.name, {**widths.options, "paced": True}),
+            Cell(shape.who, shape.name, {**shape.options, "paced": True}),
+            ours("prune", f"llmos width{steps}", form, method="width", **cut),
             ours("prune", f"llmos depth{steps}", form, method="depth", **cut),
             Cell("torch-pruning", f"torch-pruning{steps}", {"gone": GONE, "heal": form.heal}),
         ),
         (
-            Bar("perplexity", widths.name, f"llmos depth{steps}", 1.0),
-            Bar("perplexity", widths.name, f"torch-pruning{steps}", 1.0),
-            Bar("latency", widths.name, "", 1 / 1.3),
+            Bar("perplexity", shape.name, f"llmos depth{steps}", 1.0),
+            Bar("perplexity", shape.name, f"torch-pruning{steps}", 1.0),
+            Bar("latency fp32", shape.name, "", 1 / 1.3),
+            Bar("latency bf16", shape.name, "", 1 / 1.3),
         ),
         gauge=None,
     )

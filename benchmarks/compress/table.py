@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ from benchmarks.compress.rows import Bar, Row
 DRAWS = 2000
 CLEAR = 20
 """A gauge's KL in half-widths of its interval, at least."""
+
+ALIKE = 1.03
+"""Parameters of two results that compare, by each other, at most."""
 
 Verdict = Literal["holds", "FAILS", "undecided"]
 Found = Mapping[tuple[str, int], Measured]
@@ -45,6 +49,12 @@ class Judgement:
 def mean(kl_SL: NDArray[np.floating[Any]]) -> Interval:
     kl_S = kl_SL.astype(np.float64).mean(1)
     return _interval(kl_S.mean(), _draws(len(kl_S)) @ kl_S)
+
+
+def median(share_R: NDArray[np.floating[Any]]) -> Interval:
+    """Of ratios of times: one that something else on the machine held up counts as one."""
+    drawn_DR = np.random.default_rng(0).integers(len(share_R), size=(DRAWS, len(share_R)))
+    return _interval(float(np.median(share_R)), np.median(share_R[drawn_DR], axis=1))
 
 
 def ratio(of_SL: NDArray[np.floating[Any]], against_SL: NDArray[np.floating[Any]]) -> Interval:
@@ -104,13 +114,17 @@ def _by_kl(of: Measured, against: Measured, most: float) -> tuple[str, Verdict]:
 
 
 def _by_perplexity(of: Measured, against: Measured, most: float) -> tuple[str, Verdict]:
+    """Undecided where the other one kept more parameters: a block more or less may be all that it could do."""
     share = perplexity_ratio(of.scores["nll_SL"], against.scores["nll_SL"])
+    kept = [float(found.report.get("parameters", 0)) for found in (of, against)]
+    if kept[1] > ALIKE * kept[0]:
+        return f"{share}, but that kept {kept[1] / kept[0] - 1:.0%} more parameters", "undecided"
     return str(share), _verdict(share, most)
 
 
-def _by_latency(of: Measured, _: Measured, most: float) -> tuple[str, Verdict]:
+def _by_latency(dtype: str, of: Measured, _: Measured, most: float) -> tuple[str, Verdict]:
     """Both were timed in turn in one process."""
-    share = mean(of.scores["pace_R"][:, None])
+    share = median(of.scores[f"pace_{dtype}_R"])
     return str(share), _verdict(share, most)
 
 
@@ -129,7 +143,8 @@ def _by_peak(of: Measured, against: Measured, most: float) -> tuple[str, Verdict
 COMPARISONS: Mapping[str, Callable[[Measured, Measured, float], tuple[str, Verdict]]] = {
     "KL": _by_kl,
     "perplexity": _by_perplexity,
-    "latency": _by_latency,
+    "latency fp32": partial(_by_latency, "fp32"),
+    "latency bf16": partial(_by_latency, "bf16"),
     "time": _by_time,
     "peak memory": _by_peak,
 }

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.methods.prune import shape
+from llmos_cli.models.blocks import blocks
 from llmos_cli.models.load import load
 from llmos_cli.models.narrow import Group, Slice, Width
+from llmos_cli.models.shallow import shortened
+from llmos_cli.operations.compression.missing import least_missed
 from llmos_cli.operations.compression.ranking import power_law
 from llmos_cli.operations.compression.share import Choice, share
 from tests.operations.conftest import Base
@@ -195,3 +199,70 @@ def test_what_a_large_step_took_too_much_is_given_back() -> None:
     }
     counts = share(Pair(), choices, 15 / 80, lambda counts: True)
     assert (counts[WIDE], counts[HEADS]) == (10, 1)
+
+
+DEEP = GROUPED.replace("num_hidden_layers: 3", "num_hidden_layers: 5")
+
+
+def test_blocks_and_widths_go_together(grouped: Base, llmos: Any) -> None:
+    ws = grouped(config=DEEP)
+    ran = llmos(
+        "prune", "--method", "shape", "--sparsity", "0.3", "-s", "prune.shape.slack=1000", "--heal", "1", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert 0.298 <= 1 - size_of(ws) / size_of(ws, "HEAD~1") < 0.36
+    assert config_of(ws)["num_hidden_layers"] == 4, "with all the slack there is, as few blocks as the share allows"
+    assert "4 of 5 blocks left, intermediate_size 64 -> " in ran.json["reached"]
+    careful = llmos("prune", "HEAD~1", "--method", "shape", "--sparsity", "0.3", "-s", "prune.shape.slack=1", "--json")
+    assert careful.code == 0, careful.err
+    tried = [note for note in careful.err.splitlines() if "before healing" in note]
+    assert len(tried) == 2
+
+
+def test_a_model_that_is_no_stack_of_blocks_is_made_narrower(grouped: Base, llmos: Any) -> None:
+    ws = grouped("image-classification", MLP)
+    ran = llmos("prune", "--method", "shape", "--sparsity", "0.2", "--json")
+    assert ran.code == 0, ran.err
+    assert config_of(ws)["hidden_size"] < 64
+
+
+def slow_order(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[str]:
+    """Greedily, every block measured at every turn, on a model that really lacks the blocks."""
+    names = [block.name for block in blocks(model)]
+    gone: list[str] = []
+
+    def kl(without: list[str]) -> float:
+        smaller = shortened(model, [index for index, name in enumerate(names) if name not in without])
+        found = 0.0
+        for batch in batches:
+            whole, left = (each(**batch).logits.log_softmax(-1) for each in (model, smaller))
+            found += float((whole.exp() * (whole - left)).sum(-1).mean())
+        return found
+
+    with torch.no_grad():
+        while len(gone) < len(names) - 1:
+            gone.append(min((name for name in names if name not in gone), key=lambda name: kl([*gone, name])))
+    return gone
+
+
+def test_the_block_that_is_missed_least_goes_first(grouped: Base, llmos: Any) -> None:
+    ws = grouped(config=DEEP)
+    model = load(ws.checkpoint().path)
+    with torch.no_grad():
+        for index, block in enumerate(model.model.layers):
+            block.mlp.down_proj.weight.mul_([8.0, 1.0, 30.0, 0.1, 4.0][index])
+    batches = [{"input_ids": torch.arange(64).view(4, 16) + 16 * turn} for turn in range(2)]
+    found = list(least_missed(model, batches))
+    assert [name for name, _ in found][:-1] == slow_order(model, batches)
+    assert found[0][0] == "model.layers.3"
+
+    ran = llmos("prune", "--method", "depth", "-s", "prune.depth.by=kl", "--sparsity", "0.3", "--json")
+    assert ran.code == 0, ran.err
+    assert "3 of 5 blocks left" in ran.json["reached"]
+
+
+def test_of_shapes_about_as_good_the_one_of_fewer_blocks_is_taken() -> None:
+    options = shape.Options(slack=1.2)
+    assert shape.chosen({0: 1.0, 1: 1.1, 2: 1.3}, options) == 1
+    assert shape.chosen({0: 2.0, 1: 1.0, 2: 1.3}, options) == 1
+    assert [shape.depths(most, options) for most in (0, 1, 2, 5)] == [[0], [0, 1], [0, 1, 2], [0, 3, 5]]

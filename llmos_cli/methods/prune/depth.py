@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +15,9 @@ NEEDS: frozenset[Need] = frozenset({"norms"})
 
 
 class Options(Section):
-    pass
+    by: Literal["influence", "kl"] = "influence"
+    """`influence` looks at hidden states, in one pass over all calibration samples; `kl` at the model's answers without the block, those
+    that are gone before it gone too: dearer, and it asks what counts."""
 
 
 def influence(before_ND: Tensor, after_ND: Tensor, options: Options) -> Tensor:

@@ -3,7 +3,7 @@ model of the same architecture is healed, written, proven and committed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
 from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
-from llmos_cli.operations.compression.narrow import narrow, was_pruned
+from llmos_cli.operations.compression.narrow import Cut, narrow, was_pruned
+from llmos_cli.operations.compression.reshape import reshape
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.shorten import shorten
@@ -82,8 +83,7 @@ def cut_out(
         )
         same_calibration(run.state, samples.record)
         before = _size(whole.model)
-        cutting = narrow if hasattr(module, "rank") else shorten
-        cut = cutting(
+        cut = cutting(module)(
             whole,
             module,
             own,
@@ -116,6 +116,13 @@ def cut_out(
         healed_steps=options.heal,
         proof=proof,
     )
+
+
+def cutting(module: ModuleType) -> Callable[..., Cut]:
+    """How a method cuts: units, whole blocks, or both."""
+    if hasattr(module, "depths"):
+        return reshape
+    return narrow if hasattr(module, "rank") else shorten
 
 
 def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:

@@ -31,22 +31,32 @@ def divergences(
     model: PreTrainedModel, matrices: Mapping[str, Matrix], probes: Probes, batches: Sequence[Batch]
 ) -> dict[Probe, float]:
     """The KL (nats per position) of the model to the one with a probe in its place."""
-    few = [{name: value[:SAMPLES] for name, value in batch.items()} for batch in batches[:BATCHES]]
+    looked = few(batches)
     found = dict.fromkeys(probes, 0.0)
-    for batch in few:
-        wanted = _logp(model, batch)
+    for batch in looked:
+        wanted = said(model, batch)
         for probe, weights in probes.items():
             before = {name: matrices[name].read() for name in weights}
             for name, weight_OI in weights.items():
                 matrices[name].write(weight_OI)
-            found[probe] += _kl(wanted, _logp(model, batch), batch) / len(few)
+            found[probe] += _kl(wanted, said(model, batch), batch) / len(looked)
             for name, weight_OI in before.items():
                 matrices[name].write(weight_OI)
     return found
 
 
+def few(batches: Sequence[Batch]) -> list[Batch]:
+    return [{name: value[:SAMPLES] for name, value in batch.items()} for batch in batches[:BATCHES]]
+
+
+def mean_divergence(wanted: Sequence[Tensor], model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """The KL (nats per position) to `model` of what was said of each of `batches`."""
+    return sum(_kl(logp, said(model, batch), batch) for logp, batch in zip(wanted, batches, strict=True)) / len(batches)
+
+
 @torch.no_grad()
-def _logp(model: PreTrainedModel, batch: Batch) -> Tensor:
+def said(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logarithms of the probabilities of all classes at each position."""
     return F.log_softmax(model.eval()(**batch).logits.float(), -1)
 
 

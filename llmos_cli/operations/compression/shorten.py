@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmos_cli.events import Emit, Layer, Progress
 from llmos_cli.models.blocks import blocks
 from llmos_cli.models.matrices import matches
 from llmos_cli.models.shallow import shortened
+from llmos_cli.operations.compression.missing import least_missed
 from llmos_cli.operations.compression.narrow import Cut
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change
@@ -28,16 +29,21 @@ def shorten(
 ) -> Cut:  # fmt: skip
     """Leave blocks out until a share `sparsity` of the parameters is gone; the last one goes only if that comes closer to it."""
     model = subject.model
-    found = influences(model, module, own, batches, emit)
-    spared = {name: "ignored, as the config says" for name in found if matches(name, ignore)}
-    gone = _gone(model, {name: value for name, value in found.items() if name not in spared}, sparsity)
-    names = list(found)
+    names = [block.name for block in blocks(model)]
+    spared = {name: "ignored, as the config says" for name in names if matches(name, ignore)}
+    measure = "kl" if getattr(own, "by", "") == "kl" else "influence"
+    if measure == "kl":
+        found = least_missed(model, batches, spared)
+    else:
+        seen = influences(model, module, own, batches, emit)
+        found = iter(sorted(((name, seen[name]) for name in names if name not in spared), key=lambda each: each[1]))
+    gone = _gone(model, found, sparsity)
     smaller = shortened(model, [index for index, name in enumerate(names) if name not in gone])
-    for name, value in found.items():
-        emit(Layer(name, {"influence": value}, "" if name in gone else "it stays"))
+    for name in names:
+        emit(Layer(name, {measure: gone[name]} if name in gone else {}, "" if name in gone else "it stays"))
     numbers = ", ".join(name.rpartition(".")[2] for name in names if name in gone)
     told = [f"{len(names) - len(gone)} of {len(names)} blocks left, without {numbers}"]
-    return Cut(smaller, told, {name: Change({"influence": found[name]}) for name in gone}, spared)
+    return Cut(smaller, told, {name: Change({measure: value}) for name, value in gone.items()}, spared)
 
 
 def influences(
@@ -83,18 +89,18 @@ def _through(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, t
     return states
 
 
-def _gone(model: PreTrainedModel, influence: Mapping[str, float], sparsity: float) -> set[str]:
-    """The blocks to leave out: one at least, one less than all at most."""
+def _gone(model: PreTrainedModel, order: Iterable[tuple[str, float]], sparsity: float) -> dict[str, float]:
+    """The blocks to leave out with what was measured of each: one at least, less than all."""
     sizes = {block.name: sum(p.numel() for p in block.module.parameters()) for block in blocks(model)}
     wanted = sparsity * sum(parameter.numel() for parameter in model.parameters())
-    gone: list[str] = []
-    for name in sorted(influence, key=lambda name: influence[name]):
+    gone: dict[str, float] = {}
+    for name, value in order:
         saved = sum(sizes[each] for each in gone)
         if gone and saved + sizes[name] / 2 > wanted:
             break
-        gone.append(name)
+        gone[name] = value
     if len(gone) == len(sizes):
         raise UsageError(
             f"without {sparsity:.1%} of its parameters not one block would be left", hint="lower --sparsity"
         )
-    return set(gone)
+    return gone

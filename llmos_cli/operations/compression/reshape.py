@@ -1,0 +1,90 @@
+"""A cut in depth and width: some blocks go, units of the others make up the rest of the share, and of the numbers of blocks that are
+tried the method chooses by what the model's answers then are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from types import ModuleType
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmos_cli.core.section import Section
+from llmos_cli.errors import UsageError
+from llmos_cli.events import Emit, Note
+from llmos_cli.models.blocks import blocks
+from llmos_cli.models.matrices import matches, matrices
+from llmos_cli.models.shallow import depth_of, shortened
+from llmos_cli.operations.compression.missing import least_missed
+from llmos_cli.operations.compression.narrow import Cut, narrow
+from llmos_cli.operations.compression.probe import few, mean_divergence, said
+from llmos_cli.operations.compression.subject import Subject
+from llmos_cli.operations.compression.sweep import Change
+from llmos_cli.tasks.base import Batch
+
+NEGLIGIBLE = 0.002
+"""Share of the parameters that need not be looked for in widths any more."""
+
+
+def reshape(
+    subject: Subject, module: ModuleType, own: Section, *, sparsity: float, ignore: Sequence[str], batches: Sequence[Batch],
+    emit: Emit,
+) -> Cut:  # fmt: skip
+    """Leave a share `sparsity` of the model's parameters out, in whole blocks as far as the method says."""
+    model, looked = subject.model, few(batches)
+    whole = [said(model, batch) for batch in looked]
+    order = _order(model, batches, ignore, sparsity)
+    found: dict[int, Cut] = {}
+    kl: dict[int, float] = {}
+    refused = ""
+    for count in module.depths(len(order), own):
+        try:
+            found[count] = _cut(subject, module, own, order[:count], sparsity, ignore, batches, emit)
+        except UsageError as problem:  # too little can be made narrower: more blocks leave less to be found there
+            refused = refused or problem.message
+            continue
+        kl[count] = mean_divergence(whole, found[count].model, looked)
+        emit(Note(f"{', '.join(found[count].told)}: KL {kl[count]:.3g} before healing"))
+    if not found:
+        raise UsageError(refused, hint="lower --sparsity")
+    return found[module.chosen(kl, own)]
+
+
+def _order(model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str], sparsity: float) -> list[str]:
+    """The blocks that may go, the first to go first: as many as the share of the parameters holds, none where they are no stack."""
+    stack, depth = blocks(model), depth_of(model.config)
+    if depth is None or depth[1] != len(stack):
+        return []
+    sizes = {block.name: _size(block.module) for block in stack}
+    budget, order = sparsity * _size(model), list[str]()
+    spared = [name for name in sizes if matches(name, ignore)]
+    most = min(len(sizes) - len(spared) - 1, int(budget / min(sizes.values())))
+    for name, _ in islice(least_missed(model, batches, spared), max(0, most)):
+        if sum(sizes[each] for each in (*order, name)) <= budget + NEGLIGIBLE * _size(model):
+            order.append(name)
+    return order
+
+
+def _cut(
+    subject: Subject, module: ModuleType, own: Section, gone: Sequence[str], sparsity: float, ignore: Sequence[str],
+    batches: Sequence[Batch], emit: Emit,
+) -> Cut:  # fmt: skip
+    """Without the blocks `gone`, and with what is left of the share cut out of the widths of the others."""
+    names = [block.name for block in blocks(subject.model)]
+    stays = [index for index, name in enumerate(names) if name not in gone]
+    model = shortened(subject.model, stays) if gone else copy.deepcopy(subject.model)
+    told = [f"{len(stays)} of {len(names)} blocks left"] if gone else []
+    changes: Mapping[str, Change] = {name: Change({"gone": 1.0}) for name in gone}
+    share = 1 - (1 - sparsity) * _size(subject.model) / _size(model)
+    if share <= NEGLIGIBLE:
+        return Cut(model, told, changes, {})
+    here = replace(subject, model=model, matrices=matrices(model, ignore))
+    cut = narrow(here, module, own, sparsity=share, ignore=ignore, batches=batches, emit=emit)
+    return Cut(cut.model, [*told, *cut.told], {**changes, **cut.changes}, cut.left_alone)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
