@@ -27,7 +27,7 @@ def main() -> None:
     parent, result, held_out, out = map(Path, sys.argv[1:])
     device.use_threads()
     tokens_L = torch.from_numpy(np.load(held_out))[0]
-    found = {}
+    found: dict[str, Any] = {}
     for name, dtype in DTYPES.items():
         models = [nn.Module.to(load(path), dtype) for path in (result, parent)]
         found[f"pace_{name}_R"] = pace(models, tokens_L[:CONTEXT], tokens_L[CONTEXT:])

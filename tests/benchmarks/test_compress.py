@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.compress import table
 from benchmarks.compress.cells import Cell, Measured, watched
 from benchmarks.compress.judge import judge
+from benchmarks.compress.pace import pace
 from benchmarks.compress.rows import Bar, Row
 
 
@@ -90,8 +92,6 @@ def test_a_bar_without_both_of_its_cells_is_not_judged():
 
 @pytest.fixture
 def two_models(tmp_path: Path) -> tuple[Path, Path]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         tie_word_embeddings=True,
@@ -107,7 +107,6 @@ def two_models(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_judge_says_what_the_definition_says(two_models, tmp_path):
-    from transformers import LlamaForCausalLM
 
     tokens_SL = np.random.default_rng(0).integers(50, size=(11, 6))
     np.save(tmp_path / "held-out.npy", tokens_SL)
@@ -175,3 +174,39 @@ def tokenizer(folder: Path) -> None:
     words.train_from_iterator(["the line of a text that is about nothing at all"], trainer)
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == 50
+
+
+def cut(name: str, nll: float, parameters: int, pace: float = 1.0) -> Measured:
+    random = np.random.default_rng(3)
+    nll_SL = (nll + random.normal(0, 0.01, (100, 8))).astype(np.float32)
+    pace_R = pace * random.normal(1, 0.02, 60)
+    pace_R[0] = 30.0  # something else on the machine held it up
+    found = {"kl_SL": nll_SL, "nll_SL": nll_SL, "pace_fp32_R": pace_R, "pace_bf16_R": pace_R}
+    return Measured(Cell("llmos", name, {}), 0, found, 1.0, 1.0, 1, "now", {"parameters": parameters})
+
+
+@pytest.mark.parametrize(
+    ("nll", "kept", "verdict"), [(3.2, 70, "holds"), (2.8, 70, "FAILS"), (2.8, 79, "undecided"), (3.2, 60, "holds")]
+)
+def test_a_baseline_that_kept_more_decides_nothing(nll: float, kept: int, verdict: str):
+    bar = Bar("perplexity", "ours", "depth", 1.0)
+    assert verdicts(cut("ours", 3.0, 70), cut("depth", nll, kept), bars=[bar], gauge=None) == [verdict]
+
+
+def test_latency_is_by_the_parent_and_one_held_up_turn_does_not_count():
+    bars = [Bar("latency fp32", "ours", "", 1 / 1.3), Bar("latency bf16", "ours", "", 0.5)]
+    assert verdicts(cut("ours", 3.0, 70, pace=0.7), bars=bars, gauge=None) == ["holds", "FAILS"]
+
+
+def test_a_model_of_half_the_blocks_decodes_in_less_time_than_its_parent():
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    parent, half = (LlamaForCausalLM(LlamaConfig(num_hidden_layers=depth, **sizes)).eval() for depth in (8, 4))
+    tokens_L = torch.arange(64)
+    assert np.median(pace([half, parent], tokens_L[:8], tokens_L[8:])) < 0.85
+    assert np.median(pace([parent, parent], tokens_L[:8], tokens_L[8:])) == pytest.approx(1, abs=0.15)

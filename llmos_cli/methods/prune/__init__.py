@@ -21,7 +21,11 @@ A structured method cuts, and has instead
     rank(readers, options) -> Ranking                              which units go first, and what that costs
     refit(weight_OI, kept_I, statistics, options) -> weight_OI     with zeros but in the columns kept
 
-or, where whole blocks go, `influence(before_ND, after_ND, options) -> [N]`, how much a block does to each position.
+or, where whole blocks go, `influence(before_ND, after_ND, options) -> [N]`, how much a block does to each position. One that cuts both
+ways has the three above and
+
+    depths(most, options) -> [int]                                 how many blocks may go, where `most` are the whole cut
+    chosen(kl, options) -> int                                     how many do, by the KL measured with so many gone
 
 Convolutions arrive as [out, in * height * width], the matrices of an LSTM one by one. Zeros that arrive stay zeros.
 """
