@@ -53,7 +53,7 @@ def _seconds(model: Any, token_11: Tensor, cache: DynamicCache) -> float:
     started = time.perf_counter()
     model(input_ids=token_11, past_key_values=cache)
     spent = time.perf_counter() - started
-    cache.crop(CONTEXT)
+    cache.crop(-1)
     return spent
 
 

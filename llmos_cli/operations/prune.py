@@ -75,8 +75,9 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     if is_structured(module):
         return cut_out(ws, run, parent, resolved, module, own)
     guards = Guards(options.max_kl, options.max_drop)
-    if options.heal:
-        whole(options, parent.path, HEALING, "--heal", emit=run.emit)
+    if options.heal or by_gradients(module):
+        what = "--heal" if options.heal else options.method
+        whole(options, parent.path, HEALING, what, emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
         streams = not options.heal and not by_gradients(module)
         model = subject(ws, parent, resolved, options.ignore, streams=streams, emit=run.emit)
