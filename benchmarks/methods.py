@@ -1,6 +1,6 @@
 """Compression: KL to the parent of every method at several sizes, on one checkpoint: run inside a workspace.
 
-    python benchmarks/methods.py [REV] [--only REGEX] [--seeds 3] [--heal 100] [--group-size 128]
+    python benchmarks/methods.py [REV] [--only REGEX] [--seeds 3] [--heal 100] [--group-size 128] [--rotation hadamard]
 
 All cells share the parent, the calibration samples of a seed and the evaluation text. An interval is a bootstrap over samples;
 the ratio to the row's baseline is paired over the same samples, so noise that both share cancels. Nothing is committed.
@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -27,9 +29,11 @@ from llmos_cli.models.load import load
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.finish import round_to_stored
+from llmos_cli.operations.compression.rotating import rotated
 from llmos_cli.operations.compression.subject import Subject, calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.eval import Exam
 from llmos_cli.operations.heal import Healing
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Outcome
@@ -79,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--heal", type=int, default=0)
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--rotation", default="off", help="quantizing methods also with the model turned first")
     asked = parser.parse_args()
     device.use_threads()
     print(
@@ -100,18 +105,28 @@ def cells(asked: argparse.Namespace) -> Iterator[tuple[Cell, Any, Any]]:
     for row, verb, name, options in TABLE:
         if not re.search(asked.only, f"{row} {name}"):
             continue
-        for seed in range(asked.seeds):
-            for heal in sorted({0, asked.heal}):
-                flags = {f"{verb}.{key}": value for key, value in {"method": name, "heal": heal, **options}.items()}
-                if verb == "quantize":
-                    flags["quantize.group_size"] = -1 if row == "W8A8" else asked.group_size
-                resolved = resolve(ws, verb, flags={**flags, "seed": seed})
-                parent = subject(ws, ws.checkpoint(asked.rev), resolved, [], emit=ignore)
-                started = time.monotonic(), time.process_time()
-                (pruned if verb == "prune" else quantized)(parent, resolved)
-                spent = time.monotonic() - started[0], time.process_time() - started[1]
-                cell = Cell(row, f"{name} + heal {heal}" if heal else name, seed, judged(parent), *spent)
-                yield cell, parent.exam.task, parent.exam.prepared.facts
+        rotations = {"off": "off", asked.rotation: asked.rotation} if verb == "quantize" else {"": ""}
+        for seed, heal, rotation in product(range(asked.seeds), sorted({0, asked.heal}), rotations):
+            flags = {f"{verb}.{key}": value for key, value in {"method": name, "heal": heal, **options}.items()}
+            if verb == "quantize":
+                flags["quantize.group_size"] = -1 if row == "W8A8" else asked.group_size
+                flags["quantize.rotation"] = rotation
+            resolved = resolve(ws, verb, flags={**flags, "seed": seed})
+            with ws.stage() as folder:
+                parent = begun(ws, asked.rev, resolved, rotation, folder)
+            started = time.monotonic(), time.process_time()
+            (pruned if verb == "prune" else quantized)(parent, resolved)
+            spent = time.monotonic() - started[0], time.process_time() - started[1]
+            told = f"{name} + {rotation}" if rotation not in ("", "off") else name
+            cell = Cell(row, f"{told} + heal {heal}" if heal else told, seed, judged(parent), *spent)
+            yield cell, parent.exam.task, parent.exam.prepared.facts
+
+
+def begun(ws: Workspace, rev: str, resolved: Any, rotation: Any, folder: Path) -> Subject:
+    def turned(exam: Exam) -> Path:
+        return rotated(ws, exam, rotation or "off", folder, seed=resolved.config.seed, emit=ignore)
+
+    return subject(ws, ws.checkpoint(rev), resolved, [], rewritten=turned, emit=ignore)
 
 
 def pruned(parent: Subject, resolved: Any) -> None:

@@ -21,12 +21,12 @@ from llmos_cli.core.yaml12 import from_plain
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Metric, Progress
 from llmos_cli.models.load import load
-from llmos_cli.models.save import save
 from llmos_cli.operations import lineage
 from llmos_cli.operations.config import methods
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.fit import fit
-from llmos_cli.operations.training.start import Start, held, make_model, start
+from llmos_cli.operations.training.rounding import rounding, write
+from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.options.verbs import EvalOptions, TrainConfig
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch, Split
@@ -146,22 +146,23 @@ def _fold(
 ) -> dict[str, float]:
     """Train on the rest, save, read back, judge the held-out part."""
     model: Any = make_model(begin, ws, parent, config, emit)
-    fit(
-        model,
-        rest,
-        None,
-        begin.task,
-        config.train,
-        seed=config.seed,
-        facts=begin.prepared.facts,
-        emit=emit,
-        # It takes part in every step, whatever `teacher_top` says: what is cached is of the training split alone.
-        teacher=load(teacher.path, device=device.pick()) if teacher else None,
-        masks=held(begin, ws, parent, model, emit) if teacher else None,
-    )
-    dtype = getattr(torch, begin.model.dtype) if begin.model.dtype else begin.task.default_dtype
+    masks, dtype = held(begin, ws, parent, model, config, emit), stored_dtype(begin)
+    with rounding(model, config.train.quantize, dtype) as rounded:
+        fit(
+            model,
+            rest,
+            None,
+            begin.task,
+            config.train,
+            seed=config.seed,
+            facts=begin.prepared.facts,
+            emit=emit,
+            # It takes part in every step, whatever `teacher_top` says: what is cached is of the training split alone.
+            teacher=load(teacher.path, device=device.pick()) if teacher else None,
+            masks=rounded.masks(masks),
+        )
     with ws.stage() as staged:
-        save(model, staged, dtype=dtype, processor=begin.prepared.processor)
+        write(ws, model, rounded, staged, dtype=dtype, processor=begin.prepared.processor)
         reloaded = load(staged, device=device.pick())
         outcome = scoring.evaluate(begin.task, reloaded, held_out, batch_size=options.batch_size, emit=emit)
     return begin.task.metrics(outcome, begin.prepared.facts)

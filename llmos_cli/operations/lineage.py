@@ -31,8 +31,15 @@ def uncompressed(ws: Workspace, checkpoint: str) -> Manifest:
     Where even the root was made by compressing, it is the root.
     """
     ancestors = list(line(ws, checkpoint))
-    compressed = [at for at, manifest in enumerate(ancestors) if manifest.made.operation in COMPRESSING]
+    compressed = [at for at, manifest in enumerate(ancestors) if _compresses(manifest)]
     return ancestors[min(max(compressed) + 1, len(ancestors) - 1)] if compressed else ancestors[0]
+
+
+def _compresses(manifest: Manifest) -> bool:
+    """Training with rounded weights does too, but from nothing it has no ancestor to approximate."""
+    made = manifest.made
+    rounded = (made.config.get("train") or {}).get("quantize") or {}
+    return made.operation in COMPRESSING or bool(made.parents and rounded.get("bits"))
 
 
 def recorded_data(ws: Workspace, checkpoint: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from llmos_cli import device
@@ -18,14 +17,14 @@ from llmos_cli.core.view import Line, Lines, Span, duration, number, short, size
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Metric, Note, Resumed
 from llmos_cli.models.load import load
-from llmos_cli.models.save import save
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
 from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.operations.training.resumption import resumption
-from llmos_cli.operations.training.start import Start, held, make_model, start
+from llmos_cli.operations.training.rounding import Rounded, rounding, write
+from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.options.verbs import TrainConfig
 from llmos_cli.tasks.base import Task
 from llmos_cli.tasks.scoring import evaluate
@@ -151,21 +150,25 @@ def carry_out(
     if teacher is not None:
         teaching.check(teacher, begin, model, config.train)
     splits = begin.prepared.splits
-    fitted = fit(
-        model,
-        splits["train"],
-        splits.get("validation"),
-        begin.task,
-        config.train,
-        seed=config.seed,
-        facts=begin.prepared.facts,
-        state=run.state if resumable else None,
-        resume=resume,
-        emit=run.emit,
-        teacher=teaching.teaching(ws, teacher, begin, config.train, emit=run.emit) if teacher else None,
-        masks=held(begin, ws, parent, model, run.emit) if teacher else None,
-    )
-    checkpoint = _commit(ws, run, model, begin, resolved, fitted, parent, move)
+    masks = held(begin, ws, parent, model, config, run.emit)
+    with rounding(model, config.train.quantize, stored_dtype(begin)) as rounded:
+        if rounded.fakes:
+            run.emit(Note(rounded.told(model)))
+        fitted = fit(
+            model,
+            splits["train"],
+            splits.get("validation"),
+            begin.task,
+            config.train,
+            seed=config.seed,
+            facts=begin.prepared.facts,
+            state=run.state if resumable else None,
+            resume=resume,
+            emit=run.emit,
+            teacher=teaching.teaching(ws, teacher, begin, config.train, emit=run.emit) if teacher else None,
+            masks=rounded.masks(masks),
+        )
+    checkpoint = _commit(ws, run, model, rounded, begin, resolved, fitted, parent, move)
     metrics = _measured(run, checkpoint, begin)
     return _result(ws, run, checkpoint, parent, begin, fitted, model, metrics, move)
 
@@ -174,6 +177,7 @@ def _commit(
     ws: Workspace,
     run: Run,
     model: Any,
+    rounded: Rounded,
     begin: Start,
     resolved: Resolved,
     fitted: Fitted,
@@ -200,7 +204,7 @@ def _commit(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with ws.stage() as folder:
-        save(model, folder, dtype=_stored_dtype(begin), processor=begin.prepared.processor)
+        write(ws, model, rounded, folder, dtype=stored_dtype(begin), processor=begin.prepared.processor)
         return run.commit(folder, made, move=move)
 
 
@@ -209,11 +213,6 @@ def _told_of_resuming(run: Run) -> dict[str, str]:
     events, _ = read_events(run.path / EVENTS)
     told = [Resumed(event["step"], event["settings"]).told for event in events if event["event"] == "resumed"]
     return {"resumed": "; ".join(told)} if told else {}
-
-
-def _stored_dtype(begin: Start) -> torch.dtype:
-    named: torch.dtype = getattr(torch, begin.model.dtype) if begin.model.dtype else begin.task.default_dtype
-    return named
 
 
 def _measured(run: Run, checkpoint: Checkpoint, begin: Start) -> dict[str, dict[str, float]]:

@@ -37,6 +37,18 @@ class Methodical(Section):
         return others + [key for name, own in chosen.items() for key in own.unread(f"{name}.")]
 
 
+class RoundedOptions(Section):
+    """Training with rounded weights: the checkpoint is a quantized one, and its codes are what was trained."""
+
+    bits: int | None = Field(None, ge=2, le=8)
+    """Of each weight of linear layers; convolutions have 8. Weights are not rounded when absent."""
+    group_size: int = Field(128, ge=-1)
+    """Inputs that share a scale; -1: one scale per output channel."""
+    symmetric: bool = True
+    """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
+    to dequantize."""
+
+
 class TrainOptions(Methodical):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; with `max_seconds` too, whichever comes first."""
@@ -81,6 +93,7 @@ class TrainOptions(Methodical):
     When absent, the teacher computes all of its logits in every step."""
     hidden_weight: float = Field(0.0, ge=0)
     """Of the distance to the teacher's hidden states, on top of the rest of the loss; 0 looks at the logits alone."""
+    quantize: RoundedOptions = RoundedOptions()
 
 
 class Compressing(Section):

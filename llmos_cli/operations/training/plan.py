@@ -16,7 +16,8 @@ from llmos_cli.models.load import skeleton
 from llmos_cli.operations.fit import precision_of
 from llmos_cli.operations.training import budget, work
 from llmos_cli.operations.training import teacher as teaching
-from llmos_cli.operations.training.start import Start, held, make_model, start
+from llmos_cli.operations.training.rounding import chosen
+from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.operations.training.work import Work
 from llmos_cli.options.verbs import TrainOptions
 
@@ -78,9 +79,11 @@ def plan(ws: Workspace, rev: str | None, resolved: Resolved, *, emit: Emit) -> T
         emit(Note(note, level="warning"))
     model = make_model(begin, ws, parent, config, emit)
     planned = _plan(begin, model, config.train, live=_live(teacher, config.train))
+    held(begin, ws, parent, model, config, emit)
+    if config.train.quantize.bits is not None:
+        chosen(model, config.train.quantize, stored_dtype(begin))
     if teacher is None:
         return planned
-    held(begin, ws, parent, model, emit)
     teaches = teaching.planned(ws, teacher, begin, model, config.train)
     return replace(planned, teacher=teacher.id, teaches=teaches)
 

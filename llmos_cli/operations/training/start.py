@@ -70,7 +70,7 @@ def make_model(
     """The model on its device, in fp32, which is what optimizers need whatever the weights are stored in."""
     if parent is not None and not begin.new:
         model = load(parent.path, dtype=torch.float32)
-        if config.train.teacher is None:
+        if not _holds(config):
             _warn_of_zeros(model, parent, emit)
     else:
         facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
@@ -166,23 +166,35 @@ def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any
 
 
 def _warn_of_zeros(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
-    """Training on labels alone moves every weight, pruned ones too; learning from a teacher holds them."""
+    """Training on labels alone moves every weight, pruned ones too; learning from a teacher, or in fewer bits, holds them."""
     zeros = _zeros(model)
     if zeros > PRUNED:
         emit(
             Note(
                 f"{zeros:.0%} of the weights of {parent.id[:12]} are zero, and training will change them; "
-                "`llmos prune --heal` and `train.teacher` train with them held.",
+                "`llmos prune --heal`, `train.teacher` and `train.quantize` train with them held.",
                 level="warning",
             )
         )
 
 
+def stored_dtype(begin: Start) -> torch.dtype:
+    """The type that the checkpoint keeps its weights in."""
+    named: torch.dtype = getattr(torch, begin.model.dtype) if begin.model.dtype else begin.task.default_dtype
+    return named
+
+
+def _holds(config: TrainConfig) -> bool:
+    """Whether a pruned parent's zeros stay: where what is trained is to stand for that parent, smaller or by its teaching."""
+    return config.train.teacher is not None or config.train.quantize.bits is not None
+
+
 def held(
-    begin: Start, ws: Workspace, parent: Checkpoint | None, model: PreTrainedModel, emit: Emit
+    begin: Start, ws: Workspace, parent: Checkpoint | None, model: PreTrainedModel, config: TrainConfig, emit: Emit
 ) -> dict[str, Tensor]:
-    """Of a pruned parent that goes on learning from a teacher: parameter name -> True where a weight may differ from zero."""
-    if parent is None or begin.new:
+    """Of a pruned parent that goes on learning from a teacher, or in fewer bits: parameter name -> True where a weight may differ
+    from zero."""
+    if parent is None or begin.new or not _holds(config):
         return {}
     zeros = _zeros(model)
     if zeros <= PRUNED and not any(made.made.operation == "prune" for made in lineage.line(ws, parent.id)):
