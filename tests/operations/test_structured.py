@@ -16,6 +16,7 @@ from llmos_cli.models.narrow import Group, Slice, Width
 from llmos_cli.models.shallow import shortened
 from llmos_cli.operations.compression.missing import least_missed
 from llmos_cli.operations.compression.ranking import power_law
+from llmos_cli.operations.compression.reshape import apart
 from llmos_cli.operations.compression.share import Choice, share
 from tests.operations.conftest import Base
 
@@ -266,3 +267,10 @@ def test_of_shapes_about_as_good_the_one_of_fewer_blocks_is_taken() -> None:
     assert shape.chosen({0: 1.0, 1: 1.1, 2: 1.3}, options) == 1
     assert shape.chosen({0: 2.0, 1: 1.0, 2: 1.3}, options) == 1
     assert [shape.depths(most, options) for most in (0, 1, 2, 5)] == [[0], [0, 1], [0, 1, 2], [0, 3, 5]]
+
+
+def test_shapes_are_compared_on_samples_that_they_were_not_refitted_to() -> None:
+    batches = [{"input_ids": torch.arange(rows)[:, None] + start} for rows, start in ((16, 0), (5, 100), (1, 200))]
+    fitted, looked = (torch.cat([batch["input_ids"] for batch in each]).flatten().tolist() for each in apart(batches))
+    assert fitted == [*range(12), 100, 101, 102, 103, 200]
+    assert looked == [*range(12, 16), 104, 200]

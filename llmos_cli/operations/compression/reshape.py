@@ -4,7 +4,7 @@ tried the method chooses by what the model's answers then are."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import ModuleType
@@ -20,7 +20,7 @@ from llmos_cli.models.matrices import matches, matrices
 from llmos_cli.models.shallow import depth_of, shortened
 from llmos_cli.operations.compression.missing import least_missed
 from llmos_cli.operations.compression.narrow import Cut, narrow
-from llmos_cli.operations.compression.probe import few, mean_divergence, said
+from llmos_cli.operations.compression.probe import mean_divergence, said
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change
 from llmos_cli.tasks.base import Batch
@@ -34,23 +34,50 @@ def reshape(
     emit: Emit,
 ) -> Cut:  # fmt: skip
     """Leave a share `sparsity` of the model's parameters out, in whole blocks as far as the method says."""
-    model, looked = subject.model, few(batches)
+    order = _order(subject.model, batches, ignore, sparsity)
+
+    def cut(count: int, batches: Sequence[Batch]) -> Cut:
+        return _cut(subject, module, own, order[:count], sparsity, ignore, batches, emit)
+
+    tried = module.depths(len(order), own)
+    return cut(_chosen(subject.model, module, own, tried, cut, batches, emit), batches)
+
+
+def _chosen(
+    model: PreTrainedModel, module: ModuleType, own: Section, tried: Sequence[int],
+    cut: Callable[[int, Sequence[Batch]], Cut], batches: Sequence[Batch], emit: Emit,
+) -> int:  # fmt: skip
+    """How many blocks go. What was refitted to samples answers better on them than elsewhere, the more of it there is: so the shapes are
+    compared on samples that they were not refitted to."""
+    if len(tried) == 1:
+        return tried[0]
+    fitted, looked = apart(batches)
     whole = [said(model, batch) for batch in looked]
-    order = _order(model, batches, ignore, sparsity)
-    found: dict[int, Cut] = {}
     kl: dict[int, float] = {}
     refused = ""
-    for count in module.depths(len(order), own):
+    for count in tried:
         try:
-            found[count] = _cut(subject, module, own, order[:count], sparsity, ignore, batches, emit)
-        except UsageError as problem:  # too little can be made narrower: more blocks leave less to be found there
+            shape = cut(count, fitted)
+        except UsageError as problem:  # too little can be made narrower: the more blocks go, the less must be
             refused = refused or problem.message
             continue
-        kl[count] = mean_divergence(whole, found[count].model, looked)
-        emit(Note(f"{', '.join(found[count].told)}: KL {kl[count]:.3g} before healing"))
-    if not found:
+        kl[count] = mean_divergence(whole, shape.model, looked)
+        emit(Note(f"{', '.join(shape.told)}: KL {kl[count]:.3g} before healing"))
+    if not kl:
         raise UsageError(refused, hint="lower --sparsity")
-    return found[module.chosen(kl, own)]
+    found: int = module.chosen(kl, own)
+    return found
+
+
+def apart(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Three quarters of every batch's samples and the rest; of a single sample the same twice."""
+    found: tuple[list[Batch], list[Batch]] = [], []
+    for batch in batches:
+        rows = len(next(iter(batch.values())))
+        first = max(1, rows - max(1, rows // 4))
+        found[0].append({name: value[:first] for name, value in batch.items()})
+        found[1].append({name: value[min(first, rows - 1) :] for name, value in batch.items()})
+    return found
 
 
 def _order(model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str], sparsity: float) -> list[str]:
