@@ -118,7 +118,7 @@ def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
                 "layers": dict(zip(names, found.candidate.bits().values(), strict=True)),
             }
         }
-        guards = Guards(options.max_kl, options.max_drop)
+        guards = Guards(options.max_kl, options.max_drop, options.target_latency)
         checkpoint, proof = prove_and_commit(
             ws,
             run,
@@ -208,6 +208,7 @@ class Seen:
         predicted = [
             Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl)
             for stock in self.stocked
+            if stock.looked_at
             for candidate in thinned(stock.candidates(), SHOWN)
         ]
         measured = [
@@ -228,13 +229,14 @@ def search(target: Target, seen: Seen) -> Built[Made]:
             return best_of_size(seen.stocks(), int(target.value), seen.build)
         if target.kind == "kl":
             return smallest_of_kl(seen.stocks(), target.value, seen.build)
-        return best_of_latency(seen.stocks(), target.value, seen.build, seen.workshop.latency)
+        workshop = seen.workshop
+        return best_of_latency(seen.stocks(), target.value, workshop.options.bits, workshop.latency, seen.build)
     except Unreachable as failure:
         near = failure.nearest
-        told = failure.told or f"{size(near.size)} with a KL of about {number(near.kl)}"
+        told = f"{size(near.size)} with a KL of about {number(near.kl)}" if near else failure.told
         raise GateFailed(
             f"no model reaches {target.asked}: the nearest that was found has {told} "
-            f"({near.stock.cut:.0%} cut out): nothing was committed",
+            f"({failure.cut:.0%} cut out): nothing was committed",
             hint="ask for less, allow fewer bits or deeper cuts (compress.bits, compress.cuts), or heal longer (--heal N)",
         ) from None
 

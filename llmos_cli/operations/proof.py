@@ -333,7 +333,9 @@ def weigh(directory: Path, compressible: frozenset[str]) -> Bytes:
     )
 
 
-def guard(proof: Proof, task: Task, *, max_kl: float | None, max_drop: float | None) -> None:
+def guard(
+    proof: Proof, task: Task, *, max_kl: float | None, max_drop: float | None, max_latency: float | None = None
+) -> None:
     """GateFailed where the result is further from its parent than allowed."""
     kl = proof.after["kl_parent"].value
     if max_kl is not None and not kl <= max_kl:
@@ -343,6 +345,11 @@ def guard(proof: Proof, task: Task, *, max_kl: float | None, max_drop: float | N
         raise GateFailed(
             f"{task.metric} is {drop:.4g} worse than the parent's, more than --max-drop {max_drop:g}: nothing was committed",
             hint=MILDER,
+        )
+    if max_latency is not None and proof.speed and 1 / proof.speed.gain > served.NOISE * max_latency:
+        raise GateFailed(
+            f"the proof measured {1 / proof.speed.gain:.2f} of the parent's latency, not {max_latency:g}: nothing was committed",
+            hint="ask for less, or try again when the machine has nothing else to do",
         )
 
 

@@ -157,7 +157,8 @@ class CompressOptions(Compressing):
     target_ratio: float | None = Field(None, gt=0, lt=1)
     """Of all weights on disk, as a share of the parent's."""
     target_latency: float | None = Field(None, gt=0, lt=1)
-    """Of one sample's median time, as a share of the parent's."""
+    """Of the median time of one answer as it would be served, as a share of the parent's: a new token of a language model, a sample of a
+    classifier."""
     target_kl: float | None = Field(None, gt=0)
     """The smallest result whose KL to the parent (nats per position) is at most this."""
     bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([3, 4, 5, 6, 8], min_length=1)

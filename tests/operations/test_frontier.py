@@ -87,17 +87,65 @@ def test_a_kl_that_nothing_keeps_says_which_is_nearest() -> None:
     assert set(raised.value.nearest.bits().values()) == {8}
 
 
-def test_the_least_cut_that_is_fast_enough_is_taken() -> None:
-    stocks = [stock(), stock(0.1, 0.01), stock(0.3, 0.1), stock(0.5, 1.0)]
-    found = best_of_latency(stocks, 0.75, World(1).build, lambda built: 1 - built.candidate.stock.cut)
-    assert found.candidate.stock.cut == 0.3
-    assert set(found.candidate.bits().values()) == {8}
+def seconds(stock: Stock, bits: int) -> float:
+    """Eight bits take as long as the parent, two half of that; a cut saves its share."""
+    return (1 - stock.cut) * (0.4 + 0.6 * bits / 8)
+
+
+LATENCY_BITS = (2, 3, 4, 8)
+
+
+def test_fewer_bits_are_taken_where_they_are_fast_enough_and_cost_less_than_a_cut() -> None:
+    stocks = [stock(), stock(0.3, 50.0)]
+    found = best_of_latency(stocks, 0.75, LATENCY_BITS, seconds, World(1).build)
+    assert found.candidate.stock.cut == 0 and set(found.candidate.bits().values()) == {4}
+
+
+def test_a_cut_is_taken_where_it_costs_less_than_the_bits_that_are_fast_enough() -> None:
+    stocks = [stock(), stock(0.1, 0.01), stock(0.3, 0.02), stock(0.5, 9.0)]
+    found = best_of_latency(stocks, 0.72, LATENCY_BITS, seconds, World(1).build)
+    assert found.candidate.stock.cut == 0.3 and set(found.candidate.bits().values()) == {8}
+
+
+def test_a_stock_that_is_too_slow_is_timed_once_and_never_healed() -> None:
+    timed: list[tuple[float, int]] = []
+
+    def latency(stock: Stock, bits: int) -> float:
+        timed.append((stock.cut, bits))
+        return seconds(stock, bits)
+
+    slow = Stock(0.0, 0.0, lambda: pytest.fail("measured"), lambda: pytest.fail("healed"))
+    found = best_of_latency([slow, stock(0.5, 1.0)], 0.3, LATENCY_BITS, latency, World(1).build)
+    assert timed == [(0.0, 2), (0.5, 2), (0.5, 8), (0.5, 4), (0.5, 3)]
+    assert set(found.candidate.bits().values()) == {2}
 
 
 def test_a_latency_that_nothing_reaches_says_what_was_nearest() -> None:
     with pytest.raises(Unreachable) as raised:
-        best_of_latency([stock(), stock(0.5, 1.0)], 0.2, World(1).build, lambda built: 1 - built.candidate.stock.cut)
-    assert raised.value.told == "0.50 of the parent's latency"
+        best_of_latency([stock(), stock(0.5, 1.0)], 0.2, LATENCY_BITS, seconds, World(1).build)
+    assert (raised.value.told, raised.value.cut) == ("0.28 of the parent's latency", 0.5)
+
+
+def test_what_cannot_be_worth_its_cut_is_not_healed() -> None:
+    """Healing leaves a tenth of a cut's KL at the very best."""
+
+    def hopeless() -> float:
+        pytest.fail("healed")
+
+    def least() -> float:
+        return stock().within(13_000).kl  # type: ignore[union-attr]
+
+    stocks = [stock(), Stock(0.1, 10.1 * least(), lambda: pytest.fail("measured"), hopeless)]
+    assert best_of_size(stocks, 13_000, World(1).build).candidate.stock.cut == 0
+    assert smallest_of_kl([stock(), Stock(0.1, 5.1, stock().look, hopeless)], 0.5, World(1).build)
+
+
+def test_nothing_is_cut_where_the_most_bits_fit() -> None:
+    def stocks() -> Iterator[Stock]:
+        yield stock()
+        pytest.fail("a cut was made")
+
+    assert best_of_size(stocks(), 10**6, World(1).build).candidate.finest
 
 
 def test_thinned_keeps_both_ends() -> None:

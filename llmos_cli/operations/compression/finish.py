@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class Guards:
     max_kl: float | None
     max_drop: float | None
+    max_latency: float | None = None
+    """Of the parent's."""
 
 
 def prove_and_commit(
@@ -61,7 +63,7 @@ def prove_and_commit(
             models = 1 + len(set(ancestors.values()))
             exhibits = replace(exhibits, memory=proving(options, subject.checkpoint.path, models, spilled))
         proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
-    guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop)
+    guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop, max_latency=guards.max_latency)
     checkpoint = run.commit(staged, _made(resolved, subject, record, used or {}))
     proof.emit(run.emit, checkpoint.id, subject.checkpoint.id)
     for name, found in proof.before.items():

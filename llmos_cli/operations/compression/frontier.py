@@ -16,6 +16,8 @@ from llmos_cli.methods.allocation import Allocation, Choice
 from llmos_cli.operations.compression.sensitivity import Part
 
 Made = TypeVar("Made")
+HEALS = 0.1
+"""What healing leaves of a cut's KL at the very best."""
 BUILDS = 4
 """Models built of one stock on the way to a KL: each sets the prediction right for the next."""
 MARGIN = 0.97
@@ -33,16 +35,35 @@ class Rest:
 
 @dataclass(frozen=True, eq=False)
 class Stock:
-    """`cut`: the share of parameters that went; `kl`: what that alone cost, nats a position; `look` measures the rest, once it is
-    asked for."""
+    """`cut`: the share of parameters that went; `rough`: what that alone cost, nats a position, before `healed`, which heals it and
+    says what is left; `look` measures the rest. Both take long, and are done once they are asked for."""
 
     cut: float
-    kl: float
+    rough: float
     look: Callable[[], Rest]
+    healed: Callable[[], float] | None = None
+
+    @property
+    def promise(self) -> float:
+        """The KL can hardly be less."""
+        return self.rough if self.healed is None else HEALS * self.rough
+
+    @cached_property
+    def kl(self) -> float:
+        return self.rough if self.healed is None else self.healed()
 
     @cached_property
     def rest(self) -> Rest:
+        _ = self.kl  # what is measured is the healed one
         return self.look()
+
+    @property
+    def looked_at(self) -> bool:
+        return "rest" in self.__dict__
+
+    def costs(self, bound: float) -> bool:
+        """Whether the cut alone costs `bound` or more; it is not healed to see what is clear."""
+        return self.promise >= bound or self.kl >= bound
 
     @cached_property
     def choices(self) -> list[list[Choice]]:
@@ -56,6 +77,11 @@ class Stock:
     def candidate(self, chosen: Allocation) -> Candidate:
         whole = allocation.total(self.choices, chosen)
         return Candidate(self, chosen, self.rest.fixed + int(whole.cost), whole.loss)
+
+    def uniform(self, bits: int) -> Candidate:
+        """Every part in so many bits, or the most below that it has."""
+        kept = [sorted(part.bits_bytes) for part in self.rest.parts]
+        return self.candidate(tuple(max(0, sum(each <= bits for each in widths) - 1) for widths in kept))
 
     def within(self, size: int) -> Candidate | None:
         chosen = allocation.within(self.choices, size - self.rest.fixed)
@@ -75,6 +101,11 @@ class Candidate:
     def kl(self) -> float:
         return self.stock.kl + self.loss
 
+    @property
+    def finest(self) -> bool:
+        """Whether no bits of this stock would lose less."""
+        return self.chosen == self.stock.candidates()[-1].chosen
+
     def bits(self) -> dict[str, int]:
         """Matrix name -> bits."""
         widths = [
@@ -93,28 +124,34 @@ class Built(Generic[Made]):
 
 
 Build = Callable[[Candidate], Built[Made]]
+Latency = Callable[[Stock, int], float]
+"""Of a stock in so many bits, as a share of the parent's."""
 
 
 class Unreachable(Exception):
-    """No candidate reaches the target; `nearest` comes closest, `told` says how close where its size and KL do not."""
+    """No candidate reaches the target; `nearest` comes closest, or a stock with so much of it `cut` out, of which `told` says how
+    close."""
 
-    def __init__(self, nearest: Candidate, told: str = "") -> None:
+    def __init__(self, nearest: Candidate | None = None, *, cut: float = 0.0, told: str = "") -> None:
         super().__init__()
         self.nearest, self.told = nearest, told
+        self.cut = cut if nearest is None else nearest.stock.cut
 
 
 def best_of_size(stocks: Iterable[Stock], size: int, build: Build[Made]) -> Built[Made]:
     """The least KL within `size` bytes. Stocks come by rising cut, and no more are asked for once the cut alone costs more than
-    the best candidate as a whole."""
+    the best candidate as a whole, or that one has nothing to gain."""
     best: Candidate | None = None
     smallest: list[Candidate] = []
     for stock in stocks:
-        if best is not None and stock.kl >= best.kl:
+        if best is not None and stock.costs(best.kl):
             break
         smallest.append(stock.candidates()[0])
         found = stock.within(size)
         if found is not None and (best is None or found.kl < best.kl):
             best = found
+        if best is not None and best.finest:
+            break
     if best is None:
         raise Unreachable(min(smallest, key=lambda candidate: candidate.size))
     return build(best)
@@ -125,9 +162,9 @@ def smallest_of_kl(stocks: Iterable[Stock], bound: float, build: Build[Made]) ->
     best: Built[Made] | None = None
     nearest: list[Candidate] = []
     for stock in stocks:
-        nearest.append(stock.candidates()[-1])
-        if stock.kl >= bound:
+        if stock.costs(bound):
             break
+        nearest.append(stock.candidates()[-1])
         for built in _approach(stock, bound, build, below=best.candidate.size if best else None):
             if built.kl <= bound and (best is None or built.candidate.size < best.candidate.size):
                 best = built
@@ -137,18 +174,39 @@ def smallest_of_kl(stocks: Iterable[Stock], bound: float, build: Build[Made]) ->
 
 
 def best_of_latency(
-    stocks: Iterable[Stock], share: float, build: Build[Made], latency: Callable[[Built[Made]], float]
+    stocks: Iterable[Stock], share: float, bits: Sequence[int], latency: Latency, build: Build[Made]
 ) -> Built[Made]:
-    """The least cut whose latency, measured as a share of the parent's, is at most `share`: its weights in the bits of least loss,
-    for what a cut costs is far more."""
-    slow: dict[float, Candidate] = {}
+    """The least KL whose latency is at most `share` of the parent's: of each stock the most bits that are fast enough, all layers
+    alike. Latency needs no weights that are good for anything, so nothing is healed until it is known to be fast enough."""
+    best: Candidate | None = None
+    slow: dict[float, Stock] = {}
     for stock in stocks:
-        built = build(stock.candidates()[-1])
-        measured = latency(built)
-        if measured <= share:
-            return built
-        slow[measured] = built.candidate
-    raise Unreachable(slow[min(slow)], f"{min(slow):.2f} of the parent's latency")
+        if best is not None and stock.costs(best.kl):
+            break
+        enough = _most_bits(stock, share, sorted(bits), latency, slow)
+        if enough is not None:
+            found = stock.uniform(enough)
+            best = found if best is None or found.kl < best.kl else best
+            if best.finest:
+                break
+    if best is None:
+        raise Unreachable(cut=slow[min(slow)].cut, told=f"{min(slow):.2f} of the parent's latency")
+    return build(best)
+
+
+def _most_bits(
+    stock: Stock, share: float, bits: Sequence[int], latency: Latency, slow: dict[float, Stock]
+) -> int | None:
+    """The fewest are tried first: where they are too slow, none is fast enough; `slow` notes how slow."""
+    for tried in [bits[0], *reversed(bits[1:])]:
+        measured = latency(stock, tried)
+        if measured > share:
+            slow[measured] = stock
+            if tried == bits[0]:
+                return None
+        elif tried != bits[0]:
+            return tried
+    return bits[0]
 
 
 def _approach(stock: Stock, bound: float, build: Build[Made], below: int | None) -> Iterable[Built[Made]]:

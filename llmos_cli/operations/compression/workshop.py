@@ -15,9 +15,9 @@ from torch import Tensor
 
 from llmos_cli import device
 from llmos_cli.errors import LlmosError
-from llmos_cli.events import Emit, Note
+from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.methods.prune import width
-from llmos_cli.methods.quantize import gptq
+from llmos_cli.methods.quantize import gptq, rtn
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
@@ -113,17 +113,21 @@ class Workshop:
         made = Made(folder, answers(here), quantize.average_bits(coded), here)
         return Built(replace(candidate, size=size), kl, made)
 
-    def latency(self, built: Built[Made]) -> float:
+    def latency(self, stock: Stock, bits: int) -> float:
         """How long one answer takes of what the parent takes, as a deployment would give it: one more token of a language model, a
-        whole sample of a classifier."""
-        prepared = self.subject.exam.prepared
+        whole sample of a classifier. Weights are rounded to the nearest code, and the stock need not have healed: neither matters here."""
+        here = self._loaded(self.sources[stock.cut])
+        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
+        coded: dict[str, Coded] = {}
+        form = quantize.Form(bits, self.options.group_size)
+        sweep(here, [], quantize.coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
+        folder = self._write(here, {**coded, **embedded}, self.sources[stock.cut])
+        prepared, task = here.exam.prepared, here.exam.task
         split = prepared.splits[proof_split(prepared)]
-        return (
-            1
-            / beside(
-                self.subject.exam.task, self.parent, built.made.folder, split, batch_size=BATCH, emit=self.emit
-            ).gain
-        )
+        speed = beside(task, self.parent, folder, split, batch_size=BATCH, waited_for=True, emit=ignore)
+        told = f"{stock.cut:.0%} cut out, {bits} bits: {1 / speed.gain:.2f} of the parent's latency"
+        self.emit(Note(told))
+        return 1 / speed.gain
 
     def _probes(self) -> list[Batch]:
         """Samples that neither calibration nor the proof sees: of validation, or else training samples that were not drawn."""
@@ -150,19 +154,27 @@ class Workshop:
             batches=self.samples.batches,
             emit=self.emit,
         )
-        smaller = replace(here, model=cut.model, matrices=matrices(cut.model, self.options.ignore))
-        if self.options.heal:
-            heal_smaller(smaller, self.healing, self.emit)
         round_to_stored(cut.model, self.parent)
         folder = self.new_folder()
         write_resized(cut.model, self.parent, folder)
-        return self._stock(share, folder, mean_kl(cut.model, here.exam.task, self.probes, self.dense))
+        rough = mean_kl(cut.model, here.exam.task, self.probes, self.dense)
+        return self._stock(share, folder, rough, partial(self._healed, share) if self.options.heal else None)
 
-    def _stock(self, cut: float, source: Path, kl: float) -> Stock:
+    def _healed(self, share: float) -> float:
+        """Heal what was cut, and the KL that is left."""
+        smaller = self._loaded(self.sources[share])
+        heal_smaller(smaller, self.healing, self.emit)
+        round_to_stored(smaller.model, self.parent)
+        self.sources[share] = self.new_folder()
+        write_resized(smaller.model, self.parent, self.sources[share])
+        return mean_kl(smaller.model, smaller.exam.task, self.probes, self.dense)
+
+    def _stock(self, cut: float, source: Path, kl: float, healed: Callable[[], float] | None = None) -> Stock:
         self.sources[cut] = source
-        return Stock(cut, kl, partial(self._rest, source))
+        return Stock(cut, kl, partial(self._rest, cut), healed)
 
-    def _rest(self, source: Path) -> Rest:
+    def _rest(self, cut: float) -> Rest:
+        source = self.sources[cut]
         here = self._loaded(source)
         fitting = {name: matrix for name, matrix in here.matrices.items() if not why_not(here.model, matrix.layer)}
         parts = sensitivities(

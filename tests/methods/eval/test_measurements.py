@@ -97,7 +97,7 @@ def test_what_was_freed_counts_no_more(subject):
 
 def test_latency_and_throughput(subject):
     measured = latency.measure(subject)
-    assert 0 < measured["latency_p50"] <= measured["latency_p95"]
+    assert 0 < measured["latency_best"] <= measured["latency_p50"] <= measured["latency_p95"]
     assert measured["throughput"] > 0
 
 
@@ -116,7 +116,7 @@ def test_a_model_of_twice_the_work_takes_longer(subject):
     heavy = Two()
     heavy.first = nn.Sequential(nn.Linear(100, 4000), nn.Linear(4000, 4000), nn.Linear(4000, 50))
     light, loaded = latency.compare([subject, Subject(heavy, Rows(20), subject.path, 8, 5560)])
-    assert light["latency_p50"] < loaded["latency_p50"] and light["throughput"] > loaded["throughput"]
+    assert light["latency_best"] < loaded["latency_best"]
 
 
 class Cache:
