@@ -102,8 +102,9 @@ def read(directory: Path) -> Iterator[tuple[str, Tensor]]:
 def _forms(
     config: Mapping[str, Any], codes: Mapping[str, Quantized], entries: Mapping[str, headers.Entry]
 ) -> dict[str, Form]:
-    if not config.get(CONFIG_KEY) or not codes:
-        raise UsageError("GPTQ holds quantized weights, and these are dense", hint="`llmos quantize` first")
+    if not codes:
+        kind = "have no whole-numbered codes" if config.get(CONFIG_KEY) else "are dense"
+        raise UsageError(f"GPTQ holds quantized weights, and these {kind}", hint="`llmos quantize --method gptq` first")
     forms = {}
     for name, quantized in codes.items():
         outputs, inputs = quantized.codes.flatten(1).shape

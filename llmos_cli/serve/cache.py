@@ -42,8 +42,10 @@ def write(
 ) -> None:
     """New tokens of `rows`, at their positions."""
     if cache.key_scales_SHT is not None and cache.value_scales_SHT is not None:
-        key_BLHD, key_scale_BLH = rounded(key_BLHD)
-        value_BLHD, value_scale_BLH = rounded(value_BLHD)
+        # Together: of single tokens, what takes time is the number of operations.
+        codes_BLHD, scale_BLH = rounded(torch.cat([key_BLHD, value_BLHD], dim=2))
+        key_BLHD, value_BLHD = codes_BLHD.chunk(2, dim=2)
+        key_scale_BLH, value_scale_BLH = scale_BLH.chunk(2, dim=2)
         cache.key_scales_SHT[rows][row_B1, :, written_BL] = key_scale_BLH
         cache.value_scales_SHT[rows][row_B1, :, written_BL] = value_scale_BLH
     cache.keys_SHTD[rows][row_B1, :, written_BL] = key_BLHD
@@ -64,9 +66,10 @@ def read(cache: KeysValues, rows: slice, window: int) -> tuple[Tensor, Tensor]:
 def rounded(value_BLHD: Tensor) -> tuple[Tensor, Tensor]:
     """int8 codes, and the scale of each head of each token in the dtype of what is rounded: codes are chosen for the scale as it
     is kept, in fp32, where a quotient has bits enough for 127 codes."""
-    scale_BLH = (value_BLHD.float().abs().amax(-1) / LARGEST).to(value_BLHD.dtype)
-    scale_BLH = torch.where(scale_BLH == 0, 1, scale_BLH)
-    codes_BLHD = (value_BLHD.float() / scale_BLH.float().unsqueeze(-1)).round().clamp(-LARGEST, LARGEST)
+    exact_BLHD = value_BLHD.float()
+    least = torch.finfo(value_BLHD.dtype).tiny
+    scale_BLH = (exact_BLHD.abs().amax(-1) / LARGEST).clamp_min(least).to(value_BLHD.dtype)
+    codes_BLHD = (exact_BLHD / scale_BLH.float().unsqueeze(-1)).round().clamp(-LARGEST, LARGEST)
     return codes_BLHD.to(torch.int8), scale_BLH
 
 
