@@ -1,6 +1,6 @@
 """What structured pruning methods speak of: the matrices that read a group's units, and the order in which units go.
 
-Shapes: O outputs, I inputs, N units, R inputs of a matrix that are one unit.
+Shapes: O outputs, I inputs, N units, R inputs of a matrix that are one unit, S samples.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reader:
-    """A matrix, X^T X of its inputs over the calibration rows, and the inputs that each unit is."""
+    """A matrix, X^T X of its inputs over the calibration rows, and the inputs that each unit is; where gradients are looked at, what
+    each sample's loss would lose without an input, to first order."""
 
     weight_OI: Tensor
     hessian_II: Tensor
     index_NR: Tensor
+    moves_SI: Tensor | None = None
 
 
 @dataclass(frozen=True)

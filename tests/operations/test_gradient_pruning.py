@@ -13,7 +13,7 @@ from llmos_cli.methods.prune import movement
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import rewrite
-from llmos_cli.operations.compression.saliency import Moving, empirical_fisher
+from llmos_cli.operations.compression.saliency import Moving, _own_loss, empirical_fisher, first_order
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.config import resolve
 from llmos_cli.tasks.scoring import cross_entropy, forward
@@ -167,3 +167,32 @@ def test_weights_that_are_not_finite_are_refused(base: Base, llmos: Any, name: s
     ran = llmos("prune", *quick(name), "--sparsity", "0.3")
     assert ran.code == 1 and "not finite" in ran.err, ran.err
     assert ws.resolve() == before
+
+
+@pytest.mark.parametrize("family", ["causal-lm", "image-classification", "lstm"])
+def test_a_move_is_the_slope_of_the_loss_along_a_gate_on_the_input(base: Base, family: str) -> None:
+    """Derived another way: every input of a matrix times a gate of one, and the loss's gradient to the gate."""
+    ws = base(*FAMILIES[family])
+    found = subject(ws, ws.checkpoint(), resolve(ws, "prune"), [], emit=lambda event: None)
+    name, matrix = next(iter(found.matrices.items()))
+    (batch,) = calibration(found, 2, {"norms"}, seed=0).batches
+    moves_SI = first_order(found.model, {name: matrix}, [batch])[name]
+    assert moves_SI.shape == (2, matrix.inputs) and moves_SI.abs().sum() > 0
+
+    gate_I = torch.ones(matrix.inputs, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    own = dict(found.model.named_parameters())
+    for row in range(2):
+        one = {key: value[row : row + 1] for key, value in batch.items()}
+        gated = {name: matrix.shaped(matrix.read() * gate_I)}
+        logits = torch.func.functional_call(found.model, own | gated, (), one).logits.float()
+        (slope_I,) = torch.autograd.grad(_own_loss(logits, one.get("attention_mask"), generator), gate_I)
+        torch.testing.assert_close(moves_SI[row], slope_I, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_units_by_other_importances(base: Base, llmos: Any, importance: str) -> None:
+    base("image-classification")
+    ran = llmos("prune", "--method", "width", "--sparsity", "0.2", "-s", f"prune.width.importance={importance}")
+    assert ran.code == 0, ran.err
+    assert "parameters gone" in ran.out

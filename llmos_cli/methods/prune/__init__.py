@@ -17,6 +17,7 @@ or, where the mask is found while the model trains towards its parent for `optio
 
 A structured method cuts, and has instead
 
+    gradients(options) -> bool                                     whether `rank` wants first-order moves of the loss
     counts(units, options) -> [int]                                how many of a layer's units may stay
     rank(readers, options) -> Ranking                              which units go first, and what that costs
     refit(weight_OI, kept_I, statistics, options) -> weight_OI     with zeros but in the columns kept

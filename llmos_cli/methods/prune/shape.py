@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import Field
 
 from llmos_cli.methods.prune import width
-from llmos_cli.methods.prune.width import NEEDS, counts, rank, refit
+from llmos_cli.methods.prune.width import NEEDS, counts, gradients, rank, refit
 
-__all__ = ["NEEDS", "Options", "chosen", "counts", "depths", "rank", "refit"]
+__all__ = ["NEEDS", "Options", "chosen", "counts", "depths", "gradients", "rank", "refit"]
 
 
 class Options(width.Options):
@@ -17,6 +18,9 @@ class Options(width.Options):
     """Widths are multiples of this, or of the largest power of two up to a sixteenth of the parent's; heads go whole."""
     damping: float = Field(0.01, gt=0)
     """Added to the Hessian's diagonal, as a share of its mean; raised where the factorisation fails."""
+    importance: Literal["error", "activation", "taylor"] = "error"
+    """Which units go first: `error` by what the refitted readers lose without them, ranked anew as units go; `activation` by the size
+    of what they add to their readers' outputs; `taylor` by what the loss would lose, to first order (arXiv:1906.10771)."""
     asymmetry: float = Field(0.75, ge=0, le=1)
     """How far a matrix that is refitted also makes up for the error of the layers before; 0: not at all."""
     slack: float = Field(1.3, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,9 @@ class Options(Section):
     """Widths are multiples of this, or of the largest power of two up to a sixteenth of the parent's; heads go whole."""
     damping: float = Field(0.01, gt=0)
     """Added to the Hessian's diagonal, as a share of its mean; raised where the factorisation fails."""
+    importance: Literal["error", "activation", "taylor"] = "error"
+    """Which units go first: `error` by what the refitted readers lose without them, ranked anew as units go; `activation` by the size
+    of what they add to their readers' outputs; `taylor` by what the loss would lose, to first order (arXiv:1906.10771)."""
     asymmetry: float = Field(0.75, ge=0, le=1)
     """How far a matrix that is refitted also makes up for the error of the layers before; 0: not at all."""
 
@@ -34,19 +38,27 @@ def counts(units: int, options: Options) -> list[int]:
     return [*range(step, units, step), units]
 
 
+def gradients(options: Options) -> bool:
+    """Whether `rank` wants to know what the loss would lose without an input."""
+    return options.importance == "taylor"
+
+
 def rank(readers: Sequence[Reader], options: Options) -> Ranking:
-    """Which units go first, each time those whose absence the readers' other inputs make up for best.
+    """Which units go first, each time those whose absence the readers' other inputs make up for best, unless `importance` says otherwise;
+    what that costs is told alike.
 
     Without unit u a matrix W errs by tr(W_u (H^-1)_uu^-1 W_u^T), summed over the rows it was calibrated on (equation 2 of the
     paper); what is left of W and of H^-1 then follows in closed form.
     """
     states = [_State(reader, options.damping) for reader in readers]
+    worth_N = _worth(readers, options)
     units = len(readers[0].index_NR)
     stays_N = torch.ones(units, dtype=torch.bool)
     order: list[int] = []
     cost = [0.0]
     while len(order) < units:
-        loss_N = sum(state.losses() for state in states).masked_fill(~stays_N, torch.inf)  # type: ignore[union-attr]
+        loss_N = sum(state.losses() for state in states) if worth_N is None else worth_N
+        loss_N = loss_N.masked_fill(~stays_N, torch.inf)  # type: ignore[union-attr]
         go = loss_N.sort(stable=True).indices[: min(max(1, units // PORTIONS), units - len(order))]
         whole = sum(state.leave_out(go) for state in states)
         # Of units that go together only the sum is known exactly: it is shared out as they would have cost alone.
@@ -55,6 +67,19 @@ def rank(readers: Sequence[Reader], options: Options) -> Ranking:
         order += go.tolist()
         stays_N[go] = False
     return Ranking(torch.tensor(order), torch.tensor(cost))
+
+
+def _worth(readers: Sequence[Reader], options: Options) -> Tensor | None:
+    """[N] by which units are ranked once and for all; None where that changes as they go."""
+    if options.importance == "activation":
+        size_I = [reader.weight_OI.square().sum(0) * reader.hessian_II.diagonal() for reader in readers]
+        each = [part_I[reader.index_NR].sum(1) for part_I, reader in zip(size_I, readers, strict=True)]
+        return torch.stack(each).sum(0).cpu()
+    if options.importance == "taylor":
+        assert all(reader.moves_SI is not None for reader in readers), "`gradients` asked for them"
+        moves = [reader.moves_SI[:, reader.index_NR].sum(2) for reader in readers if reader.moves_SI is not None]
+        return torch.stack(moves).sum(0).square().mean(0).cpu()
+    return None
 
 
 class _State:

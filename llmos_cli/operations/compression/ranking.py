@@ -25,6 +25,7 @@ from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.narrow import Group, Slice, Width
 from llmos_cli.operations.compression.probe import Probe, divergences
+from llmos_cli.operations.compression.saliency import first_order
 from llmos_cli.operations.compression.share import Choice
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change, sweep
@@ -49,7 +50,8 @@ def ranked(
     """Rank the groups of the widths `found`; `readers`: the subject with the matrices that read them."""
     allowed = {width: _allowed(width, module, own) for width in found}
     probed = {width: _probed(width, allowed[width], sparsity) for width in found}
-    looking = _Looking(module, own, probed)
+    moves = first_order(readers.model, readers.matrices, batches) if module.gradients(own) else {}
+    looking = _Looking(module, own, probed, moves)
     sweep(readers, batches, looking.look, {"hessian"}, stage="rank", emit=emit)
     for group in (group for width in found for group in width.groups if group not in looking.rankings):
         raise LlmosError(f"no calibration input reached what reads {group.name}", hint="use other calibration data")
@@ -78,8 +80,10 @@ class _Looking:
     """What the pass has seen so far. A group is ranked once all its readers were met, a reader refitted once all its groups were
     ranked, and then its Hessian is let go."""
 
-    def __init__(self, module: ModuleType, own: Section, probed: Mapping[Width, Sequence[int]]) -> None:
-        self.module, self.own, self.probed = module, own, probed
+    def __init__(
+        self, module: ModuleType, own: Section, probed: Mapping[Width, Sequence[int]], moves: Mapping[str, Tensor]
+    ) -> None:
+        self.module, self.own, self.probed, self.moves = module, own, probed, moves
         self.reading = reading_of(group for width in probed for group in width.groups)
         self.rankings: dict[Group, Ranking] = {}
         self.probes: dict[Probe, dict[str, Tensor]] = {
@@ -93,7 +97,7 @@ class _Looking:
         weight_OI, hessian_II = matrix.read(), statistics.hessian_II
         size = float((weight_OI @ hessian_II * weight_OI).sum())
         for group, part in self.reading.get(matrix.name, ()):
-            reader = Reader(weight_OI, hessian_II, columns(part, matrix))
+            reader = Reader(weight_OI, hessian_II, columns(part, matrix), self.moves.get(matrix.name))
             self.waiting[matrix.name] = matrix, reader
             self.seen.setdefault(group, []).append((reader, size))
             if len(self.seen[group]) == len(group.readers):

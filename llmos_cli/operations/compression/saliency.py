@@ -1,16 +1,18 @@
 """Scores of single weights that gradients tell: looked at once, or followed while the model trains. The model is in memory as a whole.
 
-Shapes: O outputs, I inputs of a matrix.
+Shapes: O outputs, I inputs of a matrix, S samples, N scored positions, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
@@ -48,26 +50,70 @@ def empirical_fisher(subject: Subject, batches: Sequence[Batch], emit: Emit) -> 
     """[O, I] for each matrix: the mean over samples of the squared gradient of a sample's negative log-likelihood, in nats."""
     model, matrices = subject.model.eval(), subject.matrices
     parameters = [matrix.parameter for matrix in matrices.values()]
-    asked = [parameter.requires_grad for parameter in parameters]
     squares = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     loss, samples = Loss(0.0, 0.0, 1.0), sum(len(batch["labels"]) for batch in batches)
     done = 0
+    with _asking(parameters):
+        for batch in batches:
+            for one in _one_by_one(batch):
+                found = torch.autograd.grad(loss(model, one, None), parameters, allow_unused=True)
+                for square, gradient in zip(squares, found, strict=True):
+                    if gradient is not None:
+                        square.addcmul_(gradient, gradient, value=1 / samples)
+                done += 1
+            emit(Progress("look at gradients", done, samples, "sample", memory=device.memory_used()))
+    return {name: _finite(matrix, square) for (name, matrix), square in zip(matrices.items(), squares, strict=True)}
+
+
+def first_order(
+    model: nn.Module, matrices: Mapping[str, Matrix], batches: Sequence[Batch], seed: int = 0
+) -> dict[str, Tensor]:
+    """[S, I] for each matrix: what a sample's negative log-likelihood would lose without an input, to first order: sum_o w_oi g_oi.
+
+    The labels are drawn from what the model itself says, so that none are needed; `batches` have none.
+    """
+    parameters = [matrix.parameter for matrix in matrices.values()]
+    weights = {name: matrix.read() for name, matrix in matrices.items()}
+    moves: dict[str, list[Tensor]] = {name: [] for name in matrices}
+    generator = torch.Generator().manual_seed(seed)
+    with _asking(parameters):
+        for batch in batches:
+            for one in _one_by_one(batch):
+                loss = _own_loss(model.eval()(**one).logits.float(), one.get("attention_mask"), generator)
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for (name, matrix), gradient in zip(matrices.items(), found, strict=True):
+                    weight_OI = weights[name]
+                    move_OI = torch.zeros_like(weight_OI) if gradient is None else weight_OI * matrix.flat(gradient)
+                    moves[name].append(move_OI.sum(0))
+    return {name: torch.stack(found) for name, found in moves.items()}
+
+
+def _own_loss(logits: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Of classes drawn from the model's own softmax, summed over what is no padding."""
+    logits_NC = logits.flatten(0, -2)
+    if mask is not None and mask.shape == logits.shape[:-1]:
+        logits_NC = logits_NC[mask.flatten().bool()]
+    drawn_N = torch.multinomial(logits_NC.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits_NC, drawn_N.to(logits_NC.device), reduction="sum")
+
+
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    for row in range(len(next(iter(batch.values())))):
+        yield {name: value[row : row + 1] for name, value in batch.items()}
+
+
+@contextmanager
+def _asking(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The parameters ask for gradients; cuDNN, whose LSTMs have none in evaluation mode, stays out of it."""
+    asked = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    for batch in batches:
-        for row in range(len(batch["labels"])):
-            one = {name: value[row : row + 1] for name, value in batch.items()}
-            # cuDNN's LSTMs have no gradient in evaluation mode.
-            with torch.backends.cudnn.flags(enabled=False):
-                found = torch.autograd.grad(loss(model, one, None), parameters, allow_unused=True)
-            for square, gradient in zip(squares, found, strict=True):
-                if gradient is not None:
-                    square.addcmul_(gradient, gradient, value=1 / samples)
-            done += 1
-        emit(Progress("look at gradients", done, samples, "sample", memory=device.memory_used()))
-    for parameter, before in zip(parameters, asked, strict=True):
-        parameter.requires_grad_(before)
-    return {name: _finite(matrix, square) for (name, matrix), square in zip(matrices.items(), squares, strict=True)}
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for parameter, before in zip(parameters, asked, strict=True):
+            parameter.requires_grad_(before)
 
 
 def _finite(matrix: Matrix, square: Tensor) -> Tensor:

@@ -123,3 +123,27 @@ def test_widths_are_multiples_and_leave_room_to_choose(units: int, multiple: int
     assert found[-1] == units and found == sorted(set(found))
     assert step <= max(multiple, 1) and all(each % step == 0 for each in found[:-1])
     assert units < 32 or len(found) >= 16
+
+
+def test_by_activation_a_unit_counts_by_what_it_adds() -> None:
+    """Of inputs that have nothing to do with each other that is the very error without it; copies it does not see."""
+    options = width.Options(damping=1e-9, importance="activation")
+    apart = Reader(torch.tensor([[1.0, 3.0, 2.0]]), torch.diag(torch.tensor([9.0, 4.0, 1.0])), torch.arange(3)[:, None])
+    found = width.rank([apart], options)
+    assert found.order_N.tolist() == width.rank([apart], UNDAMPED).order_N.tolist() == [2, 0, 1]
+    assert found.cost_N1.tolist() == pytest.approx([0.0, 4.0, 13.0, 49.0], rel=1e-3)
+    rows_NI, weight_OI = case(8)
+    rows_NI[:, 7], weight_OI[:, 7] = rows_NI[:, 2], 10.0
+    assert width.rank([reader(rows_NI, weight_OI)], options).order_N[0] != 7
+
+
+def test_by_taylor_moves_of_a_unit_add_up_before_they_are_squared() -> None:
+    moves_SI = torch.tensor([[1.0, -1.0, 0.5, 0.2], [2.0, -2.0, 0.5, 0.1]])
+    pairs = Reader(torch.ones(1, 4), torch.eye(4), torch.arange(4).view(2, 2), moves_SI)
+    options = width.Options(importance="taylor")
+    assert width.gradients(options) and not width.gradients(width.Options())
+    assert width.rank([pairs], options).order_N.tolist() == [0, 1]
+    against = Reader(
+        torch.ones(1, 4), torch.eye(4), torch.arange(4).view(2, 2), torch.tensor([[3.0, 3.0, -0.5, -0.2]] * 2)
+    )
+    assert width.rank([pairs, against], options).order_N.tolist() == [1, 0]
