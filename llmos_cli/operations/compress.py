@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+OTHERWISE = {
+    "size": "quantize embeddings too (compress.embeddings=true)",
+    "latency": "quantize the head too (compress.embeddings=true)",
+    "kl": "heal longer (--heal N)",
+}
+"""What else may bring a target within reach."""
 SHOWN = 8
 """Points of each stock's frontier that the table lists."""
 
@@ -237,7 +243,7 @@ def search(target: Target, seen: Seen) -> Built[Made]:
         raise GateFailed(
             f"no model reaches {target.asked}: the nearest that was found has {told} "
             f"({failure.cut:.0%} cut out): nothing was committed",
-            hint="ask for less, allow fewer bits or deeper cuts (compress.bits, compress.cuts), or heal longer (--heal N)",
+            hint=f"ask for less, allow fewer bits or deeper cuts (compress.bits, compress.cuts), or {OTHERWISE[target.kind]}",
         ) from None
 
 
