@@ -44,6 +44,7 @@ MEANT: dict[str, Any] = {
     "compress.calibration": "rows.jsonl",
     "prune.calibration": "rows.jsonl",
     "prune.ignore": ["nothing.*"],
+    "prune.movement.steps": 2,
     "prune.pattern": "1:4",
     "prune.sparsity": 0.75,
     "quantize.calibration": "rows.jsonl",

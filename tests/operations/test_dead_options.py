@@ -175,12 +175,16 @@ def test_train(template, optimizer, home, llmos):
     assert all(built[key.removeprefix("model.")] == value for key, value in widths.items())
 
 
+CUTS = {"prune.pattern": "it cuts, and zeroes nothing", "prune.allocation": "it has no zeros to share out"}
 CONTRADICTING = {
     "fp8": {"heal.codes": "floats are not learnt code by code"},
+    "fisher": {"prune.allocation": "a pattern says by itself how many stay"},
+    "movement": {"prune.pattern": "there would be nothing to share out"},
+    "shape": CUTS,
     "magnitude": {"prune.allocation": "a pattern says by itself how many stay"},
     "sparsegpt": {"prune.pattern": "there would be nothing to share out"},
     "wanda": {"prune.allocation": "a pattern says by itself how many stay"},
-    "width": {"prune.pattern": "it cuts, and zeroes nothing", "prune.allocation": "it has no zeros to share out"},
+    "width": CUTS,
 }
 """Keys that a method refuses beside the others: exit 2, which other tests hold."""
 
@@ -196,7 +200,7 @@ def test_compression(verb, method, home, llmos):
     keys = {key: value for key, value in every(verb, "text-classification", method).items() if key not in APART}
     for key in CONTRADICTING.get(method, {}):
         keys.pop(key)
-    if method == "width":
+    if method in ("shape", "width"):
         keys["prune.sparsity"] = 0.1  # of all parameters, most of which are embeddings here
     if hasattr(catalog.method(verb, method).load(), "BITS"):
         keys["quantize.symmetric"] = True  # there is no other form of its codes
