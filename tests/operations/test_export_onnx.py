@@ -16,7 +16,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
-from llmos_cli.operations.exporting.onnx import run
+from llmos_cli.operations.exporting.onnx import export_graph, run
 from tests.models.conftest import make
 
 
@@ -55,6 +55,17 @@ def test_an_image_classifier_in_both_types(workspace: Workspace, llmos: Any, tmp
 
     with pytest.raises(LlmosError, match="onnxruntime does not run the graph"):
         run(tmp_path / "out" / "model.onnx", {"pixel_values": torch.rand(2, 1, 5, 5)})
+
+
+def test_weights_too_many_for_one_file_stand_beside_it(tmp_path: Path) -> None:
+    model = make("mlp", "image-classification")
+    export_graph(model, tmp_path / "model.onnx", large=0)
+    large = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() > 1)  # biases stay in the graph
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 0.9 * large > (tmp_path / "model.onnx").stat().st_size
+    pixels = {"pixel_values": torch.rand(4, 1, 8, 8)}
+    with torch.inference_mode():
+        expected = model(**pixels).logits
+    torch.testing.assert_close(answer(tmp_path / "model.onnx", pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

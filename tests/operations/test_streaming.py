@@ -181,7 +181,14 @@ operation(ws, "HEAD", resolve(ws, sys.argv[1], flags={f"{sys.argv[1]}.method": s
 
 
 @pytest.mark.parametrize(
-    ("verb", "name"), [pytest.param("quantize", "gptq", marks=pytest.mark.slow), ("prune", "sparsegpt")]
+    ("verb", "name"),
+    [
+        ("prune", "sparsegpt"),
+        *(
+            pytest.param("quantize", name, marks=pytest.mark.slow)
+            for name in ("gptq", "rtn", "w8a8", "awq", "smoothquant", "autoround")
+        ),
+    ],
 )
 def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any

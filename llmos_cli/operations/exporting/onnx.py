@@ -51,7 +51,7 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
         raise UsageError(f"ONNX needs {' and '.join(missing)}", hint="pip install 'llmos-cli[onnx]'")
     model = load(checkpoint.path)
     _check(model)
-    _export(model, target / GRAPH)
+    export_graph(model, target / GRAPH)
     exact = max(difference(logits(model, inputs), run(target / GRAPH, inputs)) for inputs in _questions(model))
     if not exact <= TOLERANCE:
         raise LlmosError(
@@ -90,7 +90,8 @@ def _questions(model: PreTrainedModel) -> list[dict[str, Tensor]]:
     return [_inputs(model), _inputs(model, rows=5, length=7 if texts else None)]
 
 
-def _export(model: PreTrainedModel, file: Path) -> None:
+def export_graph(model: PreTrainedModel, file: Path, large: int = LARGE) -> None:
+    """Trace the model and write its graph; weights of more than `large` bytes stand beside it, in `file`.data."""
     inputs = _inputs(model, rows=3)
     names = tuple(inputs)
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
@@ -106,7 +107,7 @@ def _export(model: PreTrainedModel, file: Path) -> None:
             dynamic_shapes=(free,),
             verbose=False,
         )
-        program.save(file, external_data=size > LARGE)
+        program.save(file, external_data=size > large)
 
 
 def _quantize(file: Path) -> None:
