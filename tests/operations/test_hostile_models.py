@@ -71,7 +71,7 @@ def quantized(
     parent = subject(ws, ws.checkpoint("HEAD"), resolved, options.ignore, streams=True, emit=ignore)
     batches = calibration(parent, samples, module.NEEDS, seed=0).batches
     coded: dict[str, Coded] = {}
-    with keeping(parent, folder / "state", coded, rounds_inputs=bool(module.ACTIVATIONS)) as kept:
+    with keeping(parent, folder / "state", coded, rounds_inputs=quantize.rounding(module)) as kept:
         compress = quantize.coding(parent, module, section, form, coded)
         hooks = quantize.whole_blocks(parent, module, section, form, coded, seed=0)
         changes = sweep(
