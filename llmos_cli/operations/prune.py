@@ -32,7 +32,7 @@ from llmos_cli.operations.compression.plan import CompressPlan, planned, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.saliency import by_gradients, followed, looked_at, masks, trains
-from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
+from llmos_cli.operations.compression.subject import Subject, calibration, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import HEAL, Healing, heal
@@ -74,6 +74,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     module, own = method("prune", options)
     if is_structured(module):
         return cut_out(ws, run, parent, resolved, module, own)
+    needs = needs_of(module, own)
     guards = Guards(options.max_kl, options.max_drop)
     if options.heal or by_gradients(module):
         what = "--heal" if options.heal else options.method
@@ -84,7 +85,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         samples = calibration(
             model,
             options.calibration_samples,
-            module.NEEDS | ({"norms"} if options.allocation == "owl" else set()),
+            {*needs} | ({"norms"} if options.allocation == "owl" else set()),
             labelled=hasattr(module, "score"),
             seed=config.seed,
             source=options.calibration,
@@ -102,7 +103,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 model,
                 samples.batches,
                 compress,
-                module.NEEDS,
+                needs,
                 keeper=kept,
                 changes=kept.changes,
                 spill=spill(options, spilled),

@@ -36,7 +36,7 @@ from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, same_calibration
 from llmos_cli.operations.compression.rotating import described, rotated
-from llmos_cli.operations.compression.subject import Subject, calibration, method, outranked, subject
+from llmos_cli.operations.compression.subject import Subject, calibration, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import HEAL, Healing, heal
@@ -110,7 +110,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     config: QuantizeConfig = resolved.config
     options = config.quantize
     module, own = method("quantize", options)
-    form = form_of(resolved, module)
+    form, needs = form_of(resolved, module), needs_of(module, own)
     guards = Guards(options.max_kl, options.max_drop)
     if options.heal:
         whole(options, parent.path, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=run.emit)
@@ -128,7 +128,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         samples = calibration(
             model,
             options.calibration_samples,
-            module.NEEDS,
+            needs,
             seed=config.seed,
             source=options.calibration,
             cache=ws.cache,
@@ -142,7 +142,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 model,
                 samples.batches,
                 compress,
-                module.NEEDS,
+                needs,
                 hooks=whole_blocks(model, module, own, form, coded, seed=config.seed),
                 keeper=kept,
                 changes=kept.changes,

@@ -4,7 +4,8 @@ A method file is found by its name. It holds `NEEDS` (the calibration statistics
 
     prune(weight_OI, statistics, target, options) -> weight_OI     with exact zeros where it prunes
 
-pure over tensors. A method that divides the zeros unevenly among layers adds `allot(weights, target, options) -> {name: sparsity}`.
+pure over tensors. What it needs may hang on its options: `needs(options)`, some of `NEEDS`.
+A method that divides the zeros unevenly among layers adds `allot(weights, target, options) -> {name: sparsity}`.
 A method that scores weights by gradients, of a model in memory as a whole, has `allot` over scores and, instead of `prune`,
 
     score(weight_OI, fisher_OI, options) -> score_OI               by the mean squared gradient of a sample's loss

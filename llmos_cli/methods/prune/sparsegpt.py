@@ -18,9 +18,14 @@ class Options(Section):
     damping: float = Field(0.01, gt=0)
     """Added to the Hessian's diagonal, as a share of its mean; raised where the factorisation fails."""
     asymmetry: float = Field(0.75, ge=0, le=1)
-    """How far the weights move first to make up for the error of the layers before; 0: not at all."""
+    """How far the weights move first to make up for the error of the layers before; 0: not at all, in half the time."""
     block: int = Field(128, ge=1)
     """Columns whose masks are chosen together."""
+
+
+def needs(options: Options) -> frozenset[Need]:
+    """Without the original's stream there is nothing to make up for, and half as much to run."""
+    return NEEDS if options.asymmetry else NEEDS - {"drift"}
 
 
 def prune(weight_OI: Tensor, statistics: Statistics, target: Target, options: Options) -> Tensor:

@@ -5,7 +5,7 @@ A method file is found by its name. It holds `NEEDS` (the calibration statistics
 
     quantize(weight_OI, statistics, grid, options) -> Codes
 
-pure over tensors. Weights that arrive as exactly 0 leave with code 0. A method that works on whole blocks too defines one or both of
+pure over tensors. What it needs may hang on its options: `needs(options)`, some of `NEEDS`. Weights that arrive as exactly 0 leave with code 0. A method that works on whole blocks too defines one or both of
 
     prepare(turn, grids, options) -> None
     refine(turn, roundings, options, *, seed) -> dict[str, Codes]

@@ -40,9 +40,14 @@ class Options(Section):
     block: int = Field(128, ge=1)
     """Columns whose errors are carried on together: speed only."""
     asymmetry: float = Field(0.75, ge=0, le=1)
-    """How far the target moves to make up for the error of the layers before; 0: not at all."""
+    """How far the target moves to make up for the error of the layers before; 0: not at all, in half the time."""
     passes: int = Field(2, ge=0)
     """Rounds of scale refits and coordinate descent after the columns."""
+
+
+def needs(options: Options) -> frozenset[Need]:
+    """Without the original's stream there is nothing to make up for, and half as much to run."""
+    return NEEDS if options.asymmetry else NEEDS - {"drift"}
 
 
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:

@@ -121,6 +121,12 @@ def method(verb: str, options: PruneOptions | QuantizeOptions) -> tuple[ModuleTy
     return module, options.of_method(options.method, module.Options)
 
 
+def needs_of(module: ModuleType, own: Section) -> Collection[Need]:
+    """The calibration statistics that the method asks for, told `own`."""
+    needs: Collection[Need] = module.needs(own) if hasattr(module, "needs") else module.NEEDS
+    return needs
+
+
 def outranked(resolved: Resolved, key: str, by: str) -> bool:
     """Whether `key` was not said at all, or only in a config file while `by` was said beside or over the files."""
     mine, other = resolved.origin.get(key, ""), resolved.origin.get(by, "")
