@@ -13,7 +13,9 @@ from llmos_cli import device
 WARM, LEAST, MOST = 2, 5, 200
 """Turns before the clock counts, and the bounds on those that count."""
 SECONDS = 0.5
-"""Budget of the turns, for each model."""
+"""Budget of the turns, for each model; also of those before the clock counts."""
+FEW, PATIENCE = 2, 4
+"""Turns that are enough of passes so long that they take this many budgets."""
 
 Pass = Callable[[], object]
 
@@ -23,9 +25,7 @@ def durations(passes: Sequence[Sequence[Pass]], on: torch.device) -> list[list[f
     the last. Which model begins changes from turn to turn, for the first to run may find the machine cooler."""
     taken: list[list[float]] = [[] for _ in passes]
     with torch.inference_mode():
-        for turn in range(WARM):
-            for each in passes:
-                each[turn % len(each)]()
+        _warm(passes, on)
         while not _enough(taken):
             turn = len(taken[0])
             order = range(len(passes)) if turn % 2 == 0 else reversed(range(len(passes)))
@@ -34,9 +34,19 @@ def durations(passes: Sequence[Sequence[Pass]], on: torch.device) -> list[list[f
     return taken
 
 
+def _warm(passes: Sequence[Sequence[Pass]], on: torch.device) -> None:
+    spent = 0.0
+    for turn in range(WARM):
+        if spent < SECONDS * len(passes):
+            spent += sum(_timed(each[turn % len(each)], on) for each in passes)
+
+
 def _enough(taken: Sequence[Sequence[float]]) -> bool:
     turns, seconds = len(taken[0]), sum(map(sum, taken))
-    return turns >= LEAST and (turns >= MOST or seconds >= SECONDS * len(taken))
+    budget = SECONDS * len(taken)
+    if turns < LEAST:
+        return turns >= FEW and seconds >= PATIENCE * budget
+    return turns >= MOST or seconds >= budget
 
 
 def _timed(one: Pass, on: torch.device) -> float:
