@@ -32,27 +32,32 @@ def main() -> None:
 
 
 def fitted(parent: Path, example_BL: torch.Tensor, *, keep: float) -> Any:
-    """The model of the smallest ratio found that keeps at most `keep` of the parameters: each try starts from the parent."""
-    low, high, best = 0.0, 0.9, None
-    for _ in range(STEPS):
-        ratio = (low + high) / 2
-        model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
-        whole = size(model)
-        prune(model, example_BL, ratio)
-        if size(model) <= keep * whole:
-            high, best = ratio, model
-        else:
-            low = ratio
-    if best is None:
-        raise SystemExit(f"no pruning ratio up to 0.9 leaves {keep:.0%} of the parameters")
-    return best
+    """The model of the smallest ratio found that keeps at most `keep` of the parameters: each try starts from the parent.
+
+    Without cutting heads where no try that cut them left a hidden size that they divide, as transformers wants it."""
+    for head_ratio in (1.0, 0.0):
+        low, high, best = 0.0, 0.9, None
+        for _ in range(STEPS):
+            ratio = (low + high) / 2
+            model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
+            whole = size(model)
+            prune(model, example_BL, ratio, head_ratio * ratio)
+            if size(model) > keep * whole:
+                low = ratio
+                continue
+            high = ratio
+            if model.config.hidden_size % model.config.num_attention_heads == 0:
+                best = model
+        if best is not None:
+            return best
+    raise SystemExit(f"no pruning ratio up to 0.9 leaves {keep:.0%} of the parameters")
 
 
 def size(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def prune(model: Any, example_BL: torch.Tensor, ratio: float) -> None:
+def prune(model: Any, example_BL: torch.Tensor, ratio: float, head_ratio: float) -> None:
     """In place; then the configuration says what was left."""
     config = model.config
     counts = {
@@ -73,7 +78,7 @@ def prune(model: Any, example_BL: torch.Tensor, ratio: float) -> None:
             },
             prune_num_heads=True,
             prune_head_dims=False,
-            head_pruning_ratio=ratio,
+            head_pruning_ratio=head_ratio,
             output_transform=lambda out: out.logits,
         )
         for group in pruner.step(interactive=True):
