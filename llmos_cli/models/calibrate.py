@@ -3,8 +3,9 @@
 For each block in forward order, and within it for each group of layers that are given the same tensor (query, key and value; then
 the output projection; ...): measure their inputs in the compressed stream, and, for methods that make up for drift, in the
 reference stream of the original weights; let the visitor change their weights; go on. So every layer is fitted to what it will
-really be fed. What has its final weights computes once (`memo`). Sums are in fp32 over batches in order: the same inputs give the same bits. A method that works on a block as a whole
-is given its `Turn`: before the groups are measured, and again when all of them were changed.
+really be fed. What has its final weights computes once (`memo`). Sums are in fp32 over batches in order: the same inputs give the
+same bits. A method that works on a block as a whole is given its `Turn`: before the groups are measured, and again when all of them
+were changed.
 
 Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 """
@@ -12,11 +13,10 @@ Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import repeat
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,76 +29,10 @@ from llmos_cli.models.blocks import Block, blocks, weights
 from llmos_cli.models.inputs import Inputs, inputs_of, leaders
 from llmos_cli.models.memo import Memo
 from llmos_cli.models.replay import Output, Replay, replaying
-
-Need = Literal["norms", "hessian", "drift"]
-"""What a method asks for: the norm of each input, X^T X, and X^T (X_ref - X)."""
+from llmos_cli.models.statistics import Need, Statistics
 
 Batches = Sequence[Mapping[str, Tensor]]
 """Keyword arguments of the model's forward."""
-
-
-@dataclass
-class Statistics:
-    """Sums over the `count` rows that reached one weight matrix, of the kinds that were asked for."""
-
-    count: int = 0
-    square_I: Tensor = field(default_factory=lambda: torch.empty(0))
-    hessian_II: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    drift_II: Tensor | None = None
-
-    @property
-    def norm_I(self) -> Tensor:
-        """Euclidean norm of each input over all rows."""
-        return self.square_I.sqrt()
-
-    def add_all(
-        self, calls: list[Inputs], references: list[Inputs] | None, keep_BL: Tensor | None, needs: Collection[Need]
-    ) -> None:
-        """Add the rows of a block's calls of the layer; those of the reference stream must have come alike to be compared."""
-        comparable = references is not None and [call.source.shape for call in references] == [
-            call.source.shape for call in calls
-        ]
-        for number, call in enumerate(calls):
-            others: Iterator[Tensor | None] = repeat(None)
-            if comparable and references is not None:
-                others = references[number].rows(keep_BL)
-            for rows_NI, reference_NI in zip(call.rows(keep_BL), others, strict=False):
-                self.add(rows_NI, reference_NI, needs)
-
-    def add(self, rows_NI: Tensor, reference_NI: Tensor | None, needs: Collection[Need]) -> None:
-        rows_NI = rows_NI.float()
-        if self.count == 0:
-            self._start(rows_NI, needs)
-        self.count += len(rows_NI)
-        if "norms" in needs:
-            self.square_I += rows_NI.square().sum(0)
-        if "hessian" in needs:
-            add_gram(self.hessian_II, rows_NI)
-        if "drift" in needs and reference_NI is not None:
-            if self.drift_II is None:
-                self.drift_II = torch.zeros_like(self.hessian_II)
-            self.drift_II.addmm_(rows_NI.T, reference_NI.float() - rows_NI)
-
-    def _start(self, rows_NI: Tensor, needs: Collection[Need]) -> None:
-        inputs = rows_NI.shape[1]
-        if "norms" in needs:
-            self.square_I = rows_NI.new_zeros(inputs)
-        if "hessian" in needs:
-            self.hessian_II = rows_NI.new_zeros(inputs, inputs)
-
-
-STRIPES = 4
-"""Into which a symmetric product is cut: more of them spare little more, and each is a smaller product."""
-
-
-def add_gram(sum_II: Tensor, rows_NI: Tensor) -> None:
-    """sum_II += X^T X, of which only what lies on and below the diagonal is multiplied out, in stripes: 5/8 of the work."""
-    width = max(1, -(-len(sum_II) // STRIPES))
-    for start in range(0, len(sum_II), width):
-        end = start + width
-        sum_II[start:end, :end].addmm_(rows_NI[:, start:end].T, rows_NI[:, :end])
-        sum_II[:start, start:end] = sum_II[start:end, :start].T
-
 
 Visit = Callable[[Mapping[str, Statistics]], None]
 """Called with the matrices (`layer.weight`) to change now, in place, and the statistics of each; those of a matrix that no input
@@ -176,8 +110,8 @@ def sequential(
             advance(index + 1, last + 1)
         return
     with replaying(model, stack) as replay:
-        replay.check(batches[0], keeper.held)
-        streams = Streams(replay, batches, needs, hooks, spill or Spill())
+        seen = _looked_at(replay, batches[0], stops, keeper)
+        streams = Streams(replay, batches, needs, hooks, spill or Spill(), seen)
         for index, watched in enumerate(stops[: last + 1]):
             with keeper.held(index):
                 if index < keeper.finished:
@@ -189,6 +123,23 @@ def sequential(
                 if index < last:
                     streams.advance(index)
             advance(index + 1, last + 1)
+
+
+def _looked_at(
+    replay: Replay, batch: Mapping[str, Tensor], stops: Sequence[Mapping[str, nn.Module]], keeper: Keeper
+) -> dict[int, Layout]:
+    """What the layers of each block share, as the pass over one sample shows by which the blocks' order is checked."""
+    found: dict[int, Layout] = {}
+
+    @contextmanager
+    def held(index: int) -> Iterator[None]:
+        with keeper.held(index), _recorded(stops[index], 0) as seen:
+            yield
+        found[index] = Layout()
+        found[index].note(seen)
+
+    replay.check(batch, held)
+    return found
 
 
 def _visit(streams: Streams, index: int, watched: Mapping[str, nn.Module], visit: Visit, keeper: Keeper) -> None:
@@ -212,7 +163,9 @@ class Streams:
         needs: Collection[Need],
         hooks: Hooks = NO_HOOKS,
         spill: Spill | None = None,
+        layouts: Mapping[int, Layout] = MappingProxyType({}),
     ) -> None:
+        self.layouts = layouts
         self.replay, self.batches, self.needs, self.hooks = replay, batches, needs, hooks
         self.spill = spill or Spill()
         self.compressed, self.reference = self.spill.store(), self.spill.store()
@@ -226,15 +179,15 @@ class Streams:
         turn = Turn(self, index, watched)
         groups = self._references(index, watched, hooks, turn)
         if watched and index < len(self.replay.stack):
-            self.memo = Memo(turn.module, turn.name, watched, groups.once(watched), self.spill)
-        for leader in groups.calls:
+            self.memo = Memo(turn.module, turn.name, watched, groups.layout.once(watched), self.spill)
+        for leader in groups.layout.calls:
             # Nothing here remembers a group's sums: they are gone before the next one's are begun.
             yield dict.fromkeys(
-                (name for name, followed in groups.follows.items() if followed == leader),
+                (name for name, followed in groups.layout.follows.items() if followed == leader),
                 self._measure(index, leader, watched, groups),
             )
             if self.memo:
-                self.memo.settle(name for name, followed in groups.follows.items() if followed == leader)
+                self.memo.settle(name for name, followed in groups.layout.follows.items() if followed == leader)
         groups.originals.clear()
         if hooks.after:
             self._forget()
@@ -276,8 +229,12 @@ class Streams:
             for number in self.referred if "drift" in self.needs else ():
                 groups.note(number, self.watch(index, number, watched, before[number])[0])
             before.clear()
-        if watched and not groups.follows:
-            groups.note(0, self.watch(index, 0, watched, self.compressed[0])[0])
+        if watched and not groups.layout.follows:
+            known = self.layouts.get(index, Layout())
+            if set(_names(watched)) <= set(known.follows):
+                groups.layout = known
+            else:  # one sample did not reach every expert
+                groups.note(0, self.watch(index, 0, watched, self.compressed[0])[0])
         return groups
 
     def _measure(self, index: int, leader: str, watched: Mapping[str, nn.Module], groups: Groups) -> Statistics:
@@ -286,7 +243,7 @@ class Streams:
         total = Statistics()
         for number, batch in enumerate(self.batches):
             original = groups.original(number, leader) if "drift" in self.needs else None
-            calls = groups.calls[leader] if original is None else len(original)
+            calls = groups.layout.calls[leader] if original is None else len(original)
             with self._spared(number, learning=True):
                 seen, _ = self.watch(index, number, only, self.compressed[number], until=calls)
             total.add_all(seen.get(leader, []), original, batch.get("attention_mask"), self.needs)
@@ -296,14 +253,21 @@ class Streams:
         self, index: int, number: int, watched: Mapping[str, nn.Module], before: Output, until: int = 0
     ) -> tuple[dict[str, list[Inputs]], Output]:
         """What the block's layers are given, and its output; None for that where the `until`-th call of a layer was enough."""
-        seen: dict[str, list[Inputs]] = {}
-        with ExitStack() as undo:
-            for name, layer in watched.items():
-                undo.callback(_recording(name, layer, seen, until).remove)
+        with _recorded(watched, until) as seen:
             try:
                 return seen, self.replay.run(index, number, self.batches[number], before)
             except _Enough:
                 return seen, None
+
+
+@contextmanager
+def _recorded(watched: Mapping[str, nn.Module], until: int) -> Iterator[dict[str, list[Inputs]]]:
+    """Within it, what each matrix is given, call by call."""
+    seen: dict[str, list[Inputs]] = {}
+    with ExitStack() as undo:
+        for name, layer in watched.items():
+            undo.callback(_recording(name, layer, seen, until).remove)
+        yield seen
 
 
 def _recording(name: str, layer: nn.Module, seen: dict[str, list[Inputs]], until: int) -> RemovableHandle:
@@ -323,30 +287,39 @@ def _recording(name: str, layer: nn.Module, seen: dict[str, list[Inputs]], until
 
 
 @dataclass
-class Groups:
+class Layout:
     """Which of a block's matrices are fed alike. `follows`: for each matrix, in the order of their running, the first one that
-    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass; `originals`: its inputs in the reference stream, where it
-    is to `keep` them, by batch."""
+    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass."""
 
-    originals: Store
-    keep: bool
     follows: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
 
-    def note(self, number: int, seen: Mapping[str, list[Inputs]]) -> None:
+    def note(self, seen: Mapping[str, list[Inputs]]) -> None:
         self.most |= {name: max(len(calls), self.most.get(name, 0)) for name, calls in seen.items()}
         new = {name: leader for name, leader in leaders(seen).items() if name not in self.follows}
         self.follows |= new
         self.calls |= {leader: len(seen[leader]) for leader in new.values()}
-        for leader in self.calls if self.keep else ():
-            self.originals[number, leader] = [(call.source, call.layer) for call in seen.get(leader, [])]
 
     def once(self, layers: Mapping[str, nn.Module]) -> set[str]:
         """Those of `layers` that are called once in a pass, if at all."""
         return {
             name for name, layer in layers.items() if all(self.most.get(f"{name}.{w}") == 1 for w in weights(layer))
         }
+
+
+@dataclass
+class Groups:
+    """A block's `layout`, and in `originals` what the reference stream gives each group, where that is to `keep`, by batch."""
+
+    originals: Store
+    keep: bool
+    layout: Layout = field(default_factory=Layout)
+
+    def note(self, number: int, seen: Mapping[str, list[Inputs]]) -> None:
+        self.layout.note(seen)
+        for leader in self.layout.calls if self.keep else ():
+            self.originals[number, leader] = [(call.source, call.layer) for call in seen.get(leader, [])]
 
     def original(self, number: int, leader: str) -> list[Inputs]:
         return [Inputs(source, layer) for source, layer in self.originals[number, leader] or []]

@@ -17,11 +17,11 @@ from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
-from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured

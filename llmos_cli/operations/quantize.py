@@ -17,7 +17,7 @@ from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
-from llmos_cli.models.calibrate import Hooks, Statistics, Turn
+from llmos_cli.models.calibrate import Hooks, Turn
 from llmos_cli.models.fp8 import Float8Linear
 from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.lazily import Lazily
@@ -25,6 +25,7 @@ from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.matrices import Matrix, matrices
 from llmos_cli.models.quantized import Scheme, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, stored_dtype
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.embeddings import left_alone_but, outside, round_embeddings

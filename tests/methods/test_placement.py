@@ -7,7 +7,7 @@ from llmos_cli.methods.grid import Grid
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude, sparsegpt, wanda
 from llmos_cli.methods.quantize import autoround, awq, gptq, rtn, smoothquant, w8a8
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.statistics import Statistics
 
 METHODS = (magnitude, wanda, sparsegpt, rtn, gptq, w8a8, awq, smoothquant, autoround)
 

@@ -20,7 +20,8 @@ from llmos_cli.models.architectures.cnn import CnnConfig, CnnForImageClassificat
 from llmos_cli.models.architectures.lstm import LstmConfig, LstmForTokenClassification
 from llmos_cli.models.architectures.mlp import MlpConfig, MlpForImageClassification
 from llmos_cli.models.blocks import layers
-from llmos_cli.models.calibrate import Hooks, Statistics, Turn, sequential
+from llmos_cli.models.calibrate import Hooks, Turn, sequential
+from llmos_cli.models.statistics import Statistics
 
 Batches = list[dict[str, Tensor]]
 EVERYTHING = {"norms", "hessian", "drift"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.blocks import layers
-from llmos_cli.models.calibrate import Statistics, add_gram, sequential
+from llmos_cli.models.calibrate import sequential
+from llmos_cli.models.statistics import Need, Statistics, add_gram
 
+EVERYTHING: Collection[Need] = {"hessian", "drift"}
 TOKENS = [{"input_ids": torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(n))} for n in range(3)]
 
 
@@ -29,7 +31,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def hessians(model: LlamaForCausalLM, spill: Spill) -> dict[str, Tensor]:
+def hessians(model: LlamaForCausalLM, spill: Spill, needs: Collection[Need] = EVERYTHING) -> dict[str, Tensor]:
     """Of a model whose matrices are rounded as they come."""
     model, found = copy.deepcopy(model), dict[str, Tensor]()
     parameters = dict(model.named_parameters())
@@ -39,7 +41,7 @@ def hessians(model: LlamaForCausalLM, spill: Spill) -> dict[str, Tensor]:
             found[name] = seen.hessian_II.clone()
             parameters[name].data = (parameters[name] * 16).round() / 16
 
-    sequential(model, TOKENS, visit, layers=layers(model), needs={"hessian", "drift"}, spill=spill)
+    sequential(model, TOKENS, visit, layers=layers(model), needs=needs, spill=spill)
     return found
 
 
@@ -49,14 +51,17 @@ def test_what_is_known_changes_nothing(model: LlamaForCausalLM, tmp_path: Path) 
     assert all(torch.equal(known[name], computed[name]) for name in known)
 
 
-def test_each_layer_computes_once_in_each_stream(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("needs", "streams"), [(EVERYTHING, 2), ({"hessian"}, 1)])
+def test_each_layer_computes_once_in_each_stream(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, needs: Collection[Need], streams: int
+) -> None:
     products = []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda *given: (products.append(given), linear(*given))[1])
-    hessians(model, Spill())
+    hessians(model, Spill(), needs)
     whole_model = 7 * 2 + 1  # by which it is checked that the blocks run once and in order
     last = 1  # down_proj of the last block: nothing comes after it
-    assert len(products) == whole_model + len(TOKENS) * (2 * 7 * 2 - last)
+    assert len(products) == whole_model + len(TOKENS) * (streams * 7 * 2 - last)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 7, 64])

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.blocks import layers
-from llmos_cli.models.calibrate import Keeper, Statistics, sequential
+from llmos_cli.models.calibrate import Keeper, sequential
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.replay import replaying
 from llmos_cli.models.save import save
 from llmos_cli.models.shelf import Shelf, owned
+from llmos_cli.models.statistics import Statistics
 from tests.models.conftest import CASES, batch, logits, make, nearest, quantize_all
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude
 from llmos_cli.models import dequantize, headers
-from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import rewrite
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression.result import no_faster
 from llmos_cli.operations.served import Speed
 

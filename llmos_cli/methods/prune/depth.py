@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmos_cli.core.section import Section
-from llmos_cli.models.calibrate import Need
+from llmos_cli.models.statistics import Need
 
 NEEDS: frozenset[Need] = frozenset({"norms"})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.competition import shares
 from llmos_cli.methods.patterns import Target, keep
-from llmos_cli.models.calibrate import Need, Statistics
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset()
 

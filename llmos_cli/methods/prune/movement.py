@@ -12,7 +12,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.competition import shares
 from llmos_cli.methods.patterns import Target
-from llmos_cli.models.calibrate import Need
+from llmos_cli.models.statistics import Need
 
 NEEDS: frozenset[Need] = frozenset()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.hessian import alive, inverse_factor, moved_target, upper_factor
 from llmos_cli.methods.patterns import Target, keep_best_of_rows, keep_n_of_m
-from llmos_cli.models.calibrate import Need, Statistics
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.hessian import alive, inverse_factor, moved_target, upper_factor
 from llmos_cli.methods.structure import Ranking, Reader
-from llmos_cli.models.calibrate import Need, Statistics
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
 

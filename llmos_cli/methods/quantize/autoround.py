@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_map
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Rounding, Scales, usable
 from llmos_cli.methods.quantize import gptq
-from llmos_cli.models.calibrate import Need, Statistics, Turn, answered
+from llmos_cli.models.calibrate import Turn, answered
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = gptq.NEEDS
 ACTIVATIONS: int | None = None

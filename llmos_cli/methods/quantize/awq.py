@@ -17,7 +17,8 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.folding import Fold, folds
 from llmos_cli.methods.grid import Codes, Grid, nearest, searched, widest
-from llmos_cli.models.calibrate import Need, Statistics, Turn
+from llmos_cli.models.calibrate import Turn
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"norms"})
 ACTIVATIONS: int | None = None

@@ -26,7 +26,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
 from llmos_cli.methods.hessian import damped, moved_target, upper_factor
-from llmos_cli.models.calibrate import Need, Statistics
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
 ACTIVATIONS: int | None = None

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from llmos_cli.core.section import Section
 from llmos_cli.methods.folding import folds, largest_inputs
 from llmos_cli.methods.grid import Codes, Grid, nearest, widest
-from llmos_cli.models.calibrate import Need, Statistics, Turn
+from llmos_cli.models.calibrate import Turn
+from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"norms"})
 ACTIVATIONS: int | None = 8

@@ -10,9 +10,10 @@ import torch
 from llmos_cli.events import Emit
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models.blocks import shard_of
-from llmos_cli.models.calibrate import Keeper, Statistics
+from llmos_cli.models.calibrate import Keeper
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.shelf import Shelf
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change, sweep
 from llmos_cli.tasks.base import Batch

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from llmos_cli.core.section import Section
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit
-from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.channels import TOLERANCE, widths
 from llmos_cli.models.matrices import Matrix, matches
 from llmos_cli.models.narrow import Kept, Width, configured, is_accepted, narrowed
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression.ranking import inputs_kept, ranked, reading_of
 from llmos_cli.operations.compression.share import share
 from llmos_cli.operations.compression.subject import Subject

@@ -21,9 +21,9 @@ from llmos_cli.core.section import Section
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit
 from llmos_cli.methods.structure import Ranking, Reader
-from llmos_cli.models.calibrate import Statistics
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.narrow import Group, Slice, Width
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression.probe import Probe, divergences
 from llmos_cli.operations.compression.saliency import first_order
 from llmos_cli.operations.compression.share import Choice

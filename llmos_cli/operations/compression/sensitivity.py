@@ -20,8 +20,9 @@ from llmos_cli.events import Emit, Progress
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, usable_group, widest
 from llmos_cli.methods.hessian import damped
 from llmos_cli.methods.quantize import gptq
-from llmos_cli.models.calibrate import Statistics, sequential
+from llmos_cli.models.calibrate import sequential
 from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.statistics import Statistics
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch, Scored, Task
 

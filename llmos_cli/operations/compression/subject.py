@@ -17,12 +17,12 @@ from llmos_cli.core.section import Section
 from llmos_cli.core.view import short
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Note
-from llmos_cli.models.calibrate import Need
 from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
 from llmos_cli.models.replay import replaying
 from llmos_cli.models.shelf import Shelf
+from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.eval import Exam, prepare

@@ -13,8 +13,9 @@ from llmos_cli import device
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
 from llmos_cli.models.activations import Spill
-from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper, Need, Statistics, sequential
+from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper, sequential
 from llmos_cli.models.matrices import Matrix
+from llmos_cli.models.statistics import Need, Statistics
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.tasks.base import Batch
 

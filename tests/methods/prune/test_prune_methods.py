@@ -8,7 +8,7 @@ from llmos_cli.errors import LlmosError
 from llmos_cli.methods.hessian import damped
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude, sparsegpt, wanda
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.statistics import Statistics
 
 HALF, TWO_OF_FOUR = Target(0.5), Target(0.5, 2, 4)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmos_cli.methods.prune import width
 from llmos_cli.methods.structure import Ranking, Reader
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.statistics import Statistics
 
 UNDAMPED = width.Options(damping=1e-9, asymmetry=0)
 

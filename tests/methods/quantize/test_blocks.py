@@ -12,7 +12,8 @@ from llmos_cli.methods.folding import Fold, folds, largest_inputs
 from llmos_cli.methods.grid import Codes, Grid, Rounding, nearest, widest
 from llmos_cli.methods.quantize import autoround, awq, gptq, smoothquant
 from llmos_cli.models.blocks import layers
-from llmos_cli.models.calibrate import Hooks, Statistics, Turn, sequential
+from llmos_cli.models.calibrate import Hooks, Turn, sequential
+from llmos_cli.models.statistics import Statistics
 
 
 def batches() -> list[dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from llmos_cli.methods import quantize
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.methods.hessian import damped
 from llmos_cli.methods.quantize import gptq, rtn
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.statistics import Statistics
 
 METHODS: dict[str, Any] = {
     name: importlib.import_module(f"{quantize.__name__}.{name}")

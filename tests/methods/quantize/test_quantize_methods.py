@@ -10,7 +10,7 @@ from llmos_cli.errors import LlmosError
 from llmos_cli.methods.grid import CLIPS, Codes, Grid, Scales, nearest, searched, usable_group, widest
 from llmos_cli.methods.hessian import damped, moved_target, upper_factor
 from llmos_cli.methods.quantize import gptq, rtn, w8a8
-from llmos_cli.models.calibrate import Statistics
+from llmos_cli.models.statistics import Statistics
 
 
 def inputs(count: int, size: int, seed: int = 0) -> Tensor:
