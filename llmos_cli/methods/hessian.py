@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmos_cli.errors import LlmosError
+from llmos_cli.models.statistics import STRIPES
 
 
 def alive(hessian_II: Tensor) -> Tensor:
@@ -55,6 +56,19 @@ def upper_factor(hessian_II: Tensor, damping: float, columns_I: Tensor | None = 
             return lower_II.flip(0, 1), damped_II
         damping *= 10
     raise _singular()
+
+
+def quadratic(rows_OI: Tensor, hessian_II: Tensor) -> Tensor:
+    """[O]: w H w^T of each row w, H symmetric. Of it only what lies on and above the diagonal is multiplied, in stripes."""
+    width = max(1, -(-len(hessian_II) // STRIPES))
+    found_O = rows_OI.new_zeros(len(rows_OI))
+    for start in range(0, len(hessian_II), width):
+        part_Os, stripe = rows_OI[:, start : start + width], slice(start, start + width)
+        product_Os = part_Os @ hessian_II[stripe, stripe]
+        if start:
+            product_Os = torch.addmm(product_Os, rows_OI[:, :start], hessian_II[:start, stripe], alpha=2)
+        found_O += product_Os.mul_(part_Os).sum(1)
+    return found_O
 
 
 def _overflow() -> LlmosError:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
-from llmos_cli.methods.hessian import damped, moved_target, upper_factor
+from llmos_cli.methods.hessian import damped, moved_target, quadratic, upper_factor
 from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
@@ -192,8 +192,7 @@ def better_rows(codes: Codes, other: Codes, target_OI: Tensor, hessian_II: Tenso
 
 def objective(codes: Codes, target_OI: Tensor, hessian_II: Tensor) -> Tensor:
     """[O]: the diagonal of (T - Q) H (T - Q)^T."""
-    error_OI = target_OI - codes.dequantized()
-    return (error_OI @ hessian_II).mul_(error_OI).sum(1)
+    return quadratic(target_OI - codes.dequantized(), hessian_II)
 
 
 def _pruned(keep_OI: Tensor, columns_I: Tensor | None = None) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmos_cli import device
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Layer, Progress
+from llmos_cli.methods.hessian import quadratic
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper, sequential
 from llmos_cli.models.matrices import Matrix
@@ -122,7 +123,7 @@ def relative_error(before_OI: Tensor, after_OI: Tensor, statistics: Statistics) 
     """How far the layer's outputs on the calibration inputs are off, as a share of their size; of the weights without a Hessian."""
     change_OI = after_OI - before_OI
     if statistics.hessian_II.numel():
-        off, whole = ((w @ statistics.hessian_II * w).sum().clamp_min(0) for w in (change_OI, before_OI))
+        off, whole = (quadratic(w, statistics.hessian_II).sum().clamp_min(0) for w in (change_OI, before_OI))
     else:
         scale_I = statistics.square_I if statistics.square_I.numel() else torch.ones_like(before_OI[0])
         off, whole = ((w.square() * scale_I).sum() for w in (change_OI, before_OI))
