@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -107,10 +107,13 @@ def test_hostile_blocks(kind: str) -> None:
     assert (error[[1, 2, 3, 5]] <= 0.15 * weight.abs().amax(1)[[1, 2, 3, 5]]).all()
 
 
+@example(seed=0, scale=0.001, kind="Q4_K")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 10), kind=st.sampled_from(["Q4_0", "Q4_1", "Q4_K", "Q8_0"]))
 def test_an_error_is_about_half_a_step(seed: int, scale: float, kind: str) -> None:
     weight = weights(2, 256, seed) * scale
     found = read(gguf_blocks.of_dense(weight, kind), kind)
     step = weight.unflatten(1, (-1, 32)).abs().amax(2, keepdim=True) / (127 if kind == "Q8_0" else 7)
-    assert ((found - weight).unflatten(1, (-1, 32)).abs() <= 1.6 * step + 1e-4 * scale).all()
+    # Q4_K holds each of its 32s' scales as a code of 6 bits times one half-precision number, which ends at 2^-24.
+    half = 2**-25 * 63 * 15 if kind == "Q4_K" else 0
+    assert ((found - weight).unflatten(1, (-1, 32)).abs() <= 1.6 * step + 1e-4 * scale + half).all()
