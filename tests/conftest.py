@@ -27,6 +27,7 @@ SKIPS_ALLOWED = (
     "needs an accelerator",
     "needs root",
     "needs the tool",
+    "needs an environment of its own",
 )
 """Reasons for which a test may be skipped; any other skip fails the run: a test that silently stops running is worse than none."""
 
