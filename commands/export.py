@@ -1,4 +1,4 @@
-"""Write a checkpoint for others: a Hugging Face directory, a GGUF file, or sparse storage.
+"""Write a checkpoint for others: a Hugging Face directory, GGUF, GPTQ, ONNX, or sparse storage.
 
 llmos export -o ../model                          a plain copy, hashes checked
 llmos export base -o ../dense --dequantize        dense weights of a quantized checkpoint

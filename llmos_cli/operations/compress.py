@@ -16,7 +16,7 @@ from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not
 from llmos_cli.operations.compression.embeddings import bytes_gained, left_alone_but
-from llmos_cli.operations.compression.finish import Guards, prove_and_commit
+from llmos_cli.operations.compression.finish import Outcome, conclude
 from llmos_cli.operations.compression.frontier import (
     Built,
     Candidate,
@@ -31,7 +31,6 @@ from llmos_cli.operations.compression.plot import plot
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.sensitivity import weight_bytes
 from llmos_cli.operations.compression.workshop import Made, Workshop
-from llmos_cli.operations.config import note_unread
 from llmos_cli.options.verbs import CompressOptions
 
 if TYPE_CHECKING:
@@ -117,44 +116,23 @@ def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
         seen = Seen(workshop)
         found = search(target, seen)
         made, subject = found.made, found.made.subject
-        names = [subject.matrices[name].layer_name for name in found.candidate.bits()]
-        used = {
-            "chosen": {
-                "cut": found.candidate.stock.cut,
-                "layers": dict(zip(names, found.candidate.bits().values(), strict=True)),
-            }
-        }
-        guards = Guards(options.max_kl, options.max_drop, options.target_latency)
-        checkpoint, proof = prove_and_commit(
-            ws,
-            run,
-            subject,
+        cut, bits = found.candidate.stock.cut, found.candidate.bits()
+        outcome = Outcome(
             made.folder,
-            resolved,
-            guards,
-            workshop.samples.record,
-            {"bits": made.bits},
             made.logits,
-            used,
+            {"bits": made.bits},
+            method="width, gptq" if cut else "gptq",
+            reached=f"{cut:.0%} cut out, {made.bits:.2f} bits a weight with scales",
+            changed=len(bits),
+            left_alone=left_alone_but(subject.left_alone, subject.model) if options.embeddings else subject.left_alone,
+            used={"chosen": {"cut": cut, "layers": {subject.matrices[name].layer_name: bits[name] for name in bits}}},
         )
+        record = workshop.samples.record
+        result = conclude(ws, run, subject, resolved, outcome, record, max_latency=options.target_latency)
         points = seen.points(found)
         picture = plot(points, run.path / "frontier.png")
         if picture is None:
             run.emit(Note('the frontier is not plotted: pip install "llmos-cli[plot]"'))
-        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
-    result = CompressResult(
-        checkpoint=checkpoint.id,
-        parent=parent.id,
-        run=run.id,
-        branch=run.base,
-        operation="compress",
-        method="width, gptq" if found.candidate.stock.cut else "gptq",
-        reached=f"{found.candidate.stock.cut:.0%} cut out, {made.bits:.2f} bits a weight with scales",
-        changed=len(found.candidate.bits()),
-        left_alone=left_alone_but(subject.left_alone, subject.model) if options.embeddings else subject.left_alone,
-        healed_steps=options.heal,
-        proof=proof,
-    )
     return Compressed(target.asked, points, str(picture) if picture else None, result)
 
 

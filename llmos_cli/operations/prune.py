@@ -14,27 +14,26 @@ from torch import Tensor
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit, Note
+from llmos_cli.events import Emit
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
-from llmos_cli.models.statistics import Statistics
+from llmos_cli.models.statistics import Need, Statistics
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
-from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
-from llmos_cli.operations.compression.resuming import as_begun, same_calibration
+from llmos_cli.operations.compression.resuming import as_begun, calibrated
 from llmos_cli.operations.compression.saliency import by_gradients, followed, looked_at, masks, trains
-from llmos_cli.operations.compression.subject import Subject, calibration, method, needs_of, outranked, subject
+from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
-from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks.base import Batch
@@ -75,23 +74,14 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     if is_structured(module):
         return cut_out(ws, run, parent, resolved, module, own)
     needs = needs_of(module, own)
-    guards = Guards(options.max_kl, options.max_drop)
     if options.heal or by_gradients(module):
         what = "--heal" if options.heal else options.method
         whole(options, parent.path, HEALING, what, emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
         streams = not options.heal and not by_gradients(module)
         model = subject(ws, parent, resolved, options.ignore, streams=streams, emit=run.emit)
-        samples = calibration(
-            model,
-            options.calibration_samples,
-            {*needs} | ({"norms"} if options.allocation == "owl" else set()),
-            labelled=hasattr(module, "score"),
-            seed=config.seed,
-            source=options.calibration,
-            cache=ws.cache,
-        )
-        same_calibration(run.state, samples.record)
+        wanted: set[Need] = {*needs, "norms"} if options.allocation == "owl" else {*needs}
+        samples = calibrated(ws, run, model, resolved, wanted, labelled=hasattr(module, "score"))
         with keeping(model, run.state) as kept:
             shares = owl(model, samples.batches, target, run.emit) if options.allocation == "owl" else None
             compress = (
@@ -114,25 +104,18 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 heal_pruned(model, changes, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
             write_pruned(kept, staged)
             logits, sparsity = kept.logits(), sparsity_of(model, kept)
-        checkpoint, proof = prove_and_commit(
-            ws, run, model, staged, resolved, guards, samples.record, {"sparsity": sparsity}, logits
+        skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
+        outcome = Outcome(
+            staged,
+            logits,
+            {"sparsity": sparsity},
+            method=options.method,
+            reached=f"{sparsity:.1%} zeros ({target})",
+            changed=len(changes) - len(skipped),
+            left_alone={**model.left_alone, **skipped},
+            notes=[NOT_SMALLER],
         )
-        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
-    skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
-    return CompressResult(
-        checkpoint=checkpoint.id,
-        parent=parent.id,
-        run=run.id,
-        branch=run.base,
-        operation="prune",
-        method=options.method,
-        reached=f"{sparsity:.1%} zeros ({target})",
-        changed=len(changes) - len(skipped),
-        left_alone={**model.left_alone, **skipped},
-        healed_steps=options.heal,
-        proof=proof,
-        notes=[NOT_SMALLER],
-    )
+        return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
 def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit, Note
+from llmos_cli.events import Emit
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Turn
@@ -29,17 +29,16 @@ from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.embeddings import left_alone_but, outside, round_embeddings
-from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
 from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
-from llmos_cli.operations.compression.resuming import as_begun, same_calibration
+from llmos_cli.operations.compression.resuming import as_begun, calibrated
 from llmos_cli.operations.compression.rotating import described, rotated
-from llmos_cli.operations.compression.subject import Subject, calibration, method, needs_of, outranked, subject
+from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
-from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
@@ -112,7 +111,6 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     options = config.quantize
     module, own = method("quantize", options)
     form, needs = form_of(resolved, module), needs_of(module, own)
-    guards = Guards(options.max_kl, options.max_drop)
     if options.heal:
         whole(options, parent.path, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled, ws.stage() as turned:
@@ -126,17 +124,9 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
             emit=run.emit,
         )
         form.check(model.matrices)
-        samples = calibration(
-            model,
-            options.calibration_samples,
-            needs,
-            seed=config.seed,
-            source=options.calibration,
-            cache=ws.cache,
-        )
+        samples = calibrated(ws, run, model, resolved, needs)
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
-        same_calibration(run.state, samples.record)
         with keeping(model, run.state, coded, rounds_inputs=rounding(module)) as kept:
             compress = coding(model, module, own, form, coded)
             changes = sweep(
@@ -157,27 +147,20 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 )
             write_codes(ws, kept, {**coded, **embedded}, module, staged)
             logits = kept.logits()
-        facts = {"bits": average_bits(coded)}
+        skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
         used = _used(coded, form)
-        checkpoint, proof = prove_and_commit(
-            ws, run, model, staged, resolved, guards, samples.record, facts, logits, used
+        outcome = Outcome(
+            staged,
+            logits,
+            {"bits": average_bits(coded)},
+            method=options.method,
+            reached=_reached(coded, used, module) + (", embeddings 8 bits" if embedded else ""),
+            changed=len(coded) + len(embedded),
+            left_alone={**(left_alone_but(model.left_alone, model.model) if embedded else model.left_alone), **skipped},
+            used=used,
+            notes=list(_notes(coded, form.group_size, module)),
         )
-        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
-    skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
-    return CompressResult(
-        checkpoint=checkpoint.id,
-        parent=parent.id,
-        run=run.id,
-        branch=run.base,
-        operation="quantize",
-        method=options.method,
-        reached=_reached(coded, used, module) + (", embeddings 8 bits" if embedded else ""),
-        changed=len(coded) + len(embedded),
-        left_alone={**(left_alone_but(model.left_alone, model.model) if embedded else model.left_alone), **skipped},
-        healed_steps=options.heal,
-        proof=proof,
-        notes=list(_notes(coded, form.group_size, module)),
-    )
+        return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
 def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:

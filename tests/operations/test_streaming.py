@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmos_cli.core.records import EVENTS, read_events
+from llmos_cli.core.records import EVENTS, RunRecord, read_events
 from llmos_cli.core.view import size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -180,6 +181,16 @@ operation(ws, "HEAD", resolve(ws, sys.argv[1], flags={f"{sys.argv[1]}.method": s
 """
 
 
+def cut_off(origin: Workspace, script: str, verb: str, name: str) -> tuple[Workspace, str, RunRecord]:
+    """A copy of the workspace in this folder, which becomes the current one, where `script` killed itself; its tip, and the run."""
+    shutil.copytree(origin.root, "workspace", symlinks=True)
+    os.chdir("workspace")
+    ws = Workspace.find()
+    killed = subprocess.run([sys.executable, "-c", script, verb, name], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    return ws, ws.resolve(), ws.runs.list()[-1]
+
+
 @pytest.mark.parametrize(
     ("verb", "name"),
     [
@@ -193,13 +204,8 @@ operation(ws, "HEAD", resolve(ws, sys.argv[1], flags={f"{sys.argv[1]}.method": s
 def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
 ) -> None:
-    shutil.copytree(made("llama").root, tmp_path / "workspace", symlinks=True)
-    monkeypatch.chdir(tmp_path / "workspace")
-    ws = Workspace.find()
-    base = ws.resolve()
-    killed = subprocess.run([sys.executable, "-c", KILLED, verb, name], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    run = ws.runs.list()[-1]
+    monkeypatch.chdir(tmp_path)
+    ws, base, run = cut_off(made("llama"), KILLED, verb, name)
     assert sorted(path.stem for path in (run.path / "state").glob("block-*")) == ["block-00000", "block-00001"]
 
     refused = llmos(verb, "--resume", "--method", name)
@@ -250,13 +256,8 @@ operation(ws, "HEAD", resolve(ws, verb, flags={f"{verb}.method": name, f"{verb}.
 def test_healing_that_was_killed_goes_on_from_its_last_state_to_the_same_bits(
     made: Callable[[str], Workspace], verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos: Any
 ) -> None:
-    shutil.copytree(made("llama").root, tmp_path / "workspace", symlinks=True)
-    monkeypatch.chdir(tmp_path / "workspace")
-    ws = Workspace.find()
-    base = ws.resolve()
-    killed = subprocess.run([sys.executable, "-c", KILLED_HEALING, verb, name], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    run = ws.runs.list()[-1]
+    monkeypatch.chdir(tmp_path)
+    ws, base, run = cut_off(made("llama"), KILLED_HEALING, verb, name)
     assert state.step(run.path / "state" / "heal") == 6
 
     resumed = llmos(verb, "--resume", "--json")

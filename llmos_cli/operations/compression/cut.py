@@ -15,20 +15,19 @@ from transformers import PreTrainedModel
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit, Note
+from llmos_cli.events import Emit
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
-from llmos_cli.operations.compression.finish import Guards, prove_and_commit, round_to_stored
+from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
 from llmos_cli.operations.compression.narrow import Cut, narrow, was_pruned
 from llmos_cli.operations.compression.reshape import reshape
 from llmos_cli.operations.compression.result import CompressResult
-from llmos_cli.operations.compression.resuming import same_calibration
+from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.shorten import shorten
-from llmos_cli.operations.compression.subject import Subject, calibration, subject
-from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.compression.subject import Subject, subject
 from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
@@ -68,20 +67,11 @@ def cut_out(
     same bits, and goes on healing where it was."""
     config: PruneConfig = resolved.config
     options = config.prune
-    guards = Guards(options.max_kl, options.max_drop)
     with ws.stage() as staged:
         copies = HEALING if options.heal else CUTTING
         memory.whole(options, parent.path, copies, options.method, emit=run.emit)
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
-        samples = calibration(
-            whole,
-            options.calibration_samples,
-            module.NEEDS,
-            seed=config.seed,
-            source=options.calibration,
-            cache=ws.cache,
-        )
-        same_calibration(run.state, samples.record)
+        samples = calibrated(ws, run, whole, resolved, module.NEEDS)
         before = _size(whole.model)
         cut = cutting(module)(
             whole,
@@ -98,24 +88,17 @@ def cut_out(
             heal_smaller(smaller, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
         round_to_stored(cut.model, parent.path)
         write_resized(cut.model, parent.path, staged)
-        checkpoint, proof = prove_and_commit(
-            ws, run, smaller, staged, resolved, guards, samples.record, {"parameters": after}, answers(smaller)
+        skipped = [name for name, change in cut.changes.items() if change.skipped]
+        outcome = Outcome(
+            staged,
+            answers(smaller),
+            {"parameters": after},
+            method=options.method,
+            reached=f"{1 - after / before:.1%} of {before:,} parameters gone ({', '.join(cut.told)})",
+            changed=len(cut.changes) - len(skipped),
+            left_alone={**whole.left_alone, **cut.left_alone},
         )
-        note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
-    skipped = {name: change.skipped for name, change in cut.changes.items() if change.skipped}
-    return CompressResult(
-        checkpoint=checkpoint.id,
-        parent=parent.id,
-        run=run.id,
-        branch=run.base,
-        operation="prune",
-        method=options.method,
-        reached=f"{1 - after / before:.1%} of {before:,} parameters gone ({', '.join(cut.told)})",
-        changed=len(cut.changes) - len(skipped),
-        left_alone={**whole.left_alone, **cut.left_alone},
-        healed_steps=options.heal,
-        proof=proof,
-    )
+        return conclude(ws, run, smaller, resolved, outcome, samples.record)
 
 
 def cutting(module: ModuleType) -> Callable[..., Cut]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.core.manifest import Made
-from llmos_cli.events import Metric
+from llmos_cli.events import Metric, Note
 from llmos_cli.models import headers
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.memory import proving
+from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.subject import BATCH, Subject
+from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.proof import Exhibits, Proof, guard, is_standard, proof_split, prove
 from llmos_cli.options.verbs import Compressing
@@ -26,51 +28,86 @@ from llmos_cli.options.verbs import Compressing
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.runs import Run
-    from llmos_cli.core.workspace import Checkpoint, Workspace
+    from llmos_cli.core.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Guards:
-    max_kl: float | None
-    max_drop: float | None
-    max_latency: float | None = None
-    """Of the parent's."""
+class Outcome:
+    """What a compression made. `folder`: its files, staged; `logits`: what it answers in memory to the first held-out samples;
+    `facts`: numbers of it; `used`: options of the verb as they took effect, where the method or the layers knew better than the
+    config. The rest is told to the user: CompressResult says how."""
+
+    folder: Path
+    logits: Tensor
+    facts: Mapping[str, float]
+    method: str
+    reached: str
+    changed: int
+    left_alone: Mapping[str, str]
+    used: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
-def prove_and_commit(
-    ws: Workspace, run: Run, subject: Subject, staged: Path, resolved: Resolved, guards: Guards, record: Mapping[str, Any],
-    facts: Mapping[str, float], logits: Tensor, used: Mapping[str, Any] | None = None,
-) -> tuple[Checkpoint, Proof]:  # fmt: skip
+def conclude(
+    ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome, record: Mapping[str, Any],
+    *, max_latency: float | None = None,
+) -> CompressResult:  # fmt: skip
     """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id.
 
-    The most memory that this process took so far, which is what compressing took, is one of them. `logits`: what the result in memory answers to the first held-out samples; `used`: options of the verb as they took effect, where the method or the layers knew better than the config.
+    `record`: what it was calibrated on; `max_latency`: of the parent's. GateFailed where it is worse than that, `max_kl` or `max_drop`.
     """
     options: Compressing = getattr(resolved.config, resolved.verb)
-    facts = {**facts, "compressing_memory": device.memory_peak()}
+    proof = _proven(ws, run, subject, resolved, outcome)
+    guard(proof, subject.exam.task, max_kl=options.max_kl, max_drop=options.max_drop, max_latency=max_latency)
+    checkpoint = run.commit(outcome.folder, _made(resolved, subject, record, outcome.used))
+    _tell(ws, run, subject, proof, checkpoint.id)
+    note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))
+    return CompressResult(
+        checkpoint=checkpoint.id,
+        parent=subject.checkpoint.id,
+        run=run.id,
+        branch=run.base,
+        operation=resolved.verb,
+        method=outcome.method,
+        reached=outcome.reached,
+        changed=outcome.changed,
+        left_alone=outcome.left_alone,
+        healed_steps=options.heal,
+        proof=proof,
+        notes=outcome.notes,
+    )
+
+
+def _proven(ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome) -> Proof:
+    """The most memory that this process took so far, which is what compressing took, is one of its numbers."""
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    facts = {**outcome.facts, "compressing_memory": device.memory_peak()}
     exam = subject.exam
-    split = proof_split(exam.prepared)
     base = lineage.uncompressed(ws, subject.checkpoint.id).id
     ancestors = {"kl_parent": subject.checkpoint.path}
     if base not in ws.dropped:
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
-        logits, is_standard(subject.model), staged, subject.checkpoint.path, ancestors, exam.task, exam.prepared, split, BATCH,
-        frozenset(subject.matrices), untimed="" if options.latency else f"latency was not measured: {resolved.verb}.latency is off",
+        outcome.logits, is_standard(subject.model), outcome.folder, subject.checkpoint.path, ancestors, exam.task, exam.prepared,
+        proof_split(exam.prepared), BATCH, frozenset(subject.matrices),
+        untimed="" if options.latency else f"latency was not measured: {resolved.verb}.latency is off",
     )  # fmt: skip
     with ws.stage() as spilled:
         if subject.shelf:
             subject.shelf.close()
             models = 1 + len(set(ancestors.values()))
             exhibits = replace(exhibits, memory=proving(options, subject.checkpoint.path, models, spilled))
-        proof = replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
-    guard(proof, exam.task, max_kl=guards.max_kl, max_drop=guards.max_drop, max_latency=guards.max_latency)
-    checkpoint = run.commit(staged, _made(resolved, subject, record, used or {}))
-    proof.emit(run.emit, checkpoint.id, subject.checkpoint.id)
+        return replace(prove(exhibits, seed=resolved.config.seed, emit=run.emit), facts=facts)
+
+
+def _tell(ws: Workspace, run: Run, subject: Subject, proof: Proof, checkpoint: str) -> None:
+    """What was measured of the result, and of its parent what was not known yet."""
+    proof.emit(run.emit, checkpoint, subject.checkpoint.id)
+    split = proof_split(subject.exam.prepared)
     for name, found in proof.before.items():
         known = ws.metrics(subject.checkpoint.id)
         if (name, split) not in known:
             run.emit(Metric(name, found.value, split, checkpoint=subject.checkpoint.id, low=found.low, high=found.high))
-    return checkpoint, proof
 
 
 def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used: Mapping[str, Any]) -> Made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
 from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
+from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.subject import Calibration, Subject, calibration
 from llmos_cli.operations.config import methods
-from llmos_cli.options.verbs import ROOTS
+from llmos_cli.options.verbs import ROOTS, Compressing
 
 if TYPE_CHECKING:
     from llmos_cli.core.records import RunRecord
@@ -49,8 +51,25 @@ def as_begun(ws: Workspace, parent: Checkpoint, resolved: Resolved) -> dict[str,
     return {**resolved.mapping, "data": data.model_dump(mode="json")}
 
 
-def same_calibration(state: Path, record: Mapping[str, Any]) -> None:
-    """Remember what a run is calibrated on; UsageError where an earlier process of it saw other samples."""
+def calibrated(
+    ws: Workspace, run: Run, model: Subject, resolved: Resolved, needs: Collection[Need], *, labelled: bool = False
+) -> Calibration:
+    """The calibration samples that the config asks for; UsageError where an earlier process of the run saw others."""
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    samples = calibration(
+        model,
+        options.calibration_samples,
+        needs,
+        labelled=labelled,
+        seed=resolved.config.seed,
+        source=options.calibration,
+        cache=ws.cache,
+    )
+    _same_calibration(run.state, samples.record)
+    return samples
+
+
+def _same_calibration(state: Path, record: Mapping[str, Any]) -> None:
     file = state / SEEN
     if not file.is_file():
         atomic.write_text(file, json.dumps(dict(record), sort_keys=True))
