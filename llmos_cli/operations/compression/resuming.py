@@ -65,11 +65,12 @@ def calibrated(
         source=options.calibration,
         cache=ws.cache,
     )
-    _same_calibration(run.state, samples.record)
+    same_calibration(run.state, samples.record)
     return samples
 
 
-def _same_calibration(state: Path, record: Mapping[str, Any]) -> None:
+def same_calibration(state: Path, record: Mapping[str, Any]) -> None:
+    """Remember what a run is calibrated on; UsageError where an earlier process of it saw other samples."""
     file = state / SEEN
     if not file.is_file():
         atomic.write_text(file, json.dumps(dict(record), sort_keys=True))
