@@ -202,7 +202,10 @@ class Streams:
         """The compressed stream moves past block `index`, now of compressed weights."""
         for number, batch in enumerate(self.batches):
             with self._spared(number, learning=False):
-                self.compressed[number] = self.replay.run(index, number, batch, self.compressed[number])
+                passed = self.replay.run(index, number, batch, self.compressed[number])
+            if self.memo:  # before the answer is kept, for they share the room that there is
+                self.memo.forget(number)
+            self.compressed[number] = passed
         self._forget()
 
     def _spared(self, number: int, *, learning: bool) -> AbstractContextManager[None]:

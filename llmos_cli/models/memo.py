@@ -62,9 +62,9 @@ class Memo:
                     undo.callback(part.register_forward_hook(partial(keep, name)).remove)
             yield
 
-    def forget(self) -> None:
-        """What was kept no longer holds."""
-        for key in list(self._kept):
+    def forget(self, number: int | None = None) -> None:
+        """What was kept of batch `number`, or of all, no longer holds or is of no more use."""
+        for key in [key for key in self._kept if number in (None, key[0])]:
             self._drop(key)
 
     def _answer(self, number: int, name: str, *_: Any, **__: Any) -> Output:
