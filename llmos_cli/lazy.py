@@ -25,7 +25,21 @@ from llmos_cli.errors import UsageError
 PANELS = {
     "Start": ("init", "doctor", "config", "import"),
     "Stages": ("train", "tune", "prune", "quantize", "compress", "eval", "generate", "predict", "deploy", "export"),
-    "History": ("status", "log", "show", "diff", "tag", "branch", "checkout", "undo", "redo", "op", "rm", "path"),
+    "History": (
+        "status",
+        "log",
+        "show",
+        "diff",
+        "bisect",
+        "tag",
+        "branch",
+        "checkout",
+        "undo",
+        "redo",
+        "op",
+        "rm",
+        "path",
+    ),
     "Processes": ("ps", "logs", "stop"),
     "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
 }

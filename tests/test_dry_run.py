@@ -17,6 +17,7 @@ from tests.operations.conftest import committed
 
 READING = "reads, and writes nothing but caches"
 EXEMPT = {
+    "bisect": "measures, as eval does",
     "completion": "prints a script",
     "config": READING,
     "diff": READING,

@@ -61,17 +61,17 @@ def evaluate(
     judged = revs[-1]
     if resolved.config.eval.folds:
         return _cross_validated(ws, checkpoints, judged, requirements, resolved, emit)
-    emit = _notes_once(emit)
+    emit = notes_once(emit)
     data = common_data(ws, checkpoints, judged, resolved.config.data, emit)
     found = [
-        _recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
+        recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
         for rev, checkpoint in checkpoints.items()
     ]
     note_unread(resolved, lambda message: emit(Note(message, level="warning")))
     return EvalResult(judged, resolved.config.eval.split, _told(data), found, judge(requirements, found, judged))
 
 
-def _notes_once(emit: Emit) -> Emit:
+def notes_once(emit: Emit) -> Emit:
     """What is to be said of the data is said for the first revision, not for each."""
     said: set[str] = set()
 
@@ -137,14 +137,14 @@ def _told(data: DataOptions) -> str:
     return data.evaluate or ", ".join(name for name in names if name) or ", ".join(dict.fromkeys(data.splits.values()))
 
 
-def _recall_or_measure(
+def recall_or_measure(
     ws: Workspace,
     rev: str,
     checkpoint: Checkpoint,
     data: DataOptions,
     resolved: Resolved,
     *,
-    fresh: bool,
+    fresh: bool = False,
     emit: Emit,
 ) -> Evaluation:
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)

@@ -75,15 +75,9 @@ def log(
     graph: bool = False,
     oneline: bool = False,
 ) -> LogResult:
-    if limit is not None and limit < 1:
-        raise UsageError(f"-n takes a number of checkpoints from 1 on, not {limit}", hint="without -n all are listed")
     head = ws.head()
-    unborn = rev is None and head.checkpoint is None
     with ws.index.still():
-        if everything:
-            found = ws.index.entries(-1 if limit is None or graph else limit + 1)
-        else:
-            found = [] if unborn else _ancestors(ws, ws.resolve(rev or "HEAD"), None if limit is None else limit + 1)
+        found = listed(ws, rev, limit=limit, everything=everything, whole=graph)
         ordered = _children_first(found) if graph else found
         shown = ordered[:limit]
         names = ws.refs.pointing()
@@ -92,7 +86,19 @@ def log(
     return LogResult(summaries, head.checkpoint, head.branch, left, len(ordered) > len(shown), graph, oneline)
 
 
-def _ancestors(ws: Workspace, start: str, limit: int | None) -> list[Entry]:
+def listed(ws: Workspace, rev: str | None, *, limit: int | None, everything: bool, whole: bool = False) -> list[Entry]:
+    """What `log` is about, newest first: every checkpoint, or `rev` and its ancestors; one more than `limit`, to tell that there
+    are more. `whole`: of everything all of it, whatever the limit."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"-n takes a number of checkpoints from 1 on, not {limit}", hint="without -n all are listed")
+    if everything:
+        return ws.index.entries(-1 if limit is None or whole else limit + 1)
+    if rev is None and ws.head().checkpoint is None:
+        return []
+    return ancestors(ws, ws.resolve(rev or "HEAD"), None if limit is None else limit + 1)
+
+
+def ancestors(ws: Workspace, start: str, limit: int | None) -> list[Entry]:
     """A checkpoint and its ancestors, newest first; a manifest that cannot be read ends its line."""
     return list(islice(_walk(ws, start), limit))
 

@@ -12,7 +12,7 @@ from llmos_cli.events import Metric
 
 _MAIN = ("bits_per_byte", "accuracy", "macro_f1", "entity_f1")
 """What each kind of task is judged by first, in the order of showing: two of them at most."""
-_SPLITS = ("test", "validation", "")
+SPLITS = ("test", "validation", "")
 SHORT = 12
 """Digits of an id: enough for any workspace, and few enough for a line."""
 
@@ -67,7 +67,7 @@ def main_metrics(measured: Mapping[tuple[str, str], Metric]) -> dict[str, float]
 
 
 def _on_best_split(measured: Mapping[tuple[str, str], Metric], name: str) -> float | None:
-    for split in _SPLITS:
+    for split in SPLITS:
         if (name, split) in measured:
             return measured[name, split].value
     return None

@@ -11,7 +11,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Note
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
-from llmos_cli.operations.eval import _notes_once
+from llmos_cli.operations.eval import notes_once
 from llmos_cli.options.data import Columns, DataOptions
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import load as load_task
@@ -60,7 +60,7 @@ def test_numbers_agree_with_the_model(line: Workspace, llmos):
 
 def test_what_is_said_of_the_data_is_said_once():
     heard = []
-    hear = _notes_once(heard.append)
+    hear = notes_once(heard.append)
     for message in ("a", "b", "a"):
         hear(Note(message))
     assert [note.message for note in heard] == ["a", "b"]
