@@ -1,4 +1,4 @@
-"""`llmos diff`: what lies between two checkpoints: how they were made, on what, what they measure, and each layer's weights.
+"""`llmos diff`: what lies between two checkpoints: how they were made, on what, what they measure and read, each layer's weights.
 
 Only the weights need torch, and they are read one tensor at a time.
 """
@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, number, short, size
 from llmos_cli.events import Emit, Metric, Note
+from llmos_cli.operations.changed import Changed, changed, leaves
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
+    from llmos_cli.operations.processors import ProcessorDiff
     from llmos_cli.operations.weights import WeightDiff
-
-
-@dataclass(frozen=True)
-class Changed:
-    """One key's two values; None where a side has no such key."""
-
-    key: str
-    before: Any
-    after: Any
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,8 @@ class Compared:
 
 @dataclass(frozen=True)
 class DiffResult:
-    """`shared` bytes stand in files that both have; `weights` is None where they were not compared."""
+    """`shared` bytes stand in files that both have; `processor`: tokenizer, or what prepares pictures; `weights` is None where
+    they were not compared."""
 
     before: Compared
     after: Compared
@@ -61,6 +55,7 @@ class DiffResult:
     data: Sequence[Changed]
     environment: Sequence[Changed]
     metrics: Sequence[MetricDiff]
+    processor: ProcessorDiff
     weights: Sequence[WeightDiff] | None
 
     def view(self) -> View:
@@ -72,6 +67,7 @@ class DiffResult:
                 _changes("data", self.data),
                 _changes("environment", self.environment),
                 _metrics(self.metrics),
+                *_processor(self.processor),
                 *_weights(self.weights or ()),
             ]
         )
@@ -94,16 +90,19 @@ class DiffResult:
 
 def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: Emit) -> DiffResult:
     """Compare two revisions. NotFound for one that is not there."""
+    from llmos_cli.operations import processors
+
     ids = [ws.resolve(before), ws.resolve(after)]
     one, other = (ws.manifest(identifier) for identifier in ids)
     return DiffResult(
         before=_side(before, one, other),
         after=_side(after, other, one),
         shared=sum(entry.size for name, entry in one.tree.items() if other.tree.get(name) == entry),
-        config=_changed(_shared_sections(one, other), _shared_sections(other, one)),
-        data=_changed(one.made.data, other.made.data),
-        environment=_changed(one.made.environment, other.made.environment),
+        config=changed(_shared_sections(one, other), _shared_sections(other, one)),
+        data=changed(one.made.data, other.made.data),
+        environment=changed(one.made.environment, other.made.environment),
         metrics=list(_compared(ws.metrics(one.id), ws.metrics(other.id))),
+        processor=processors.compare(ws.checkpoints / one.id, ws.checkpoints / other.id, one, other),
         weights=_compare_weights(ws, ids, emit) if weights else None,
     )
 
@@ -121,28 +120,14 @@ def _side(rev: str, manifest: Manifest, other: Manifest) -> Compared:
     theirs = _config(other)
     alone = {name: section for name, section in _config(manifest).items() if name not in theirs}
     usual = _defaults(manifest.made.operation) if alone else {}
-    own = {key: value for key, value in _leaves(alone) if value is not None and value != usual.get(key)}
+    own = {key: value for key, value in leaves(alone) if value is not None and value != usual.get(key)}
     return Compared(rev, manifest.id, manifest.made.operation, manifest.size, own)
 
 
 def _defaults(operation: str) -> dict[str, Any]:
     from llmos_cli.options.verbs import ROOTS  # here: to compare two of one kind takes no pydantic
 
-    return dict(_leaves(ROOTS[operation]().model_dump(mode="json"))) if operation in ROOTS else {}
-
-
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Changed]:
-    """Leaves that differ, in the order of the first; an option that was never set is no difference."""
-    one, other = dict(_leaves(before)), dict(_leaves(after))
-    return [Changed(key, one.get(key), other.get(key)) for key in {**one, **other} if one.get(key) != other.get(key)]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if value != [] else None
+    return dict(leaves(ROOTS[operation]().model_dump(mode="json"))) if operation in ROOTS else {}
 
 
 def _compared(
@@ -214,7 +199,25 @@ def _difference(metric: MetricDiff) -> str | None:
         return None
     if not metric.before:
         return f"{metric.after:+.4g}"
-    return f"{100 * (metric.after / metric.before - 1):+.2f} %"
+    return f"{100 * (metric.after / metric.before - 1):+.2f} %" + (", in both intervals" if _uncertain(metric) else "")
+
+
+def _uncertain(metric: MetricDiff) -> bool:
+    """Whether each value lies in the other's interval: then they do not tell the two apart."""
+    if metric.before_interval is None or metric.after_interval is None:
+        return False
+    assert metric.before is not None and metric.after is not None, "an interval is around a value"
+    (low, high), (lower, upper) = metric.before_interval, metric.after_interval
+    return metric.before != metric.after and low <= metric.after <= high and lower <= metric.before <= upper
+
+
+def _processor(found: ProcessorDiff) -> Iterator[View]:
+    rows = [[c.key, _cell(c.before), _cell(c.after)] for c in found.settings]
+    if (vocabulary := found.vocabulary) is not None:
+        rows.append(["tokens", _cell(vocabulary.before), _cell(vocabulary.after)])
+        rows.append(["tokens with the same number", str(vocabulary.same), str(vocabulary.same)])
+    if rows:
+        yield Table(["tokenizer", "before", "after"], rows, align="lll")
 
 
 def _weights(weights: Sequence[WeightDiff]) -> Iterator[View]:
@@ -222,7 +225,7 @@ def _weights(weights: Sequence[WeightDiff]) -> Iterator[View]:
     changed = [w for w in weights if w.change != 0 or w.before != w.after]
     if changed:
         rows: list[list[Cell]] = [[w.name, _percent(w.change), *_sides(w)] for w in changed]
-        yield Table(["weight", "change", "sparsity", "bits", "size"], rows, align="lrrrr")
+        yield Table(["weight", "change", "norm", "sparsity", "bits", "size"], rows, align="lrrrrr")
     if weights:
         yield Lines([f"{len(weights) - len(changed)} of {len(weights)} tensors are equal"])
 
@@ -234,6 +237,7 @@ def _percent(share: float | None) -> str | None:
 def _sides(weight: WeightDiff) -> Iterator[str]:
     """`0 % → 50 %`, or one value where both sides agree."""
     sides = (weight.before, weight.after)
+    yield _arrow(*(None if side is None else number(side.norm) for side in sides))
     yield _arrow(*(None if side is None else _percent(side.sparsity) for side in sides))
     yield _arrow(*(None if side is None else str(side.bits) for side in sides))
     yield _arrow(*(None if side is None else size(side.bytes) for side in sides))

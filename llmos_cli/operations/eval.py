@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmos_cli import device
-from llmos_cli.core.manifest import Manifest
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
-from llmos_cli.operations import evaluations, gate, lineage
+from llmos_cli.operations import evaluations, gate, lineage, processors
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.gate import Requirement, Verdict
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 UNITS = {"bits_per_byte": "bits/byte", "loss": "nats", "kl_parent": "nats", "kl_base": "nats", "kl_cache": "nats"}
 KEPT = "leave eval.kv_cache out"
-WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def evaluate(
@@ -116,18 +114,12 @@ def common_data(
     sections = [lineage.recorded_data(ws, checkpoint.id) for checkpoint in checkpoints.values()]
     lengths = [section["sequence_length"] for section in sections if "sequence_length" in section]
     data = data.model_copy(update={"sequence_length": min([data.sequence_length, *lengths])})
-    tokenizers = {tuple(sorted(_processor(checkpoint.manifest).items())) for checkpoint in checkpoints.values()}
+    tokenizers = {tuple(sorted(processors.files(checkpoint.manifest).items())) for checkpoint in checkpoints.values()}
     if len(tokenizers) > 1 and data.task == "causal-lm" and data.max_eval_samples is not None:
         # Sequences of two tokenizers hold different text, so an equal number of them would be another test.
         emit(Note("the revisions have different tokenizers: all of the text is evaluated, not data.max_eval_samples"))
         data = data.model_copy(update={"max_eval_samples": None})
     return data
-
-
-def _processor(manifest: Manifest) -> dict[str, str]:
-    """The hashes of the files that turn text into numbers."""
-    weights = (*WEIGHTS, "config.json", "generation_config.json")
-    return {name: entry.sha256 for name, entry in manifest.tree.items() if not name.endswith(weights)}
 
 
 def _told(data: DataOptions) -> str:
@@ -206,7 +198,9 @@ def _comparable(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the same logits of both mean the same class."""
     mine, theirs = one.config_json(), other.config_json()
     same = ("vocab_size", "id2label", "num_labels", "architectures")
-    return _processor(one.manifest) == _processor(other.manifest) and all(mine.get(k) == theirs.get(k) for k in same)
+    return processors.files(one.manifest) == processors.files(other.manifest) and all(
+        mine.get(k) == theirs.get(k) for k in same
+    )
 
 
 def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> str:

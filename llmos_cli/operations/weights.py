@@ -1,4 +1,4 @@
-"""Two checkpoints' weights compared, one tensor in memory of each at a time: change, sparsity, bits, bytes."""
+"""Two checkpoints' weights compared, one tensor in memory of each at a time: change, norm, sparsity, bits, bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from llmos_cli.models.dequantize import bits_by_layer, dense_weights
 
 @dataclass(frozen=True)
 class Side:
-    """One checkpoint's copy of a weight: share of zeros, bits of each stored weight, stored bytes (scales included)."""
+    """One checkpoint's copy of a weight: share of zeros, bits of each stored weight, stored bytes (scales included), the norm
+    (Frobenius) of what they stand for."""
 
     sparsity: float
     bits: int
     bytes: int
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class _Stored:
         entry = self.entries.get(name) or self.entries[f"{name}_packed"]
         bits = self.codes.get(name, headers.BITS[entry.dtype])
         return Side(
-            int((weight == 0).sum()) / max(1, weight.numel()), bits, sum(part.bytes for part in self._parts(name))
+            int((weight == 0).sum()) / max(1, weight.numel()),
+            bits,
+            sum(part.bytes for part in self._parts(name)),
+            float(weight.float().norm()),
         )
 
     def _parts(self, name: str) -> list[headers.Entry]:

@@ -1,5 +1,7 @@
 """`llmos diff`: what changed between two checkpoints, weights included."""
 
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +14,9 @@ from llmos_cli.events import ignore
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import Quantized, write_quantized
+from llmos_cli.operations.diff import MetricDiff, _difference
 from llmos_cli.operations.weights import compare
+from tests.operations.conftest import committed, make
 
 
 def weights(ran):
@@ -29,6 +33,7 @@ def test_each_weight_against_the_models(line: Workspace, llmos):
         assert weight["after"]["sparsity"] == pytest.approx(float((after[name] == 0).float().mean()))
         assert weight["after"]["bits"] == 32
         assert weight["after"]["bytes"] == 4 * after[name].numel()
+        assert weight["after"]["norm"] == pytest.approx(float(after[name].detach().norm()), rel=1e-4)
     assert weights(ran)["model.layers.0.mlp.up_proj.weight"]["after"]["sparsity"] == 0.5
 
 
@@ -91,7 +96,7 @@ def test_a_missing_revision(line: Workspace, llmos):
 def test_without_tensors_there_is_no_torch(line: Workspace):
     program = (
         "import sys; from llmos_cli.app import run; code = run(['diff', 'base', '--no-tensors', '--json']);"
-        "sys.exit(code or ('torch' in sys.modules))"
+        "sys.exit(code or bool({'torch', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -112,3 +117,35 @@ def test_quantized_against_dense(line: Workspace, tmp_path):
     assert found[name].after.bytes < found[name].before.bytes / 4
     expected = (codes * scales_OG - weight_OI).norm() / weight_OI.norm()
     assert found[name].change == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_another_tokenizer(empty: Workspace, llmos):
+    """Its size, what both have in common, and settings; without torch, and by their hashes where the files are gone."""
+    make(empty, "causal-lm")
+    one = committed(empty, "causal-lm")
+    assert llmos("diff", one.id, one.id, "--no-tensors", "--json").json["processor"] == {
+        "settings": [],
+        "vocabulary": None,
+    }
+    other = committed(empty, "causal-lm", sets={"data.tokenizer.vocab_size": 310, "data.sequence_length": 16})
+    tokenizers = [json.loads((each.path / "tokenizer.json").read_text())["model"]["vocab"] for each in (one, other)]
+    found = llmos("diff", one.id, other.id, "--no-tensors", "--json").json["processor"]
+    same = len(tokenizers[0].items() & tokenizers[1].items())
+    assert found["vocabulary"] == {"before": 300, "after": 310, "same": same}
+    assert found["settings"] == [{"key": "tokenizer_config.json: model_max_length", "before": 32, "after": 16}]
+    told = llmos("diff", one.id, other.id, "--no-tensors").out
+    assert re.search(r"^tokens +300 +310$", told, re.M)
+    assert llmos("rm", "-f", one.id).code == 0
+    gone = llmos("diff", one.id, other.id, "--no-tensors", "--json").json["processor"]
+    assert {each["key"] for each in gone["settings"]} == {"tokenizer.json", "tokenizer_config.json"}
+    assert gone["vocabulary"] is None
+
+
+def test_a_change_within_the_intervals_is_told():
+    def told(after: float, spread: float) -> str | None:
+        sides = (1.0, (1 - spread, 1 + spread)), (after, (after - spread, after + spread))
+        return _difference(MetricDiff("loss", "test", *sides[0], *sides[1]))
+
+    assert told(1.1, 0.2) == "+10.00 %, in both intervals"
+    assert told(1.1, 0.05) == "+10.00 %"
+    assert _difference(MetricDiff("size", "test", 1.0, None, 1.1, None)) == "+10.00 %"
