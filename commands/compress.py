@@ -14,8 +14,11 @@ from llmos_cli.session import (
     MaxDropFlag,
     MaxKlFlag,
     QuietFlag,
+    ResumedRun,
+    ResumeFlag,
     Sets,
     Unsets,
+    goes_on_as_begun,
     session,
 )
 
@@ -29,6 +32,8 @@ def compress(
     heal: HealFlag = None,
     max_kl: MaxKlFlag = None,
     max_drop: MaxDropFlag = None,
+    resume: ResumeFlag = False,
+    run: ResumedRun = None,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -37,6 +42,25 @@ def compress(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        if resume or run:
+            goes_on_as_begun(
+                rev,
+                config,
+                sets,
+                unsets,
+                dry_run,
+                heal,
+                max_kl,
+                max_drop,
+                target_size,
+                target_ratio,
+                target_latency,
+                target_kl,
+            )
+            from llmos_cli.operations.compress import resume as operation_resume
+
+            s.ui.show(operation_resume(s.workspace, run, emit=s.ui.emit))
+            return
         targets = {"size": target_size, "ratio": target_ratio, "latency": target_latency, "kl": target_kl}
         flags = {f"compress.target_{key}": value for key, value in targets.items()}
         flags |= {

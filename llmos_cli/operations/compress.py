@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not
+from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.embeddings import bytes_gained, left_alone_but
 from llmos_cli.operations.compression.finish import Outcome, conclude
 from llmos_cli.operations.compression.frontier import (
@@ -29,12 +30,14 @@ from llmos_cli.operations.compression.frontier import (
 )
 from llmos_cli.operations.compression.plot import plot
 from llmos_cli.operations.compression.result import CompressResult
+from llmos_cli.operations.compression.resuming import as_begun
 from llmos_cli.operations.compression.sensitivity import weight_bytes
 from llmos_cli.operations.compression.workshop import Made, Workshop
 from llmos_cli.options.verbs import CompressOptions
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
+    from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -60,7 +63,7 @@ class Target:
 @dataclass(frozen=True)
 class Point:
     """`cut`: share of the parameters that went; `bits` of a quantized weight; `size` of all weights in bytes; `kl` to the parent on
-    the probes, nats a position, predicted unless `measured`."""
+    the probes, nats a position, predicted unless `measured`; `how` it was cut, in words."""
 
     cut: float
     bits: float
@@ -68,6 +71,7 @@ class Point:
     kl: float
     measured: bool = False
     chosen: bool = False
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,36 +108,53 @@ def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     Raises UsageError unless exactly one target is set, GateFailed where no model reaches it (naming the nearest) or the result is
     worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
-    options: CompressOptions = resolved.config.compress
     parent = ws.checkpoint(rev)
-    target = target_of(options, parent)
-    with (
-        ws.begin("compress", config=resolved.mapping, files=resolved.files, parents=[parent.id]) as run,
-        ExitStack() as folders,
-    ):
+    target_of(resolved.config.compress, parent)
+    with ws.begin("compress", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)
-        workshop = Workshop(ws, parent, resolved, new_folder=lambda: folders.enter_context(ws.stage()), emit=run.emit)
-        seen = Seen(workshop)
-        found = search(target, seen)
-        made, subject = found.made, found.made.subject
-        cut, bits = found.candidate.stock.cut, found.candidate.bits()
+        return carry_out(ws, run, parent, resolved)
+
+
+def resume(ws: Workspace, name: str | None, *, emit: Emit) -> Compressed:
+    """Go on with the run `name`, or the current branch's last interrupted one: what it made and measured is not made again."""
+    return resuming.resume(ws, "compress", name, carry_out, emit=emit)
+
+
+def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> Compressed:
+    """All that happens within a compressing run, whatever an earlier process of it has made already."""
+    options: CompressOptions = resolved.config.compress
+    target = target_of(options, parent)
+    workshop = Workshop(ws, run, parent, resolved)
+    seen = Seen(workshop)
+    found = search(target, seen)
+    made, stock, bits = found.made, found.candidate.stock, found.candidate.bits()
+    subject = workshop.loaded(made.source)
+    layers = {subject.matrices[name].layer_name: bits[name] for name in bits}
+    with ws.stage() as staged:
+        shutil.copytree(
+            made.folder, staged, dirs_exist_ok=True
+        )  # the run may be killed once this one has gone to its place
         outcome = Outcome(
-            made.folder,
+            staged,
             made.logits,
             {"bits": made.bits},
-            method="width, gptq" if cut else "gptq",
-            reached=f"{cut:.0%} cut out, {made.bits:.2f} bits a weight with scales",
+            method=f"{stock.method}, gptq" if stock.cut else "gptq",
+            reached=f"{_cut_out(stock)}, {made.bits:.2f} bits a weight with scales",
             changed=len(bits),
             left_alone=left_alone_but(subject.left_alone, subject.model) if options.embeddings else subject.left_alone,
-            used={"chosen": {"cut": cut, "layers": {subject.matrices[name].layer_name: bits[name] for name in bits}}},
+            used={"chosen": {"cut": stock.cut, "method": stock.method, "how": stock.how, "layers": layers}},
         )
         record = workshop.samples.record
         result = conclude(ws, run, subject, resolved, outcome, record, max_latency=options.target_latency)
-        points = seen.points(found)
-        picture = plot(points, run.path / "frontier.png")
-        if picture is None:
-            run.emit(Note('the frontier is not plotted: pip install "llmos-cli[plot]"'))
+    points = seen.points(found)
+    picture = plot(points, run.path / "frontier.png")
+    if picture is None:
+        run.emit(Note('the frontier is not plotted: pip install "llmos-cli[plot]"'))
     return Compressed(target.asked, points, str(picture) if picture else None, result)
+
+
+def _cut_out(stock: Stock) -> str:
+    return f"{stock.cut:.0%} cut out" + (f" ({stock.how})" if stock.how else "")
 
 
 def target_of(options: CompressOptions, parent: Checkpoint) -> Target:
@@ -190,16 +211,17 @@ class Seen:
     def points(self, best: Built[Made]) -> list[Point]:
         """What could be had of each stock, and what was built, by size."""
         predicted = [
-            Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl)
+            Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl, how=stock.how)
             for stock in self.stocked
             if stock.looked_at
             for candidate in thinned(stock.candidates(), SHOWN)
         ]
-        measured = [
-            Point(b.candidate.stock.cut, b.made.bits, b.candidate.size, b.kl, measured=True, chosen=b is best)
-            for b in self.built
-        ]
+        measured = [self._measured(built, chosen=built is best) for built in self.built]
         return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size))
+
+    def _measured(self, built: Built[Made], *, chosen: bool) -> Point:
+        candidate, stock = built.candidate, built.candidate.stock
+        return Point(stock.cut, built.made.bits, candidate.size, built.kl, measured=True, chosen=chosen, how=stock.how)
 
     def _bits(self, candidate: Candidate) -> float:
         """Of a weight with its scales, over all that would be quantized."""

@@ -36,12 +36,15 @@ class Rest:
 @dataclass(frozen=True, eq=False)
 class Stock:
     """`cut`: the share of parameters that went; `rough`: what that alone cost, nats a position, before `healed`, which heals it and
-    says what is left; `look` measures the rest. Both take long, and are done once they are asked for."""
+    says what is left; `look` measures the rest. Both take long, and are done once they are asked for. `method` of cutting, and `how`
+    in words."""
 
     cut: float
     rough: float
     look: Callable[[], Rest]
     healed: Callable[[], float] | None = None
+    method: str = ""
+    how: str = ""
 
     @property
     def promise(self) -> float:

@@ -34,10 +34,10 @@ def reshape(
     emit: Emit,
 ) -> Cut:  # fmt: skip
     """Leave a share `sparsity` of the model's parameters out, in whole blocks as far as the method says."""
-    order = _order(subject.model, batches, ignore, sparsity)
+    order = fitting(subject.model, missed(subject.model, batches, ignore, sparsity), sparsity)
 
     def cut(count: int, batches: Sequence[Batch]) -> Cut:
-        return _cut(subject, module, own, order[:count], sparsity, ignore, batches, emit)
+        return without(subject, module, own, order[:count], sparsity, ignore, batches, emit)
 
     tried = module.depths(len(order), own)
     return cut(_chosen(subject.model, module, own, tried, cut, batches, emit), batches)
@@ -80,22 +80,29 @@ def apart(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     return found
 
 
-def _order(model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str], sparsity: float) -> list[str]:
-    """The blocks that may go, the first to go first: as many as the share of the parameters holds, none where they are no stack."""
+def missed(model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str], sparsity: float) -> list[str]:
+    """Blocks that may be among a share `sparsity` of the parameters, the first to go first; none where they are no stack."""
     stack, depth = blocks(model), depth_of(model.config)
     if depth is None or depth[1] != len(stack):
         return []
-    sizes = {block.name: _size(block.module) for block in stack}
-    budget, order = sparsity * _size(model), list[str]()
-    spared = [name for name in sizes if matches(name, ignore)]
-    most = min(len(sizes) - len(spared) - 1, int(budget / min(sizes.values())))
-    for name, _ in islice(least_missed(model, batches, spared), max(0, most)):
-        if sum(sizes[each] for each in (*order, name)) <= budget + NEGLIGIBLE * _size(model):
-            order.append(name)
-    return order
+    spared = [block.name for block in stack if matches(block.name, ignore)]
+    least = min(_size(block.module) for block in stack)
+    most = min(len(stack) - len(spared) - 1, int((sparsity + NEGLIGIBLE) * _size(model) / least))
+    return [name for name, _ in islice(least_missed(model, batches, spared), max(0, most))]
 
 
-def _cut(
+def fitting(model: PreTrainedModel, order: Sequence[str], sparsity: float) -> list[str]:
+    """The blocks of `order` that are gone within a share `sparsity` of the parameters."""
+    sizes = {block.name: _size(block.module) for block in blocks(model)}
+    budget = (sparsity + NEGLIGIBLE) * _size(model)
+    gone: list[str] = []
+    for name in order:
+        if sum(sizes[each] for each in (*gone, name)) <= budget:
+            gone.append(name)
+    return gone
+
+
+def without(
     subject: Subject, module: ModuleType, own: Section, gone: Sequence[str], sparsity: float, ignore: Sequence[str],
     batches: Sequence[Batch], emit: Emit,
 ) -> Cut:  # fmt: skip

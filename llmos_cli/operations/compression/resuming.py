@@ -1,11 +1,11 @@
-"""`--resume` of prune and quantize: an interrupted run goes on, as it was begun, at the block where it stopped."""
+"""`--resume` of prune, quantize and compress: an interrupted run goes on, as it was begun, where it stopped."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos_cli.core import atomic
 from llmos_cli.core import config as configs
@@ -14,7 +14,6 @@ from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
 from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
-from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.subject import Calibration, Subject, calibration
 from llmos_cli.operations.config import methods
 from llmos_cli.options.verbs import ROOTS, Compressing
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
-CalledOut = Callable[["Workspace", "Run", "Checkpoint", Resolved], CompressResult]
+Result = TypeVar("Result")
+CarryOut = Callable[["Workspace", "Run", "Checkpoint", Resolved], Result]
 SEEN = "calibration.json"
 
 
-def resume(ws: Workspace, verb: str, name: str | None, carry_out: CalledOut, *, emit: Emit) -> CompressResult:
+def resume(ws: Workspace, verb: str, name: str | None, carry_out: CarryOut[Result], *, emit: Emit) -> Result:
     """Go on with the run `name`, or the current branch's last one of `verb` that did not end well."""
     record = ws.runs.find(name) if name else _last_interrupted(ws, verb)
     if record.operation != verb:

@@ -1,22 +1,26 @@
-"""Where `compress` makes what it compares: stocks cut out of the parent, and the models built of them, each in a folder of its own.
+"""Where `compress` makes what it compares: stocks cut out of the parent, and the models built of them, each a page of a notebook on
+disk, so that a search that was cut off finds them again.
 
-Only one model is in memory at a time; of the others there are files.
+Only one model is in memory at a time beside the parent; of the others there are files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmos_cli import device
-from llmos_cli.errors import LlmosError
-from llmos_cli.events import Emit, Note, ignore
-from llmos_cli.methods.prune import width
+from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.events import Note, ignore
+from llmos_cli.methods.prune import shape
 from llmos_cli.methods.quantize import gptq, rtn
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
@@ -30,9 +34,12 @@ from llmos_cli.operations.compression.embeddings import bytes_gained, round_embe
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, Stock
 from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
-from llmos_cli.operations.compression.narrow import narrow
-from llmos_cli.operations.compression.sensitivity import mean_kl, scored, sensitivities
-from llmos_cli.operations.compression.subject import BATCH, Calibration, Subject, calibration, subject
+from llmos_cli.operations.compression.notebook import Notebook, Page
+from llmos_cli.operations.compression.reshape import fitting, missed
+from llmos_cli.operations.compression.resuming import calibrated
+from llmos_cli.operations.compression.sensitivity import Part, mean_kl, scored, sensitivities
+from llmos_cli.operations.compression.shapes import Shape, best_shape, cut
+from llmos_cli.operations.compression.subject import BATCH, Calibration, Subject, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.heal import Healing
 from llmos_cli.operations.proof import proof_split
@@ -42,49 +49,41 @@ from llmos_cli.tasks.base import Batch
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
+    from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Checkpoint, Workspace
 
-NEEDS = gptq.NEEDS | width.NEEDS
+NEEDS = gptq.NEEDS | shape.NEEDS
+SEARCH = "search"
+"""The folder of the notebook, in a run's own state."""
+LOGITS = "logits.safetensors"
 
 
 @dataclass(frozen=True)
 class Made:
     """A built model on disk. `logits`: what it answered in memory to the first samples that it will be proven on; `bits` of a
-    weight with scales; `subject` names its matrices."""
+    weight with scales; `source`: the dense model that its matrices were taken from."""
 
     folder: Path
     logits: Tensor
     bits: float
-    subject: Subject
+    source: Path
 
 
 class Workshop:
-    """`new_folder` makes folders that last as long as the search."""
+    """`run` keeps what was made."""
 
-    def __init__(
-        self, ws: Workspace, parent: Checkpoint, resolved: Resolved, *, new_folder: Callable[[], Path], emit: Emit
-    ) -> None:
+    def __init__(self, ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -> None:
         self.config: CompressConfig = resolved.config
         self.options = self.config.compress
-        self.new_folder, self.emit = new_folder, emit
+        self.stage, self.emit = ws.stage, run.emit
+        self.notes = Notebook(run.state / SEARCH, ws.stage)
         self.cuts = sorted(self.options.cuts)
-        whole(self.options, parent.path, HEALING if self.options.heal else CUTTING, "compress", emit=emit)
-        self.subject: Subject = subject(ws, parent, resolved, self.options.ignore, emit=emit)
-        self.samples: Calibration = calibration(
-            self.subject,
-            self.options.calibration_samples,
-            NEEDS,
-            seed=self.config.seed,
-            source=self.options.calibration,
-            cache=ws.cache,
-        )
+        whole(self.options, parent.path, HEALING if self.options.heal else CUTTING, "compress", emit=run.emit)
+        self.subject: Subject = subject(ws, parent, resolved, self.options.ignore, emit=run.emit)
+        self.samples: Calibration = calibrated(ws, run, self.subject, resolved, NEEDS)
         self.probes = self._probes()
         self.dense = [scored(self.subject.model, self.subject.exam.task, batch) for batch in self.probes]
         self.sources: dict[float, Path] = {}
-
-    @property
-    def healing(self) -> Healing:
-        return Healing(self.options.heal, self.config.heal, self.config.seed)
 
     @property
     def parent(self) -> Path:
@@ -93,41 +92,38 @@ class Workshop:
     def stocks(self) -> Iterator[Stock]:
         """The parent, then the parent with more and more of it cut out; where its structure cannot be cut, a note says why."""
         yield self._stock(0.0, self.parent, 0.0)
+        least = 0
         for share in self.cuts:
             try:
-                yield self._cut(share)
+                found = self._cut(share, least)
             except LlmosError as problem:
                 self.emit(Note(f"nothing is cut out: {problem.message}"))
                 return
+            least = found.gone
+            healed = partial(self._healed, share) if self.options.heal else None
+            stock = self._stock(share, found.folder, found.kl, healed)
+            yield replace(stock, method=found.method, how=", ".join(found.told))
 
     def build(self, candidate: Candidate) -> Built[Made]:
         """Quantize a stock as the candidate says, heal it, write it, and measure it on the probes."""
-        here = self._loaded(self.sources[candidate.stock.cut])
-        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
-        coded = self._coded(here, candidate)
-        if self.options.heal:
-            coded = quantize.heal_quantized(here, coded, self.healing, self.emit)
-        folder = self._write(here, {**coded, **embedded}, self.sources[candidate.stock.cut])
-        kl = mean_kl(here.model, here.exam.task, self.probes, self.dense)
-        size = sum(file.stat().st_size for file in headers.files(folder))
-        made = Made(folder, answers(here), quantize.average_bits(coded), here)
-        return Built(replace(candidate, size=size), kl, made)
+        source = self.sources[candidate.stock.cut]
+        name = f"built-{candidate.stock.cut:g}-{_digest(candidate.bits())}"
+        page = self.notes.once(name, partial(self._built, candidate, self.notes.unfinished(name)))
+        logits = load_file(page.folder / LOGITS)["logits"]
+        made = Made(page.model, logits, page.facts["bits"], source)
+        return Built(replace(candidate, size=page.facts["size"]), page.facts["kl"], made)
 
     def latency(self, stock: Stock, bits: int) -> float:
         """How long one answer takes of what the parent takes, as a deployment would give it: one more token of a language model, a
         whole sample of a classifier. Weights are rounded to the nearest code, and the stock need not have healed: neither matters here."""
-        here = self._loaded(self.sources[stock.cut])
-        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
-        coded: dict[str, Coded] = {}
-        form = quantize.Form(bits, self.options.group_size)
-        sweep(here, [], quantize.coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
-        folder = self._write(here, {**coded, **embedded}, self.sources[stock.cut])
-        prepared, task = here.exam.prepared, here.exam.task
-        split = prepared.splits[proof_split(prepared)]
-        speed = beside(task, self.parent, folder, split, batch_size=BATCH, waited_for=True, emit=ignore)
-        told = f"{stock.cut:.0%} cut out, {bits} bits: {1 / speed.gain:.2f} of the parent's latency"
-        self.emit(Note(told))
-        return 1 / speed.gain
+        page = self.notes.once(f"timed-{stock.cut:g}-{bits}", partial(self._timed, stock, bits))
+        share = float(page.facts["share"])
+        self.emit(Note(f"{stock.cut:.0%} cut out, {bits} bits: {share:.2f} of the parent's latency"))
+        return share
+
+    def loaded(self, source: Path) -> Subject:
+        model = load(source, device=device.pick())
+        return replace(self.subject, model=model, matrices=matrices(model, self.options.ignore))
 
     def _probes(self) -> list[Batch]:
         """Samples that neither calibration nor the proof sees: of validation, or else training samples that were not drawn."""
@@ -139,43 +135,81 @@ class Workshop:
             for start in range(0, len(rows), BATCH)
         ]
 
-    def _loaded(self, source: Path) -> Subject:
-        model = load(source, device=device.pick())
-        return replace(self.subject, model=model, matrices=matrices(model, self.options.ignore))
+    def _healing(self, state: Path) -> Healing:
+        return Healing(self.options.heal, self.config.heal, self.config.seed, state)
 
-    def _cut(self, share: float) -> Stock:
-        here = self._loaded(self.parent)
-        cut = narrow(
-            here,
-            width,
-            width.Options(),
-            sparsity=share,
-            ignore=self.options.ignore,
-            batches=self.samples.batches,
-            emit=self.emit,
-        )
-        round_to_stored(cut.model, self.parent)
-        folder = self.new_folder()
-        write_resized(cut.model, self.parent, folder)
-        rough = mean_kl(cut.model, here.exam.task, self.probes, self.dense)
-        return self._stock(share, folder, rough, partial(self._healed, share) if self.options.heal else None)
+    @cached_property
+    def _missed(self) -> list[str]:
+        """The blocks that may go, the first to go first; none where they cannot be left out."""
+
+        def measure(_: Page) -> dict[str, Any]:
+            model, most = self.subject.model, max(self.cuts)
+            try:
+                return {"names": missed(model, self.samples.batches, self.options.ignore, most)}
+            except UsageError:
+                return {"names": []}
+
+        found: list[str] = self.notes.once("missed", measure).facts["names"]
+        return found
+
+    def _cut(self, share: float, least: int) -> Shape:
+        """`least`: blocks gone from the stock before. One that has more cut out does not keep more of them."""
+        gone = fitting(self.subject.model, self._missed, share)
+
+        def look(count: int) -> Shape:
+            page = self.notes.once(f"cut-{share:g}-{count}", partial(self._shaped, share, gone[:count]))
+            found = Shape(count, folder=page.model, **page.facts)
+            told = found.refused or f"{', '.join(found.told)}: KL {found.kl:.3g}"
+            self.emit(Note(f"{share:.0%} cut out: {told}"))
+            return found
+
+        return best_shape(min(least, len(gone)), len(gone), look)
+
+    def _shaped(self, share: float, gone: Sequence[str], page: Page) -> dict[str, Any]:
+        fresh = partial(self.loaded, self.parent)
+        try:
+            found = cut(
+                self.subject,
+                fresh,
+                gone,
+                sparsity=share,
+                ignore=self.options.ignore,
+                batches=self.samples.batches,
+                emit=self.emit,
+            )
+        except UsageError as problem:
+            return {"refused": problem.message}
+        round_to_stored(found.model, self.parent)
+        write_resized(found.model, self.parent, page.model)
+        kl = mean_kl(found.model, self.subject.exam.task, self.probes, self.dense)
+        return {"kl": kl, "told": list(found.told)}
 
     def _healed(self, share: float) -> float:
         """Heal what was cut, and the KL that is left."""
-        smaller = self._loaded(self.sources[share])
-        heal_smaller(smaller, self.healing, self.emit)
-        round_to_stored(smaller.model, self.parent)
-        self.sources[share] = self.new_folder()
-        write_resized(smaller.model, self.parent, self.sources[share])
-        return mean_kl(smaller.model, smaller.exam.task, self.probes, self.dense)
+
+        def make(page: Page) -> dict[str, Any]:
+            smaller = self.loaded(self.sources[share])
+            heal_smaller(smaller, self._healing(self.notes.unfinished(name)), self.emit)
+            round_to_stored(smaller.model, self.parent)
+            write_resized(smaller.model, self.parent, page.model)
+            return {"kl": mean_kl(smaller.model, smaller.exam.task, self.probes, self.dense)}
+
+        name = f"healed-{share:g}"
+        page = self.notes.once(name, make)
+        self.sources[share] = page.model
+        return float(page.facts["kl"])
 
     def _stock(self, cut: float, source: Path, kl: float, healed: Callable[[], float] | None = None) -> Stock:
         self.sources[cut] = source
         return Stock(cut, kl, partial(self._rest, cut), healed)
 
     def _rest(self, cut: float) -> Rest:
-        source = self.sources[cut]
-        here = self._loaded(source)
+        facts = self.notes.once(f"measured-{cut:g}", partial(self._measured, self.sources[cut])).facts
+        parts = [Part(tuple(names), _by_bits(sizes), _by_bits(kls)) for names, sizes, kls in facts["parts"]]
+        return Rest(parts, facts["weights"], facts["fixed"])
+
+    def _measured(self, source: Path, _: Page) -> dict[str, Any]:
+        here = self.loaded(source)
         fitting = {name: matrix for name, matrix in here.matrices.items() if not why_not(here.model, matrix.layer)}
         parts = sensitivities(
             here.model,
@@ -191,11 +225,39 @@ class Workshop:
         coded = [name for part in parts for name in part.names]
         whole = sum(file.stat().st_size for file in headers.files(source))
         gained = bytes_gained(here.model, entries, self.options.group_size) if self.options.embeddings else 0
-        return Rest(
-            parts,
-            weights=sum(here.matrices[name].shape.numel() for name in coded),
-            fixed=whole - gained - sum(entries[name].bytes for name in coded if name in entries),
-        )
+        return {
+            "parts": [[list(part.names), dict(part.bits_bytes), dict(part.bits_kl)] for part in parts],
+            "weights": sum(here.matrices[name].shape.numel() for name in coded),
+            "fixed": whole - gained - sum(entries[name].bytes for name in coded if name in entries),
+        }
+
+    def _built(self, candidate: Candidate, state: Path, page: Page) -> dict[str, Any]:
+        source = self.sources[candidate.stock.cut]
+        here = self.loaded(source)
+        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
+        coded = self._coded(here, candidate)
+        if self.options.heal:
+            coded = quantize.heal_quantized(here, coded, self._healing(state), self.emit)
+        self._write(here, {**coded, **embedded}, source, page.model)
+        save_file({"logits": answers(here).contiguous()}, page.folder / LOGITS)
+        return {
+            "kl": mean_kl(here.model, here.exam.task, self.probes, self.dense),
+            "size": sum(file.stat().st_size for file in headers.files(page.model)),
+            "bits": quantize.average_bits(coded),
+        }
+
+    def _timed(self, stock: Stock, bits: int, page: Page) -> dict[str, Any]:
+        here = self.loaded(self.sources[stock.cut])
+        embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
+        coded: dict[str, Coded] = {}
+        form = quantize.Form(bits, self.options.group_size)
+        sweep(here, [], quantize.coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
+        with self.stage() as folder:
+            self._write(here, {**coded, **embedded}, self.sources[stock.cut], folder)
+            prepared, task = here.exam.prepared, here.exam.task
+            split = prepared.splits[proof_split(prepared)]
+            speed = beside(task, self.parent, folder, split, batch_size=BATCH, waited_for=True, emit=ignore)
+        return {"share": 1 / speed.gain}
 
     def _coded(self, here: Subject, candidate: Candidate) -> dict[str, Coded]:
         layers = {here.matrices[name].layer_name: bits for name, bits in candidate.bits().items()}
@@ -205,9 +267,17 @@ class Workshop:
         sweep(here, self.samples.batches, compress, gptq.NEEDS, stage="quantize", emit=self.emit)
         return coded
 
-    def _write(self, here: Subject, coded: dict[str, Coded], source: Path) -> Path:
-        dense, folder = self.new_folder(), self.new_folder()
-        round_to_stored(here.model, source, but=coded)
-        rewrite(here.model, source, dense)
-        write_quantized(folder, dense, {name: entry.quantized() for name, entry in coded.items()})
-        return folder
+    def _write(self, here: Subject, coded: Mapping[str, Coded], source: Path, folder: Path) -> None:
+        with self.stage() as dense:
+            round_to_stored(here.model, source, but=coded)
+            rewrite(here.model, source, dense)
+            write_quantized(folder, dense, {name: entry.quantized() for name, entry in coded.items()})
+
+
+def _by_bits(found: Mapping[str, Any]) -> dict[int, Any]:
+    """JSON has no whole numbers for keys."""
+    return {int(bits): value for bits, value in found.items()}
+
+
+def _digest(bits: Mapping[str, int]) -> str:
+    return hashlib.sha256(json.dumps(dict(bits), sort_keys=True).encode()).hexdigest()[:16]
