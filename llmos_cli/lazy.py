@@ -40,6 +40,7 @@ PANELS = {
         "rm",
         "path",
     ),
+    "Remotes": ("remote", "push", "fetch", "pull", "clone"),
     "Processes": ("ps", "logs", "stop"),
     "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
 }

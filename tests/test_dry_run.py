@@ -12,6 +12,7 @@ import pytest
 
 from llmos_cli import catalog
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.lazy import commands_below
 from tests.conftest import Llmos
 from tests.operations.conftest import committed
 
@@ -43,15 +44,20 @@ SHORT_TRAINING = ("-s", "train.max_steps=1", "-q")
 CASES: dict[str, list[tuple[str, ...]]] = {
     "branch": [("branch", "new"), ("branch", "-m", "other", "renamed"), ("branch", "-d", "other"), ("branch", "-f", "other", "base")],
     "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
+    "clone": [("clone", "../far", "../copy")],
     "compress": [("compress", "-q", "--target-ratio", "0.5")],
     "deploy": [("deploy", "--port", "0", "--name", "dry")],
     "export": [("export", "-o", "../out/model"), ("export", "-o", "../dense", "--dtype", "float32"), ("export", "-o", "../m.gguf", "--format", "gguf")],
+    "fetch": [("fetch",)],
     "gc": [("gc", "--expire", "now")],
     "import": [("import", "{base}")],
     "init": [("init", "../new"), ("init", "../in/there", "-t", "image-classification")],
     "prune": [("prune", "-q")],
+    "pull": [("pull",)],
+    "push": [("push", "--remote", "empty"), ("push", "--all", "--remote", "empty")],
     "quantize": [("quantize", "-q")],
     "redo": [("redo",)],
+    "remote": [("remote", "add", "another", "../there"), ("remote", "rm", "empty")],
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
@@ -59,12 +65,29 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "undo": [("undo",)],
 }  # fmt: skip
 
-SAME_WORDS = ("branch", "checkout", "export", "gc", "init", "redo", "rm", "tag", "undo")
+SAME_WORDS = (
+    *("branch", "checkout", "clone", "export", "fetch", "gc", "init"),
+    *("pull", "push", "redo", "remote", "rm", "tag", "undo"),
+)
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
 
+TENSES = {
+    "would remove": "removed",
+    "would free": "freed",
+    "would send": "sent",
+    "would get": "got",
+    "would move": "moved",
+    "would make": "made",
+}
+
+
 def options(command: str, llmos: Llmos) -> set[str]:
-    return set(re.findall(r"--[a-z-]+", llmos(command, "--help").out))
+    """Of a command, or of all commands of a group."""
+    told = "".join(
+        llmos(command, *words, "--help").out for words in ((), *((name,) for name in commands_below(command)))
+    )
+    return set(re.findall(r"--[a-z-]+", told))
 
 
 def test_every_command_has_it_or_a_reason(llmos):
@@ -88,10 +111,31 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     committed(ws, "causal-lm", change=lambda model: _shake(model, 2))
     ws.oplog.undo()
     train.write_text(train.read_text() + "# edited\n")
+    _share(ws, train)
     left = ws.runs.list()[0].path / "state"
     left.mkdir()
     (left / "training.pt").write_bytes(b"never resumed")
     return ws.root
+
+
+def _share(ws: Workspace, train: Path) -> None:
+    """A remote with a checkpoint that is not here, and one that nothing was pushed to."""
+    from llmos_cli.operations.clone import clone
+    from llmos_cli.operations.push import push
+
+    with open(ws.root / "llmos.yaml", "a") as file:
+        file.write("remotes:\n  origin: {url: ../far}\n  empty: {url: ../none}\n")
+    push(ws)
+    clone(str(ws.root.parent / "far"), ws.root.parent / "clone")
+    other = Workspace.find(ws.root.parent / "clone")
+    committed(
+        other,
+        "causal-lm",
+        files=[train],
+        change=lambda model: _shake(model, 3),
+        parents=(str(other.head().checkpoint),),
+    )
+    push(other)
 
 
 def _shake(model, factor: float) -> None:
@@ -119,6 +163,7 @@ def cases() -> list[tuple[str, tuple[str, ...]]]:
 def test_nothing_moves_and_the_words_are_the_acts(name, words, full, llmos, tmp_path, monkeypatch):
     root = tmp_path / "place" / "w"
     shutil.copytree(full, root, symlinks=True)
+    shutil.copytree(full.parent / "far", root.parent / "far")
     monkeypatch.chdir(root)
     ws = Workspace.find(root)
     named = set(ws.refs.pointing())
@@ -139,8 +184,7 @@ def test_nothing_moves_and_the_words_are_the_acts(name, words, full, llmos, tmp_
         act = llmos(*words)
         assert act.code == 0, act.err
         assert state(root) != before
-        tense = {"would remove": "removed", "would free": "freed"}
-        assert re.sub("|".join(tense), lambda found: tense[found[0]], "\n".join(told) + "\n") == act.out
+        assert re.sub("|".join(TENSES), lambda found: TENSES[found[0]], "\n".join(told) + "\n") == act.out
 
 
 @pytest.mark.parametrize("words", [("--resume",), ("--run", "x"), ("--jobs", "2", "-c", "a.yaml")])

@@ -37,6 +37,32 @@ def edited(text: str, changes: Mapping[str, Any], *, file: str = "config") -> st
     return text
 
 
+def without(text: str, key: str, *, file: str = "config") -> str:
+    """`text` with a dotted key and all below it gone; a section that it leaves empty goes too."""
+    wanted, path = yaml12.parse(text, file), key.split(".")
+    while len(path) > 1 and len(_at(wanted, path[:-1]).mapping) == 1:
+        path.pop()
+    node = _at(yaml12.parse(text, file), path)
+    del _at(wanted, path[:-1]).mapping[path[-1]]
+    text = _cut(text, node)
+    if yaml12.parse(text, file).plain() != wanted.plain():
+        raise ConfigError(f"{file} is written in a way that cannot be edited in place", hint=f"remove {key} by hand")
+    return text
+
+
+def _at(tree: Node, path: list[str]) -> Node:
+    for name in path:
+        tree = tree.mapping[name]
+    return tree
+
+
+def _cut(text: str, node: Node) -> str:
+    """The lines from its name to its end."""
+    begin = text.rfind("\n", 0, node.key.index if node.key else node.start.index) + 1
+    end = text.find("\n", _last(node))
+    return text[:begin] + ("" if end < 0 else text[end + 1 :])
+
+
 def _set(text: str, path: list[str], value: Any, file: str) -> str:
     tree = yaml12.parse(text, file)
     node = tree

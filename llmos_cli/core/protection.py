@@ -1,4 +1,4 @@
-"""What protects a checkpoint from being removed: HEAD, branches, tags, living runs, and the operation log's window.
+"""What protects a checkpoint from being removed: HEAD, branches, tags, those of remotes, living runs, and the operation log's window.
 
 A ref of a run (`refs/runs/`) protects nothing: it only makes the checkpoint findable.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.records import RunRecord
-from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.core.refs import HEADS, REMOTES, TAGS
 from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def in_use(record: RunRecord) -> set[str]:
 def protected(ws: Workspace, since: float) -> set[str]:
     """All checkpoints that must stay, ancestors included: a branch is worth its whole line. `since`: where the operation
     log's window begins, in seconds since the epoch."""
-    named = set(ws.refs.pointing())
+    named = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values()}
     head = ws.head().checkpoint
     used = {checkpoint for record in ws.runs.alive() for checkpoint in in_use(record)}
     return with_ancestors(ws, named | used | ws.oplog.protected(since) | ({head} if head else set()))

@@ -4,6 +4,7 @@
     .llmos/refs/heads/NAME   branches: move when a run commits
     .llmos/refs/tags/NAME    tags: stay
     .llmos/refs/runs/RUN     what a run committed: makes it findable, protects nothing
+    .llmos/refs/remotes/R/heads/NAME, .../R/tags/NAME      where those of the remote R were when it was last heard of
 
 This file reads and writes single refs. Whatever moves or removes one does so through the operation log (`oplog.py`),
 which compares before it swaps, under a lock, and can be undone.
@@ -24,6 +25,7 @@ HEAD = "HEAD"
 HEADS = "refs/heads/"
 TAGS = "refs/tags/"
 RUNS = "refs/runs/"
+REMOTES = "refs/remotes/"
 SYMBOLIC = "ref: "
 ID = re.compile(r"[0-9a-f]{64}")
 _BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
@@ -85,11 +87,15 @@ class Refs:
         yield from _files(self._root + prefix, "")
 
     def pointing(self) -> dict[str, list[str]]:
-        """Id -> short names of the branches and tags that name it."""
+        """Id -> short names of the branches and tags that name it, those of remotes (`origin/main`) too."""
         found: dict[str, list[str]] = {}
         for prefix in (HEADS, TAGS):
             for name, value in self.under(prefix).items():
                 found.setdefault(value, []).append(name)
+        for name, value in self.under(REMOTES).items():
+            remote, _, branch = name.partition("/heads/")
+            if branch:
+                found.setdefault(value, []).append(f"{remote}/{branch}")
         return found
 
 

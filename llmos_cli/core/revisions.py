@@ -2,6 +2,7 @@
 
 HEAD, @                 the current checkpoint
 main, base              a branch or a tag (also heads/main, tags/base)
+origin/main             a branch or a tag of a remote, where it was when it was last fetched or pushed
 3f2a                    an id, or the beginning of one, of at least 4 digits
 20261122-104501-train-3f2a   a run: the checkpoint it made
 REV~3  REV^  REV^2      the third ancestor by first parents, the first parent, the second parent
@@ -14,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llmos_cli.core.refs import HEAD, HEADS, ID, RUNS, TAGS, Refs
+from llmos_cli.core.refs import HEAD, HEADS, ID, REMOTES, RUNS, TAGS, Refs
 from llmos_cli.errors import AmbiguousRevision, NotFound
 
 _GRAMMAR = re.compile(r"(?P<base>[^~^]*)(?P<steps>(?:~\d*|\^\d*)*)", re.DOTALL)
@@ -69,7 +70,14 @@ def _named(name: str, refs: Refs) -> str | None:
         raise AmbiguousRevision(
             f"{name} is both a branch ({branch[:12]}) and a tag ({tag[:12]})", hint=f"say heads/{name} or tags/{name}"
         )
-    return branch or tag
+    return branch or tag or _of_remote(name, refs)
+
+
+def _of_remote(name: str, refs: Refs) -> str | None:
+    remote, _, rest = name.partition("/")
+    if not rest:
+        return None
+    return refs.read(f"{REMOTES}{remote}/heads/{rest}") or refs.read(f"{REMOTES}{remote}/tags/{rest}")
 
 
 def _abbreviated(name: str, checkpoints: Path) -> str | None:

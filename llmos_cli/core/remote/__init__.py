@@ -1,0 +1,1 @@
+"""Remotes: another place that holds checkpoints, runs and refs, and what goes there and comes back."""

@@ -1,0 +1,165 @@
+"""What comes from a remote is believed only after it was looked at: names that lead elsewhere, sizes that cannot be, manifests
+that are not what their id says. All of this is refused before a byte is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.core import manifest
+from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
+from llmos_cli.errors import Corrupt, LlmosError, UsageError
+
+MANIFEST_LIMIT = 64 << 20
+"""Bytes: a model of 100,000 files has a manifest of 15 MB."""
+REF_LIMIT = 4096
+_LARGEST = 1 << 50
+_FILES = 1_000_000
+_RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, LlmosError)
+_HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
+
+
+def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
+    """A manifest whose hash is its id (`checkpoint`, where that is known) and whose names stay inside its folder."""
+    what = f"the manifest of {checkpoint[:12]}" if checkpoint else "a manifest"
+    try:
+        found = manifest.parse(text)
+        right = manifest.identify(found.tree, found.made) == found.id == (checkpoint or found.id)
+    except _UNREADABLE as error:
+        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    if not right:
+        raise Corrupt(f"{what} on the remote was altered: its hash is not its id", hint=_HINT)
+    if not all(ID.fullmatch(parent) for parent in found.made.parents):
+        raise Corrupt(f"{what} on the remote names a parent that is no id", hint=_HINT)
+    check_tree(found.tree, what)
+    return found
+
+
+def check_tree(tree: Mapping[str, FileEntry], what: str) -> None:
+    """Every name is a plain relative path of its own, on whatever file system; every size can be."""
+    if len(tree) > _FILES:
+        raise Corrupt(f"{what} lists {len(tree):,} files", hint=_HINT)
+    taken: dict[str, str] = {}
+    for name, entry in tree.items():
+        _check_path(name, what)
+        if not ID.fullmatch(entry.sha256) or not 0 <= entry.size <= _LARGEST:
+            raise Corrupt(f"{what} gives {name!r} an impossible hash or size ({entry.size:,} bytes)", hint=_HINT)
+        folded = _folded(name)
+        if folded in taken:
+            raise Corrupt(f"{what} has {taken[folded]!r} and {name!r}, which some disks take for one", hint=_HINT)
+        taken[folded] = name
+    for folded, name in taken.items():
+        parts = folded.split("/")
+        if any("/".join(parts[:length]) in taken for length in range(1, len(parts))):
+            raise Corrupt(f"{what} has {name!r} inside of what is a file too", hint=_HINT)
+
+
+def _check_path(name: str, what: str) -> None:
+    parts = name.split("/")
+    bad = (
+        not all(parts)
+        or "." in parts
+        or ".." in parts
+        or "\\" in name
+        or not name.isprintable()
+        or any(len(part.encode(errors="replace")) > 255 for part in parts)
+        or len(parts) > 32
+        or _folded(name) == manifest.NAME
+    )
+    if bad:
+        raise Corrupt(f"{what} lists a file {name[:80]!r}, which no checkpoint can have", hint=_HINT)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def read_ref(text: bytes) -> tuple[str, str | None]:
+    """A ref's name and what it names; None: it was deleted."""
+    try:
+        value = json.loads(text)
+        ref, checkpoint = value["ref"], value["value"]
+        kind = HEADS if ref.startswith(HEADS) else TAGS
+        check_name("ref", ref.removeprefix(kind))
+    except _UNREADABLE as error:
+        raise Corrupt(f"a ref on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    if not ref.startswith(kind) or not (
+        checkpoint is None or (isinstance(checkpoint, str) and ID.fullmatch(checkpoint))
+    ):
+        raise Corrupt(f"the ref {ref!r} on the remote names {str(checkpoint)[:80]!r}", hint=_HINT)
+    return ref, checkpoint
+
+
+def read_run(text: bytes) -> tuple[str, str, dict[str, FileEntry]]:
+    """A run's id, the checkpoint that it committed (or "") and its files."""
+    try:
+        value = json.loads(text)
+        run, checkpoint = str(value["run"]), str(value["checkpoint"])
+        tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in value["tree"].items()}
+    except _UNREADABLE as error:
+        raise Corrupt(f"a run on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    if not _RUN.fullmatch(run) or (checkpoint and not ID.fullmatch(checkpoint)):
+        raise Corrupt(f"a run on the remote is called {run[:80]!r}", hint=_HINT)
+    check_tree(tree, f"run {run}")
+    if any(name.split("/")[0].casefold() == "state" for name in tree):
+        raise Corrupt(f"run {run} on the remote brings a state to be resumed from", hint=_HINT)
+    return run, checkpoint, tree
+
+
+_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "started": {"run": str, "operation": str, "pid": int, "pid_started": (int, float), "host": str, "base": str},
+    "saved": {"checkpoint": str},
+    "metric": {"name": str, "value": (int, float, type(None))},
+    "progress": {"stage": str, "step": int},
+    "ended": {"status": str},
+}
+_TEXTS = ("name", "base", "base_checkpoint", "message", "split", "checkpoint", "operation", "host")
+_LISTS = ("argv", "parents")
+
+
+def check_events(path: Path, run: str) -> None:
+    """The events of a run that is over, of which the index can make rows: else every later command would stumble over it."""
+    ended = False
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            event = json.loads(line)
+            sound = _sound(event)
+        except _UNREADABLE:
+            sound = False
+        if not sound:
+            raise Corrupt(f"line {number} of the events of run {run} on the remote makes no sense", hint=_HINT)
+        ended = event["event"] == "ended" or (ended and event["event"] != "started")
+    if not ended:
+        raise Corrupt(f"run {run} on the remote never ended", hint=_HINT)
+
+
+def _sound(event: Any) -> bool:
+    wanted = _FIELDS.get(event["event"], {})
+    lists = [event.get(name, []) for name in _LISTS]
+    return (
+        _is(event["at"], (int, float))
+        and all(_is(event[name], kind) for name, kind in wanted.items())
+        and all(isinstance(event.get(name, ""), str) for name in _TEXTS)
+        and all(isinstance(each, list) and all(isinstance(item, str) for item in each) for each in lists)
+        and all(_is(event.get(name, 0), int) for name in ("stored", "size", "exit_code"))
+        and event.get("status") != "running"
+    )
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return (
+        isinstance(value, kind) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) >= 2**63)
+    )
+
+
+def _told(error: BaseException) -> str:
+    return (error.message if isinstance(error, LlmosError | UsageError) else f"{type(error).__name__} {error}")[:120]

@@ -1,0 +1,78 @@
+"""What stands where in a remote.
+
+    llmos.json               {"llmos": "remote", "format": 1}
+    objects/aa/bb...         a file's bytes under their SHA-256
+    checkpoints/<id>.json    a manifest all of whose objects are there
+    lineage/<id>.json        a manifest alone: its weights were removed before it was sent
+    runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
+    refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
+    uploads/                 uploads that were cut off
+
+A ref is a row of small files, each created exclusively: the last one counts. So two who move it at once are told apart by
+the one thing that every decent store can do, a reader never sees half of a move, and nobody holds a lock that outlives him.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from llmos_cli.errors import Corrupt, LlmosError
+
+FORMAT = 1
+FORMAT_FILE = "llmos.json"
+OBJECTS = "objects"
+CHECKPOINTS = "checkpoints"
+LINEAGE = "lineage"
+RUNS = "runs"
+REFS = "refs"
+UPLOADS = "uploads"
+"""What a store may have left of uploads that were cut off: no part of the remote."""
+_PLAIN = re.compile(r"[a-z0-9._-]")
+
+
+def object_name(sha256: str) -> str:
+    return f"{OBJECTS}/{sha256[:2]}/{sha256[2:]}"
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    return f"{CHECKPOINTS}/{checkpoint}.json"
+
+
+def lineage_name(checkpoint: str) -> str:
+    return f"{LINEAGE}/{checkpoint}.json"
+
+
+def run_name(run: str) -> str:
+    return f"{RUNS}/{run}.json"
+
+
+def ref_name(ref: str, number: int) -> str:
+    return f"{REFS}/{escaped(ref.removeprefix('refs/'))}/{number:08d}"
+
+
+def escaped(ref: str) -> str:
+    """One part of a path, the same on file systems that do not tell `Main` from `main`: `heads%2f%4dain`."""
+    return "".join(
+        char if _PLAIN.fullmatch(char) else "".join(f"%{byte:02x}" for byte in char.encode()) for char in ref
+    )
+
+
+def format_text() -> bytes:
+    return json.dumps({"llmos": "remote", "format": FORMAT}).encode() + b"\n"
+
+
+def check_format(text: bytes, where: str) -> None:
+    try:
+        value = json.loads(text)
+        number = int(value["format"])
+        ours = value["llmos"] == "remote"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours, number = False, 0
+    if not ours:
+        raise Corrupt(f"{FORMAT_FILE} in {where} is not that of a remote", hint="name the folder that was pushed to")
+    if number > FORMAT:
+        raise LlmosError(
+            f"{where} has format {number}, and this llmos knows formats up to {FORMAT}",
+            hint="install a newer llmos: `pip install -U llmos-cli`",
+        )

@@ -1,0 +1,285 @@
+"""Receiving: what a remote has and this workspace lacks, looked at first, then downloaded, and brought in whole.
+
+Everything is read and judged before a byte is written. Objects stream into `.llmos/tmp/fetch/`, hashed as they come; one that
+was cut off goes on where it stopped, and one that arrived is not fetched again. Then all checkpoints appear, parents first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_cli.core import atomic, storing
+from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.objects import best_mode, hash_file
+from llmos_cli.core.refs import ID, RUNS
+from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote.parallel import Meter, in_parallel
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.remote.store import CHUNK
+from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.events import Emit
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+FOLDER = "fetch"
+
+
+@dataclass(frozen=True)
+class ReceivedRun:
+    id: str
+    checkpoint: str
+    tree: Mapping[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Receiving:
+    """What is to come: `whole` with weights, `lineage` manifests alone; parents first. `objects`: SHA-256 -> bytes, those that
+    are nowhere here."""
+
+    whole: tuple[Manifest, ...]
+    lineage: tuple[Manifest, ...]
+    runs: tuple[ReceivedRun, ...]
+    objects: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.objects.values())
+
+    @property
+    def checkpoints(self) -> list[Manifest]:
+        return _parents_first([*self.whole, *self.lineage])
+
+
+def lacking(ws: Workspace, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
+    """What is missing here of these checkpoints, their ancestors, and their runs; refused where it cannot be right."""
+    here = {entry.id for entry in ws.index.entries()}
+    new = _line(remote, set(checkpoints), here)
+    whole = tuple(each for each in new if remote.has_weights(each.id))
+    lineage = tuple(each for each in new if not remote.has_weights(each.id))
+    runs = tuple(_runs(ws, remote, here | {each.id for each in new}))
+    wanted = {entry.sha256: entry.size for each in whole for entry in each.tree.values()}
+    local = _local(ws, wanted)
+    objects = {sha256: size for sha256, size in wanted.items() if sha256 not in local}
+    objects |= {entry.sha256: entry.size for run in runs for entry in run.tree.values()}
+    _check_sizes(remote, objects)
+    return Receiving(whole, lineage, runs, objects)
+
+
+def _line(remote: Remote, wanted: set[str], here: set[str]) -> list[Manifest]:
+    """The manifests of what is missing, parents first. All that the remote lists and we lack are asked for at once: following
+    a line of a thousand parents one by one would take a thousand round trips."""
+    if not wanted - here:
+        return []
+    listed = {name.removesuffix(".json") for name in remote.checkpoints | remote.lineage} - here
+    asked = sorted(each for each in listed if ID.fullmatch(each))
+    found = {each.id: each for each in in_parallel(remote.manifest, asked)}
+    needed: dict[str, Manifest] = {}
+    waiting = sorted(wanted - here)
+    while waiting:
+        each = waiting.pop()
+        if each not in needed and each not in here:
+            needed[each] = found.get(each) or remote.manifest(each)
+            waiting += needed[each].made.parents
+    return _parents_first(list(needed.values()))
+
+
+def _parents_first(manifests: Sequence[Manifest]) -> list[Manifest]:
+    by_id = {each.id: each for each in manifests}
+    ordered: dict[str, Manifest] = {}
+    waiting = list(by_id)
+    while waiting:
+        each = by_id[waiting[-1]]
+        # A line cannot bite its own tail: an id is a hash over the ids of the parents.
+        missing = [parent for parent in each.made.parents if parent in by_id and parent not in ordered]
+        if missing:
+            waiting += missing
+        else:
+            ordered[waiting.pop()] = each
+    return list(ordered.values())
+
+
+def _runs(ws: Workspace, remote: Remote, checkpoints: set[str]) -> Iterator[ReceivedRun]:
+    here = {path.name for path in (ws.root / "runs").iterdir()} if (ws.root / "runs").is_dir() else set()
+    new = sorted(name for name in remote.runs if name.removesuffix(".json") not in here)
+    for run, checkpoint, tree in in_parallel(remote.run, new):
+        if run not in here and (not checkpoint or checkpoint in checkpoints):
+            yield ReceivedRun(run, checkpoint, tree)
+
+
+def _local(ws: Workspace, wanted: Mapping[str, int]) -> dict[str, Path]:
+    """Where the bytes of objects are here already: in the store, or in a checkpoint where the disk shares nothing."""
+    found = {sha256: path for sha256 in wanted if (path := ws.objects.path(sha256)).is_file()}
+    if len(found) < len(wanted) and ws.storage == "copy":
+        dropped = ws.dropped.all()
+        for entry in ws.index.entries():
+            if entry.id not in dropped:
+                tree = ws.manifest(entry.id).tree
+                found |= {e.sha256: ws.checkpoints / entry.id / name for name, e in tree.items() if e.sha256 in wanted}
+    return found
+
+
+def _check_sizes(remote: Remote, objects: Mapping[str, int]) -> None:
+    """Of each object as the remote tells it: what is missing, or cut off, or endless, is known before anything is written."""
+
+    def check(item: tuple[str, int]) -> None:
+        sha256, size = item
+        if (there := remote.store.size(layout.object_name(sha256))) != size:
+            told = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
+            raise Corrupt(
+                f"object {sha256[:12]} {told} on {remote.name}",
+                hint=f"push it again from a workspace that has it, after removing {layout.object_name(sha256)} there",
+            )
+
+    in_parallel(check, list(objects.items()))
+
+
+def receive(ws: Workspace, remote: Remote, receiving: Receiving, emit: Emit) -> None:
+    """Download what is missing. Nothing of it can be seen yet."""
+    folder = ws.dot / "tmp" / FOLDER
+    _check_room(ws, receiving.bytes - _arrived(folder, receiving.objects))
+    meter = Meter("fetch", receiving.bytes, emit)
+    with atomic.refusals(folder):
+        atomic.make_directory(folder)
+        in_parallel(lambda item: _download(remote, folder, *item, meter), list(receiving.objects.items()), meter)
+    meter.end()
+
+
+def _check_room(ws: Workspace, needed: int) -> None:
+    free = shutil.disk_usage(ws.root).free
+    if needed > free:
+        raise LlmosError(
+            f"{needed / 1e9:,.1f} GB are to come, and this disk has {free / 1e9:,.1f} GB left",
+            hint="`llmos gc --dry-run` lists what could go",
+        )
+
+
+def _arrived(folder: Path, objects: Mapping[str, int]) -> int:
+    return sum(
+        path.stat().st_size for sha256 in objects for path in (folder / sha256, _part(folder / sha256)) if path.exists()
+    )
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _download(remote: Remote, folder: Path, sha256: str, size: int, meter: Meter) -> None:
+    path = folder / sha256
+    if path.exists():
+        meter.heard(size)
+        return
+    resumed = _part(path).exists()
+    arrived = _stream(remote, path, sha256, size, meter)
+    if not arrived and resumed:
+        # What a power cut left of it may be other bytes: once more, from the beginning.
+        arrived = _stream(remote, path, sha256, size, meter)
+    if not arrived:
+        raise Corrupt(
+            f"object {sha256[:12]} on {remote.name} is not what its name says",
+            hint=f"remove {layout.object_name(sha256)} there and push it again from a workspace that has it",
+        )
+
+
+def _stream(remote: Remote, path: Path, sha256: str, size: int, meter: Meter) -> bool:
+    """Append to the part that is there; False, and no part, where the whole is not what it should be."""
+    digest, part = hashlib.sha256(), _part(path)
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "r+b") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            meter.heard(len(chunk))
+        at = file.tell()
+        for chunk in remote.store.chunks(layout.object_name(sha256), at) if at < size else ():
+            at += len(chunk)
+            if at > size:
+                break
+            digest.update(chunk)
+            file.write(chunk)
+            meter.heard(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+    if at != size or digest.hexdigest() != sha256:
+        part.unlink()
+        return False
+    part.rename(path)
+    return True
+
+
+@contextlib.contextmanager
+def staged(ws: Workspace, receiving: Receiving) -> Iterator[list[storing.Prepared]]:
+    """All new checkpoints, finished but for their places; the downloads are gone afterwards."""
+    folder = ws.dot / "tmp" / FOLDER
+    for run in receiving.runs:
+        _check_run(folder, run)
+    with ws.stage() as stage:
+        yield [_staged(ws, each, stage / each.id, folder, each in receiving.whole) for each in receiving.checkpoints]
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_run(folder: Path, run: ReceivedRun) -> None:
+    events = run.tree.get("events.jsonl")
+    if events is None:
+        raise Corrupt(f"run {run.id} on the remote has no events.jsonl", hint="ask who can write there")
+    hostile.check_events(folder / events.sha256, run.id)
+
+
+def _staged(ws: Workspace, found: Manifest, target: Path, downloads: Path, weights: bool) -> storing.Prepared:
+    atomic.make_directory(target)
+    stored = 0
+    if weights:
+        local = _local(ws, {entry.sha256: entry.size for entry in found.tree.values()})
+        for name, entry in found.tree.items():
+            here = local.get(entry.sha256)
+            _place(downloads / entry.sha256, target / name) if here is None else _lend(here, target / name, entry)
+        stored = ws.objects.adopt(target, found.tree)
+    found.write(target)
+    return storing.Prepared(target, Checkpoint(found.id, ws.checkpoints / found.id, found), stored)
+
+
+def _lend(source: Path, target: Path, entry: FileEntry) -> None:
+    """Bytes that are here: hashed, so that what a disk damaged does not spread."""
+    if hash_file(source) != entry:
+        raise Corrupt(f"{source.name} here is not what was saved", hint="`llmos fsck` tells what else is affected")
+    _place(source, target)
+
+
+def _place(source: Path, target: Path) -> None:
+    atomic.make_directory(target.parent)
+    if best_mode(source, target) == "copy":
+        shutil.copyfile(source, target)
+
+
+def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Receiving) -> None:
+    """Give all of it its place. The refs must be locked until one of them names it, so that nobody collects it."""
+    bare = {each.id for each in receiving.lineage}
+    for each in prepared:
+        if each.checkpoint.id in bare:
+            if each.checkpoint.path.exists():
+                continue  # another fetch brought it, perhaps with its weights
+            atomic.write_bytes(ws.dot / "dropped" / each.checkpoint.id, b"", scratch=ws.dot / "tmp")
+            atomic.publish(each.staged, each.checkpoint.path)
+        else:
+            storing.publish(ws, each)
+
+
+def publish_runs(ws: Workspace, receiving: Receiving) -> None:
+    """With their folders, and the refs by which checkpoints are found by their runs."""
+    downloads = ws.dot / "tmp" / FOLDER
+    for run in receiving.runs:
+        with ws.stage() as folder:
+            for name, entry in run.tree.items():
+                atomic.make_directory((folder / name).parent)
+                shutil.copyfile(downloads / entry.sha256, folder / name)
+                atomic.sync_file(folder / name)
+            atomic.publish(folder, ws.root / "runs" / run.id)
+        if run.checkpoint:
+            ws.refs.write(RUNS + run.id, run.checkpoint)

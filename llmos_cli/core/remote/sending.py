@@ -1,0 +1,168 @@
+"""Sending: what a remote lacks of a line of checkpoints, and bringing it there in an order that a kill cannot spoil.
+
+Objects go first, then manifests (parents before children), then runs, and the caller moves refs last: whatever the remote
+names, it has. What was sent before a kill is found there by the next push and is not sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.objects import files_below, hash_file
+from llmos_cli.core.protection import with_ancestors
+from llmos_cli.core.records import RunRecord
+from llmos_cli.core.remote import layout
+from llmos_cli.core.remote.parallel import Meter, in_parallel
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.remote.store import CHUNK, Content, whole
+from llmos_cli.errors import Corrupt
+from llmos_cli.events import Emit
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+_LEFT_HERE = frozenset({"deploy"})
+"""Runs of these operations are processes of this machine, and no news of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class SentRun:
+    record: RunRecord
+    checkpoint: str
+    tree: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Sending:
+    """What is to go: `whole` have their weights here, `lineage` only their manifests; parents come first. `objects`: SHA-256 ->
+    where its bytes are and how many."""
+
+    whole: tuple[Manifest, ...]
+    lineage: tuple[Manifest, ...]
+    runs: tuple[SentRun, ...]
+    objects: dict[str, tuple[Path, int]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.objects.values())
+
+    @property
+    def empty(self) -> bool:
+        return not (self.whole or self.lineage or self.runs)
+
+
+def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sending:
+    """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them."""
+    line = parents_first(ws, with_ancestors(ws, checkpoints))
+    dropped = ws.dropped.all()
+    weights = [each for each in line if each not in dropped and not remote.has_weights(each)]
+    bare = [each for each in line if each in dropped and not remote.has_manifest(each)]
+    sent = [ws.manifest(each) for each in weights]
+    runs = list(_runs(ws, remote, set(line)))
+    return Sending(
+        tuple(sent), tuple(ws.manifest(each) for each in bare), tuple(runs), _objects(ws, remote, sent, runs, line)
+    )
+
+
+def parents_first(ws: Workspace, checkpoints: set[str]) -> list[str]:
+    ordered: dict[str, None] = {}
+    waiting = sorted(checkpoints)
+    while waiting:
+        entry = ws.index.entry(waiting[-1])
+        missing = [each for each in (entry.parents if entry else ()) if each in checkpoints and each not in ordered]
+        if missing:
+            waiting += missing
+        else:
+            ordered[waiting.pop()] = None
+    return list(ordered)
+
+
+def _runs(ws: Workspace, remote: Remote, line: set[str]) -> Iterator[SentRun]:
+    """Those that committed one of the line, and those that are done and looked at one (evaluations, proofs)."""
+    for record in ws.runs.list():
+        made = next((each for each in record.checkpoints if each in line), "")
+        looked = record.status == "done" and set(record.parents) & line
+        travels = not record.alive and record.status != "died" and record.operation not in _LEFT_HERE
+        if travels and (made or looked) and not remote.has_run(record.id):
+            names = [name for name in files_below(record.path) if name.split("/")[0] != "state"]
+            yield SentRun(record, made, {name: hash_file(record.path / name) for name in names})
+
+
+def _objects(
+    ws: Workspace, remote: Remote, sent: Sequence[Manifest], runs: Sequence[SentRun], line: Sequence[str]
+) -> dict[str, tuple[Path, int]]:
+    """Those of the new manifests and runs that no manifest on the remote has, and that an earlier push did not bring either."""
+    wanted = {
+        entry.sha256: (ws.checkpoints / each.id / name, entry.size)
+        for each in sent
+        for name, entry in each.tree.items()
+    }
+    wanted |= {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
+    if wanted:
+        for known in line:
+            if remote.has_weights(known):
+                for entry in ws.manifest(known).tree.values():
+                    wanted.pop(entry.sha256, None)
+    listed = list(wanted.items()) if remote.is_begun else []
+    there = in_parallel(lambda item: remote.store.size(layout.object_name(item[0])) == item[1][1], listed)
+    for (sha256, _), arrived in zip(listed, there, strict=True):
+        if arrived:
+            del wanted[sha256]
+    return wanted
+
+
+def send(remote: Remote, sending: Sending, emit: Emit) -> None:
+    """All but the refs."""
+    remote.begin()
+    meter = Meter("push", sending.bytes, emit)
+
+    def send_object(item: tuple[str, tuple[Path, int]]) -> None:
+        sha256, (path, size) = item
+        remote.store.put(layout.object_name(sha256), _content(path, FileEntry(sha256, size)), meter.heard)
+
+    in_parallel(send_object, list(sending.objects.items()), meter)
+    meter.end()
+    for each in sending.lineage:
+        _write(remote, layout.lineage_name(each.id), each.to_json())
+    for each in sending.whole:
+        _write(remote, layout.checkpoint_name(each.id), each.to_json())
+    in_parallel(partial(_send_run, remote), sending.runs)
+
+
+def _send_run(remote: Remote, run: SentRun) -> None:
+    tree = {name: asdict(entry) for name, entry in run.tree.items()}
+    _write(remote, layout.run_name(run.record.id), {"run": run.record.id, "checkpoint": run.checkpoint, "tree": tree})
+
+
+def _write(remote: Remote, name: str, value: object) -> None:
+    remote.store.put(
+        name, whole(json.dumps(value, sort_keys=True, ensure_ascii=False).encode() + b"\n"), lambda _: None
+    )
+
+
+def _content(path: Path, entry: FileEntry) -> Content:
+    """A file that must still be what it was when it was saved, for as far as it was read."""
+
+    def chunks() -> Iterator[bytes]:
+        digest, left = hashlib.sha256(), entry.size
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                left -= len(chunk)
+                if left < 0:
+                    break
+                yield chunk
+        if left or digest.hexdigest() != entry.sha256:
+            raise Corrupt(
+                f"{path.name} in {path.parent.name[:12]} is not what was saved, and was not sent",
+                hint="`llmos fsck` tells what else is affected",
+            )
+
+    return Content(entry.size, chunks)

@@ -1,0 +1,101 @@
+"""clone: a new workspace with all that a remote has, its remote `origin` from then on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos_cli.core import config_edit
+from llmos_cli.core.atomic import write_text
+from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
+from llmos_cli.core.view import Group, Lines, Span, View
+from llmos_cli.core.workspace import FORMAT, Workspace
+from llmos_cli.errors import LlmosError, NotFound, UsageError
+from llmos_cli.events import Emit, Note, ignore
+from llmos_cli.operations import templates
+from llmos_cli.operations.fetch import Fetched, FetchResult, fetched
+from llmos_cli.operations.init import GITIGNORE
+from llmos_cli.operations.lineage import recorded_data
+from llmos_cli.operations.remote import ORIGIN, SETTINGS, RemoteSettings, opened, portable
+from llmos_cli.operations.summary import short
+
+
+@dataclass(frozen=True)
+class CloneResult:
+    """`root` is relative to the current folder; `checkpoint` is empty where the remote has no branch."""
+
+    root: str
+    fetched: FetchResult
+    branch: str
+    checkpoint: str
+
+    def view(self) -> View:
+        at = (
+            ["branch ", Span(self.branch, "name"), " at ", short(self.checkpoint)]
+            if self.checkpoint
+            else ["no branch yet"]
+        )
+        begun = ["would make " if self.fetched.dry_run else "made ", f"the workspace {self.root}: ", *at]
+        return Group([Lines([*self.fetched.lines(), begun]), Lines(["Next:", f"  cd {self.root}", "  llmos log"])])
+
+
+def clone(
+    url: str, directory: Path, *, branch: str | None = None, dry_run: bool = False, emit: Emit = ignore
+) -> CloneResult:
+    root = Workspace.vacant(directory)
+    if root.is_dir() and any(root.iterdir()):
+        raise UsageError(f"{root} has something in it", hint="clone into a folder that is empty or not there yet")
+    place = RemoteSettings(ORIGIN, portable(Workspace(root), url))
+    plan = _plan(Workspace(root), place, emit)
+    chosen = _branch(plan.branches, branch)
+    if dry_run:
+        return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
+    ws = _begun(root, place, chosen, emit)
+    try:
+        found = fetched(ws, place, emit=emit)
+    except (LlmosError, KeyboardInterrupt):
+        emit(Note(f"{os.path.relpath(root)} is begun: `llmos pull` in there goes on where this stopped", "warning"))
+        raise
+    at = found.branches.get(chosen, "")
+    if at:
+        ws.refs.write(HEADS + chosen, at)
+    _configs(ws, at)
+    return CloneResult(os.path.relpath(root), found.result, chosen, at)
+
+
+def _plan(nowhere: Workspace, place: RemoteSettings, emit: Emit) -> Fetched:
+    """What would come, read before anything is made."""
+    nowhere.oplog.rehearsing = True
+    opened(nowhere, place).must_be_begun()
+    return fetched(nowhere, place, dry_run=True, emit=ignore)
+
+
+def _branch(branches: Mapping[str, str], wanted: str | None) -> str:
+    """The one that is asked for, else `main`, else the first."""
+    if wanted is not None and wanted not in branches:
+        raise NotFound(f"there is no branch {wanted} there", hint=f"there are: {', '.join(branches) or 'none'}")
+    return wanted or ("main" if "main" in branches or not branches else next(iter(branches)))
+
+
+def _begun(root: Path, place: RemoteSettings, branch: str, emit: Emit) -> Workspace:
+    """The skeleton, which knows its remote from the beginning: what is cut off from now on, `pull` completes."""
+    ws = Workspace.create(root)
+    ws.emit = emit
+    settings = config_edit.edited(f"format: {FORMAT}\n", {f"remotes.{place.name}.url": place.url}, file=SETTINGS)
+    write_text(root / SETTINGS, settings)
+    write_text(root / ".gitignore", GITIGNORE)
+    write_text(ws.dot / HEAD, f"{SYMBOLIC}{HEADS}{branch}\n")
+    return ws
+
+
+def _configs(ws: Workspace, checkpoint: str) -> None:
+    """Those of the template of its task, and over them those that the run which made it was given."""
+    task = recorded_data(ws, checkpoint).get("task") if checkpoint else None
+    texts = templates.read(task if task in templates.names() else "causal-lm")
+    makers = [ws.root / "runs" / run / "configs" for run, _ in ws.index.makers(checkpoint)] if checkpoint else []
+    for folder in makers[:1]:
+        texts |= {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
+    for name, text in texts.items():
+        write_text(ws.configs / name, text)

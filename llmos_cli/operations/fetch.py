@@ -1,0 +1,159 @@
+"""fetch: bring here what a remote has, without moving any branch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.protection import with_ancestors
+from llmos_cli.core.refs import HEADS, REMOTES, TAGS
+from llmos_cli.core.remote import receiving
+from llmos_cli.core.remote.remote import Remote, RemoteRef
+from llmos_cli.core.view import Group, Line, Lines, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.events import Emit, Note, ignore
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.push import MovedRef, counted, remember
+from llmos_cli.operations.remote import RemoteSettings
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """`refs`: branches of the remote (`origin/main`) and tags that are new here or moved; `lineage`: manifests whose weights
+    the remote does not have."""
+
+    remote: str
+    url: str
+    refs: tuple[MovedRef, ...]
+    checkpoints: int
+    lineage: int
+    runs: int
+    files: int
+    bytes: int
+    dry_run: bool
+
+    def view(self) -> View:
+        return Group([Lines(self.lines())])
+
+    def lines(self) -> list[Line]:
+        if not (self.refs or self.checkpoints or self.lineage or self.runs):
+            return [f"nothing new on {self.remote}"]
+        got = f"{'would get' if self.dry_run else 'got'} {counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"
+        more = [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
+        more += [counted(self.runs, "run")] if self.runs else []
+        return [", ".join([got, *more]) + f" from {self.remote} ({self.url})", *(ref.told for ref in self.refs)]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What others build upon: `branches` of the remote, and the `parents` of every checkpoint that came or would come."""
+
+    result: FetchResult
+    branches: Mapping[str, str]
+    parents: Mapping[str, tuple[str, ...]]
+
+    def line(self, ws: Workspace, checkpoint: str) -> set[str]:
+        """A checkpoint and its ancestors, those included that a dry run did not bring."""
+        found: set[str] = set()
+        waiting = [checkpoint]
+        while waiting:
+            each = waiting.pop()
+            if each not in found and each in self.parents:
+                found.add(each)
+                waiting += self.parents[each]
+            elif each not in found:
+                found |= with_ancestors(ws, [each])
+        return found
+
+
+def fetch(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> FetchResult:
+    return fetched(ws, remotes.named(ws, remote), dry_run=dry_run, emit=emit).result
+
+
+def fetched(ws: Workspace, place: RemoteSettings, *, dry_run: bool = False, emit: Emit = ignore) -> Fetched:
+    with remotes.turn(ws, place):
+        there = remotes.opened(ws, place)
+        there.must_be_begun()
+        refs = there.refs()
+        _check_refs(there, refs)
+        coming = receiving.lacking(ws, there, [each.value for each in refs.values() if each.value])
+        tags = list(_new_tags(ws, there, refs, emit))
+        result = _result(place, coming, [*_moved(ws, there, refs), *map(_new, tags)], dry_run)
+        if not dry_run:
+            _bring(ws, there, coming, tags, emit)
+            remember(ws, place.name, {ref: each.value for ref, each in refs.items()})
+        there.store.close()
+    branches = {
+        ref.removeprefix(HEADS): each.value for ref, each in refs.items() if ref.startswith(HEADS) and each.value
+    }
+    return Fetched(result, branches, {each.id: each.made.parents for each in coming.checkpoints})
+
+
+def _result(
+    place: RemoteSettings, coming: receiving.Receiving, moved: Sequence[MovedRef], dry_run: bool
+) -> FetchResult:
+    return FetchResult(
+        place.name,
+        place.url,
+        tuple(moved),
+        len(coming.whole),
+        len(coming.lineage),
+        len(coming.runs),
+        len(coming.objects),
+        coming.bytes,
+        dry_run,
+    )
+
+
+def _new(tag: Change) -> MovedRef:
+    return MovedRef(tag.what.removeprefix("refs/"), "", str(tag.after))
+
+
+def _check_refs(there: Remote, refs: Mapping[str, RemoteRef]) -> None:
+    """`a` and `a/b`, `Main` and `main` would be one file on some disk or other."""
+    taken: dict[str, str] = {}
+    for ref in refs:
+        if (other := taken.setdefault(ref.casefold(), ref)) != ref:
+            raise Corrupt(f"{there.name} has both {other} and {ref}", hint="delete one of them there")
+    for ref in taken:
+        parts = ref.split("/")
+        if any((above := "/".join(parts[:length])) in taken for length in range(1, len(parts))):
+            raise Corrupt(f"{there.name} has both {taken[above]} and {taken[ref]}", hint="delete one of them there")
+
+
+def _new_tags(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef], emit: Emit) -> Iterator[Change]:
+    """Tags of the remote that are not here become tags here; those that are stay what they are."""
+    here = ws.refs.under(TAGS)
+    for ref, each in refs.items():
+        if not ref.startswith(TAGS) or each.value is None:
+            continue
+        name = ref.removeprefix(TAGS)
+        if name not in here and not any(other.startswith(f"{name}/") or name.startswith(f"{other}/") for other in here):
+            yield Change(ref, None, each.value)
+        elif here.get(name) != each.value:
+            emit(
+                Note(
+                    f"tag {name} is another on {there.name} ({each.value[:12]}): it is {there.name}/{name} here",
+                    "warning",
+                )
+            )
+
+
+def _moved(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef]) -> Iterator[MovedRef]:
+    known = ws.refs.under(f"{REMOTES}{there.name}/")
+    for ref, each in refs.items():
+        before = known.get(ref.removeprefix("refs/"), "")
+        if ref.startswith(HEADS) and each.value and each.value != before:
+            yield MovedRef(f"heads/{there.name}/{ref.removeprefix(HEADS)}", before, each.value)
+
+
+def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list[Change], emit: Emit) -> None:
+    receiving.receive(ws, there, coming, emit)
+    with receiving.staged(ws, coming) as prepared:
+        with ws.oplog.locked(ws.emit):
+            receiving.publish(ws, prepared, coming)
+            if tags:
+                ws.oplog.apply_locked(f"fetch {there.name}", tags)
+        receiving.publish_runs(ws, coming)

@@ -1,0 +1,221 @@
+"""push: bring branches and tags, and all that they stand on, to a remote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmos_cli.core.protection import with_ancestors
+from llmos_cli.core.refs import HEAD, HEADS, REMOTES, TAGS
+from llmos_cli.core.remote import sending
+from llmos_cli.core.remote.remote import Remote, RemoteRef
+from llmos_cli.core.view import Group, Line, Lines, Span, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import AmbiguousRevision, Conflict, LlmosError, NotFound, UsageError
+from llmos_cli.events import Emit, Note, ignore
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.summary import short
+
+
+@dataclass(frozen=True)
+class MovedRef:
+    """`before` is empty for a new one."""
+
+    ref: str
+    before: str
+    checkpoint: str
+
+    @property
+    def told(self) -> Line:
+        kind, _, name = self.ref.partition("/")
+        kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
+        came = ["from ", short(self.before), " to "] if self.before else ["new, at "]
+        return [f"{kind} ", Span(name, "name"), ": ", *came, short(self.checkpoint)]
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """`checkpoints` with weights, `lineage` manifests alone; `bytes` of the files that were sent, `shared` of those that the
+    remote had."""
+
+    remote: str
+    url: str
+    refs: tuple[MovedRef, ...]
+    checkpoints: int
+    lineage: int
+    runs: int
+    files: int
+    bytes: int
+    dry_run: bool
+
+    def view(self) -> View:
+        if not (self.refs or self.checkpoints or self.lineage or self.runs):
+            return f"{self.remote} has all of it already"
+        sent = f"{'would send' if self.dry_run else 'sent'} {counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"
+        more = [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
+        more += [counted(self.runs, "run")] if self.runs else []
+        return Group(
+            [Lines([", ".join([sent, *more]) + f" to {self.remote} ({self.url})", *(ref.told for ref in self.refs)])]
+        )
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def push(
+    ws: Workspace,
+    revs: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    remote: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    emit: Emit = ignore,
+) -> PushResult:
+    place = remotes.named(ws, remote)
+    wanted = _all(ws) if everything else _named(ws, revs or (HEAD,))
+    with remotes.turn(ws, place):
+        there = remotes.opened(ws, place)
+        known = there.refs()
+        moves = list(_moves(ws, there, known, {**wanted, **_tags(ws, wanted)}, set(wanted), force=force, emit=emit))
+        missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())))
+        if not dry_run:
+            if moves or not missing.empty:
+                sending.send(there, missing, emit)
+            _move(there, moves, force=force)
+            _remember(
+                ws, place.name, {**known, **{before.ref: RemoteRef(before.ref, 0, value) for before, value in moves}}
+            )
+        there.store.close()
+    moved = tuple(MovedRef(before.ref.removeprefix("refs/"), before.value or "", value) for before, value in moves)
+    return PushResult(
+        place.name,
+        place.url,
+        moved,
+        len(missing.whole),
+        len(missing.lineage),
+        len(missing.runs),
+        len(missing.objects),
+        missing.bytes,
+        dry_run,
+    )
+
+
+def _all(ws: Workspace) -> dict[str, str]:
+    found = {prefix + name: value for prefix in (HEADS, TAGS) for name, value in ws.refs.under(prefix).items()}
+    if not found:
+        raise NotFound("there is no branch and no tag to push", hint="`llmos train` makes the first checkpoint")
+    return found
+
+
+def _named(ws: Workspace, revs: Sequence[str]) -> dict[str, str]:
+    return dict(_named_one(ws, rev) for rev in revs)
+
+
+def _named_one(ws: Workspace, rev: str) -> tuple[str, str]:
+    """The ref that a revision is: what nothing names over there, nobody could fetch."""
+    if rev in (HEAD, "@"):
+        head = ws.head()
+        if head.branch is not None:
+            return HEADS + head.branch, ws.resolve(HEAD)
+    bare = rev.removeprefix("refs/")
+    refs = [bare] if bare.startswith(("heads/", "tags/")) else [f"heads/{bare}", f"tags/{bare}"]
+    found = [(f"refs/{ref}", value) for ref in refs if (value := ws.refs.under(_kind(ref)).get(ref.partition("/")[2]))]
+    if len(found) > 1:
+        raise AmbiguousRevision(f"{rev} is both a branch and a tag", hint=f"say heads/{rev} or tags/{rev}")
+    if found:
+        return found[0]
+    checkpoint = ws.resolve(rev)
+    raise UsageError(
+        f"{rev} ({checkpoint[:12]}) is neither a branch nor a tag, and what nothing names could not be fetched again",
+        hint=f"`llmos tag NAME {rev}` gives it a name",
+    )
+
+
+def _kind(ref: str) -> str:
+    return HEADS if ref.startswith("heads/") else TAGS
+
+
+def _tags(ws: Workspace, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Tags on the lines that are pushed travel along."""
+    line = with_ancestors(ws, wanted.values())
+    return {TAGS + name: value for name, value in ws.refs.under(TAGS).items() if value in line}
+
+
+def _moves(
+    ws: Workspace,
+    there: Remote,
+    known: Mapping[str, RemoteRef],
+    refs: Mapping[str, str],
+    asked: set[str],
+    *,
+    force: bool,
+    emit: Emit,
+) -> Iterator[tuple[RemoteRef, str]]:
+    for ref, value in refs.items():
+        before = known.get(ref) or RemoteRef(ref, 0, None)
+        if before.value == value:
+            continue
+        if before.value is None or force or (ref.startswith(HEADS) and before.value in with_ancestors(ws, [value])):
+            yield before, value
+        elif ref in asked:
+            raise _diverged(ws, there, before, value)
+        else:
+            told = f"tag {ref.removeprefix(TAGS)} is at {before.value[:12]} on {there.name} and at {value[:12]} here"
+            emit(Note(f"{told}: left as it is (`llmos push --force {ref.removeprefix('refs/')}` moves it)", "warning"))
+
+
+def _diverged(ws: Workspace, there: Remote, before: RemoteRef, value: str) -> Conflict:
+    name = before.ref.removeprefix(HEADS).removeprefix(TAGS)
+    at = str(before.value)
+    if before.ref.startswith(TAGS):
+        return Conflict(
+            f"tag {name} is at {at[:12]} on {there.name} and at {value[:12]} here",
+            hint=f"`llmos push --force {name}` moves it there",
+        )
+    behind = (
+        "which is not here yet"
+        if at not in {entry.id for entry in ws.index.entries()}
+        else "and neither comes from the other"
+    )
+    if value in with_ancestors(ws, [at]):
+        behind = "which is ahead"
+    return Conflict(
+        f"{name} is at {at[:12]} on {there.name}, {behind}; here it is at {value[:12]}",
+        hint=f"`llmos fetch` shows theirs as {there.name}/{name}; `llmos push --force {name}` puts yours in its place",
+    )
+
+
+def _move(there: Remote, moves: Sequence[tuple[RemoteRef, str]], *, force: bool) -> None:
+    for before, value in moves:
+        if (why := there.store.no_exclusive_create) and not force:
+            raise LlmosError(
+                f"everything was sent to {there.name} but {before.ref.removeprefix('refs/')} was not moved: {why}",
+                hint="`--force` moves it; make sure that nobody else pushes meanwhile",
+            )
+        if not there.move(before, value):
+            now = there.refs().get(before.ref)
+            name = before.ref.removeprefix("refs/").partition("/")[2]
+            raise Conflict(
+                f"{name} on {there.name} moved to {str(now and now.value)[:12]} while {value[:12]} was being pushed",
+                hint="nothing was lost and what was sent stays there: `llmos fetch`, then push again",
+            )
+
+
+def _remember(ws: Workspace, remote: str, refs: Mapping[str, RemoteRef]) -> None:
+    remember(ws, remote, {ref: each.value for ref, each in refs.items()})
+
+
+def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None:
+    """Write down where the remote's refs are, as far as their checkpoints are here. No operation that could be undone: it is
+    what was seen, and undoing it would not undo what is there."""
+    prefix = f"{REMOTES}{remote}/"
+    here = {entry.id for entry in ws.index.entries()}
+    with ws.oplog.locked(ws.emit):
+        seen = {ref.removeprefix("refs/"): value for ref, value in refs.items() if value in here}
+        for ref in set(ws.refs.under(prefix)) - {ref.removeprefix("refs/") for ref, value in refs.items() if value}:
+            ws.refs.write(prefix + ref, None)
+        for ref, value in seen.items():
+            if ws.refs.read(prefix + ref) != value:
+                ws.refs.write(prefix + ref, value)

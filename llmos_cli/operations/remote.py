@@ -1,0 +1,171 @@
+"""remote: other places that hold this workspace's checkpoints; their names stand in llmos.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llmos_cli import transports
+from llmos_cli.catalog import did_you_mean
+from llmos_cli.core import atomic, config_edit, yaml12
+from llmos_cli.core.locks import lock
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.refs import REMOTES
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.view import Lines, View
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import ConfigError, NotFound, UsageError
+from llmos_cli.operations.log import aligned
+
+SETTINGS = "llmos.yaml"
+ORIGIN = "origin"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
+_KEYS = {"url"}
+
+
+@dataclass(frozen=True)
+class RemoteSettings:
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class RemoteResult:
+    """`verb`: added or removed."""
+
+    verb: str
+    remote: RemoteSettings
+
+    def view(self) -> View:
+        return f"remote {self.remote.name} {self.verb}: {self.remote.url}"
+
+
+@dataclass(frozen=True)
+class RemotesResult:
+    """`refs`: how many branches and tags each had when it was last heard of."""
+
+    remotes: tuple[RemoteSettings, ...]
+    refs: tuple[int, ...]
+
+    def view(self) -> View:
+        if not self.remotes:
+            return "no remotes yet: `llmos remote add origin URL` names the first"
+        counted = zip(self.remotes, self.refs, strict=True)
+        return Lines(aligned([[each.name, each.url, _told(count)] for each, count in counted]))
+
+
+def _told(count: int) -> str:
+    return f"{count} branch{'es' if count > 1 else ''} and tags known" if count else "never heard of"
+
+
+def add(ws: Workspace, name: str, url: str) -> RemoteResult:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a name for a remote", hint="small letters, digits, `-` and `_`: `origin`")
+    known = settings(ws)
+    if name in known:
+        raise UsageError(
+            f"there is a remote {name} already: {known[name].url}", hint=f"`llmos remote rm {name}` forgets it"
+        )
+    place = RemoteSettings(name, portable(ws, url))
+    opened(ws, place).store.close()
+    before = _text(ws)
+    after = config_edit.edited(before or f"format: {1}\n", {f"remotes.{name}.url": place.url}, file=SETTINGS)
+    ws.oplog.apply(f"remote add {name}", [Change(SETTINGS, before, after)], emit=ws.emit)
+    return RemoteResult("added", place)
+
+
+def remove(ws: Workspace, name: str) -> RemoteResult:
+    """Forgets the name and what was known of its branches; what is there stays there."""
+    place = named(ws, name)
+    before = str(_text(ws))
+    forgotten = [
+        Change(f"{REMOTES}{ref}", value, None)
+        for ref, value in ws.refs.under(REMOTES).items()
+        if ref.startswith(f"{name}/")
+    ]
+    after = config_edit.without(before, f"remotes.{name}", file=SETTINGS)
+    ws.oplog.apply(f"remote rm {name}", [Change(SETTINGS, before, after), *forgotten], emit=ws.emit)
+    return RemoteResult("removed", place)
+
+
+def remotes(ws: Workspace) -> RemotesResult:
+    known = settings(ws)
+    heard = list(ws.refs.names(REMOTES))
+    return RemotesResult(
+        tuple(known.values()), tuple(sum(ref.startswith(f"{name}/") for ref in heard) for name in known)
+    )
+
+
+def settings(ws: Workspace) -> dict[str, RemoteSettings]:
+    """`remotes:` of llmos.yaml: name -> `{url: ...}`, or the URL alone."""
+    node = yaml12.parse(_text(ws) or "", SETTINGS).mapping.get("remotes")
+    found: dict[str, RemoteSettings] = {}
+    for name, each in (node.mapping if node else {}).items():
+        value = each.plain()
+        value = {"url": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or not isinstance(value.get("url"), str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"remote {name} has no url", hint="write `remotes: {origin: {url: /mnt/models}}`", place=each.place
+            )
+        if unknown := sorted(set(value) - _KEYS):
+            raise ConfigError(
+                f"remotes.{name}.{unknown[0]} is unknown", hint=did_you_mean(unknown[0], _KEYS), place=each.place
+            )
+        found[name] = RemoteSettings(name, value["url"])
+    return found
+
+
+def named(ws: Workspace, name: str | None) -> RemoteSettings:
+    """The remote of that name; without one `origin`, or the only one there is."""
+    known = settings(ws)
+    if name is None:
+        name = ORIGIN if ORIGIN in known or not known else next(iter(known)) if len(known) == 1 else ""
+    if not name:
+        raise UsageError(f"which remote: {', '.join(known)}?", hint="--remote NAME says so")
+    if name not in known:
+        hint = did_you_mean(name, known) if known else f"`llmos remote add {name} URL` names one"
+        raise NotFound(f"there is no remote {name}", hint=hint)
+    return known[name]
+
+
+def opened(ws: Workspace, place: RemoteSettings) -> Remote:
+    return Remote(place.name, place.url, transports.open_store(place.url, ws.root, _identity(ws)))
+
+
+def turn(ws: Workspace, place: RemoteSettings) -> AbstractContextManager[None]:
+    """One push or fetch of a remote at a time: they share what is unfinished."""
+    if ws.oplog.rehearsing:
+        return nullcontext()
+    return lock(ws.dot / "locks" / f"remote-{place.name}", emit=ws.emit)
+
+
+def _identity(ws: Workspace) -> str:
+    """Tells this workspace's unfinished uploads from another's. Random, and kept, so that they are found again."""
+    path = ws.dot / "identity"
+    if not path.exists() and not ws.oplog.rehearsing:
+        atomic.write_text(path, os.urandom(8).hex() + "\n", scratch=ws.dot / "tmp")
+    return path.read_text().strip() if path.exists() else "nobody"
+
+
+def portable(ws: Workspace, url: str) -> str:
+    """A path that was given relative to the current folder is kept relative to the workspace; a password is not kept at all."""
+    if not url:
+        raise UsageError("a remote needs a URL", hint="a folder, `sftp://host/folder`, `s3://bucket/folder`")
+    if transports.scheme(url) == "file":
+        path = Path(url.removeprefix("file://")).expanduser()
+        return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), ws.root)
+    if urlsplit(url).password:
+        raise UsageError(
+            "a password in a URL would be kept in llmos.yaml, for everybody to read",
+            hint="use a key of your ssh agent, or the environment variables of the service",
+        )
+    return url
+
+
+def _text(ws: Workspace) -> str | None:
+    path = ws.root / SETTINGS
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,175 @@
+"""A folder of this machine: another disk, a network share, a USB stick.
+
+Uploads grow in `uploads/`, are read back and hashed, synced and renamed. A ref's file appears by link(2), which is one of the
+few things that NFS too does once and whole; where the disk knows no links, an exclusive lock stands for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from llmos_cli.core import atomic
+from llmos_cli.core.locks import lock
+from llmos_cli.core.objects import files_below
+from llmos_cli.core.remote.store import CHUNK, Content, Heard
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
+
+SCHEMES = ("file",)
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def open_store(url: str, root: Path, identity: str) -> LocalStore:
+    path = Path(url.removeprefix("file://")).expanduser()
+    place = (root / path).resolve()
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{place} is a file", hint="a remote is a folder")
+    if not place.parent.is_dir():
+        raise NotFound(
+            f"there is no folder {place.parent}", hint="is the disk mounted? The remote's own folder is made"
+        )
+    return LocalStore(place, identity)
+
+
+class LocalStore:
+    no_exclusive_create = ""
+
+    def __init__(self, place: Path, identity: str) -> None:
+        self._place = place
+        self._identity = identity
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        try:
+            with _opened(self._path(name)) as file:
+                data = file.read(limit + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if len(data) > limit:
+            raise Corrupt(f"{name} in {self._place} is larger than such a file can be", hint="ask who can write there")
+        return data
+
+    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+        try:
+            with _opened(self._path(name)) as file:
+                file.seek(start)
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except FileNotFoundError:
+            raise NotFound(f"{name} is not in {self._place} any more", hint="try again") from None
+
+    def size(self, name: str) -> int | None:
+        try:
+            status = self._path(name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def names(self, folder: str) -> set[str]:
+        try:
+            return set(files_below(self._path(folder) if folder else self._place))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+    def put(self, name: str, content: Content, heard: Heard) -> None:
+        target = self._path(name)
+        part = self._place / "uploads" / f"{name.replace('/', '-')}.{self._identity}"
+        with atomic.refusals(target):
+            atomic.make_directory(part.parent)
+            atomic.make_directory(target.parent)
+            resumed = part.exists()
+            if not (_sent(part, content, heard) or (resumed and _sent(part, content, heard))):
+                raise LlmosError(f"{name} arrived in {self._place} damaged", hint="try again; is that disk sound?")
+            part.replace(target)
+            atomic.sync_directory(target.parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        target = self._path(name)
+        part = self._place / "uploads" / f"{os.urandom(8).hex()}.{self._identity}"
+        atomic.write_bytes(part, data)
+        try:
+            with atomic.refusals(target):
+                atomic.make_directory(target.parent)
+                created = self._linked(part, target)
+                atomic.sync_directory(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+        return created
+
+    def _linked(self, part: Path, target: Path) -> bool:
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with lock(self._place / "uploads" / "lock"):
+                if target.exists():
+                    return False
+                part.rename(target)
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _path(self, name: str) -> Path:
+        """Inside the remote, whatever links somebody put there."""
+        path = self._place / name
+        if not path.parent.resolve().is_relative_to(self._place):
+            raise Corrupt(f"{name} in {self._place} leads out of it", hint="ask who put a link there")
+        return path
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A plain file: neither a link, nor a pipe that would keep us waiting."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Corrupt(f"{path} is a link", hint="ask who put it there") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Corrupt(f"{path} is no plain file", hint="ask who put it there")
+    return os.fdopen(descriptor, "rb")
+
+
+def _sent(part: Path, content: Content, heard: Heard) -> bool:
+    """Write what the part lacks and read all of it back; False, and no part, where other bytes arrived: an interrupted upload
+    may have left them."""
+    try:
+        right = _append(part, content, heard) == _hash(part)
+    except Corrupt:
+        part.unlink()
+        raise
+    if not right:
+        part.unlink()
+    return right
+
+
+def _append(part: Path, content: Content, heard: Heard) -> str:
+    """The hash of what was to be sent, the part of it that was there already included."""
+    digest, at = hashlib.sha256(), 0
+    with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:
+        there = min(file.seek(0, os.SEEK_END), content.size)
+        file.truncate(there)
+        file.seek(there)
+        for chunk in content.chunks():
+            digest.update(chunk)
+            if at + len(chunk) > there:
+                file.write(chunk[max(there - at, 0) :])
+            at += len(chunk)
+            heard(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

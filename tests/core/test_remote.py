@@ -1,0 +1,560 @@
+"""Remotes of this machine: killed at every step, resumed, shared by two, and full of what nobody should believe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmos_cli.core.manifest import FileEntry, Made, manifest, parse
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.refs import HEADS
+from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.remote.store import Content
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fetch import fetch
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.pull import pull
+from llmos_cli.operations.push import push
+from llmos_cli.operations.rm import rm
+from llmos_cli.operations.tag import tag
+from llmos_cli.transports.local import LocalStore
+from tests.core.conftest import Commit, commit_to
+
+STEPS = ("fsync", "rename", "replace", "link", "mkdir", "unlink", "truncate")
+"""The calls by which a push or a fetch changes a disk; files grow between them."""
+
+
+@pytest.fixture
+def far(tmp_path: Path, ws: Workspace) -> Path:
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    return tmp_path / "far"
+
+
+def opened(ws: Workspace) -> Remote:
+    return remotes.opened(ws, remotes.named(ws, "origin"))
+
+
+def cloned(far: Path, name: str = "copy") -> Workspace:
+    clone(str(far), far.parent / name)
+    return Workspace.find(far.parent / name)
+
+
+def whole(ws: Workspace) -> dict[str, str]:
+    """The remote as others will find it, each checkpoint that a ref names with all its ancestors and bytes; ref -> id."""
+    there = opened(ws)
+    refs = {ref: str(each.value) for ref, each in there.refs().items()}
+    waiting = list(refs.values())
+    while waiting:
+        found = there.manifest(waiting.pop())
+        waiting += found.made.parents
+        if there.has_weights(found.id):
+            for entry in found.tree.values():
+                data = b"".join(there.store.chunks(layout.object_name(entry.sha256), 0))
+                assert (hashlib.sha256(data).hexdigest(), len(data)) == (entry.sha256, entry.size)
+    return refs
+
+
+def killed_before(step: int, act: Callable[[], object]) -> bool:
+    """`act` in a child that dies before its `step`-th call of STEPS; whether it got to the end instead."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1] == 0
+    left = step
+
+    def counted(call: Any) -> Any:
+        def stepped(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **named)
+
+        return stepped
+
+    for name in STEPS:
+        setattr(os, name, counted(getattr(os, name)))
+    act()
+    os._exit(0)
+
+
+# There and back
+
+
+def test_there_and_back(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1", b="same")
+    tag(ws, "base")
+    second = commit(a="2", b="same")
+    sent = push(ws)
+    assert (sent.checkpoints, sent.files, sent.runs) == (2, 3 + 2 * 2 + 1, 2)
+    assert [ref.ref for ref in sent.refs] == ["heads/main", "tags/base"]
+    again = push(ws)
+    assert (again.checkpoints, again.files, again.runs, again.refs) == (0, 0, 0, ())
+    other = cloned(far)
+    assert other.head().branch == "main"
+    assert other.resolve() == other.resolve("origin/main") == second.id
+    assert other.resolve("base") == other.resolve("HEAD~1") == first.id
+    assert (other.checkpoint().path / "a").read_text() == "2"
+    assert fsck(other).problems == ()
+    assert {record.id for record in other.runs.list()} == {record.id for record in ws.runs.list()}
+    assert other.resolve(other.runs.list()[0].id) == first.id
+
+
+def test_one_changed_file_is_all_that_is_sent(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1" * 1000, b="2" * 1000, c="3" * 1000)
+    push(ws)
+    commit(a="1" * 1000, b="2" * 1000, c="4" * 1000)
+    other = cloned(far)
+    objects = {path for path in (far / "objects").rglob("*") if path.is_file()}
+    sent = push(ws)
+    run = ws.runs.list()[-1]
+    size = 1000 + sum((run.path / name).stat().st_size for name in ("events.jsonl", "log.txt"))
+    assert (sent.checkpoints, sent.bytes) == (1, size)
+    assert (
+        sum(path.stat().st_size for path in (far / "objects").rglob("*") if path.is_file() and path not in objects)
+        == size
+    )
+    assert fetch(other).bytes == size + (run.path / "config.yaml").stat().st_size
+
+
+def test_two_who_share_a_remote(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1")
+    push(ws)
+    other = cloned(far)
+    theirs = commit_to(other, {"a": "theirs"})
+    push(other)
+    ours = commit(a="ours")
+    with pytest.raises(
+        Conflict, match=f"main is at {theirs.id[:12]} on origin, which is not here yet; here it is at {ours.id[:12]}"
+    ):
+        push(ws)
+    with pytest.raises(Conflict, match="neither comes from the other") as conflict:
+        pull(ws)
+    assert "llmos branch -f main origin/main" in conflict.value.hint
+    assert (ws.resolve(), ws.resolve("origin/main")) == (ours.id, theirs.id)
+    push(ws, force=True)
+    assert whole(ws) == {"refs/heads/main": ours.id}
+    with pytest.raises(Conflict):
+        pull(other)
+
+
+def test_pull_follows_and_can_be_undone(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1")
+    push(ws)
+    other = cloned(far)
+    second = commit(a="2")
+    push(ws)
+    planned = pull(other, dry_run=True)
+    assert (planned.before, planned.checkpoint) == (first.id, second.id)
+    assert other.resolve() == first.id
+    pulled = pull(other)
+    assert (pulled.before, pulled.checkpoint, other.resolve()) == (first.id, second.id, second.id)
+    other.oplog.undo()
+    assert other.resolve() == first.id
+    commit_to(other, {"a": "3"})
+    assert pull(ws).checkpoint == second.id
+
+
+def test_the_same_ref_moved_by_two_at_once_is_a_conflict(ws: Workspace, commit: Commit, far: Path) -> None:
+    first, second = commit(a="1"), commit(a="2")
+    push(ws)
+    there = opened(ws)
+    seen = there.refs()[HEADS + "main"]
+    assert there.move(seen, first.id)
+    assert not opened(ws).move(seen, second.id)
+    assert there.refs()[HEADS + "main"].value == first.id
+
+
+def test_lineage_travels_where_weights_were_removed(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1")
+    commit(a="2")
+    rm(ws, [first.id[:12]])
+    sent = push(ws)
+    assert (sent.checkpoints, sent.lineage) == (1, 1)
+    other = cloned(far)
+    assert other.resolve("HEAD~1") == first.id
+    assert first.id in other.dropped
+    assert fsck(other).problems == ()
+    with pytest.raises(NotFound, match=r"weights of .* were removed"):
+        other.checkpoint("HEAD~1")
+
+
+def test_what_a_remote_was_seen_to_have_is_kept_by_gc(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1")
+    push(ws)
+    other = cloned(far)
+    theirs = commit_to(other, {"a": "2"})
+    push(other)
+    fetch(ws)
+    (ws.dot / "operations.jsonl").unlink()
+    gc(ws, expire="now")
+    assert ws.checkpoint("origin/main").id == theirs.id
+    remotes.remove(ws, "origin")
+    (ws.dot / "operations.jsonl").unlink()
+    gc(ws, expire="now")
+    assert not (ws.checkpoints / theirs.id).exists()
+
+
+def test_a_tag_that_is_another_there_stays_what_it_is(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1")
+    tag(ws, "base")
+    push(ws)
+    other = cloned(far)
+    second = commit_to(other, {"a": "2"})
+    tag(other, "base", force=True)
+    said: list[Any] = []
+    push(other, emit=said.append)
+    assert "tag base is at" in next(each.message for each in said if each.to_json()["event"] == "note")
+    with pytest.raises(Conflict, match="tag base is at"):
+        push(other, ["base"])
+    push(other, ["base"], force=True)
+    fetch(ws)
+    assert (ws.resolve("base"), ws.resolve("origin/base")) == (first.id, second.id)
+
+
+def test_only_what_has_a_name_is_pushed(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1")
+    commit(a="2")
+    with pytest.raises(UsageError, match="neither a branch nor a tag") as error:
+        push(ws, ["HEAD~1"])
+    assert error.value.hint == "`llmos tag NAME HEAD~1` gives it a name"
+    assert not far.exists()
+
+
+# Settings
+
+
+def test_settings_are_edited_in_place_and_undone(ws: Workspace, tmp_path: Path) -> None:
+    path = ws.root / "llmos.yaml"
+    text = "format: 1   # ours\ndefaults:\n  seed: 1\nremotes:\n  a: {url: /x}   # the first\n# the end\n"
+    path.write_text(text)
+    remotes.add(ws, "b", str(tmp_path / "far"))
+    assert [each.name for each in remotes.remotes(ws).remotes] == ["a", "b"]
+    assert path.read_text().startswith(text.removesuffix("# the end\n"))
+    remotes.remove(ws, "b")
+    assert path.read_text() == text
+    remotes.remove(ws, "a")
+    assert path.read_text() == "format: 1   # ours\ndefaults:\n  seed: 1\n# the end\n"
+    ws.oplog.undo()
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "said"),
+    [
+        ("../x", "/tmp/far", "is not a name for a remote"),
+        ("x", "sftp://me:secret@host/models", "a password in a URL"),
+        ("x", "/no/such/place/far", "there is no folder /no/such/place"),
+        ("x", "", "a remote needs a URL"),
+    ],
+)
+def test_what_cannot_be_a_remote(ws: Workspace, name: str, url: str, said: str) -> None:
+    before = (ws.root / "llmos.yaml").read_text()
+    with pytest.raises(LlmosError, match=said):
+        remotes.add(ws, name, url)
+    assert (ws.root / "llmos.yaml").read_text() == before
+
+
+def test_a_folder_of_other_things_is_no_remote(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1")
+    far.mkdir()
+    (far / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds other things already \(thesis.tex\)"):
+        push(ws)
+    assert [path.name for path in far.iterdir()] == ["thesis.tex"]
+
+
+# Killed
+
+every = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+"""Each step is the last one in `make test-all`, every fifth in `make test`."""
+
+
+@every
+def test_a_push_killed_before_each_of_its_steps(ws: Workspace, commit: Commit, far: Path, stride: int) -> None:
+    first = commit(a="1", b="same")
+    push(ws)
+    shutil.copytree(far, kept := far.with_name("kept"))
+    second = commit(a="2", b="same")
+    tag(ws, "base")
+    step = 0
+    while not killed_before(step, lambda: push(Workspace(ws.root))):
+        assert whole(ws)["refs/heads/main"] in (first.id, second.id), step
+        push(Workspace(ws.root))
+        assert whole(ws) == {"refs/heads/main": second.id, "refs/tags/base": second.id}, step
+        assert [path for path in (far / "uploads").iterdir() if path.name.startswith("objects")] == []
+        shutil.rmtree(far)
+        shutil.copytree(kept, far)
+        step += stride
+    assert step > 30
+
+
+@every
+def test_a_fetch_killed_before_each_of_its_steps(ws: Workspace, commit: Commit, far: Path, stride: int) -> None:
+    first = commit(a="1", b="same")
+    push(ws)
+    other = cloned(far)
+    shutil.copytree(other.root, kept := far.with_name("kept"))
+    second = commit(a="2", b="same")
+    tag(ws, "base")
+    push(ws)
+    step = 0
+    while not killed_before(step, lambda: pull(Workspace(other.root))):
+        after = Workspace.find(other.root)
+        assert fsck(after).problems == (), step
+        assert after.resolve() in (first.id, second.id)
+        assert pull(after).checkpoint == after.resolve("base") == second.id
+        assert fsck(after).problems == ()
+        assert len(after.runs.list()) == 2
+        shutil.rmtree(other.root)
+        shutil.copytree(kept, other.root)
+        step += stride
+    assert step > 30
+
+
+def test_objects_that_arrived_are_not_sent_again(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(**{name: name * 1000 for name in "abcdef"})
+    killed_before(40, lambda: push(Workspace(ws.root)))
+    arrived = {path.stat().st_ino for path in (far / "objects").rglob("*") if path.is_file()}
+    assert arrived
+    sent = push(ws)
+    assert sent.files == 9 - len(arrived)
+    assert arrived <= {path.stat().st_ino for path in (far / "objects").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("there", [b"", b"0123", b"01x3", b"0123456789ab", b"0123456789abcdef and more"])
+def test_an_upload_goes_on_where_it_stopped(tmp_path: Path, there: bytes) -> None:
+    store, data = LocalStore(tmp_path, "me"), b"0123456789abcdef"
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "objects-x.me").write_bytes(there)
+    store.put("objects/x", Content(len(data), lambda: iter((data[:7], data[7:]))), lambda _: None)
+    assert (tmp_path / "objects" / "x").read_bytes() == data
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize("part", [b"22", b"x2", b"2" * 5000])
+def test_a_download_goes_on_where_it_stopped(ws: Workspace, commit: Commit, far: Path, part: bytes) -> None:
+    commit(a="1")
+    push(ws)
+    other = cloned(far)
+    commit(a="2" * 3000)
+    push(ws)
+    folder = other.dot / "tmp" / "fetch"
+    folder.mkdir()
+    (folder / (hashlib.sha256(b"2" * 3000).hexdigest() + ".part")).write_bytes(part)
+    assert (other.checkpoint(pull(other).checkpoint).path / "a").read_text() == "2" * 3000
+    assert not folder.exists()
+
+
+def test_local_bytes_that_were_damaged_are_not_sent(ws: Workspace, commit: Commit, far: Path) -> None:
+    file = commit(a="1").path / "a"
+    file.chmod(0o644)
+    file.write_text("2")
+    with pytest.raises(Corrupt, match=r"a in .* is not what was saved, and was not sent"):
+        push(ws)
+    assert whole(ws) == {}
+    assert not any(
+        path.name.startswith("objects") and path.read_bytes() == b"2" for path in (far / "uploads").iterdir()
+    )
+
+
+# What nobody should believe
+
+Spoil = Callable[[Path, str], None]
+"""Does something to a remote; told the id of its checkpoint."""
+
+
+def with_manifest(change: Callable[[dict[str, FileEntry]], dict[str, FileEntry]]) -> Spoil:
+    """A manifest with other files and the right hash, and the branch on it: as whoever can write there would do it."""
+
+    def spoil(far: Path, checkpoint: str) -> None:
+        found = parse((far / layout.checkpoint_name(checkpoint)).read_bytes())
+        made = Made("train", (), {}, {}, {}, 0, "2026-01-01T00:00:00Z")
+        forged = manifest(change(dict(found.tree)), made)
+        (far / layout.checkpoint_name(forged.id)).write_text(json.dumps(forged.to_json()))
+        ref = json.dumps({"ref": "refs/heads/main", "value": forged.id})
+        (far / layout.ref_name("refs/heads/main", 2)).write_text(ref)
+
+    return spoil
+
+
+def renamed(name: str) -> Spoil:
+    return with_manifest(lambda tree: {**tree, name: tree["a"]})
+
+
+def object_of(far: Path) -> Path:
+    return far / layout.object_name(hashlib.sha256(b"content").hexdigest())
+
+
+def altered(far: Path, checkpoint: str) -> None:
+    path = far / layout.checkpoint_name(checkpoint)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+def replaced(make: Callable[[Path], object]) -> Spoil:
+    def spoil(far: Path, checkpoint: str) -> None:
+        object_of(far).unlink()
+        make(object_of(far))
+
+    return spoil
+
+
+def ref(text: str, name: str = "refs/heads/main", number: int = 2) -> Spoil:
+    def spoil(far: Path, checkpoint: str) -> None:
+        path = far / layout.ref_name(name, number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    return spoil
+
+
+def run(change: Callable[[dict[str, Any], Path], None]) -> Spoil:
+    def spoil(far: Path, checkpoint: str) -> None:
+        (path,) = (far / "runs").iterdir()
+        value = json.loads(path.read_text())
+        change(value, far)
+        path.write_text(json.dumps(value))
+
+    return spoil
+
+
+def events(*lines: object) -> Spoil:
+    """The run's events replaced by these lines."""
+
+    def change(value: dict[str, Any], far: Path) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        sha256 = hashlib.sha256(text).hexdigest()
+        value["tree"]["events.jsonl"] = {"sha256": sha256, "size": len(text)}
+        path = far / layout.object_name(sha256)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text)
+
+    return run(change)
+
+
+ENDED = {"event": "ended", "at": 1.0, "status": "done"}
+SPOILED: dict[str, Spoil] = {
+    "a name that leads out": renamed("../escaped"),
+    "a name that leads out deep inside": renamed("a/../../../escaped"),
+    "an absolute name": renamed("/tmp/escaped"),
+    "a name with NUL": renamed("a\0b"),
+    "a name with a newline": renamed("a\nb"),
+    "a Windows path": renamed("..\\escaped"),
+    "an empty part": renamed("x//y"),
+    "two names that some disks take for one": renamed("A"),
+    "two names that differ by Unicode's forms": with_manifest(lambda tree: {"\u00e9": tree["a"], "e\u0301": tree["a"]}),
+    "a file that is a folder too": renamed("a/b"),
+    "our own manifest among the files": renamed("Manifest.json"),
+    "an absurd size": with_manifest(lambda tree: {"a": FileEntry(tree["a"].sha256, 1 << 52)}),
+    "a negative size": with_manifest(lambda tree: {"a": FileEntry(tree["a"].sha256, -1)}),
+    "more bytes than the disk has": with_manifest(lambda tree: {"a": FileEntry("0" * 64, 1 << 49)}),
+    "a hash that is a path": with_manifest(lambda tree: {"a": FileEntry("../../etc/passwd", 7)}),
+    "a manifest that was altered": altered,
+    "a manifest that is a bomb": lambda far, checkpoint: (far / layout.checkpoint_name(checkpoint)).write_text("[" * 100_000) and None,
+    "other bytes of the same length": replaced(lambda path: path.write_bytes(b"CONTENT")),
+    "bytes that are cut off": replaced(lambda path: path.write_bytes(b"con")),
+    "bytes that are gone": replaced(lambda path: None),
+    "a link in place of bytes": replaced(lambda path: path.symlink_to("/etc/passwd")),
+    "a pipe in place of bytes": replaced(os.mkfifo),
+    "a ref that is garbage": ref("garbage"),
+    "a ref that leads out": ref(json.dumps({"ref": "refs/heads/../../HEAD", "value": "0" * 64}), "refs/heads/../../HEAD", 1),
+    "a ref to what is no id": ref(json.dumps({"ref": "refs/heads/main", "value": "../../x"})),
+    "a ref to what is not there": ref(json.dumps({"ref": "refs/heads/main", "value": "0" * 64})),
+    "a ref under another's name": ref(json.dumps({"ref": "refs/heads/other", "value": "0" * 64})),
+    "a ref that is endless": ref("x" * 100_000),
+    "a run that leads out": run(lambda value, far: value.update(run="../../escaped")),
+    "a run with a file that leads out": run(lambda value, far: value["tree"].update({"../x": value["tree"]["log.txt"]})),
+    "a run with a state": run(lambda value, far: value["tree"].update({"state/training.pt": value["tree"]["log.txt"]})),
+    "a run that never ended": events({"event": "saved", "at": 1.0, "checkpoint": "x"}),
+    "a run whose events are no events": events(["ended"], ENDED),
+    "a run with a metric that has no name": events({"event": "metric", "at": 1.0, "checkpoint": "x", "value": 1}, ENDED),
+    "a run with a time that is none": events({**ENDED, "at": "now"}),
+    "a run whose number no index holds": events({"event": "saved", "at": 1.0, "checkpoint": "x", "stored": 2**70}, ENDED),
+    "a format of the future": lambda far, checkpoint: (far / "llmos.json").write_text('{"llmos": "remote", "format": 99}') and None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_what_nobody_should_believe_is_refused(ws: Workspace, commit: Commit, far: Path, spoil: Spoil) -> None:
+    checkpoint = commit(a="content")
+    push(ws)
+    spoil(far, checkpoint.id)
+    other = Workspace.create(far.parent / "other")
+    remotes.add(other, "origin", str(far))
+    before = visible(other)
+    with pytest.raises(LlmosError) as error:
+        fetch(other)
+    assert error.value.exit_code in (1, 5), error.value.message
+    assert visible(other) == before
+    assert not list(far.parent.rglob("escaped*"))
+    assert Workspace(other.root).runs.list() == []
+
+
+def visible(ws: Workspace) -> dict[str, bytes | None]:
+    """What there is but for scratch, locks and caches."""
+    paths = [path for path in ws.root.rglob("*") if not {"tmp", "locks"} & set(path.parts) and "index" not in path.name]
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in paths
+        if path.name not in ("tmp", "identity")
+    }
+
+
+@given(
+    st.lists(
+        st.text(st.sampled_from("aAb/.\\é\u0301~\0\n"), min_size=1, max_size=6), min_size=1, max_size=4, unique=True
+    )
+)
+def test_names_that_pass_are_files_of_their_own_inside(names: list[str]) -> None:
+    try:
+        hostile.check_tree({name: FileEntry("0" * 64, 1) for name in names}, "a manifest")
+    except Corrupt:
+        return
+    root = Path("/root/of/it")
+    for name in names:
+        path = Path(os.path.normpath(root / name))
+        assert path.is_relative_to(root) and path != root and str(path.relative_to(root)) == name
+    assert len({name.casefold() for name in names}) == len(names)
+    assert not any(other.casefold().startswith(name.casefold() + "/") for name in names for other in names)
+
+
+def test_a_link_in_a_remote_does_not_lead_a_push_out_of_it(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1")
+    push(ws)
+    (outside := far.parent / "outside").mkdir()
+    shutil.rmtree(far / "checkpoints")
+    (far / "checkpoints").symlink_to(outside)
+    commit(a="2")
+    with pytest.raises(Corrupt, match="leads out of it"):
+        push(ws)
+    assert list(outside.iterdir()) == []
+
+
+def test_escaped_names_of_refs_are_told_apart_on_every_disk() -> None:
+    names = [layout.escaped(name) for name in ("heads/main", "heads/Main", "heads/a/b", "heads/a%2fb", "heads/é")]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert not any("/" in name for name in names)
+
+
+def test_a_move_that_undo_cannot_reach(ws: Workspace, commit: Commit, far: Path) -> None:
+    """What a remote was seen to have is no operation: undoing a push would not undo what is there."""
+    commit(a="1")
+    before = list(ws.oplog.operations())
+    push(ws)
+    assert list(ws.oplog.operations()) == before
+    ws.oplog.apply("x", [Change(HEADS + "x", None, ws.resolve())])
+    assert ws.resolve("origin/main") == ws.resolve()
