@@ -72,7 +72,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 def publish(directory: Path, final: Path) -> bool:
     """Rename a finished directory to its final name. False: `final` exists already, and `directory` is left alone."""
     with refusals(final):
-        sync_directory(directory)
+        for folder, _, _ in os.walk(directory):
+            sync_directory(Path(folder))
         make_directory(final.parent)
         try:
             directory.rename(final)

@@ -1,6 +1,7 @@
 """Which checkpoints had their weights removed: an empty file `.llmos/dropped/<id>` each, written before the weights go.
 
-The manifest stays, so that the line of ancestors stays whole.
+The manifest stays, so that the line of ancestors stays whole. Files that are still beside it (a removal or a return that
+was cut off) count for nothing, and `gc` removes them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ class Dropped:
         except FileNotFoundError:
             return set()
 
+    def mark(self, checkpoint: str) -> None:
+        """From now on its weights are gone for everybody, whatever is still on disk."""
+        from llmos_cli.core import atomic  # here: `log` asks what was dropped and drops nothing
+
+        if checkpoint not in self:
+            atomic.write_bytes(self._directory / checkpoint, b"", scratch=self._scratch)
+
     def drop(self, directory: Path) -> None:
-        """Remove all files of a checkpoint but its manifest. A crash in between is finished by dropping it again."""
-        from llmos_cli.core import atomic, manifest  # here: `log` asks what was dropped and drops nothing
+        """Remove all files of a marked checkpoint but its manifest. A crash in between is finished by dropping it again."""
+        from llmos_cli.core import atomic, manifest
         from llmos_cli.core.objects import files_below
 
         with atomic.refusals(directory):
-            atomic.write_bytes(self._directory / directory.name, b"", scratch=self._scratch)
             for name in files_below(directory):
                 if name != manifest.NAME:
                     (directory / name).unlink(missing_ok=True)

@@ -32,6 +32,8 @@ class Journal:
 
     def write(self, event: Event) -> None:
         self._append(self._events, line(event))
+        if isinstance(event, Saved | Ended):  # what a command that ended well has said of itself outlives a power cut
+            os.fsync(self._descriptor(self._events))
         if self._worth_saying(event):
             self._append(self._log, sentence(event))
 

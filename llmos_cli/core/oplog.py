@@ -12,13 +12,14 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from llmos_cli.core import atomic
+from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
-from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Refs
+from llmos_cli.core.refs import HEAD, HEADS, RUNS, SYMBOLIC, Refs
 from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
@@ -46,8 +47,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Operation:
-    """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. Without changes (weights
-    that were removed) it cannot be undone."""
+    """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
+    its last change names. `drops`: checkpoints whose weights it removed, which cannot be undone; `collects`: those that it
+    removed altogether, which nothing named and which is not logged."""
 
     id: str
     name: str
@@ -56,6 +58,8 @@ class Operation:
     run: str = ""
     kind: Literal["do", "undo", "redo"] = "do"
     of: str = ""
+    drops: tuple[str, ...] = ()
+    collects: tuple[str, ...] = ()
 
 
 class OperationLog:
@@ -66,6 +70,7 @@ class OperationLog:
         self._root = root
         self._dot = dot
         self._refs = refs
+        self._dropped = Dropped(dot)
         self.path = dot / "operations.jsonl"
         self._pending = dot / "pending.json"
 
@@ -90,8 +95,12 @@ class OperationLog:
             yield
 
     def apply_locked(self, name: str, changes: Sequence[Change], *, run: str = "") -> Operation:
-        """`apply` for a caller that is inside `locked()`."""
+        """`apply` for a caller that is inside `locked()`. With `run`, its ref is set to what the last change names too."""
         return self._apply_locked(_new(name, changes, run))
+
+    def remove_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
+        """Remove the weights of checkpoints, or checkpoints that nothing names, children before their parents."""
+        return self._apply_locked(replace(_new(name, ()), drops=tuple(drops), collects=tuple(collects)))
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
         """Reverse the last operation that is still in force, or the one whose id begins with `which`."""
@@ -176,14 +185,13 @@ class OperationLog:
             self._check_there(operation)
         if self.rehearsing:
             return operation
-        if operation.changes:
-            atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+        atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
         try:
             self._carry_out(operation)
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
             if not self._logged(operation):
-                self._set([change.reversed() for change in operation.changes])
-            self._pending.unlink(missing_ok=True)
+                self._take_back(operation)
+                self._pending.unlink(missing_ok=True)
             raise
         return operation
 
@@ -223,12 +231,29 @@ class OperationLog:
             return None
 
     def _carry_out(self, operation: Operation) -> None:
-        """Idempotent, since it is repeated after a crash."""
+        """Idempotent, since it is repeated after a crash. Weights go last: until then all of it can be taken back."""
         self._set(operation.changes)
-        if not self._logged(operation):
+        if operation.run and operation.kind == "do":
+            self._refs.write(RUNS + operation.run, operation.changes[-1].after)
+        for checkpoint in operation.drops:
+            self._dropped.mark(checkpoint)
+        if not operation.collects and not self._logged(operation):
             self._append(operation)
-        if operation.changes:
-            atomic.remove(self._pending)
+        self._remove(operation)
+        atomic.remove(self._pending)
+
+    def _remove(self, operation: Operation) -> None:
+        for checkpoint in operation.drops:
+            self._dropped.drop(self._root / "checkpoints" / checkpoint)
+        if operation.collects:
+            from llmos_cli.core.removal import collect  # here: most operations remove nothing
+
+            collect(self._root, self._dot, self._refs, operation.collects)
+
+    def _take_back(self, operation: Operation) -> None:
+        self._set([change.reversed() for change in operation.changes])
+        for checkpoint in operation.drops:
+            self._dropped.restore(checkpoint)
 
     def _set(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -256,6 +281,7 @@ class OperationLog:
     def _append(self, operation: Operation) -> None:
         # A crash may have cut the last line off: ours must not be glued to it.
         start = "" if self._tail()[-1:] in (b"", b"\n") else "\n"
+        first = not self.path.exists()
         with atomic.refusals(self.path):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
@@ -263,6 +289,8 @@ class OperationLog:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            if first:
+                atomic.sync_directory(self._dot)
 
 
 def _new(
@@ -272,14 +300,16 @@ def _new(
 
 
 def _line(operation: Operation) -> str:
-    return json.dumps(asdict(operation)) + "\n"
+    told = {key: value for key, value in asdict(operation).items() if value or key not in ("drops", "collects")}
+    return json.dumps(told) + "\n"
 
 
 def _parse(line: bytes) -> Operation | None:
     try:
         value = json.loads(line)
         changes = tuple(Change(**change) for change in value.pop("changes"))
-        return Operation(changes=changes, **value)
+        drops, collects = tuple(value.pop("drops", ())), tuple(value.pop("collects", ()))
+        return Operation(changes=changes, drops=drops, collects=collects, **value)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

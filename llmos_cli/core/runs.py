@@ -176,9 +176,10 @@ class Run:
         checkpoint, conflict = prepared.checkpoint, None
         with self._workspace.oplog.locked(self.emit):
             stored = storing.publish(self._workspace, prepared)
-            self._workspace.refs.write(RUNS + self.id, checkpoint.id)
             if move:
                 conflict = self._move(checkpoint.id)
+            if not move or conflict is not None:
+                self._workspace.refs.write(RUNS + self.id, checkpoint.id)
         moved = self.base if move and conflict is None else ""
         self.emit(Saved(checkpoint.id, moved, checkpoint.manifest.size, stored))
         if conflict is not None:
@@ -186,9 +187,11 @@ class Run:
         return checkpoint
 
     def _move(self, checkpoint: str) -> Conflict | None:
+        """The branch and the run's ref, in one operation: both say so, or neither."""
         detached = self.base == self.started.base_checkpoint
         before = self.started.base_checkpoint or None
         if before == checkpoint:
+            self._workspace.refs.write(RUNS + self.id, checkpoint)
             return None
         change = Change(HEAD if detached else HEADS + self.base, before, checkpoint)
         name = f"{self.started.operation} on {self.base[:12] if detached else self.base}"

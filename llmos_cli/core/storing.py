@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from llmos_cli.core import atomic, manifest
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_file, hash_files
-from llmos_cli.core.processes import scratch_name
-from llmos_cli.core.staging import discard
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 
@@ -44,6 +42,8 @@ def publish(ws: Workspace, prepared: Prepared) -> int:
     The same content made the same way is the same checkpoint again. Returns the bytes that are new on this disk.
     """
     final, stored = prepared.checkpoint, prepared.stored
+    if not final.path.is_dir():
+        ws.dropped.restore(final.id)  # a mark that outlived its checkpoint
     if not atomic.publish(prepared.staged, final.path):
         stored = _again(ws, prepared) if final.id in ws.dropped else 0
     ws.index.note_file_times(final.id, _times(final))
@@ -58,13 +58,14 @@ def _hashed(staged: Path) -> dict[Path, manifest.FileEntry]:
 
 
 def _again(ws: Workspace, prepared: Prepared) -> int:
-    """Its weights were removed, and here they are again."""
+    """Its weights were removed, and here they are again: beside the manifest, which stayed, and counting once the mark is gone."""
     final = prepared.checkpoint
-    aside = ws.dot / "tmp" / scratch_name("removed")
-    final.path.rename(aside)
-    atomic.publish(prepared.staged, final.path)
+    with atomic.refusals(final.path):
+        for name in final.manifest.tree:
+            atomic.make_directory((final.path / name).parent)
+            (prepared.staged / name).replace(final.path / name)
+            atomic.sync_directory((final.path / name).parent)
     ws.dropped.restore(final.id)
-    discard(aside)
     return prepared.stored
 
 

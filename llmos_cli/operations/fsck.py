@@ -137,11 +137,9 @@ class _Checked:
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
-        if self._name in self._ws.dropped:
-            yield from self._extra({}, "is left over from `llmos rm`: run it again")
-        else:
+        if self._name not in self._ws.dropped:
             yield from self._damaged(found, hashes)
-            yield from self._extra(found.tree, "does not belong to the checkpoint")
+        yield from self._extra(found.tree, "does not belong to the checkpoint")
 
     def _damaged(self, found: Manifest, hashes: _Hashes) -> Iterator[Problem]:
         present = set(self.files())

@@ -8,12 +8,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+from llmos_cli.core import manifest
 from llmos_cli.core.oplog import WINDOW
-from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.protection import holders, protected, with_ancestors
-from llmos_cli.core.refs import RUNS
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
@@ -27,7 +27,7 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, object, state or leftover; `size` in bytes."""
+    """`kind`: checkpoint, weights, object, state or leftover; `size` in bytes."""
 
     kind: str
     name: str
@@ -62,7 +62,13 @@ def gc(ws: Workspace, *, expire: str = "30d", dry_run: bool = False) -> GcResult
     with ws.oplog.locked(ws.emit):
         now = time.time()
         unnamed, young = _unnamed(ws, now, grace)
-        garbage = (*_checkpoints(ws, unnamed, now), *_objects(ws), *_states(ws, now, grace), *_leftovers(ws, now))
+        garbage = (
+            *_checkpoints(ws, unnamed, now),
+            *_weights(ws, unnamed),
+            *_objects(ws),
+            *_states(ws, now, grace),
+            *_leftovers(ws, now),
+        )
         if not dry_run:
             _remove(ws, garbage, unnamed)
     return GcResult(tuple(garbage), len(young), grace, dry_run)
@@ -99,6 +105,14 @@ def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garba
         yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed)
 
 
+def _weights(ws: Workspace, unnamed: set[str]) -> Iterator[Garbage]:
+    """Files of checkpoints without weights: a kill in the middle of their coming back left them."""
+    for name in sorted(ws.dropped.all() - unnamed):
+        left = [path for path in (ws.checkpoints / name).rglob("*") if path.is_file() and path.name != manifest.NAME]
+        if left:
+            yield Garbage("weights", name, "its weights were removed", sum(path.lstat().st_size for path in left))
+
+
 def _objects(ws: Workspace) -> Iterator[Garbage]:
     """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
     held = holders(ws)
@@ -131,26 +145,22 @@ def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
 
 
 def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> None:
-    for run, checkpoint in ws.refs.under(RUNS).items():
-        if checkpoint in unnamed:
-            ws.refs.write(RUNS + run, None)
+    if unnamed:
+        ws.oplog.remove_locked("gc", collects=_children_first(ws, unnamed))
     for each in garbage:
-        if each.kind == "checkpoint":
-            _remove_checkpoint(ws, each.name)
-        elif each.kind == "state":
+        if each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
         elif each.kind == "leftover":
             discard(ws.dot / "tmp" / each.name)
+        elif each.kind == "weights":
+            ws.dropped.drop(ws.checkpoints / each.name)
     held = holders(ws)
     ws.objects.remove({name for name, _ in ws.objects.names() if name not in held})
 
 
-def _remove_checkpoint(ws: Workspace, name: str) -> None:
-    """Renamed away first: half a checkpoint must not be found under its id."""
-    aside = ws.dot / "tmp" / scratch_name("removed")
-    (ws.checkpoints / name).rename(aside)
-    ws.dropped.restore(name)
-    discard(aside)
+def _children_first(ws: Workspace, unnamed: set[str]) -> list[str]:
+    parents = {entry.id: entry.parents for entry in ws.index.entries() if entry.id in unnamed}
+    return [name for name in TopologicalSorter(parents).static_order() if name in unnamed][::-1]
 
 
 def _bytes(path: Path) -> int:

@@ -47,8 +47,9 @@ def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool
             _check_unused(ws, checkpoints)
         removed = _freed(ws, manifests)
         if not dry_run:
-            _remove(ws, manifests)
-            ws.oplog.apply_locked(f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}", [])
+            name = f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}"
+            ws.oplog.remove_locked(name, drops=checkpoints)
+            _remove_objects(ws, manifests)
     return RmResult(removed, dry_run)
 
 
@@ -78,9 +79,7 @@ def _freed(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
     return tuple(removed)
 
 
-def _remove(ws: Workspace, manifests: Sequence[Manifest]) -> None:
-    for manifest in manifests:
-        ws.dropped.drop(ws.checkpoints / manifest.id)
+def _remove_objects(ws: Workspace, manifests: Sequence[Manifest]) -> None:
     kept = holders(ws)
     ws.objects.remove(
         {entry.sha256 for manifest in manifests for entry in manifest.tree.values() if not kept[entry.sha256]}

@@ -1,0 +1,32 @@
+"""Removing checkpoints: their weights (`rm`), or all of them (`gc`). Idempotent, since a removal that was cut off is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmos_cli.core.atomic import sync_directory
+from llmos_cli.core.dropped import Dropped
+from llmos_cli.core.processes import scratch_name
+from llmos_cli.core.refs import RUNS, Refs
+from llmos_cli.core.staging import discard
+
+
+def collect(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str]) -> None:
+    """Remove `checkpoints` (children before their parents: nobody must find one whose parent is gone) and their runs' refs."""
+    gone = set(checkpoints)
+    for run, checkpoint in refs.under(RUNS).items():
+        if checkpoint in gone:
+            refs.write(RUNS + run, None)
+    for checkpoint in checkpoints:
+        _collect_one(root / "checkpoints" / checkpoint, dot)
+
+
+def _collect_one(directory: Path, dot: Path) -> None:
+    """Renamed away first: half a checkpoint must not be found under its id."""
+    if directory.is_dir():
+        aside = dot / "tmp" / scratch_name("removed")
+        directory.rename(aside)
+        sync_directory(directory.parent)
+        discard(aside)
+    Dropped(dot).restore(directory.name)

@@ -1,0 +1,146 @@
+"""Commands watched and killed from outside by strace: every call that changes the disk, and death just before any of them.
+
+A first run says which calls there are, in order. The kernel then kills later runs at their first, second, ... call (strace's
+fault injection), so that what is tested is the program as it is, with nothing in it that knows of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+CHANGING = (
+    "open,openat,creat,write,pwrite64,writev,pwritev,copy_file_range,sendfile,fallocate,truncate,ftruncate,fsync,fdatasync,"
+    "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,chmod,fchmod,fchmodat,"
+    "utimensat,ioctl"
+)
+_LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)")
+_PATH = re.compile(r'"([^"]*)"|<([^<>]*)>')
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call on a path of the watched folder. `paths`: all that it names, descriptors too; `nth`: of its name in its
+    process, those on other paths counted as well."""
+
+    name: str
+    arguments: str
+    paths: tuple[str, ...]
+    nth: int
+    failed: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.arguments})"
+
+
+class Forks:
+    """A warm interpreter (`forks.py`) and the tracer on its children."""
+
+    def __init__(self, scratch: Path, modules: Sequence[str]) -> None:
+        self._scratch = scratch
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.core.forks", *modules],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        self._server.communicate()
+
+    @property
+    def said(self) -> str:
+        """What the last command printed."""
+        return (self._scratch / "said").read_text()
+
+    def run(self, words: Sequence[str], folder: Path) -> int:
+        return self._traced(words, folder, ["-e", "trace=none", "-o", "/dev/null"])
+
+    def calls(self, words: Sequence[str], folder: Path, watched: Path) -> list[Call]:
+        """Every call by which the command changes what is in the watched folder; it must succeed."""
+        file = self._scratch / "trace"
+        code = self._traced(words, folder, ["-y", "-s", "0", "-e", f"trace={CHANGING}", "-o", str(file)])
+        assert code == 0, self.said
+        return list(_parsed(file.read_text(), f"{watched}/"))
+
+    def killed(self, words: Sequence[str], folder: Path, call: Call) -> bool:
+        """Run it, killed just before `call`; whether that call came at all."""
+        inject = f"inject={call.name}:signal=KILL:when={call.nth}"
+        code = self._traced(words, folder, ["-e", f"trace={call.name}", "-e", inject, "-o", "/dev/null"])
+        return code == -9
+
+    def _traced(self, words: Sequence[str], folder: Path, how: Sequence[str]) -> int:
+        ours = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("LLMOS_")}
+        pid = self._ask(words=list(words), folder=str(folder), environment=ours, said=str(self._scratch / "said"))[
+            "pid"
+        ]
+        with subprocess.Popen(["strace", "-f", "-p", str(pid), *how], stderr=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stderr
+            attached = tracer.stderr.readline()
+            assert "attached" in attached, attached
+            subprocess.run(["kill", "-CONT", str(pid)], check=True)
+            code = self._answer()["code"]
+            tracer.stderr.read()
+        return code
+
+    def _ask(self, **request: object) -> dict[str, int]:
+        assert self._server.stdin
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, int]:
+        assert self._server.stdout
+        answer: dict[str, int] = json.loads(self._server.stdout.readline())
+        return answer
+
+
+def _parsed(trace: str, watched: str) -> list[Call]:
+    calls, seen = [], Counter[tuple[str, str]]()
+    for line in trace.splitlines():
+        if (match := _LINE.match(line)) is None:
+            continue
+        process, name, arguments, result, _ = match.groups()
+        seen[process, name] += 1
+        paths = _paths(name, arguments)
+        if any(f"{path}/".startswith(watched) for path in paths) and _changes(name, arguments):
+            calls.append(Call(name, arguments, paths, seen[process, name], result.startswith("-")))
+    return calls
+
+
+def _paths(name: str, arguments: str) -> tuple[str, ...]:
+    """As strace -y tells them: descriptors as `5</path>`, and a name may be relative to the descriptor before it. The folder
+    that a whole name did not need is left out, and so are the bytes that were written."""
+    found: list[str] = []
+    folder = ""
+    for text, descriptor in _PATH.findall(arguments):
+        if descriptor and name.endswith(("at", "at2")):
+            folder = descriptor
+        elif descriptor:
+            found.append(descriptor)
+        elif text:
+            found.append(text if text.startswith("/") else f"{folder}/{text}")
+    return tuple(found)
+
+
+def _changes(name: str, arguments: str) -> bool:
+    if name in ("open", "openat"):
+        return "O_CREAT" in arguments or "O_TRUNC" in arguments
+    return name != "ioctl" or "FICLONE" in arguments
+
+
+def copied(source: Path, target: Path) -> Path:
+    """With its hard links and times, over what was there."""
+    shutil.rmtree(target, ignore_errors=True)
+    subprocess.run(["cp", "-a", source, target], check=True)
+    return target
