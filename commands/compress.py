@@ -11,6 +11,7 @@ from llmos_cli.session import (
     DryRunFlag,
     HealFlag,
     JsonFlag,
+    KeepBranchFlag,
     MaxDropFlag,
     MaxKlFlag,
     QuietFlag,
@@ -34,6 +35,7 @@ def compress(
     max_drop: MaxDropFlag = None,
     resume: ResumeFlag = False,
     run: ResumedRun = None,
+    keep_branch: KeepBranchFlag = False,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -42,6 +44,7 @@ def compress(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        s.workspace.keep_branch = keep_branch
         if resume or run:
             goes_on_as_begun(
                 rev,

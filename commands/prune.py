@@ -11,6 +11,7 @@ from llmos_cli.session import (
     DryRunFlag,
     HealFlag,
     JsonFlag,
+    KeepBranchFlag,
     MaxDropFlag,
     MaxKlFlag,
     QuietFlag,
@@ -36,6 +37,7 @@ def prune(
     max_drop: MaxDropFlag = None,
     resume: ResumeFlag = False,
     run: ResumedRun = None,
+    keep_branch: KeepBranchFlag = False,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -44,6 +46,7 @@ def prune(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        s.workspace.keep_branch = keep_branch
         if resume or run:
             goes_on_as_begun(rev, config, sets, unsets, dry_run, method, heal, max_kl, max_drop, sparsity, pattern)
             from llmos_cli.operations.prune import resume as operation_resume

@@ -11,6 +11,7 @@ from llmos_cli.session import (
     DryRunFlag,
     HealFlag,
     JsonFlag,
+    KeepBranchFlag,
     MaxDropFlag,
     MaxKlFlag,
     QuietFlag,
@@ -33,6 +34,7 @@ def quantize(
     max_drop: MaxDropFlag = None,
     resume: ResumeFlag = False,
     run: ResumedRun = None,
+    keep_branch: KeepBranchFlag = False,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -41,6 +43,7 @@ def quantize(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        s.workspace.keep_branch = keep_branch
         if resume or run:
             goes_on_as_begun(rev, config, sets, unsets, dry_run, method, heal, max_kl, max_drop, bits, group_size)
             from llmos_cli.operations.quantize import resume as operation_resume

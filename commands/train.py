@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, KeepBranchFlag, QuietFlag, Sets, Unsets, session
 
 
 def train(
@@ -24,7 +24,7 @@ def train(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Make each -c FILE a run of its own, this many at a time.")
     ] = None,
-    keep_branch: Annotated[bool, typer.Option("--keep-branch", help="Leave the branch where it is.")] = False,
+    keep_branch: KeepBranchFlag = False,
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
@@ -33,6 +33,7 @@ def train(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        s.workspace.keep_branch = keep_branch
         if dry_run and (resume or run or jobs):
             raise UsageError(
                 "--dry-run plans one new run",
@@ -60,4 +61,4 @@ def train(
             from llmos_cli.operations.train import train as operation_train
 
             resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
-            s.ui.show(operation_train(s.workspace, rev, resolved, move=not keep_branch, emit=s.ui.emit))
+            s.ui.show(operation_train(s.workspace, rev, resolved, emit=s.ui.emit))

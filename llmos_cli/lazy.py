@@ -41,7 +41,7 @@ PANELS = {
         "path",
     ),
     "Remotes": ("remote", "push", "fetch", "pull", "clone"),
-    "Processes": ("ps", "logs", "stop"),
+    "Processes": ("run", "ps", "logs", "stop"),
     "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
 }
 """The order in which help tells the story; a command that is not listed here appears under "More"."""

@@ -33,6 +33,7 @@ Sets = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a config key; repeatable.")
 ]
 Unsets = Annotated[list[str] | None, typer.Option("--unset", metavar="KEY", help="Forget a config key; repeatable.")]
+KeepBranchFlag = Annotated[bool, typer.Option("--keep-branch", help="Leave the branch where it is.")]
 HealFlag = Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")]
 MaxKlFlag = Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")]
 MaxDropFlag = Annotated[

@@ -58,6 +58,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "quantize": [("quantize", "-q")],
     "redo": [("redo",)],
     "remote": [("remote", "add", "another", "../there"), ("remote", "rm", "empty")],
+    "run": [("run",)],
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
@@ -112,6 +113,8 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     ws.oplog.undo()
     train.write_text(train.read_text() + "# edited\n")
     _share(ws, train)
+    with (ws.root / "llmos.yaml").open("a") as settings:
+        settings.write("pipeline: {base: {verb: train}}\n")
     left = ws.runs.list()[0].path / "state"
     left.mkdir()
     (left / "training.pt").write_bytes(b"never resumed")

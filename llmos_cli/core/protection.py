@@ -1,4 +1,4 @@
-"""What protects a checkpoint from being removed: HEAD, branches, tags, those of remotes, living runs, and the operation log's window.
+"""What protects a checkpoint from being removed: HEAD, branches, tags, stages, those of remotes, living runs, and the operation log's window.
 
 A ref of a run (`refs/runs/`) protects nothing: it only makes the checkpoint findable.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.records import RunRecord
-from llmos_cli.core.refs import HEADS, REMOTES, TAGS
+from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
 from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def users(ws: Workspace, checkpoint: str) -> list[str]:
     found = ["HEAD"] if head.checkpoint == checkpoint else []
     found += [f"branch {name}" for name, value in ws.refs.under(HEADS).items() if value == checkpoint]
     found += [f"tag {name}" for name, value in ws.refs.under(TAGS).items() if value == checkpoint]
+    found += [f"stage {name}" for name, value in ws.refs.under(STAGES).items() if value == checkpoint]
     found += [_called(record) for record in ws.runs.alive() if checkpoint in in_use(record)]
     return found
 

@@ -3,6 +3,7 @@
     .llmos/HEAD              `ref: refs/heads/main`, or an id when detached
     .llmos/refs/heads/NAME   branches: move when a run commits
     .llmos/refs/tags/NAME    tags: stay
+    .llmos/refs/stages/NAME  what a stage of the pipeline made last
     .llmos/refs/runs/RUN     what a run committed: makes it findable, protects nothing
     .llmos/refs/remotes/R/heads/NAME, .../R/tags/NAME      where those of the remote R were when it was last heard of
 
@@ -24,6 +25,7 @@ from llmos_cli.errors import Corrupt, UsageError
 HEAD = "HEAD"
 HEADS = "refs/heads/"
 TAGS = "refs/tags/"
+STAGES = "refs/stages/"
 RUNS = "refs/runs/"
 REMOTES = "refs/remotes/"
 SYMBOLIC = "ref: "
@@ -80,18 +82,18 @@ class Refs:
         return Head(None, value)
 
     def under(self, prefix: str) -> dict[str, str]:
-        """Short name -> id of all refs below a prefix (`HEADS`, `TAGS`, `RUNS`), sorted by name."""
+        """Short name -> id of all refs below a prefix (`HEADS`, `TAGS`, `STAGES`, `RUNS`), sorted by name."""
         return {name: value for name in sorted(self.names(prefix)) if (value := self.read(prefix + name))}
 
     def names(self, prefix: str) -> Iterator[str]:
         yield from _files(self._root + prefix, "")
 
     def pointing(self) -> dict[str, list[str]]:
-        """Id -> short names of the branches and tags that name it, those of remotes (`origin/main`) too."""
+        """Id -> short names of the branches and tags that name it, `stages/NAME`, and those of remotes (`origin/main`)."""
         found: dict[str, list[str]] = {}
-        for prefix in (HEADS, TAGS):
+        for prefix, shown in ((HEADS, ""), (TAGS, ""), (STAGES, "stages/")):
             for name, value in self.under(prefix).items():
-                found.setdefault(value, []).append(name)
+                found.setdefault(value, []).append(shown + name)
         for name, value in self.under(REMOTES).items():
             remote, _, branch = name.partition("/heads/")
             if branch:

@@ -2,6 +2,7 @@
 
 HEAD, @                 the current checkpoint
 main, base              a branch or a tag (also heads/main, tags/base)
+stages/small            what a stage of the pipeline made last
 origin/main             a branch or a tag of a remote, where it was when it was last fetched or pushed
 3f2a                    an id, or the beginning of one, of at least 4 digits
 20261122-104501-train-3f2a   a run: the checkpoint it made
@@ -61,7 +62,7 @@ def _named(name: str, refs: Refs) -> str | None:
     """A branch or tag; one name for two different checkpoints is ambiguous."""
     if not name or name.startswith((".", "/")) or ".." in name:
         return None
-    if name.startswith(("heads/", "tags/", "runs/")) and (value := refs.read(f"refs/{name}")):
+    if name.startswith(("heads/", "tags/", "stages/", "runs/")) and (value := refs.read(f"refs/{name}")):
         return value
     if name.startswith("refs/"):
         return refs.read(name)

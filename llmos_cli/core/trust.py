@@ -21,6 +21,9 @@ from llmos_cli.errors import Corrupt, NotFound, Untrusted
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
+COMMAND = "llmos.yaml: "
+"""Begins the name of a command of the pipeline, where trusted code is listed."""
+
 Trusted = dict[str, str]
 """SHA-256 of a file's content -> the path it was trusted under, relative to its workspace."""
 
@@ -36,6 +39,33 @@ def require(ws: Workspace, path: Path, *, ask: Callable[[str], bool] | None = No
         _list(ws, name, content)
         return content
     raise Untrusted(f"{name} is code that is not trusted here", hint=f"read it, then `llmos trust {name}`")
+
+
+def require_text(ws: Workspace, name: str, command: str, *, ask: Callable[[str], bool] | None = None) -> None:
+    """The same of a command that a file of the workspace holds, called `name` where trusted code is listed."""
+    content = command_content(command)
+    if _sha256(content) in trusted(ws):
+        return
+    if ask is not None and ask(f"{name} is a command that will run with your rights:\n  {command}\nTrust it?"):
+        _list(ws, name, content)
+        return
+    raise Untrusted(
+        f"{name} is a command that is not trusted here: {command}", hint="read it, then `llmos trust --pipeline`"
+    )
+
+
+def trust_text(ws: Workspace, name: str, command: str) -> str:
+    """List a command; returns its hash."""
+    return _list(ws, name, command_content(command))
+
+
+def digest_text(command: str) -> str:
+    return _sha256(command_content(command))
+
+
+def command_content(command: str) -> bytes:
+    """Never what a file may hold, so that neither is trusted for the other."""
+    return b"\0sh\0" + command.encode()
 
 
 def trusted(ws: Workspace) -> Trusted:

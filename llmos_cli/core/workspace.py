@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 class Workspace:
-    """`emit` hears of waiting for locks; commands set it to the terminal's."""
+    """`emit` hears of waiting for locks; commands set it to the terminal's. `keep_branch`: runs leave the branch where it is."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -68,6 +68,7 @@ class Workspace:
         self.checkpoints = root / "checkpoints"
         self.refs = Refs(self.dot)
         self.emit: Emit = ignore
+        self.keep_branch = False
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[Path]]:
         return Workspace, (self.root,)  # to a worker process: open files and connections stay here

@@ -14,7 +14,7 @@ from llmos_cli.core import manifest, records
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
-from llmos_cli.core.refs import HEADS, ID, RUNS, TAGS
+from llmos_cli.core.refs import HEADS, ID, RUNS, STAGES, TAGS
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -185,7 +185,7 @@ def _objects(
 
 def _refs(ws: Workspace) -> Iterator[Problem]:
     yield from _told(lambda: _dangling("HEAD", ws.head().checkpoint, ws), "HEAD")
-    for prefix in (HEADS, TAGS, RUNS):
+    for prefix in (HEADS, TAGS, STAGES, RUNS):
         for name in sorted(ws.refs.names(prefix)):
             ref = prefix + name
             yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws), ref)  # type: ignore[misc]

@@ -250,7 +250,7 @@ def _result(
         checkpoint=checkpoint.id,
         run=run.id,
         parent=parent.id if parent else "",
-        branch=run.base if move else "",
+        branch=run.base if move and not ws.keep_branch else "",
         task=begin.task.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=checkpoint.manifest.size,

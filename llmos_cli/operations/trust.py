@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from llmos_cli.core import trust as store
 from llmos_cli.core.config import read_file
 from llmos_cli.core.view import Span, Table
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import ConfigError
+from llmos_cli.errors import ConfigError, LlmosError
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TrustedFile:
     path: str
     sha256: str
     current: bool
-    """Whether the file has this content now, and it is trusted."""
+    """Whether the file, or the command of the pipeline, has this content now, and it is trusted."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,37 @@ class TrustResult:
         )
 
 
-def trust(ws: Workspace, path: Path | None = None, *, revoke: str | None = None) -> TrustResult:
+def trust(ws: Workspace, path: Path | None = None, *, pipeline: bool = False, revoke: str | None = None) -> TrustResult:
     if path is not None:
         store.trust(ws, path)
+    if pipeline:
+        _trust_pipeline(ws)
     if revoke is not None:
         store.revoke(ws, revoke)
-    return TrustResult(
-        tuple(_file(ws, name, digest) for digest, name in sorted(store.trusted(ws).items(), key=lambda item: item[1]))
-    )
+    listed = sorted(store.trusted(ws).items(), key=lambda item: item[1])
+    commands = _commands(ws) if any(name.startswith(store.COMMAND) for _, name in listed) else {}
+    return TrustResult(tuple(_file(ws, name, digest, commands) for digest, name in listed))
+
+
+def _trust_pipeline(ws: Workspace) -> None:
+    from llmos_cli.operations.pipeline import code, stages
+
+    for stage in stages.read(ws):
+        if stage.options.sh is not None:
+            store.trust_text(ws, code.name_of(stage), stage.options.sh)
+            for script in code.files(ws, stage, None):
+                store.trust(ws, ws.root / script)
+
+
+def _commands(ws: Workspace) -> dict[str, str]:
+    """The pipeline's commands as they are now: name -> hash; none where there is no pipeline that can be read."""
+    from llmos_cli.operations.pipeline import code, stages
+
+    try:
+        found = stages.read(ws)
+    except LlmosError:
+        return {}
+    return {code.name_of(stage): store.digest_text(stage.options.sh) for stage in found if stage.options.sh is not None}
 
 
 def named_code(ws: Workspace) -> Iterator[TrustedFile]:
@@ -65,6 +88,8 @@ def named_code(ws: Workspace) -> Iterator[TrustedFile]:
         yield TrustedFile(name, digest, digest in store.trusted(ws))
 
 
-def _file(ws: Workspace, name: str, digest: str) -> TrustedFile:
+def _file(ws: Workspace, name: str, digest: str, commands: Mapping[str, str]) -> TrustedFile:
+    if name.startswith(store.COMMAND):
+        return TrustedFile(name, digest, commands.get(name) == digest)
     path = ws.root / name
     return TrustedFile(name, digest, path.is_file() and store.digest(path) == digest)

@@ -66,7 +66,7 @@ def conclude(
         checkpoint=checkpoint.id,
         parent=subject.checkpoint.id,
         run=run.id,
-        branch=run.base,
+        branch="" if ws.keep_branch else run.base,
         operation=resolved.verb,
         method=outcome.method,
         reached=outcome.reached,

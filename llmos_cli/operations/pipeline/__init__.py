@@ -1,0 +1,1 @@
+"""The pipeline of llmos.yaml: what its stages are, what decides each one's result, and what is remembered of them."""

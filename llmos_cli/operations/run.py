@@ -1,0 +1,291 @@
+"""run: carry out the stages of llmos.yaml's pipeline that are stale, each after what it depends on, several at once.
+
+Of each stage the facts are gathered that decide what it makes (`pipeline/facts.py`). Where their hash is remembered, and what was
+made then is there or can be brought back, nothing is done. Otherwise the stage runs, as a process of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from llmos_cli.core.locks import lock
+from llmos_cli.core.oplog import Change
+from llmos_cli.core.processes import Process
+from llmos_cli.core.records import RunRecord
+from llmos_cli.core.refs import STAGES
+from llmos_cli.errors import Conflict, Interrupted, LlmosError, NotFound, Terminated, interrupted
+from llmos_cli.events import Emit, Note
+from llmos_cli.operations.pipeline import code, process
+from llmos_cli.operations.pipeline.facts import facts, key_of
+from llmos_cli.operations.pipeline.files import tree
+from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
+from llmos_cli.operations.pipeline.memory import Last, Result
+from llmos_cli.operations.pipeline.process import Processes
+from llmos_cli.operations.pipeline.stages import Stage, chosen, read
+from llmos_cli.operations.pipeline.telling import RunResult, Told, told_of
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+MAKING = ("train", "prune", "quantize", "compress")
+AGAIN = "`llmos run` goes on where it stopped"
+
+
+def run(
+    ws: Workspace, names: Sequence[str], options: RunOptions, *, ask: Callable[[str], bool] | None = None, emit: Emit
+) -> RunResult:
+    """The named stages and what they depend on. What failed is told in the result, not raised."""
+    with lock(ws.dot / "locks" / "pipeline", emit=emit):
+        stages = chosen(read(ws), names)
+        code.require(ws, stages, ask)
+        work = Work.of(ws, stages, names, options, emit)
+        with _stopping(work.processes):
+            told = _carry_out(work, options.jobs)
+        work.hashes.save()
+    if work.processes.stopped:
+        raise _stopped(work.processes.stopped)
+    return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False)
+
+
+def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit) -> RunResult:
+    """What `run` would do with each stage, and why."""
+    stages = chosen(read(ws), names)
+    work = Work.of(ws, stages, names, options, emit)
+    told: dict[str, Told] = {}
+    for stage in stages:
+        told[stage.name] = _planned(work, stage, told)
+    work.hashes.save()
+    return RunResult(tuple(told.values()), dry_run=True)
+
+
+@contextmanager
+def _stopping(processes: Processes) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are passed on once to what runs, which saves its state; then nothing more begins."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # In a thread: this one may hold the lock that stopping takes.
+        threading.Thread(target=processes.stop, args=(number,)).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int) -> LlmosError:
+    if number == signal.SIGTERM:
+        return Terminated("terminated by SIGTERM", hint=AGAIN)
+    return Interrupted(interrupted().message, hint=AGAIN)
+
+
+def _carry_out(work: Work, jobs: int) -> dict[str, Told]:
+    """As many at once as there are jobs; what depends on a stage that failed is left out, the rest goes on."""
+    told: dict[str, Told] = {}
+    waiting = list(work.stages)
+    running: dict[Future[Told], Stage] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [stage for stage in waiting if all(need in told for need in stage.needs)]
+            for stage in ready[: jobs - len(running)]:
+                waiting.remove(stage)
+                running[pool.submit(_unless_blocked, work, stage, told)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                told[running.pop(future).name] = future.result()
+    return told
+
+
+def _unless_blocked(work: Work, stage: Stage, others: Mapping[str, Told]) -> Told:
+    """Everything about one stage; what is wrong with it is its own result."""
+    if blocked := [need for need in stage.needs if not others[need].good]:
+        return Told(stage.name, stage.verb, "skipped", why=f"{', '.join(blocked)} did not succeed")
+    if work.processes.stopped:
+        return Told(stage.name, stage.verb, "skipped", why="the run was stopped")
+    try:
+        told = _brought_up_to_date(work, stage)
+    except LlmosError as error:
+        told = Told(stage.name, stage.verb, "failed", code=error.exit_code, message=error.message, hint=error.hint)
+    if told.checkpoint:
+        work.made[stage.name] = told.checkpoint
+    _say(work, told)
+    return told
+
+
+def _say(work: Work, told: Told) -> None:
+    """What is up to date goes without saying."""
+    if told.status != "fresh":
+        words = f"{told.stage}: {told.word}" + (f" ({told.why})" if told.why else "")
+        work.emit(Note(words if told.good else f"{words}: {told.message}", level="info" if told.good else "warning"))
+
+
+def _brought_up_to_date(work: Work, stage: Stage) -> Told:
+    look = look_at(work, stage)
+    if look.result is not None:
+        _remember(work, stage, look.result)
+        return told_of(stage, look.result, "fresh", look.why)
+    _clear(work, stage, look.outputs)
+    if look.elsewhere is not None and (result := look.elsewhere()) is not None:
+        _remember(work, stage, result)
+        return told_of(stage, result, "restored", look.why)
+    return _made(work, stage, look)
+
+
+def _clear(work: Work, stage: Stage, outputs: Mapping[str, str]) -> None:
+    """Room for what a stage writes: what it wrote itself goes, what somebody else did stays, and stops it."""
+    last = work.memory.last(stage.name)
+    for name in stage.options.outputs:
+        path = work.ws.root / name
+        if not path.exists():
+            continue
+        now = tree(work.ws.root, [name], work.hashes)
+        own = last is not None and (last.status != "done" or all(last.outputs.get(file) == now[file] for file in now))
+        if not own:
+            raise Conflict(f"{name} is not what {stage.name} wrote", hint="move it away: the stage writes it anew")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _made(work: Work, stage: Stage, look: Look) -> Told:
+    ws, started = work.ws, time.time()
+    again = _resumable(work, stage, look.key)
+    if stage.verb == "deploy":
+        _make_way(ws, stage)
+    work.memory.note(stage.name, Last(look.key, look.facts, "running"))
+    work.emit(Note(f"{stage.name}: {'goes on with ' + again if again else 'runs'} ({look.why})"))
+
+    processes: list[Process] = []
+
+    def began(found: Process) -> None:
+        processes.append(found)
+        where = (found.pid, found.started, found.host)
+        work.memory.note(stage.name, Last(look.key, look.facts, "running", process=where))
+
+    ended = work.processes.run(
+        process.command(ws, stage, look.facts, resume=again),
+        cwd=ws.root,
+        env=process.environment(ws, stage, look.facts, work.threads),
+        log=work.memory.log(stage.name),
+        hear=lambda line: work.emit(Note(f"{stage.name}: {process.by_name(line, look.facts['revisions'])}")),
+        began=began,
+    )
+    seconds = time.time() - started
+    runs = tuple(record.id for record in ws.runs.list() if _began(record, processes[0]))
+    if ended.code:
+        return _failed(work, stage, look, ended, seconds)
+    checkpoint = str(ended.said.get("checkpoint", "")) if stage.verb in MAKING else ""
+    outputs = tree(ws.root, stage.options.outputs, work.hashes)
+    result = Result(look.key, stage.name, look.facts, checkpoint, outputs, ended.said, runs, seconds, time.time())
+    if key_of(facts(stage, work.given)) != look.key:
+        work.memory.note(stage.name, Last("", look.facts, "done", outputs))
+        reason = f"{look.why}; not remembered: what it reads changed while it ran"
+        return told_of(stage, result, "made", reason)
+    if stage.verb == "sh":
+        work.memory.keep_contents(ws.root, outputs)
+    work.memory.keep(result)
+    _remember(work, stage, result)
+    if work.cache is not None and stage.verb != "deploy":
+        work.cache.save(ws, result)
+    return told_of(stage, result, "made", look.why)
+
+
+def _began(record: RunRecord, found: Process) -> bool:
+    return (record.pid, record.pid_started, record.host) == (found.pid, found.started, found.host)
+
+
+def _resumable(work: Work, stage: Stage, key: str) -> str:
+    """The run of the same stage under the same key that was cut off, "" for none."""
+    last = work.memory.last(stage.name)
+    if (
+        last is None
+        or last.key != key
+        or last.status == "done"
+        or not last.process
+        or stage.verb not in process.RESUMABLE
+    ):
+        return ""
+    for record in reversed(work.ws.runs.list()):
+        state = record.path / "state"
+        if _began(record, Process(*last.process)) and record.status != "done":
+            return record.id if state.is_dir() and any(state.iterdir()) else ""
+    return ""
+
+
+def _make_way(ws: Workspace, stage: Stage) -> None:
+    """A deployment of the same name gives way to the new one."""
+    from llmos_cli.operations.stop import stop
+
+    resolved = stage.resolved(ws)
+    name = (resolved.config.deploy.name if resolved else None) or ws.name
+    if any(record.operation == "deploy" and record.name == name for record in ws.runs.alive()):
+        stop(ws, name)
+
+
+def _failed(work: Work, stage: Stage, look: Look, ended: process.Ended, seconds: float) -> Told:
+    stopped = bool(work.processes.stopped) and ended.code in (130, 143)
+    last = work.memory.last(stage.name)
+    assert last is not None, "it was noted when it began"
+    work.memory.note(stage.name, replace(last, status="interrupted" if stopped else "failed"))
+    error = ended.said.get("error") or {}
+    exit_code = ended.code if stage.verb != "sh" or ended.code == 3 else 1
+    message = str(error.get("message") or ended.tail or f"it ended with {ended.code}")
+    told = told_of(
+        stage, Result(look.key, stage.name, look.facts, said=ended.said, seconds=seconds), "failed", look.why
+    )
+    if failed := [
+        f"{verdict['requirement']} ({verdict['reason']})" for verdict in told.verdicts if not verdict["passed"]
+    ]:
+        message = f"the gate failed: {'; '.join(failed)}"
+    log = str(work.memory.log(stage.name).relative_to(work.ws.root))
+    hint = str(error.get("hint") or f"all that it said is in {log}")
+    return replace(told, status="interrupted" if stopped else "failed", code=exit_code, message=message, hint=hint)
+
+
+def _remember(work: Work, stage: Stage, result: Result) -> None:
+    """As the last thing that the stage did; its checkpoint under its name."""
+    work.memory.note(stage.name, Last(result.key, result.facts, "done", result.outputs))
+    if not result.checkpoint:
+        return
+    refs, name = work.ws.refs, STAGES + stage.name
+    # A stage that `foreach` multiplies now, or no longer: a ref cannot be a folder too.
+    in_the_way = [STAGES + other for other in refs.under(STAGES) if _nested(other, stage.name)]
+    changes = [Change(other, refs.read(other), None) for other in in_the_way]
+    if (before := refs.read(name)) != result.checkpoint:
+        work.ws.oplog.apply(f"run {stage.name}", [*changes, Change(name, before, result.checkpoint)], emit=work.emit)
+
+
+def _nested(one: str, other: str) -> bool:
+    return one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
+    """Without doing anything: what depends on a stage that would run can only be guessed at."""
+    if stale := [need for need in stage.needs if need in told and told[need].status in ("would run", "may run")]:
+        read = [name for name in stale if name in stage.reads.values()]
+        return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(read or stale)}")
+    try:
+        look = look_at(work, stage)
+    except (NotFound, Conflict) as error:
+        return Told(stage.name, stage.verb, "would fail", code=error.exit_code, message=error.message, hint=error.hint)
+    if look.result is not None:
+        work.made[stage.name] = look.result.checkpoint
+        return told_of(stage, look.result, "fresh", look.why)
+    if look.elsewhere is not None:
+        result = work.memory.result(look.key) or (work.cache.result(look.key) if work.cache else None)
+        if result is not None and result.checkpoint and not (work.ws.checkpoints / result.checkpoint).is_dir():
+            return Told(stage.name, stage.verb, "would be restored", look.key, why=look.why)
+        if result is not None:
+            work.made[stage.name] = result.checkpoint
+        return Told(stage.name, stage.verb, "would be restored", look.key, why=look.why)
+    return Told(stage.name, stage.verb, "would run", look.key, why=look.why)

@@ -1,0 +1,236 @@
+"""llmos run: what runs and what does not, why, in which order, and what it leaves."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+
+SHELL = """\
+format: 1
+pipeline:
+  clean:
+    sh: tr a-z A-Z < raw.txt > clean.txt; echo clean >> ran
+    inputs: [raw.txt]
+    outputs: [clean.txt]
+  count:
+    sh: wc -l < clean.txt > count.txt; echo count >> ran
+    inputs: [clean.txt]
+    outputs: [count.txt]
+  greet:
+    sh: echo "hello $who" > "hello-$who.txt"; echo "greet $who" >> ran
+    foreach: {who: [ann, "b c"]}
+    outputs: ["hello-${who}.txt"]
+"""
+
+
+@pytest.fixture
+def shell(empty: Workspace, llmos) -> Workspace:
+    (empty.root / "raw.txt").write_text("one\ntwo\n")
+    (empty.root / "llmos.yaml").write_text(SHELL)
+    assert llmos("trust", "--pipeline").code == 0
+    return empty
+
+
+def ran(ws: Workspace) -> list[str]:
+    """What the stages' commands noted since the last time."""
+    path = ws.root / "ran"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def statuses(told) -> dict[str, str]:
+    return {stage["stage"]: stage["status"] for stage in told.json["stages"]}
+
+
+def why(told) -> dict[str, str]:
+    return {stage["stage"]: stage["why"] for stage in told.json["stages"]}
+
+
+def test_each_stage_runs_once(shell: Workspace, llmos):
+    assert statuses(llmos("run", "--dry-run", "--json")) == {
+        "clean": "would run",
+        "count": "may run",
+        "greet/ann": "would run",
+        "greet/b-c": "would run",
+    }
+    assert ran(shell) == []
+    assert llmos("run", "-q").code == 0
+    assert ran(shell) == ["clean", "count", "greet ann", "greet b c"]
+    assert (shell.root / "count.txt").read_text().strip() == "2"
+    assert (shell.root / "hello-b c.txt").read_text() == "hello b c\n"
+    again = llmos("run", "--json")
+    assert set(statuses(again).values()) == {"fresh"} and ran(shell) == []
+
+
+def test_what_changed_runs_with_what_depends_on_it(shell: Workspace, llmos):
+    llmos("run", "-q"), ran(shell)
+    (shell.root / "raw.txt").write_text("three\nfour\n")
+    planned = llmos("run", "--dry-run", "--json")
+    assert why(planned)["clean"] == "raw.txt is another one" and why(planned)["count"] == "after clean"
+    assert statuses(planned)["greet/ann"] == "fresh"
+    llmos("run", "-q")
+    assert ran(shell) == ["clean", "count"]
+
+
+def test_a_change_that_makes_the_same_stops_there(shell: Workspace, llmos):
+    llmos("run", "-q"), ran(shell)
+    (shell.root / "raw.txt").write_text("ONE\ntwo\n")
+    llmos("run", "-q")
+    assert ran(shell) == ["clean"]
+
+
+def test_comments_and_order_change_nothing(shell: Workspace, llmos):
+    llmos("run", "-q"), ran(shell)
+    stages = re.split(r"(?m)^  (?=\w)", SHELL.partition("pipeline:\n")[2])[1:]
+    moved = "".join("  # a comment\n  " + stage for stage in reversed(stages))
+    (shell.root / "llmos.yaml").write_text("format: 1\npipeline:\n" + moved)
+    assert set(statuses(llmos("run", "--json")).values()) == {"fresh"} and ran(shell) == []
+
+
+def test_going_back_brings_back_what_was_made(shell: Workspace, llmos):
+    llmos("run", "-q"), ran(shell)
+    for text in ("other\n", "one\ntwo\n"):
+        (shell.root / "raw.txt").write_text(text)
+        told = llmos("run", "clean", "--json")
+    assert statuses(told) == {"clean": "restored"} and ran(shell) == ["clean"]
+    assert (shell.root / "clean.txt").read_text() == "ONE\nTWO\n"
+
+
+def test_an_output_that_is_gone_is_put_back_and_an_edited_one_is_not_overwritten(shell: Workspace, llmos):
+    llmos("run", "-q"), ran(shell)
+    (shell.root / "clean.txt").unlink()
+    assert statuses(llmos("run", "--json", "-q"))["clean"] == "restored" and ran(shell) == []
+    (shell.root / "clean.txt").write_text("mine")
+    told = llmos("run", "clean", "-q")
+    assert told.code == 6 and "clean.txt is not what clean wrote" in told.err
+    assert (shell.root / "clean.txt").read_text() == "mine"
+
+
+def test_what_somebody_else_wrote_is_not_overwritten(shell: Workspace, llmos):
+    (shell.root / "count.txt").write_text("precious")
+    told = llmos("run", "-q", "--json")
+    assert told.code == 6 and statuses(told)["count"] == "failed"
+    assert (shell.root / "count.txt").read_text() == "precious" and "count" not in ran(shell)
+
+
+def test_only_the_named_and_what_they_need(shell: Workspace, llmos):
+    assert llmos("run", "count", "-q").code == 0
+    assert ran(shell) == ["clean", "count"]
+    assert llmos("run", "greet", "-q").code == 0
+    assert ran(shell) == ["greet ann", "greet b c"]
+    assert llmos("run", "--fresh", "count", "-q").code == 0
+    assert ran(shell) == ["count"]
+
+
+def test_a_shell_stage_runs_only_when_trusted(shell: Workspace, llmos):
+    text = SHELL.replace("echo count", "echo number")
+    (shell.root / "llmos.yaml").write_text(text)
+    told = llmos("run", "-q")
+    assert told.code == 5 and "count is a command that is not trusted here" in told.err and ran(shell) == []
+    assert "llmos.yaml: count" in llmos("trust", "--list").out
+    llmos("trust", "--pipeline")
+    assert llmos("run", "-q").code == 0
+    llmos("trust", "--revoke", "llmos.yaml: count")
+    assert llmos("run", "-q").code == 5
+
+
+def test_so_is_a_script_that_it_names(empty: Workspace, llmos):
+    (empty.root / "go.sh").write_text("echo 1 > one\n")
+    (empty.root / "llmos.yaml").write_text("pipeline: {go: {sh: sh go.sh, outputs: [one]}}\n")
+    llmos("trust", "--pipeline")
+    assert llmos("run", "-q").code == 0
+    (empty.root / "go.sh").write_text("echo 2 > one\n")
+    told = llmos("run", "-q")
+    assert told.code == 5 and "go.sh is code that is not trusted here" in told.err
+    llmos("trust", "go.sh")
+    assert why(llmos("run", "--json"))["go"] == "go.sh is another one"
+    assert (empty.root / "one").read_text() == "2\n"
+
+
+FAILING = """\
+pipeline:
+  bad: {sh: echo so it goes >&2; exit 7}
+  after: {sh: touch after, needs: [bad]}
+  gate: {sh: exit 3}
+  fine: {sh: echo fine > fine, outputs: [fine]}
+"""
+
+
+def test_failures_compose(empty: Workspace, llmos, tmp_path):
+    """What depends on a failure is left out, the rest goes on; gates alone are 3."""
+    (empty.root / "llmos.yaml").write_text(FAILING)
+    llmos("trust", "--pipeline")
+    files = ("--junit", tmp_path / "j.xml", "--summary", tmp_path / "s.md")
+    told = llmos("run", "--json", *files)
+    assert statuses(told) == {"bad": "failed", "after": "skipped", "gate": "failed", "fine": "made"}
+    assert told.code == 1 and not (empty.root / "after").exists()
+    assert llmos("run", "gate", "-q").code == 3
+    plain = llmos("run", "-q")
+    assert plain.code == 1 and "bad, gate did not succeed" in plain.err and "failed  bad: so it goes" in plain.out
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
+    summary = (tmp_path / "s.md").read_text()
+    assert "| `bad` | **failed** |" in summary and "| `gate` | **gate failed** |" in summary
+    assert why(llmos("run", "--dry-run", "--json"))["bad"] == "it failed"
+
+
+def test_independent_stages_run_at_once(empty: Workspace, llmos):
+    """Each waits until the other has begun."""
+    wait = "touch {0}; for i in $(seq 200); do [ -e {1} ] && exit 0; sleep 0.05; done; exit 1"
+    (empty.root / "llmos.yaml").write_text(
+        f"pipeline:\n  one: {{sh: '{wait.format('a', 'b')}'}}\n  two: {{sh: '{wait.format('b', 'a')}'}}\n"
+    )
+    llmos("trust", "--pipeline")
+    assert llmos("run", "--jobs", "2", "-q").code == 0
+
+
+def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):
+    (empty.root / "in").write_text("1")
+    (empty.root / "llmos.yaml").write_text("pipeline: {go: {sh: cp in out; echo 2 > in, inputs: [in], outputs: [out]}}")
+    llmos("trust", "--pipeline")
+    assert "not remembered" in why(llmos("run", "--json"))["go"]
+    assert statuses(llmos("run", "--dry-run", "--json"))["go"] == "would run"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("a: {}", "either a verb or a shell command"),
+        ("a: {verb: train, sh: x}", "either a verb or a shell command"),
+        ("a: {verb: trian}", "did you mean 'train'?"),
+        ("a: {verb: prune}", "prune needs a REV"),
+        ("a: {verb: train, need: [b]}", "did you mean 'needs'?"),
+        ("a: {sh: x, needs: [b]}\n  c: {sh: y}", "no stage called 'b'"),
+        ("a: {sh: x, needs: [c]}\n  c: {sh: y, needs: [a]}", "these stages wait for one another: a, c"),
+        ("a: {sh: x, needs: [a]}", "a depends on itself"),
+        ("a: {sh: x, outputs: [../y]}", "no place for an output"),
+        ("a: {sh: x, outputs: [checkpoints/y]}", "no place for an output"),
+        ("a: {sh: x, outputs: [y]}\n  c: {sh: x, outputs: [y/z]}", "a and c both write y"),
+        ("a: {sh: x, outputs: ['${v}']}", "no variable 'v'"),
+        ("a: {sh: x, foreach: {v: [1, 1]}}", "two stages would be called a/1"),
+        ("a/b: {sh: x}", "no name for a stage"),
+        ("a: {verb: train, require: ['loss < 1']}", "only eval has gates"),
+        ("a: {verb: export, rev: b}", "an export has one output"),
+        ("a: {verb: train}\n  m: {verb: eval, rev: a, foreach: {v: [1, 2]}}\n  c: {verb: prune, rev: m}", "name one: m/1, m/2"),
+        ("a: {verb: train, set: {train.max_step: 1}}", "did you mean 'max_steps'?"),
+        ("a: {verb: eval, rev: base, require: [loss]}", "METRIC OP BOUND"),
+    ],
+)  # fmt: skip
+def test_a_pipeline_that_makes_no_sense(empty: Workspace, llmos, text, told):
+    (empty.root / "llmos.yaml").write_text(f"pipeline:\n  {text}\n")
+    for words in (["run"], ["run", "--dry-run"]):
+        said = llmos(*words)
+        assert said.code == 2 and told in said.err
+
+
+def test_no_pipeline_and_no_such_stage(shell: Workspace, llmos):
+    assert "did you mean 'count'?" in llmos("run", "cuont").err
+    (shell.root / "llmos.yaml").write_text("format: 1\n")
+    told = llmos("run")
+    assert told.code == 4 and "no `pipeline:`" in told.err

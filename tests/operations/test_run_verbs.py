@@ -1,0 +1,149 @@
+"""llmos run with verbs: stages that read one another's checkpoints, gates, data that changes, and the cache of a CI job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from tests.operations.test_run import statuses
+
+VERBS = """\
+pipeline:
+  prepare:
+    sh: cut -d, -f1-2 raw.csv > data.csv
+    inputs: [raw.csv]
+    outputs: [data.csv]
+  base:
+    verb: train
+    set: {data.source: data.csv, data.task: text-classification, model.arch: bag, train.max_steps: 2}
+  judge:
+    verb: eval
+    rev: base
+    set: {eval.latency: false}
+    require: ["loss <= 1.5 * base"]
+  ship:
+    verb: export
+    rev: base
+    needs: [judge]
+    outputs: [out/model]
+"""
+
+
+@pytest.fixture(scope="module")
+def _verbs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from llmos_cli.operations.init import init
+
+    root = tmp_path_factory.mktemp("run") / "workspace"
+    init(root, "text-classification")
+    (root / "configs" / "train.yaml").write_text("seed: 0\n")
+    rows = [f"{'good nice fine' if at % 2 else 'bad poor sad'} {at},{at % 2},x" for at in range(200)]
+    (root / "raw.csv").write_text("text,label,rest\n" + "\n".join(rows) + "\n")
+    (root / "llmos.yaml").write_text(VERBS)
+    environment = {**os.environ, "LLMOS_CONFIG_HOME": str(root.parent / "home"), "LLMOS_COMPILE": "off"}
+    llmos = [sys.executable, "-m", "llmos_cli"]
+    subprocess.run([*llmos, "trust", "--pipeline"], cwd=root, env=environment, check=True, capture_output=True)
+    cached = ["--cache-dir", "../cache"]
+    ran = subprocess.run([*llmos, "run", "-q", *cached], cwd=root, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return root
+
+
+@pytest.fixture
+def verbs(_verbs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos) -> Workspace:
+    """A workspace of its own in which the pipeline has run; what it made is in ../cache too."""
+    shutil.copytree(_verbs, tmp_path / "workspace", symlinks=True)
+    shutil.copytree(_verbs.parent / "cache", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path / "workspace")
+    llmos("trust", "--pipeline")
+    return Workspace.find()
+
+
+def test_stages_that_read_one_another(verbs: Workspace, llmos):
+    told = llmos("run", "--json")
+    assert statuses(told) == {"prepare": "fresh", "base": "fresh", "judge": "fresh", "ship": "fresh"}
+    base = verbs.resolve("stages/base")
+    assert told.json["stages"][1]["checkpoint"] == base
+    assert verbs.head().checkpoint is None, "no branch moves"
+    assert told.json["stages"][2]["verdicts"][0]["requirement"] == "loss <= 1.5 * loss@base"
+    assert told.json["stages"][2]["metrics"]["loss"] > 0
+    assert (verbs.root / "out" / "model" / "config.json").is_file()
+    assert "(stages/base)" in llmos("log", "stages/base").out
+    assert llmos("rm", base).code != 0, "it is in use"
+    assert llmos("gc", "--expire", "now").code == 0 and verbs.resolve("stages/base") == base
+
+
+def test_what_changed_data_reaches(verbs: Workspace, llmos):
+    """Exactly what depends on it, through the files: the training reads what the command would write."""
+    (verbs.root / "raw.csv").write_text((verbs.root / "raw.csv").read_text().replace(",x\n", ",y\n"))
+    planned = llmos("run", "--dry-run", "--json")
+    assert statuses(planned) == {"prepare": "would run", "base": "may run", "judge": "may run", "ship": "may run"}
+    told = llmos("run", "--json")  # the column is cut off: the same data.csv
+    assert statuses(told) == {"prepare": "made", "base": "fresh", "judge": "fresh", "ship": "fresh"}
+
+
+def test_each_reason_is_told(verbs: Workspace, llmos):
+    def planned(name: str) -> str:
+        stage = next(each for each in llmos("run", "--dry-run", "--json").json["stages"] if each["stage"] == name)
+        return f"{stage['status']}: {stage['why']}"
+
+    train, text = verbs.configs / "train.yaml", VERBS
+    train.write_text("# a comment\nseed: 0\n\ntrain:\n")
+    assert planned("base") == "fresh: "
+    train.write_text("seed: 1\n")
+    assert planned("base") == "would run: seed was 0 and is 1"
+    train.write_text("seed: 0\n")
+    (verbs.root / "llmos.yaml").write_text(text.replace("max_steps: 2", "max_steps: 3"))
+    assert planned("base") == "would run: train.max_steps was 2 and is 3" and planned("judge") == "may run: after base"
+    (verbs.root / "llmos.yaml").write_text(text.replace("1.5 * base", "1.25 * base"))
+    assert planned("judge").startswith("would run: eval.require was") and planned("base") == "fresh: "
+    (verbs.root / "llmos.yaml").write_text(text)
+    (verbs.root / "data.csv").write_text("edited")
+    assert planned("prepare") == "would be restored: data.csv is not what it wrote, and was kept"
+    shutil.rmtree(verbs.root / "out")
+    assert planned("ship") == "may run: after prepare" or planned("ship").startswith("may run")
+
+
+def test_a_gate_that_fails_ends_the_run_with_3(verbs: Workspace, llmos, tmp_path):
+    (verbs.root / "llmos.yaml").write_text(VERBS.replace("loss <= 1.5 * base", "loss <= 0.5 * base"))
+    told = llmos("run", "-q", "--junit", tmp_path / "j.xml", "--summary", tmp_path / "s.md")
+    assert told.code == 3
+    assert "error: judge did not succeed: the gate failed: loss <= 0.5 * loss@base (loss is" in told.err
+    assert "FAILED  judge: loss <= 0.5 * loss@base" in told.out
+    xml = (tmp_path / "j.xml").read_text()
+    assert 'classname="llmos.gate.judge"' in xml and "<failure" in xml
+    assert "- **FAILED** `judge`: `loss <= 0.5 * loss@base`" in (tmp_path / "s.md").read_text()
+
+
+def test_the_cache_survives_the_workspace(verbs: Workspace, llmos, tmp_path, monkeypatch):
+    """A clone has the pipeline, its configs and its data; what was made comes from the cache, to the byte."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("llmos.yaml", "configs", "raw.csv"):
+        copy = shutil.copytree if (verbs.root / name).is_dir() else shutil.copy
+        copy(verbs.root / name, clone / name)
+    monkeypatch.chdir(clone)
+    assert llmos("init", "-q").code == 0 and llmos("trust", "--pipeline").code == 0
+    told = llmos("run", "base", "judge", "--cache-dir", tmp_path / "cache", "--json")
+    assert statuses(told) == {"prepare": "restored", "base": "restored", "judge": "restored"}
+    made = Workspace.find()
+    assert made.resolve("stages/base") == verbs.resolve("stages/base")
+    assert llmos("fsck").code == 0
+    assert llmos("show", "stages/base", "--json").json["metrics"], "what was measured came along"
+    again = llmos("run", "base", "judge", "--json")
+    assert set(statuses(again).values()) == {"fresh"}, "the cache is not needed any more"
+
+
+def test_a_damaged_cache_holds_less(verbs: Workspace, llmos, tmp_path):
+    base = verbs.resolve("stages/base")
+    weights = verbs.manifest(base).tree["model-00001-of-00001.safetensors"].sha256
+    (tmp_path / "cache" / "objects" / weights).write_bytes(b"other")
+    assert llmos("rm", "--force", base).code == 0
+    told = llmos("run", "base", "--cache-dir", tmp_path / "cache", "--json", "-q")
+    assert statuses(told)["base"] == "made"
+    assert Workspace.find().resolve("stages/base") not in verbs.dropped
