@@ -32,7 +32,9 @@ from llmos_cli.operations.compression.plot import plot
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun
 from llmos_cli.operations.compression.sensitivity import weight_bytes
+from llmos_cli.operations.compression.subject import check_dense
 from llmos_cli.operations.compression.workshop import Made, Workshop
+from llmos_cli.operations.compression.workshop import held as memory_of
 from llmos_cli.options.verbs import CompressOptions
 
 if TYPE_CHECKING:
@@ -249,23 +251,26 @@ def search(target: Target, seen: Seen) -> Built[Made]:
 
 @dataclass(frozen=True)
 class Plan:
-    """`sizes`: of each share that may be cut out, the smallest and largest size in bytes that bits alone then reach, roughly."""
+    """`sizes`: of each share that may be cut out, the smallest and largest size in bytes that bits alone then reach, roughly; `memory`:
+    what would be in it at once, in words."""
 
     checkpoint: str
     target: str
     size: int
     sizes: list[tuple[float, int, int]]
+    memory: str
 
     def view(self) -> View:
         head = f"compress {short(self.checkpoint)} ({size(self.size)} of weights) to {self.target}"
         rows: list[list[Cell]] = [[f"{cut:.0%}", size(low), size(high)] for cut, low, high in self.sizes]
-        return Group([Lines([head]), Table(["cut out", "from", "to"], rows, align="rrr")])
+        return Group([Lines([head, self.memory]), Table(["cut out", "from", "to"], rows, align="rrr")])
 
 
 def plan(ws: Workspace, rev: str, resolved: Resolved) -> Plan:
     """What `compress` would choose from, from the headers alone."""
     options: CompressOptions = resolved.config.compress
     parent = ws.checkpoint(rev)
+    check_dense(parent)
     target, whole = target_of(options, parent), weight_of(parent.path)
     model, entries = skeleton(parent.path), headers.of_directory(parent.path)
     held = {
@@ -281,4 +286,4 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> Plan:
         for bits in (min(options.bits), max(options.bits))
     )
     sizes = [(cut, int(low * (1 - cut)), int(high * (1 - cut))) for cut in (0.0, *sorted(options.cuts))]
-    return Plan(parent.id, target.asked, whole, sizes)
+    return Plan(parent.id, target.asked, whole, sizes, memory_of(options, parent.path))

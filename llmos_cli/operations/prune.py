@@ -14,7 +14,7 @@ from torch import Tensor
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit
+from llmos_cli.events import Emit, ignore
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models.lazily import Lazily
@@ -22,12 +22,12 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
 from llmos_cli.models.statistics import Need, Statistics
-from llmos_cli.operations.compression import resuming
+from llmos_cli.operations.compression import cut, resuming
 from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.keeping import Keeping, keeping
-from llmos_cli.operations.compression.memory import HEALING, spill, whole
+from llmos_cli.operations.compression.memory import HEALING, spill, streaming, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
@@ -74,9 +74,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     if is_structured(module):
         return cut_out(ws, run, parent, resolved, module, own)
     needs = needs_of(module, own)
-    if options.heal or by_gradients(module):
-        what = "--heal" if options.heal else options.method
-        whole(options, parent.path, HEALING, what, emit=run.emit)
+    held(module, options, parent.path, emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled:
         streams = not options.heal and not by_gradients(module)
         model = subject(ws, parent, resolved, options.ignore, streams=streams, emit=run.emit)
@@ -118,19 +116,28 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
+def held(module: ModuleType, options: PruneOptions, directory: Path, *, emit: Emit = ignore) -> str:
+    """What is in memory at once, in words; UsageError where that cannot be had."""
+    if options.heal or by_gradients(module):
+        return whole(options, directory, HEALING, "--heal" if options.heal else options.method, emit=emit)
+    return streaming(options, directory)
+
+
 def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     """What `prune` would do."""
     options: PruneOptions = resolved.config.prune
     target = target_of(resolved)
     module, _ = method("prune", options)
+    parent = ws.checkpoint(rev)
     if is_structured(module):
         check(options)
-        return planned_cut(ws.checkpoint(rev), module, options)
+        return planned_cut(parent, module, options, cut.held(options, parent.path))
 
     def become(matrix: Matrix) -> str:
         return str(target) if target.fits(matrix.inputs) else f"left alone: {_misfit(matrix, target)}"
 
-    return planned(ws.checkpoint(rev), options, become, calibrated=bool(module.NEEDS) or hasattr(module, "score"))
+    calibrated = bool(module.NEEDS) or hasattr(module, "score")
+    return planned(parent, options, become, calibrated=calibrated, memory=held(module, options, parent.path))
 
 
 NOT_SMALLER = (

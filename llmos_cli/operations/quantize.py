@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit
+from llmos_cli.events import Emit, ignore
 from llmos_cli.methods.grid import Grid, usable_group
 from llmos_cli.models import headers
 from llmos_cli.models.calibrate import Hooks, Turn
@@ -32,7 +32,7 @@ from llmos_cli.operations.compression.embeddings import left_alone_but, outside,
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
 from llmos_cli.operations.compression.keeping import Keeping, keeping
-from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, whole
+from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, streaming, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
@@ -111,8 +111,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     options = config.quantize
     module, own = method("quantize", options)
     form, needs = form_of(resolved, module), needs_of(module, own)
-    if options.heal:
-        whole(options, parent.path, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=run.emit)
+    held(config, parent.path, emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled, ws.stage() as turned:
         model = subject(
             ws,
@@ -163,12 +162,21 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
+def held(config: QuantizeConfig, directory: Path, *, emit: Emit = ignore) -> str:
+    """What is in memory at once, in words; UsageError where that cannot be had."""
+    options = config.quantize
+    if not options.heal:
+        return streaming(options, directory)
+    return whole(options, directory, HEALING_CODES if config.heal.codes else HEALING, "--heal", emit=emit)
+
+
 def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     """What `quantize` would do."""
     options: QuantizeOptions = resolved.config.quantize
     module, _ = method("quantize", options)
     form = form_of(resolved, module)
     checkpoint = ws.checkpoint(rev)
+    memory = held(resolved.config, checkpoint.path)
     model = skeleton(checkpoint.path)
     form.check(matrices(model, options.ignore))
     if options.rotation != "off":
@@ -179,7 +187,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
             return f"left alone: {reason}"
         return f"{form.bits_of(matrix)} bits, groups of {form.group_of(matrix)}"
 
-    found = planned(checkpoint, options, become, calibrated=bool(module.NEEDS))
+    found = planned(checkpoint, options, become, calibrated=bool(module.NEEDS), memory=memory)
     if not options.embeddings:
         return found
     told = {

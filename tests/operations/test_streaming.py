@@ -334,9 +334,37 @@ def test_what_holds_whole_models_says_so_before_it_loads_them(
     ws = made("llama")
     monkeypatch.chdir(ws.root)
     needed = size(copies * 4 * headers.parameters(ws.checkpoint("HEAD").path))
-    refused = llmos(*words)
-    assert refused.code == 2
-    assert f"holds whole models in memory, about {needed}, and memory_budget allows 100 kB" in refused.err
+    for more in ((), ("--dry-run",)):
+        refused = llmos(*words, *more)
+        assert refused.code == 2
+        assert f"holds whole models in memory, about {needed}, and memory_budget allows 100 kB" in refused.err
+    enough = [f"{word.partition('=')[0]}=64" if "memory_budget" in word else word for word in words]
+    planned = llmos(*enough, "--dry-run")
+    assert planned.code == 0 and f"holds whole models in memory, about {needed} of the " in planned.out, planned.err
+
+
+@pytest.mark.parametrize("verb", ["prune", "quantize"])
+def test_a_dry_run_says_what_a_compression_block_by_block_holds(
+    made: Callable[[str], Workspace], verb: str, llmos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = made("llama")
+    monkeypatch.chdir(ws.root)
+    model = load(ws.checkpoint("HEAD").path)
+    block = size(4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters()))
+    planned = llmos(verb, "--dry-run", "-s", f"{verb}.memory_budget=0.004", "--json")
+    assert f"one block in memory at a time, {block} beside " in planned.json["memory"]
+    assert "of activations at most 1.0 MB, the rest on disk" in planned.json["memory"]
+
+
+@pytest.mark.parametrize(
+    "words", [("prune",), ("prune", "--method", "width"), ("quantize",), ("compress", "--target-kl", "1")]
+)
+def test_a_dry_run_refuses_what_is_quantized_as_the_run_would(words: tuple[str, ...], base: Any, llmos: Any) -> None:
+    base()
+    assert llmos("quantize", "--method", "rtn", "-q").code == 0
+    for more in ((), ("--dry-run",)):
+        refused = llmos(*words, *more)
+        assert refused.code == 2 and "is quantized already" in refused.err
 
 
 def test_a_run_whose_calibration_data_changed_does_not_go_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
-from llmos_cli.events import Emit
+from llmos_cli.events import Emit, ignore
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
@@ -68,8 +69,7 @@ def cut_out(
     config: PruneConfig = resolved.config
     options = config.prune
     with ws.stage() as staged:
-        copies = HEALING if options.heal else CUTTING
-        memory.whole(options, parent.path, copies, options.method, emit=run.emit)
+        held(options, parent.path, emit=run.emit)
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
         samples = calibrated(ws, run, whole, resolved, module.NEEDS)
         before = _size(whole.model)
@@ -99,6 +99,11 @@ def cut_out(
             left_alone={**whole.left_alone, **cut.left_alone},
         )
         return conclude(ws, run, smaller, resolved, outcome, samples.record)
+
+
+def held(options: PruneOptions, directory: Path, *, emit: Emit = ignore) -> str:
+    """What a structured method holds in memory; UsageError where that cannot be had."""
+    return memory.whole(options, directory, HEALING if options.heal else CUTTING, options.method, emit=emit)
 
 
 def cutting(module: ModuleType) -> Callable[..., Cut]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from llmos_cli import device
@@ -10,6 +11,7 @@ from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.models import headers
 from llmos_cli.models.activations import Spill
+from llmos_cli.models.blocks import shard_of
 from llmos_cli.operations.proof import Memory
 from llmos_cli.options.verbs import Compressing
 
@@ -21,9 +23,9 @@ CUTTING, HEALING, HEALING_CODES = 3, 5, 9
 two moments; with `heal.codes`, a place of each code and its moments too."""
 
 
-def whole(options: Compressing, directory: Path, copies: int, doing: str, *, emit: Emit = ignore) -> None:
+def whole(options: Compressing, directory: Path, copies: int, doing: str, *, emit: Emit = ignore) -> str:
     """Before anything is loaded for what holds whole models in memory: UsageError where they cannot be had, or are more than the
-    config allows; a warning where they are most of what is free."""
+    config allows; a warning where they are most of what is free. Returns what is held, in words."""
     needed, free = copies * FP32_BYTES * headers.parameters(directory), device.memory_free()
     allowed = budget(options) if options.memory_budget else free
     told = f"{doing} holds whole models in memory, about {size(needed)}"
@@ -32,6 +34,20 @@ def whole(options: Compressing, directory: Path, copies: int, doing: str, *, emi
         raise UsageError(f"{told}, and {bound}", hint=SMALLER)
     if needed > free // 2:
         emit(Note(f"{told} of the {size(free)} that are free", level="warning"))
+    return f"{told} of the {size(free)} that are free"
+
+
+def streaming(options: Compressing, directory: Path) -> str:
+    """What a compression holds that has one block in memory at a time, in words, from the headers alone."""
+    sizes: dict[str | None, int] = {}
+    for name, shape in headers.dense_shapes(headers.of_directory(directory)).items():
+        block = shard_of(name)
+        sizes[block] = sizes.get(block, 0) + FP32_BYTES * math.prod(shape)
+    outside = sizes.pop(None, 0)
+    return (
+        f"one block in memory at a time, {size(max(sizes.values(), default=0))} beside {size(outside)} that stand outside the blocks; "
+        f"of activations at most {size(ACTIVATIONS * budget(options))}, the rest on disk"
+    )
 
 
 SMALLER = "prune to zeros and quantize hold one block at a time when they do not heal; healing and cutting want a larger machine"

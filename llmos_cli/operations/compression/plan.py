@@ -16,12 +16,13 @@ from llmos_cli.models.blocks import blocks
 from llmos_cli.models.channels import widths
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
+from llmos_cli.operations.compression.subject import check_dense
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
 
 
 @dataclass(frozen=True)
 class CompressPlan:
-    """`matrices`: name -> what would become of it; `left_alone`: module -> reason."""
+    """`matrices`: name -> what would become of it; `left_alone`: module -> reason; `memory`: what would be in it at once, in words."""
 
     checkpoint: str
     method: str
@@ -29,6 +30,7 @@ class CompressPlan:
     calibration_samples: int
     matrices: Mapping[str, str]
     left_alone: Mapping[str, str]
+    memory: str
 
     def view(self) -> View:
         calibrated = (
@@ -36,7 +38,7 @@ class CompressPlan:
         )
         head = f"{self.method} of {short(self.checkpoint)}: {calibrated}, {self.heal} steps of healing"
         rows = [*self.matrices.items(), *((name, f"left alone: {reason}") for name, reason in self.left_alone.items())]
-        return Group([Lines([head]), Table(["weight", "would become"], rows, align="ll")])
+        return Group([Lines([head, self.memory]), Table(["weight", "would become"], rows, align="ll")])
 
 
 def planned(
@@ -45,7 +47,9 @@ def planned(
     become: Callable[[Matrix], str],
     *,
     calibrated: bool,
+    memory: str,
 ) -> CompressPlan:
+    check_dense(checkpoint)
     model = skeleton(checkpoint.path)
     return CompressPlan(
         checkpoint.id,
@@ -54,11 +58,13 @@ def planned(
         options.calibration_samples if calibrated else 0,
         {name: become(matrix) for name, matrix in matrices(model, options.ignore).items()},
         left_alone(model, options.ignore),
+        memory,
     )
 
 
-def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOptions) -> CompressPlan:
+def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOptions, memory: str) -> CompressPlan:
     """What a structured method would cut: how much of it only calibration tells."""
+    check_dense(checkpoint)
     model = skeleton(checkpoint.path)
     found, refused = widths(model, blank(model)) if hasattr(module, "rank") else ([], {})
     become = {
@@ -75,6 +81,7 @@ def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOption
         options.calibration_samples,
         become or stack,
         {**left_alone(model, options.ignore), **refused},
+        memory,
     )
 
 

@@ -81,10 +81,7 @@ def subject(
     `streams`: of its blocks only the names, which is said in a note where it cannot be. `rewritten` may give another directory
     for the parent's, which answers the same.
     """
-    if is_quantized(checkpoint.config_json()):
-        raise UsageError(
-            f"{short(checkpoint.id)} is quantized already", hint="prune and quantize its parent: `llmos log` shows it"
-        )
+    check_dense(checkpoint)
     data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
     source = rewritten(exam) if rewritten else checkpoint.path
@@ -93,6 +90,14 @@ def subject(
     return Subject(
         exam, model, matrices(model, ignore), left_alone(model, ignore), shelf, source if rewritten else None
     )
+
+
+def check_dense(checkpoint: Checkpoint) -> None:
+    """UsageError for a checkpoint of codes: they are final."""
+    if is_quantized(checkpoint.config_json()):
+        raise UsageError(
+            f"{short(checkpoint.id)} is quantized already", hint="prune and quantize its parent: `llmos log` shows it"
+        )
 
 
 def _shelf(exam: Exam, source: Path, emit: Emit) -> Shelf | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmos_cli import device
 from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.events import Note, ignore
+from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.methods.prune import shape
 from llmos_cli.methods.quantize import gptq, rtn
 from llmos_cli.models import headers
@@ -44,7 +44,7 @@ from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.heal import Healing
 from llmos_cli.operations.proof import proof_split
 from llmos_cli.operations.served import beside
-from llmos_cli.options.verbs import CompressConfig
+from llmos_cli.options.verbs import CompressConfig, CompressOptions
 from llmos_cli.tasks.base import Batch
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ NEEDS = gptq.NEEDS | shape.NEEDS
 SEARCH = "search"
 """The folder of the notebook, in a run's own state."""
 LOGITS = "logits.safetensors"
+
+
+def held(options: CompressOptions, directory: Path, *, emit: Emit = ignore) -> str:
+    """What a search holds in memory; UsageError where that cannot be had."""
+    return whole(options, directory, HEALING if options.heal else CUTTING, "compress", emit=emit)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Workshop:
         self.stage, self.emit = ws.stage, run.emit
         self.notes = Notebook(run.state / SEARCH, ws.stage)
         self.cuts = sorted(self.options.cuts)
-        whole(self.options, parent.path, HEALING if self.options.heal else CUTTING, "compress", emit=run.emit)
+        held(self.options, parent.path, emit=run.emit)
         self.subject: Subject = subject(ws, parent, resolved, self.options.ignore, emit=run.emit)
         self.samples: Calibration = calibrated(ws, run, self.subject, resolved, NEEDS)
         self.probes = self._probes()
