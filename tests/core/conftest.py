@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.workspace import Checkpoint, Workspace
+from tests.core.tracing import Forks
 
 
 @pytest.fixture
@@ -59,3 +61,25 @@ def commit_with_config(ws: Workspace) -> Callable[[str], Checkpoint]:
             return run.commit(staged, made)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """In memory where that can be: a disk would take longer over its fsyncs than everything else together."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture(scope="module")
+def forks(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Forks]:
+    """A warm interpreter with what the module lists in MODULES, and a tracer on its children."""
+    started = Forks(scratch, request.module.MODULES)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def home(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own folder is in the workspace, to be copied and watched with the rest."""
+    monkeypatch.setenv("LLMOS_CONFIG_HOME", str(scratch / "w" / "home"))

@@ -30,13 +30,15 @@ _PATH = re.compile(r'"([^"]*)"|<([^<>]*)>')
 @dataclass(frozen=True)
 class Call:
     """One call on a path of the watched folder. `paths`: all that it names, descriptors too; `nth`: of its name in its
-    process, those on other paths counted as well."""
+    thread, those on other paths counted as well. `aside`: in a thread beside the main one, which another time may do more
+    or less of the work."""
 
     name: str
     arguments: str
     paths: tuple[str, ...]
     nth: int
     failed: bool
+    aside: bool
 
     def __str__(self) -> str:
         return f"{self.name}({self.arguments})"
@@ -114,7 +116,8 @@ def _parsed(trace: str, watched: str) -> list[Call]:
         seen[process, name] += 1
         paths = _paths(name, arguments)
         if any(f"{path}/".startswith(watched) for path in paths) and _changes(name, arguments):
-            calls.append(Call(name, arguments, paths, seen[process, name], result.startswith("-")))
+            aside = process != trace.split(maxsplit=1)[0]
+            calls.append(Call(name, arguments, paths, seen[process, name], result.startswith("-"), aside))
     return calls
 
 

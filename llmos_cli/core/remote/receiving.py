@@ -272,14 +272,15 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
 
 
 def publish_runs(ws: Workspace, receiving: Receiving) -> None:
-    """With their folders, and the refs by which checkpoints are found by their runs."""
+    """With their folders, and before them the refs by which checkpoints are found by their runs: what is cut off in between
+    comes again, as its folder is not there yet."""
     downloads = ws.dot / "tmp" / FOLDER
     for run in receiving.runs:
+        if run.checkpoint:
+            ws.refs.write(RUNS + run.id, run.checkpoint)
         with ws.stage() as folder:
             for name, entry in run.tree.items():
                 atomic.make_directory((folder / name).parent)
                 shutil.copyfile(downloads / entry.sha256, folder / name)
                 atomic.sync_file(folder / name)
             atomic.publish(folder, ws.root / "runs" / run.id)
-        if run.checkpoint:
-            ws.refs.write(RUNS + run.id, run.checkpoint)

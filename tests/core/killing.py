@@ -1,0 +1,64 @@
+"""What is needed around a kill: a commit that is the same every time, a workspace that is looked at alike in every copy, and
+what commands can see of it before and after."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.core import trust
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.refs import HEAD, HEADS, RUNS, TAGS
+from llmos_cli.core.workspace import Workspace
+
+
+def commit(ws: Workspace, parents: tuple[str, ...], *, move: bool = True, time: str = "1", **files: str) -> str:
+    """A run that commits files, given all that makes a checkpoint's id."""
+    made = Made("train", parents, {}, {}, {}, 0, f"2026-11-22T10:45:0{time}Z")
+    config = [ws.configs / "train.yaml"]
+    with ws.begin("train", config={}, files=config, parents=parents, argv=["llmos"]) as run, ws.stage() as staged:
+        (staged / "folder").mkdir()
+        for name, text in files.items():
+            (staged / ("folder" if name == "same" else "") / name).write_text(text)
+        return run.commit(staged, made, move=move).id
+
+
+def settle(ws: Workspace) -> None:
+    """Folders that were changed a moment ago are looked at twice; every copy is to be looked at alike."""
+    for folder in (ws.checkpoints, ws.root / "runs"):
+        os.utime(folder, (time.time() - 60,) * 2)
+    Workspace(ws.root).index.entries()
+
+
+@dataclass(frozen=True)
+class State:
+    """What commands can see of a workspace, checkpoints by their content: the time of a commit is in its id."""
+
+    head: str | None
+    refs: dict[str, Any]
+    runs: list[Any]
+    operations: list[str]
+    removed: set[str]
+    configs: dict[str, str]
+    trusted: dict[str, str]
+
+
+def state(root: Path) -> State:
+    ws = Workspace.find(root)
+
+    def content(checkpoint: str) -> Any:
+        return sorted((name, entry.sha256) for name, entry in ws.manifest(checkpoint).tree.items())
+
+    refs = {prefix + name: content(value) for prefix in (HEADS, TAGS) for name, value in ws.refs.under(prefix).items()}
+    return State(
+        ws.refs.read(HEAD),
+        refs,
+        sorted(content(value) for value in ws.refs.under(RUNS).values()),
+        [operation.name for operation in ws.oplog.operations()],
+        ws.dropped.all(),
+        {path.name: path.read_text() for path in ws.configs.iterdir()},
+        trust.trusted(ws),
+    )

@@ -1,0 +1,90 @@
+"""Killed before any call of a push, a fetch or a pull: here and there nothing is damaged, and the next one finishes it.
+
+The remote is a folder inside the workspace's own, so that both are copied, watched and looked at together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.branch import branch
+from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.push import push
+from llmos_cli.operations.tag import tag
+from tests.core.durability import unsafe
+from tests.core.killing import commit, settle, state
+from tests.core.tracing import Forks, copied
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace"),
+    pytest.mark.slow,
+]
+
+VERBS = ("push", "fetch", "pull", "remote")
+MODULES = [
+    *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
+    *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
+    *("llmos_cli.transports.local", "llmos_cli.core.remote.receiving"),
+]
+COMMANDS = {
+    "remote add": ("remote", "add", "another", "elsewhere"),
+    "push": ("push", "--all"),
+    "fetch": ("-C", "clone", "fetch"),
+    "pull": ("-C", "clone", "pull"),
+}
+
+
+@pytest.fixture(scope="module")
+def template(scratch: Path) -> Path:
+    """A workspace that is a commit ahead of its remote, with a clone that is one behind it."""
+    ws = Workspace.create(scratch / "w")
+    far = ws.root / "far"
+    (ws.configs / "train.yaml").write_text("seed: 1\n")
+    remotes.add(ws, "origin", str(far))
+    first = commit(ws, (), same="s" * 100, other="first")
+    push(ws)
+    clone(str(far), ws.root / "clone")
+    second = commit(ws, (first,), time="2", same="s" * 100, other="second")
+    tag(ws, "base")
+    push(ws)
+    commit(ws, (second,), time="3", same="s" * 100, other="third")
+    branch(ws, "other", "HEAD")
+    for each in (ws, Workspace.find(ws.root / "clone")):
+        settle(each)
+    return copied(ws.root, scratch / "template")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    root = copied(template, scratch / "w")
+    assert unsafe(forks.calls(COMMANDS[name], root, root), root, template) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    words, root = COMMANDS[name], scratch / "w"
+    copied(template, root)
+    calls = forks.calls(words, root, root)
+    after = seen(root)
+    for call in calls:
+        copied(template, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came"
+        for part in (root, root / "clone"):
+            assert fsck(Workspace.find(part)).problems == (), f"killed before {call}"
+        assert clone(str(root / "far"), root / "proof"), f"killed before {call}"
+        shutil.rmtree(root / "proof")
+        if seen(root) != after:
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+            assert seen(root) == after, f"killed before {call}"
+
+
+def seen(root: Path) -> dict[str, object]:
+    """Every workspace of the copy, and what the remote says: what is in it is only reached by its refs."""
+    refs = {str(path): path.read_bytes() for path in sorted((root / "far" / "refs").rglob("*")) if path.is_file()}
+    return {**{str(part): state(part) for part in (root, root / "clone")}, **refs}
