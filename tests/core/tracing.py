@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ CHANGING = (
     "utimensat,ioctl"
 )
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+|\?)(.*)")
+_UNFINISHED = " <unfinished ...>"
+_RESUMED = re.compile(r"\d+ +<\.\.\. \w+ resumed>(.*)")
 _PATH = re.compile(r'"([^"]*)"|<([^<>]*)>')
 
 
@@ -109,7 +111,7 @@ class Forks:
 
 def _parsed(trace: str, watched: str) -> list[Call]:
     calls, seen = [], Counter[tuple[str, str]]()
-    for line in trace.splitlines():
+    for line in _whole_lines(trace):
         if (match := _LINE.match(line)) is None:
             continue
         process, name, arguments, result, _ = match.groups()
@@ -119,6 +121,19 @@ def _parsed(trace: str, watched: str) -> list[Call]:
             aside = process != trace.split(maxsplit=1)[0]
             calls.append(Call(name, arguments, paths, seen[process, name], result.startswith("-"), aside))
     return calls
+
+
+def _whole_lines(trace: str) -> Iterator[str]:
+    """Where threads interrupt one another, strace tells a call in two lines: it counts when it has returned."""
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        process = line.split(maxsplit=1)[0]
+        if line.endswith(_UNFINISHED):
+            begun[process] = line.removesuffix(_UNFINISHED)
+        elif (resumed := _RESUMED.match(line)) is not None:
+            yield begun.pop(process) + resumed[1]
+        else:
+            yield line
 
 
 def _paths(name: str, arguments: str) -> tuple[str, ...]:
