@@ -11,7 +11,7 @@ from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def clone(
-    url: Annotated[str, typer.Argument(help="What was pushed to: a folder.")],
+    url: Annotated[str, typer.Argument(help="What was pushed to: a folder, sftp://..., s3://...")],
     directory: Annotated[Path, typer.Argument(help="The new workspace's folder.")],
     branch: Annotated[
         str | None, typer.Option("--branch", metavar="NAME", help="Begin on it; main when omitted.")

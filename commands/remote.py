@@ -19,7 +19,7 @@ def remote() -> None:
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="What it is called here: `origin` is taken where no other is named.")],
-    url: Annotated[str, typer.Argument(help="A folder, which need not be there yet.")],
+    url: Annotated[str, typer.Argument(help="A folder (made when needed), sftp://host/folder, s3://bucket/folder.")],
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -26,6 +26,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "images": ("kornia", "PIL"),
     "plot": ("matplotlib",),
+    "remotes": ("boto3", "paramiko", "cryptography"),
 }
 """Modules that each extra of the distribution brings."""
 

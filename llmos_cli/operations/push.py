@@ -126,6 +126,8 @@ def _named_one(ws: Workspace, rev: str) -> tuple[str, str]:
         raise AmbiguousRevision(f"{rev} is both a branch and a tag", hint=f"say heads/{rev} or tags/{rev}")
     if found:
         return found[0]
+    if rev in remotes.settings(ws):
+        raise UsageError(f"{rev} is a remote, not a branch", hint=f"`llmos push --remote {rev}`")
     checkpoint = ws.resolve(rev)
     raise UsageError(
         f"{rev} ({checkpoint[:12]}) is neither a branch nor a tag, and what nothing names could not be fetched again",

@@ -558,3 +558,30 @@ def test_a_move_that_undo_cannot_reach(ws: Workspace, commit: Commit, far: Path)
     assert list(ws.oplog.operations()) == before
     ws.oplog.apply("x", [Change(HEADS + "x", None, ws.resolve())])
     assert ws.resolve("origin/main") == ws.resolve()
+
+
+# Places that only fsspec knows
+
+
+def test_a_place_that_cannot_tell_two_apart_takes_objects_and_moves_a_ref_by_force(
+    ws: Workspace, commit: Commit, tmp_path: Path
+) -> None:
+    remotes.add(ws, "origin", "memory://models/demo")
+    checkpoint = commit(a="1")
+    with pytest.raises(
+        LlmosError, match=r"everything was sent to origin but heads/main was not moved: memory has no way"
+    ):
+        push(ws)
+    sent = push(ws, force=True)
+    assert (sent.checkpoints, [ref.ref for ref in sent.refs]) == (0, ["heads/main"])
+    clone("memory://models/demo", tmp_path / "copy")
+    assert Workspace.find(tmp_path / "copy").checkpoint().id == checkpoint.id
+    assert push(ws).refs == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"), [("nosuch://x/y", "is no URL that fsspec knows"), ("gs://bucket/x", "needs another package")]
+)
+def test_a_place_that_fsspec_cannot_open(ws: Workspace, url: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        remotes.add(ws, "origin", url)

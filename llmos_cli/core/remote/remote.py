@@ -37,7 +37,10 @@ class Remote:
         if text is not None:
             layout.check_format(text, self.url)
             return True
-        if others := [name for name in self.store.names("") if not name.startswith(f"{layout.UPLOADS}/")]:
+        names = self.store.names("")
+        if ".llmos/HEAD" in names:
+            raise UsageError(f"{self.url} is a workspace", hint="push from it to a folder of its own, and name that")
+        if others := [name for name in names if not name.startswith(f"{layout.UPLOADS}/")]:
             raise UsageError(
                 f"{self.url} holds other things already ({min(others)[:60]})",
                 hint="name an empty folder for a new remote",
@@ -47,7 +50,7 @@ class Remote:
     def must_be_begun(self) -> None:
         if not self.is_begun:
             raise NotFound(
-                f"nothing was ever pushed to {self.name} ({self.url})", hint=f"`llmos push --remote {self.name}`"
+                f"nothing was ever pushed to {self.url}", hint="`llmos push` from the workspace that has something"
             )
 
     def begin(self) -> None:

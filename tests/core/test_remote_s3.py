@@ -1,0 +1,152 @@
+"""Remotes on S3: a real client against moto's server, begun by the tests on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.remote.store import Content
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.pull import pull
+from llmos_cli.operations.push import push
+from llmos_cli.operations.tag import tag
+from llmos_cli.transports import s3
+from tests.core.conftest import Commit, commit_to
+from tests.core.pushers import contest
+
+SERVER = """
+import sys
+from werkzeug.serving import make_server
+from moto.server import DomainDispatcherApplication, create_backend_app
+server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+print(server.port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).close()
+    boto3.client("s3").create_bucket(Bucket="models")
+    return "s3://models/team/demo"
+
+
+def test_there_and_back(ws: Workspace, commit: Commit, bucket: str, tmp_path: Path) -> None:
+    remotes.add(ws, "origin", bucket)
+    first = commit(a="1", b="same")
+    tag(ws, "base")
+    second = commit(a="2", b="same")
+    assert push(ws).checkpoints == 2
+    assert push(ws).refs == ()
+    clone(bucket, tmp_path / "copy")
+    other = Workspace.find(tmp_path / "copy")
+    assert (other.resolve(), other.resolve("base")) == (second.id, first.id)
+    assert fsck(other).problems == ()
+    third = commit_to(other, {"a": "3"})
+    push(other)
+    assert pull(ws).checkpoint == third.id
+    commit(a="4")
+    commit_to(other, {"a": "5"})
+    push(ws)
+    with pytest.raises(Conflict, match=r"main is at .* on origin, which is not here yet"):
+        push(other)
+
+
+def test_of_many_who_push_at_once_one_wins_and_the_others_know(
+    ws: Workspace, commit: Commit, bucket: str, tmp_path: Path
+) -> None:
+    remotes.add(ws, "origin", bucket)
+    commit(a="1")
+    push(ws)
+    contest(ws, bucket, tmp_path)
+
+
+def test_a_ref_is_created_once(bucket: str, tmp_path: Path) -> None:
+    store = s3.open_store(bucket, tmp_path, "me")
+    assert store.create("refs/x/00000001", b"one")
+    assert not store.create("refs/x/00000001", b"two")
+    assert store.read("refs/x/00000001", 100) == b"one"
+    assert store.read("refs/x/00000002", 100) is None
+    assert store.names("refs") == {"x/00000001"}
+    assert (store.size("refs/x/00000001"), store.size("refs/x")) == (3, None)
+    with pytest.raises(Corrupt, match="larger than such a file can be"):
+        store.read("refs/x/00000001", 2)
+
+
+def test_a_large_upload_goes_on_where_it_stopped(bucket: str, tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 40 + b"the end"
+    store = s3.open_store(bucket, tmp_path, "me")
+    sent: list[int] = []
+    store._client.meta.events.register(
+        "before-call.s3.UploadPart", lambda params, **_: sent.append(params["body"].getbuffer().nbytes)
+    )
+
+    def heard(count: int) -> None:
+        if sum(sent) > 20 << 20:
+            raise KeyboardInterrupt
+
+    content = Content(len(data), lambda: iter(data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20)))
+    with pytest.raises(KeyboardInterrupt):
+        store.put("objects/x", content, heard)
+    assert store.size("objects/x") is None
+    store.put("objects/x", content, lambda _: None)
+    assert sent == [16 << 20, 16 << 20, (8 << 20) + 7]
+    arrived = b"".join(store.chunks("objects/x", 0))
+    assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
+    assert b"".join(store.chunks("objects/x", len(data) - 3)) == b"end"
+    store.put("objects/x", content, lambda _: None)
+
+
+def test_what_goes_wrong_is_a_sentence(
+    ws: Workspace, commit: Commit, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(a="1")
+    with pytest.raises(UsageError, match="names no bucket"):
+        remotes.add(ws, "bad", "s3:///x")
+    remotes.add(ws, "missing", "s3://nowhere/x")
+    with pytest.raises(NotFound, match="there is no bucket for s3://nowhere/x"):
+        push(ws, remote="missing")
+    remotes.add(ws, "origin", bucket)
+    with pytest.raises(NotFound, match="nothing was ever pushed to s3://models/team/demo"):
+        pull(ws, "origin")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(LlmosError, match="cannot reach s3://models/team/demo"):
+        push(ws, remote="origin")
+    assert time.monotonic() - began < 30
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UsageError, match="no credentials for s3://models/team/demo"):
+        push(ws, remote="origin")
