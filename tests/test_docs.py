@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "cli.md"
@@ -41,6 +42,15 @@ def test_commands_that_are_shown_exist(page):
     known = reference()
     unknown = [line for line in shown(page) if lacking(line, known)]
     assert unknown == []
+
+
+def test_the_workflow_is_yaml_and_types_what_exists():
+    workflow = yaml.safe_load((ROOT / "docs" / "github-workflow.yml").read_text())
+    steps = workflow["jobs"]["model"]["steps"]
+    typed = [line for step in steps for line in step.get("run", "").splitlines() if line.startswith("llmos ")]
+    known = reference()
+    assert any(line.startswith("llmos run --cache-dir") for line in typed)
+    assert [line for line in typed if lacking(line, known)] == []
 
 
 def test_the_readme_shows_the_demo_whole():

@@ -147,3 +147,49 @@ def test_a_damaged_cache_holds_less(verbs: Workspace, llmos, tmp_path):
     told = llmos("run", "base", "--cache-dir", tmp_path / "cache", "--json", "-q")
     assert statuses(told)["base"] == "made"
     assert Workspace.find().resolve("stages/base") not in verbs.dropped
+
+
+@pytest.mark.slow
+def test_a_deployment_is_up_to_date_while_it_serves_and_gives_way(verbs: Workspace, llmos):
+    deploy = "  serve: {verb: deploy, rev: base, needs: [judge], set: {deploy.name: chat, deploy.port: 0}}\n"
+    (verbs.root / "llmos.yaml").write_text(VERBS + deploy)
+    try:
+        assert statuses(llmos("run", "serve", "--json", "-q"))["serve"] == "made"
+        assert statuses(llmos("run", "serve", "--json", "-q"))["serve"] == "fresh"
+        (first,) = verbs.runs.alive()
+        assert (first.operation, first.name) == ("deploy", "chat")
+        changed = deploy.replace("deploy.port: 0", "deploy.port: 0, deploy.slots: 2")
+        (verbs.root / "llmos.yaml").write_text(VERBS + changed)
+        assert statuses(llmos("run", "serve", "--json", "-q"))["serve"] == "made"
+        (second,) = verbs.runs.alive()
+        assert second.name == "chat" and second.id != first.id
+    finally:
+        llmos("stop", "chat")
+    assert "chat is not running" in llmos("run", "serve", "--dry-run").out
+
+
+MATRIX = """\
+pipeline:
+  base: {verb: train, set: {model.arch: mlp, model.hidden_size: 16}}
+  small:
+    verb: quantize
+    rev: base
+    foreach: {bits: [4, 8]}
+    set: {quantize.bits: "${bits}", quantize.method: rtn, quantize.group_size: 8, quantize.latency: false}
+  compare: {verb: eval, rev: small/8, require: ["loss <= 2 * small/4"], set: {eval.latency: false}}
+"""
+
+
+@pytest.mark.slow
+def test_a_matrix_of_compressions_each_from_the_same_parent(new_workspace, llmos, tmp_path, monkeypatch):
+    ws = new_workspace(tmp_path / "matrix", "image-classification")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "llmos.yaml").write_text(MATRIX)
+    told = llmos("run", "--json", "-q", "--jobs", "2")
+    assert statuses(told) == {"base": "made", "small/4": "made", "small/8": "made", "compare": "made"}
+    for bits in ("4", "8"):
+        made = ws.manifest(ws.resolve(f"stages/small/{bits}")).made
+        assert made.parents == (ws.resolve("stages/base"),) and made.config["quantize"]["bits"] == int(bits)
+    assert set(statuses(llmos("run", "--json")).values()) == {"fresh"}
+    assert llmos("undo").code == 0, "a stage's ref moved by an operation like any other"
+    assert set(statuses(llmos("run", "--json")).values()) == {"fresh"}, "and what was made is still remembered"
