@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,12 +13,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from llmos_cli.core import manifest
+from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import holders, protected, with_ancestors
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import UsageError
+from llmos_cli.errors import LockTimeout, UsageError
+from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
 from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -27,7 +30,7 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, state or leftover; `size` in bytes."""
+    """`kind`: checkpoint, weights, object, state, result (of a stage) or leftover; `size` in bytes."""
 
     kind: str
     name: str
@@ -67,6 +70,7 @@ def gc(ws: Workspace, *, expire: str = "30d", dry_run: bool = False) -> GcResult
             *_weights(ws, unnamed),
             *_objects(ws),
             *_states(ws, now, grace),
+            *_results(ws, now - grace),
             *_leftovers(ws, now),
         )
         if not dry_run:
@@ -135,6 +139,15 @@ def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
         )
 
 
+def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
+    """What the pipeline remembers; not while it runs, for then a result is about to name what was just written."""
+    if not (ws.dot / FOLDER).is_dir():
+        return
+    with contextlib.suppress(LockTimeout), lock(ws.dot / "locks" / LOCK, wait=0):
+        for path, reason in unused(ws.dot, since):
+            yield Garbage("result", str(path.relative_to(ws.dot)), reason, path.stat().st_size)
+
+
 def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
     dead = set(leftovers(ws.dot / "tmp"))
     for path in sorted((ws.dot / "tmp").iterdir()):
@@ -150,6 +163,8 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
     for each in garbage:
         if each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
+        elif each.kind == "result":
+            (ws.dot / each.name).unlink(missing_ok=True)
         elif each.kind == "leftover":
             discard(ws.dot / "tmp" / each.name)
         elif each.kind == "weights":

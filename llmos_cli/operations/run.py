@@ -22,13 +22,13 @@ from llmos_cli.core.oplog import Change
 from llmos_cli.core.processes import Process
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import STAGES
-from llmos_cli.errors import Conflict, Interrupted, LlmosError, NotFound, Terminated, interrupted
+from llmos_cli.errors import Conflict, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.pipeline import code, process
 from llmos_cli.operations.pipeline.facts import facts, key_of
 from llmos_cli.operations.pipeline.files import tree
 from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
-from llmos_cli.operations.pipeline.memory import Last, Result
+from llmos_cli.operations.pipeline.memory import LOCK, Last, Result
 from llmos_cli.operations.pipeline.process import Processes
 from llmos_cli.operations.pipeline.stages import Stage, chosen, read
 from llmos_cli.operations.pipeline.telling import RunResult, Told, told_of
@@ -37,23 +37,20 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
 MAKING = ("train", "prune", "quantize", "compress")
-AGAIN = "`llmos run` goes on where it stopped"
 
 
 def run(
     ws: Workspace, names: Sequence[str], options: RunOptions, *, ask: Callable[[str], bool] | None = None, emit: Emit
 ) -> RunResult:
     """The named stages and what they depend on. What failed is told in the result, not raised."""
-    with lock(ws.dot / "locks" / "pipeline", emit=emit):
+    with lock(ws.dot / "locks" / LOCK, emit=emit):
         stages = chosen(read(ws), names)
         code.require(ws, stages, ask)
         work = Work.of(ws, stages, names, options, emit)
         with _stopping(work.processes):
             told = _carry_out(work, options.jobs)
         work.hashes.save()
-    if work.processes.stopped:
-        raise _stopped(work.processes.stopped)
-    return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False)
+    return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False, stopped=work.processes.stopped)
 
 
 def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit) -> RunResult:
@@ -84,12 +81,6 @@ def _stopping(processes: Processes) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stopped(number: int) -> LlmosError:
-    if number == signal.SIGTERM:
-        return Terminated("terminated by SIGTERM", hint=AGAIN)
-    return Interrupted(interrupted().message, hint=AGAIN)
 
 
 def _carry_out(work: Work, jobs: int) -> dict[str, Told]:
@@ -254,6 +245,7 @@ def _failed(work: Work, stage: Stage, look: Look, ended: process.Ended, seconds:
 
 def _remember(work: Work, stage: Stage, result: Result) -> None:
     """As the last thing that the stage did; its checkpoint under its name."""
+    work.memory.used(result.key)
     work.memory.note(stage.name, Last(result.key, result.facts, "done", result.outputs))
     if not result.checkpoint:
         return

@@ -101,6 +101,23 @@ def test_going_back_brings_back_what_was_made(shell: Workspace, llmos):
     assert (shell.root / "clean.txt").read_text() == "ONE\nTWO\n"
 
 
+def test_gc_forgets_what_is_no_stages_last(shell: Workspace, llmos):
+    """After its time; what the stages made last stays, contents too."""
+    llmos("run", "-q")
+    (shell.root / "raw.txt").write_text("other\n")
+    llmos("run", "-q")
+    assert "result" not in {each["kind"] for each in llmos("gc", "--json").json["garbage"]}, "it is young"
+    gone = [
+        each["name"] for each in llmos("gc", "--expire", "now", "--json").json["garbage"] if each["kind"] == "result"
+    ]
+    assert [name.split("/")[1] for name in gone] == ["results", "results", "objects", "objects"]
+    assert set(statuses(llmos("run", "--json")).values()) == {"fresh"}
+    (shell.root / "clean.txt").unlink()
+    assert statuses(llmos("run", "--json"))["clean"] == "restored"
+    (shell.root / "raw.txt").write_text("one\ntwo\n"), ran(shell)
+    assert llmos("run", "clean", "--json").code == 0 and ran(shell) == ["clean"], "it is made again"
+
+
 def test_an_output_that_is_gone_is_put_back_and_an_edited_one_is_not_overwritten(shell: Workspace, llmos):
     llmos("run", "-q"), ran(shell)
     (shell.root / "clean.txt").unlink()

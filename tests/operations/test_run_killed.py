@@ -16,9 +16,7 @@ from llmos_cli.core.workspace import Workspace
 from tests.operations.test_run import statuses
 
 LONG = "set: {train.max_steps: 60, train.save_every: 5, train.eval_every: 60}"
-PIPELINE = (
-    f"pipeline:\n  base: {{verb: train, {LONG}}}\n  gate: {{verb: eval, rev: base, set: {{eval.latency: false}}}}\n"
-)
+PIPELINE = f"pipeline:\n  base: {{verb: train, {LONG}}}\n"
 
 
 @pytest.fixture

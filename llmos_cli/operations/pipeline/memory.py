@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,9 +58,14 @@ class Last:
         return self.status == "running" and self.process is not None and Process(*self.process).alive()
 
 
+FOLDER = "pipeline"
+LOCK = "pipeline"
+"""Held by whoever runs stages, or removes what is remembered of them."""
+
+
 class Memory:
     def __init__(self, ws: Workspace) -> None:
-        self.folder = ws.dot / "pipeline"
+        self.folder = ws.dot / FOLDER
         self._scratch = ws.dot / "tmp"
 
     def result(self, key: str) -> Result | None:
@@ -67,6 +74,11 @@ class Memory:
 
     def keep(self, result: Result) -> None:
         self._write(self.folder / "results" / f"{result.key}.json", asdict(result))
+
+    def used(self, key: str) -> None:
+        """`gc` goes by when a result was last of use."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / "results" / f"{key}.json")
 
     def last(self, stage: str) -> Last | None:
         found = _read(self.folder / "stages" / f"{stage}.json")
@@ -101,6 +113,22 @@ class Memory:
             if sha256.endswith("+x"):
                 (root / name).chmod(0o755)
         return True
+
+
+def unused(dot: Path, since: float) -> Iterator[tuple[Path, str]]:
+    """Results that are no stage's last and were of no use since then, and contents that no other result has; with the reason."""
+    folder = dot / FOLDER
+    last = {str((_read(path) or {}).get("key")) for path in folder.glob("stages/**/*.json")}
+    results = {
+        path: path.stem in last or path.stat().st_mtime > since for path in sorted(folder.glob("results/*.json"))
+    }
+    held = {
+        sha for path, kept in results.items() if kept for sha in ((_read(path) or {}).get("outputs") or {}).values()
+    }
+    yield from ((path, "no stage made it lately") for path, kept in results.items() if not kept)
+    for path in sorted(folder.glob("objects/*")):
+        if not held & {path.name, f"{path.name}+x"} and path.stat().st_mtime <= since:
+            yield path, "no remembered stage wrote it"
 
 
 def result_of(value: dict[str, Any]) -> Result:

@@ -112,14 +112,17 @@ def _metrics(said: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """`stages` in the pipeline's order."""
+    """`stages` in the pipeline's order; `stopped`: the signal that ended the run early, 0 for none."""
 
     stages: Sequence[Told]
     dry_run: bool
+    stopped: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0; 3 where gates failed and nothing else did; else that of the first stage that failed otherwise."""
+        """0; of a signal its own; 3 where gates failed and nothing else did; else that of the first stage that failed otherwise."""
+        if self.stopped:
+            return 128 + self.stopped
         codes = [told.code for told in self.stages if told.code]
         return next((code for code in codes if code != GateFailed.exit_code), codes[0] if codes else 0)
 
@@ -127,6 +130,8 @@ class RunResult:
         """The error that the stages amount to."""
         if self.dry_run or not self.exit_code:
             return
+        if self.stopped:
+            raise ERRORS[self.exit_code](STOPPED[self.exit_code], hint="`llmos run` goes on where it stopped")
         failed = [told for told in self.stages if told.code]
         first = next(told for told in failed if told.code == self.exit_code)
         names = ", ".join(told.stage for told in failed)
@@ -150,6 +155,9 @@ class RunResult:
                 yield [word, f"  {told.stage}: {verdict['requirement']}  ({verdict['reason']})"]
             if told.message and not told.verdicts:
                 yield [Span("failed", "bad"), f"  {told.stage}: {told.message}"]
+
+
+STOPPED = {Interrupted.exit_code: "interrupted", Terminated.exit_code: "terminated by SIGTERM"}
 
 
 def _status(told: Told) -> str | Span:
