@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from llmos_cli.errors import Corrupt
 from llmos_cli.session import JsonFlag, QuietFlag, session
 
 
-def fsck(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+def fsck(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put back what is good in another checkpoint or on a remote.")
+    ] = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
     with session(json=json, quiet=quiet) as s:
         from llmos_cli.operations.fsck import fsck as operation
 
-        result = operation(s.workspace, emit=s.ui.emit)
+        result = operation(s.workspace, repair=repair, emit=s.ui.emit)
         s.ui.show(result)
         if result.problems:
-            raise Corrupt(result.sentence, hint="`llmos log --all` shows what else there is to go back to")
+            raise Corrupt(
+                result.sentence,
+                hint="`llmos log --all` shows what else there is to go back to"
+                if repair
+                else "`llmos fsck --repair` looks for good copies in other checkpoints and on remotes",
+            )

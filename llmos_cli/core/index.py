@@ -146,6 +146,27 @@ class Index:
 
         return self._do(ask)
 
+    def agrees(self) -> bool:
+        """Whether it says what the files say. Where it does not, it is made anew."""
+        anew = Index(self._checkpoints.parent, self._path.parent)
+        anew._connected(anew._open_in_memory)
+        if self._all() == anew._all():
+            return True
+        self._connected(self._open_anew, again=True)
+        return False
+
+    def _all(self) -> list[list[Any]]:
+        """What can be read off the files again, but for runs that are being written."""
+        alive = {record.id for record in self.open_records() if record.alive}
+        runs = [
+            row
+            for row in self._ask("SELECT id, operation, started, record FROM runs ORDER BY id")
+            if row[0] not in alive
+        ]
+        metrics = [row for row in self._ask("SELECT * FROM metrics ORDER BY 1, 2, 3, 4") if row[0] not in alive]
+        saved = [row for row in self._ask("SELECT * FROM saved ORDER BY 1, 2") if row[1] not in alive]
+        return [self._ask("SELECT * FROM checkpoints ORDER BY id"), runs, metrics, saved]
+
     # How it keeps up
 
     def _refresh(self, db: sqlite3.Connection) -> None:

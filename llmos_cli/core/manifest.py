@@ -70,12 +70,15 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, **_content(self.tree, self.made)}
 
+    def text(self) -> str:
+        """All of `manifest.json`, to the byte."""
+        return json.dumps(self.to_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
     def write(self, directory: Path) -> None:
         """Into a staged directory: synced, read-only."""
         path = directory / NAME
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1, sort_keys=True, ensure_ascii=False)
-            file.write("\n")
+            file.write(self.text())
             file.flush()
             os.fsync(file.fileno())
         path.chmod(0o444)

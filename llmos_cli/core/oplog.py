@@ -130,6 +130,11 @@ class OperationLog:
         except FileNotFoundError:
             return
 
+    def unreadable(self) -> list[int]:
+        """Numbers of the lines that are no operation, but for one that a crash cut off."""
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        return [number for number, line in enumerate(lines[:-1], 1) if _parse(line) is None]
+
     def protected(self, since: float) -> set[str]:
         """Ids that operations at or after `since` moved a ref from or to."""
         return {

@@ -54,11 +54,11 @@ class Refs:
     def read(self, name: str) -> str | None:
         """What a ref says (an id; for HEAD perhaps `ref: NAME`), None when there is no such ref."""
         try:
-            with open(self._root + name, encoding="utf-8") as file:
+            with open(self._root + name, encoding="utf-8", errors="replace") as file:
                 value = file.read().strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
-        if not ID.fullmatch(value) and not (name == HEAD and value.startswith(SYMBOLIC + HEADS)):
+        if not ID.fullmatch(value) and not (name == HEAD and _is_symbolic(value)):
             raise Corrupt(
                 f"{name} holds {value[:80]!r}, which is no checkpoint id", hint="`llmos fsck` checks all of them"
             )
@@ -99,6 +99,10 @@ class Refs:
             if branch:
                 found.setdefault(value, []).append(f"{remote}/{branch}")
         return found
+
+
+def _is_symbolic(value: str) -> bool:
+    return value.startswith(SYMBOLIC + HEADS) and not _BAD.search(value.removeprefix(SYMBOLIC))
 
 
 def _files(directory: str, prefix: str) -> Iterator[str]:

@@ -7,15 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import manifest, records
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
-from llmos_cli.core.refs import HEADS, ID, RUNS, STAGES, TAGS
-from llmos_cli.core.view import Group, Table, View, size
+from llmos_cli.core.refs import HEAD, HEADS, ID, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress, ignore
@@ -27,20 +28,34 @@ _OFTEN = 0.5
 
 @dataclass(frozen=True)
 class Problem:
-    """`where`: a path in the workspace or a ref; `hurts`: branches and tags whose line has the damaged checkpoint."""
+    """`where`: a path in the workspace or a ref; `file`: of the checkpoint; `hurts`: branches and tags whose line has the
+    damaged checkpoint."""
 
     where: str
     what: str
     checkpoint: str = ""
+    file: str = ""
     hurts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
+class Repaired:
+    """`source`: a checkpoint, the object store or a remote."""
+
+    where: str
+    source: str
+
+
+@dataclass(frozen=True)
 class FsckResult:
+    """`index_differed` from the files, and was made anew; `repaired`: what was damaged before, and where good bytes were."""
+
     checkpoints: int
     files: int
     bytes: int
     problems: tuple[Problem, ...]
+    index_differed: bool = False
+    repaired: tuple[Repaired, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -52,22 +67,46 @@ class FsckResult:
 
     def view(self) -> View:
         checked = f"{self.checkpoints} checkpoints, {self.files} files, {size(self.bytes)} hashed"
-        if not self.problems:
-            return f"{checked}: everything is as it was saved"
         rows = [[each.where, each.what, ", ".join(each.hurts)] for each in self.problems]
-        return Group([Table(["where", "what", "hurts"], rows, align="lll"), f"{checked}: {len(self.problems)} damaged"])
+        verdict = f"{len(rows)} damaged" if rows else "everything is as it was saved"
+        return Group(
+            [
+                Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
+                "the index differed from the files, and was made anew" if self.index_differed else "",
+                Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
+                f"{checked}: {verdict}",
+            ]
+        )
 
 
-def fsck(ws: Workspace, *, emit: Emit = ignore) -> FsckResult:
+def fsck(ws: Workspace, *, repair: bool = False, emit: Emit = ignore) -> FsckResult:
+    found = _checked(ws, emit)
+    if not (repair and found.problems):
+        return found
+    from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
+
+    repaired = put_back(ws, [(each.checkpoint, each.file) for each in found.problems if each.file], emit)
+    return replace(_checked(ws, emit), index_differed=found.index_differed, repaired=tuple(repaired))
+
+
+def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     checked = [_Checked(ws, name) for name in _names(ws.checkpoints)]
     objects = [(name, Path(entry.path)) for name, entry in ws.objects.names()]
     hashes = _Hashes([*(path for each in checked for path in each.files()), *(path for _, path in objects)], emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
-    problems += [*_objects(ws, objects, checked, hashes), *_refs(ws), *_runs(ws)]
+    problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
+    with _quiet(ws):
+        problems += [*_refs(ws), *_operations(ws)]
     for each in checked:
         each.note_good(problems)
     hurt = _Hurt(ws)
-    return FsckResult(len(checked), hashes.files, hashes.bytes, tuple(hurt.named(problem) for problem in problems))
+    told = tuple(hurt.named(problem) for problem in problems)
+    return FsckResult(len(checked), hashes.files, hashes.bytes, told, index_differed=not ws.index.agrees())
+
+
+def _quiet(ws: Workspace) -> AbstractContextManager[None]:
+    """Nobody is in the middle of moving a ref; where nothing can be written, nobody is."""
+    return ws.oplog.locked(ws.emit) if os.access(ws.dot, os.W_OK) else nullcontext()
 
 
 class _Hashes:
@@ -129,11 +168,14 @@ class _Checked:
 
     def problems(self, hashes: _Hashes) -> Iterator[Problem]:
         if self._manifest is None:
-            yield self._problem("", self._error)
+            file = manifest.NAME if self._directory.is_dir() and ID.fullmatch(self._name) else ""
+            yield replace(self._problem("", self._error), file=file)
             return
         found = self._manifest
         if manifest.identify(found.tree, found.made) != self._name or found.id != self._name:
             yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
+        elif (self._directory / manifest.NAME).read_bytes() != found.text().encode():
+            yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
@@ -157,7 +199,7 @@ class _Checked:
 
     def _problem(self, name: str, what: str) -> Problem:
         where = f"checkpoints/{self._name[:SHORT]}" + (f"/{name}" if name else "")
-        return Problem(where, what, self._name)
+        return Problem(where, what, self._name, name)
 
     def note_good(self, problems: Sequence[Problem]) -> None:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
@@ -180,15 +222,18 @@ def _objects(
     for name, path in objects:
         if hashes[path].sha256 != name and _inode(path) not in told:
             where = str(path.relative_to(ws.root))
-            yield Problem(where, "has other bytes than its name says; no checkpoint reads it, `llmos gc` removes it")
+            yield Problem(
+                where, "has other bytes than its name says; no checkpoint reads it, `llmos fsck --repair` removes it"
+            )
 
 
 def _refs(ws: Workspace) -> Iterator[Problem]:
     yield from _told(lambda: _dangling("HEAD", ws.head().checkpoint, ws), "HEAD")
-    for prefix in (HEADS, TAGS, STAGES, RUNS):
+    yield from _told(lambda: _bytes_of("HEAD", ws), "HEAD")
+    for prefix in (HEADS, TAGS, RUNS, STAGES, REMOTES):
         for name in sorted(ws.refs.names(prefix)):
             ref = prefix + name
-            yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws), ref)  # type: ignore[misc]
+            yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws) or _bytes_of(ref, ws), ref)  # type: ignore[misc]
 
 
 def _told(check: Callable[[], str | None], ref: str) -> Iterator[Problem]:
@@ -206,6 +251,46 @@ def _dangling(ref: str, checkpoint: str | None, ws: Workspace) -> str | None:
     return f"names {checkpoint[:SHORT]}, which is missing"
 
 
+def _bytes_of(ref: str, ws: Workspace) -> str | None:
+    """Blanks around what a ref says are read over, but nobody of ours wrote them."""
+    value, path = ws.refs.read(ref), ws.dot / ref
+    return (
+        None if value is None or path.read_text(encoding="utf-8") == f"{value}\n" else "has bytes too many or too few"
+    )
+
+
+def _operations(ws: Workspace) -> Iterator[Problem]:
+    """Every move of a branch, a tag or HEAD is an operation: what says otherwise was edited behind our back."""
+    last: dict[str, tuple[str | None, str]] = {}
+    for operation in ws.oplog.operations():
+        moved = [change for change in operation.changes if change.what == HEAD or change.what.startswith((HEADS, TAGS))]
+        last |= {change.what: (change.after, operation.name) for change in moved}
+    for ref, (value, name) in sorted(last.items()):
+        now, corrupt = _readable(ws, ref)
+        if now != value and not corrupt:
+            yield Problem(ref, f"is at {_at(now)}, and the last operation on it (`{name}`) left it at {_at(value)}")
+    yield from _head_that_never_was(ws, set(last))
+    if unread := ws.oplog.unreadable():
+        yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + _more(unread))
+
+
+def _head_that_never_was(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
+    """A HEAD that no operation has moved is on the branch it was made on, which may have no checkpoint yet if it is `main`."""
+    ref = (_readable(ws, HEAD)[0] or "").removeprefix(SYMBOLIC)
+    if ref.startswith(HEADS) and ref != f"{HEADS}main" and not moved & {HEAD, ref} and _readable(ws, ref)[0] is None:
+        yield Problem(HEAD, f"is on the branch {ref.removeprefix(HEADS)}, which never was")
+
+
+def _at(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value.removeprefix(SYMBOLIC + HEADS) if value.startswith(SYMBOLIC) else value[:SHORT]
+
+
+def _more(lines: Sequence[int]) -> str:
+    return f" ({len(lines)} such)" if len(lines) > 1 else ""
+
+
 def _runs(ws: Workspace) -> Iterator[Problem]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
     for name in _names(ws.root / "runs"):
@@ -217,7 +302,7 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
         if bad:
             yield Problem(
                 f"runs/{name}/{records.EVENTS}",
-                f"line {bad[0]} is not JSON" + (f" ({len(bad)} such)" if len(bad) > 1 else ""),
+                f"line {bad[0]} is not JSON" + _more(bad),
             )
 
 
@@ -237,7 +322,7 @@ class _Hurt:
             name: with_ancestors(ws, [checkpoint])
             for prefix in (HEADS, TAGS)
             for name in ws.refs.names(prefix)
-            if (checkpoint := _readable(ws, prefix + name))
+            if (checkpoint := _readable(ws, prefix + name)[0])
         }
 
     def named(self, problem: Problem) -> Problem:
@@ -246,14 +331,15 @@ class _Hurt:
             if problem.checkpoint
             else ()
         )
-        return Problem(problem.where, problem.what, problem.checkpoint, hurts)
+        return replace(problem, hurts=hurts)
 
 
-def _readable(ws: Workspace, ref: str) -> str | None:
+def _readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:
+    """What it says, and whether that makes no sense (which is told elsewhere)."""
     try:
-        return ws.refs.read(ref)
+        return ws.refs.read(ref), False
     except Corrupt:
-        return None
+        return None, True
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,8 +16,8 @@ _CACHE = re.compile(
     r"\.llmos/(tmp|locks|cache|index\.sqlite[^/]*)(/|$)|/uploads(/|$)|/log\.txt$|/state(/|$)|\.lock$|/\.file_[^/]*$"
 )
 """May be lost: unfinished things, who holds a lock, what is made anew from the files, a run's story told a second time."""
-_SHARED = re.compile(r"/objects(/|$)")
-"""Stored several at once, before anything names them."""
+_SHARED = re.compile(r"/objects(/|$)|/runs/[^/]+/events\.jsonl$")
+"""Stored several at once, before anything names them; and what a run tells as it goes."""
 _SPARE = re.compile(r"\.llmos/objects(/|$)")
 """Lost or back again, an object hurts nobody: but what it holds must be right."""
 
@@ -53,8 +53,10 @@ class _Disk:
                 self._there.add(path)
             case "write" | "pwrite64" | "writev" | "ftruncate" | "ioctl" | "fallocate", (path, *_):
                 self._files.add(path)
-            case "copy_file_range" | "sendfile", paths:
-                self._files.update(paths)
+            case "sendfile", (target, _):
+                self._files.add(target)
+            case "copy_file_range", (_, target):
+                self._files.add(target)
             case "fsync" | "fdatasync", (path,):
                 self._files.discard(path)
                 self._folders.discard(path)
@@ -67,7 +69,7 @@ class _Disk:
                 self._entry(path)
             case "unlink" | "unlinkat" | "rmdir", (path,):
                 if path.endswith("pending.json"):
-                    yield from (f"{each} is not synced yet" for each in self.unsynced() - self._objects())
+                    yield from (f"{each} is not synced yet" for each in self.unsynced() - self._apart())
                 self._files.discard(path)
                 self._folders.discard(path)
                 self._entry(path)
@@ -77,10 +79,10 @@ class _Disk:
             return
         yield from (f"{each} is not synced yet" for each in self.unsynced(source))
         if not _SHARED.search(target):
-            yield from (f"{each} is not synced yet" for each in self.unsynced() - self._objects())
+            yield from (f"{each} is not synced yet" for each in self.unsynced() - self._apart())
 
-    def _objects(self) -> set[str]:
-        return {path for path in self._folders if _SHARED.search(path)}
+    def _apart(self) -> set[str]:
+        return {path for path in self._folders | self._files if _SHARED.search(path)}
 
     def _moved(self, source: str, target: str) -> None:
         for known in (self._files, self._folders, self._there):

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.operations.branch import branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.du import du
 from llmos_cli.operations.fsck import fsck
@@ -283,3 +286,129 @@ def test_fsck_settles_changed_times(ws, commit, tmp_path):
     os.utime(checkpoint.path / "a", (1, 1))
     fsck(ws)
     assert ws.index.file_times(checkpoint.id)["a"] == 10**9
+
+
+# Every byte
+
+
+def damaged_at(data: bytes, where: int, how: str, bit: int) -> bytes:
+    where %= len(data)
+    if how == "flipped":
+        return data[:where] + bytes([data[where] ^ (1 << bit)]) + data[where + 1 :]
+    if how == "missing":
+        return data[:where] + data[where + 1 :]
+    return data[:where] + data[where : where + 1] + data[where:]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    which=st.integers(0),
+    where=st.one_of(st.integers(0, 3), st.integers(0)),
+    how=st.sampled_from(["flipped", "missing", "doubled"]),
+    bit=st.integers(0, 7),
+)
+def test_fsck_finds_every_byte(ws, commit, which, where, how, bit):
+    """In files of checkpoints, objects, manifests and refs, at any place."""
+    if ws.head().checkpoint is None:
+        commit(a="0123456789", b="x"), commit(a="other", b="x")
+        tag(ws, "base", "HEAD~1")
+        branch(ws, "other")
+    kept = [*ws.checkpoints.rglob("*"), *ws.objects.directory.rglob("*"), *(ws.dot / "refs").rglob("*")]
+    files = [*sorted(path for path in kept if path.is_file()), ws.dot / "HEAD"]
+    path = files[which % len(files)]
+    good, times = path.read_bytes(), path.stat()
+    path.chmod(0o644)
+    try:
+        path.write_bytes(damaged_at(good, where, how, bit))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        problems = fsck(Workspace(ws.root)).problems
+        assert problems, f"{how} byte {where % len(good)} of {path}"
+        if ws.checkpoints in path.parents:
+            hurt = path.relative_to(ws.checkpoints).parts[0]
+            assert hurt in {problem.checkpoint for problem in problems}
+    finally:
+        path.write_bytes(good)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fsck(Workspace(ws.root)).problems == ()
+
+
+MOVED = {
+    "branch": ("refs/heads/main", "is at {first}, and the last operation on it (`train on main`) left it at {second}"),
+    "tag": ("refs/tags/base", "is at {second}, and the last operation on it (`tag base`) left it at {first}"),
+    "HEAD": ("HEAD", "is at other, and the last operation on it (`checkout main`) left it at main"),
+    "deleted": ("refs/tags/base", "is at nothing, and the last operation on it (`tag base`) left it at {first}"),
+}
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_fsck_finds_what_was_moved_behind_our_back(ws, commit, kind):
+    first, second = commit(a="1").id, commit(a="2").id
+    tag(ws, "base", first)
+    checkout(ws, create="other")
+    checkout(ws, "main")
+    edits = {"branch": first + "\n", "tag": second + "\n", "HEAD": "ref: refs/heads/other\n", "deleted": None}
+    path = ws.dot / MOVED[kind][0]
+    path.unlink() if edits[kind] is None else path.write_text(edits[kind])
+    where, what = MOVED[kind]
+    told = [(problem.where, problem.what) for problem in fsck(Workspace(ws.root)).problems]
+    assert told == [(where, what.format(first=first[:12], second=second[:12]))]
+
+
+def test_an_index_that_says_something_else_is_made_anew_and_said_so(ws, commit, llmos, monkeypatch):
+    import sqlite3
+
+    first = commit(a="1")
+    commit(a="2")
+    for folder in (ws.checkpoints, ws.root / "runs"):
+        os.utime(folder, (10**9, 10**9))  # settled: not looked at again
+    assert not fsck(Workspace(ws.root)).index_differed
+    with sqlite3.connect(ws.dot / "index.sqlite") as db:
+        db.execute("DELETE FROM checkpoints WHERE id = ?", (first.id,))
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck")
+    assert told.code == 0
+    assert told.out.startswith("the index differed from the files, and was made anew\n")
+    assert len(Workspace(ws.root).index.entries()) == 2
+    assert not fsck(Workspace(ws.root)).index_differed
+
+
+def test_repair_from_a_checkpoint_with_a_copy_of_its_own(ws, commit, llmos, monkeypatch):
+    """As it is where the disk shares nothing, or by reflinks."""
+    first, second = commit(a="0123456789", b="1"), commit(a="0123456789", b="2")
+    (ws.dot / "storage").write_text("copy\n")
+    shutil.rmtree(ws.objects.directory)
+    shutil.copyfile(first.path / "a", copy := ws.root / "copy")
+    copy.replace(first.path / "a")
+    flip(first.path / "a")
+    monkeypatch.chdir(ws.root)
+    assert llmos("fsck").code == 5
+    told = llmos("fsck", "--repair")
+    assert told.code == 0, told.err
+    assert f"repaired checkpoints/{first.id[:12]}/a from checkpoint {second.id[:12]}\n" in told.out
+    assert (first.path / "a").read_text() == "0123456789"
+
+
+def test_repair_from_a_remote(ws, commit, tmp_path):
+    from llmos_cli.operations.push import push
+    from llmos_cli.operations.remote import add
+
+    checkpoints = [commit(a="0123456789", b="1"), commit(a="0123456789", b="2")]
+    add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    for each in checkpoints:
+        flip(each.path / "b"), (each.path / "a").unlink()
+    shutil.rmtree(ws.objects.directory)
+    edit_manifest(checkpoints[0].path / "manifest.json")
+    result = fsck(ws, repair=True)
+    assert result.problems == ()
+    assert {each.where for each in result.repaired} == {
+        f"checkpoints/{each.id[:12]}/{name}" for each in checkpoints for name in ("a", "b")
+    } | {f"checkpoints/{checkpoints[0].id[:12]}/manifest.json"}
+
+
+def test_what_has_no_good_copy_stays_damaged_and_is_told(ws, commit):
+    checkpoint = commit(a="0123456789")
+    flip(checkpoint.path / "a")
+    result = fsck(ws, repair=True)
+    assert result.repaired == ()
+    assert [problem.file for problem in result.problems] == ["a"]
