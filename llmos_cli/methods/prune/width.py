@@ -30,6 +30,8 @@ class Options(Section):
     of what they add to their readers' outputs; `taylor` by what the loss would lose, to first order (arXiv:1906.10771)."""
     asymmetry: float = Field(0.75, ge=0, le=1)
     """How far a matrix that is refitted also makes up for the error of the layers before; 0: not at all."""
+    hidden: float = Field(0.0, ge=0, le=1)
+    """Share of the cut that is taken from the width of the residual stream, the embeddings' included (`hidden_size`); 1: all of it."""
 
 
 def counts(units: int, options: Options) -> list[int]:

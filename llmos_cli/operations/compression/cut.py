@@ -23,12 +23,13 @@ from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
-from llmos_cli.operations.compression.narrow import Cut, narrow, was_pruned
+from llmos_cli.operations.compression.narrow import Cut, size_of, was_pruned
 from llmos_cli.operations.compression.reshape import reshape
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, subject
+from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.operations.heal import HEAL, Healing, heal
 from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
@@ -72,7 +73,7 @@ def cut_out(
         held(options, parent.path, emit=run.emit)
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
         samples = calibrated(ws, run, whole, resolved, module.NEEDS)
-        before = _size(whole.model)
+        before = size_of(whole.model)
         cut = cutting(module)(
             whole,
             module,
@@ -83,7 +84,7 @@ def cut_out(
             emit=run.emit,
         )
         smaller = replace(whole, model=cut.model, matrices=matrices(cut.model, options.ignore))
-        after = _size(cut.model)
+        after = size_of(cut.model)
         if options.heal:
             heal_smaller(smaller, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
         round_to_stored(cut.model, parent.path)
@@ -110,7 +111,7 @@ def cutting(module: ModuleType) -> Callable[..., Cut]:
     """How a method cuts: units, whole blocks, or both."""
     if hasattr(module, "depths"):
         return reshape
-    return narrow if hasattr(module, "rank") else shorten
+    return narrower if hasattr(module, "rank") else shorten
 
 
 def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:
@@ -130,10 +131,6 @@ def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:
     """Parameter name -> True where it may differ from zero, for the matrices that were pruned before they were cut."""
     found = {id(matrix.parameter) for matrix in matrices(model).values() if was_pruned(matrix.parameter)}
     return {name: p != 0 for name, p in model.named_parameters() if id(p) in found}
-
-
-def _size(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def answers(subject: Subject) -> Tensor:

@@ -60,6 +60,15 @@ def narrow(
     return Cut(smaller, told, changes, left_alone)
 
 
+NEGLIGIBLE = 0.002
+"""Share of the parameters that need not be looked for in widths any more."""
+
+
+def size_of(module: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _usable(
     model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str]
 ) -> tuple[list[Width], dict[str, str]]:

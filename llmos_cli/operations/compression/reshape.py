@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import islice
 from types import ModuleType
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from llmos_cli.core.section import Section
@@ -19,14 +18,12 @@ from llmos_cli.models.blocks import blocks
 from llmos_cli.models.matrices import matches, matrices
 from llmos_cli.models.shallow import depth_of, shortened
 from llmos_cli.operations.compression.missing import least_missed
-from llmos_cli.operations.compression.narrow import Cut, narrow
+from llmos_cli.operations.compression.narrow import NEGLIGIBLE, Cut, size_of
 from llmos_cli.operations.compression.probe import mean_divergence, said
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change
+from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.tasks.base import Batch
-
-NEGLIGIBLE = 0.002
-"""Share of the parameters that need not be looked for in widths any more."""
 
 
 def reshape(
@@ -86,15 +83,15 @@ def missed(model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[st
     if depth is None or depth[1] != len(stack):
         return []
     spared = [block.name for block in stack if matches(block.name, ignore)]
-    least = min(_size(block.module) for block in stack)
-    most = min(len(stack) - len(spared) - 1, int((sparsity + NEGLIGIBLE) * _size(model) / least))
+    least = min(size_of(block.module) for block in stack)
+    most = min(len(stack) - len(spared) - 1, int((sparsity + NEGLIGIBLE) * size_of(model) / least))
     return [name for name, _ in islice(least_missed(model, batches, spared), max(0, most))]
 
 
 def fitting(model: PreTrainedModel, order: Sequence[str], sparsity: float) -> list[str]:
     """The blocks of `order` that are gone within a share `sparsity` of the parameters."""
-    sizes = {block.name: _size(block.module) for block in blocks(model)}
-    budget = (sparsity + NEGLIGIBLE) * _size(model)
+    sizes = {block.name: size_of(block.module) for block in blocks(model)}
+    budget = (sparsity + NEGLIGIBLE) * size_of(model)
     gone: list[str] = []
     for name in order:
         if sum(sizes[each] for each in (*gone, name)) <= budget:
@@ -112,13 +109,9 @@ def without(
     model = shortened(subject.model, stays) if gone else copy.deepcopy(subject.model)
     told = [f"{len(stays)} of {len(names)} blocks left"] if gone else []
     changes: Mapping[str, Change] = {name: Change({"gone": 1.0}) for name in gone}
-    share = 1 - (1 - sparsity) * _size(subject.model) / _size(model)
+    share = 1 - (1 - sparsity) * size_of(subject.model) / size_of(model)
     if share <= NEGLIGIBLE:
         return Cut(model, told, changes, {})
     here = replace(subject, model=model, matrices=matrices(model, ignore))
-    cut = narrow(here, module, own, sparsity=share, ignore=ignore, batches=batches, emit=emit)
+    cut = narrower(here, module, own, sparsity=share, ignore=ignore, batches=batches, emit=emit)
     return Cut(cut.model, [*told, *cut.told], {**changes, **cut.changes}, cut.left_alone)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
