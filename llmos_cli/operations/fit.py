@@ -82,6 +82,7 @@ def fit(
     trainable: Callable[[str], bool] | None = None,
     fixed: bool = False,
     holding: Holding | None = None,
+    from_start: bool = False,
     stage: str = "train",
 ) -> Fitted:
     """Train `model` on `split` as `options` say.
@@ -90,7 +91,8 @@ def fit(
     what it holds. `teacher`: a model whose logits are learnt (`options.teacher_weight` of the loss), or what one said of each
     sample of `split`. `masks`: parameter name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
     all that ask for a gradient when None. `fixed`: resuming cannot change the options, so that a run which diverged is over. `holding`:
-    what else holds weights, by rules that change as training goes on.
+    what else holds weights, by rules that change as training goes on. `from_start`: whether the weights at the start are worth keeping too,
+    where none that are validated later are better.
 
     Raises LlmosError when the loss is no longer finite (the weights before that step are kept), UsageError when nothing
     bounds the run, KeyboardInterrupt or Terminated on a signal, after the step in progress and the state are done.
@@ -116,6 +118,8 @@ def fit(
         )
         if resume:
             run.restore()
+        if from_start:
+            run.consider_start()
         return run.to_the_end(stopping)
 
 
@@ -217,6 +221,12 @@ class _Run:
         self.first_loss = position.first_loss
         if position.compiled:
             self._compile()
+
+    def consider_start(self) -> None:
+        """The weights before the first step count as one of those of which the best are kept."""
+        if self.checks is not None and self.budget.step == 0:
+            self._validate(self.checks)
+            self.validations = 0
 
     def to_the_end(self, stopping: Stopping) -> Fitted:
         self._hold_masks()

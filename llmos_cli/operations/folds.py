@@ -25,6 +25,7 @@ from llmos_cli.operations import lineage
 from llmos_cli.operations.config import methods
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.fit import fit
+from llmos_cli.operations.training.beginning import beginning
 from llmos_cli.operations.training.rounding import rounding, write
 from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.options.verbs import EvalOptions, TrainConfig
@@ -147,7 +148,8 @@ def _fold(
     """Train on the rest, save, read back, judge the held-out part."""
     model: Any = make_model(begin, ws, parent, config, emit)
     masks, dtype = held(begin, ws, parent, model, config, emit), stored_dtype(begin)
-    with rounding(model, config.train.quantize, dtype) as rounded:
+    begun = beginning(begin, parent, model, config, rest, emit=emit)
+    with rounding(model, config.train.quantize, dtype, begun) as rounded:
         fit(
             model,
             rest,

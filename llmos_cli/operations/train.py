@@ -22,6 +22,7 @@ from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
 from llmos_cli.operations.training import teacher as teaching
+from llmos_cli.operations.training.beginning import beginning
 from llmos_cli.operations.training.resumption import resumption
 from llmos_cli.operations.training.rounding import Rounded, rounding, write
 from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
@@ -151,7 +152,9 @@ def carry_out(
         teaching.check(teacher, begin, model, config.train)
     splits = begin.prepared.splits
     masks = held(begin, ws, parent, model, config, run.emit)
-    with rounding(model, config.train.quantize, stored_dtype(begin)) as rounded:
+    again = resume and state.exists(run.state)  # which holds the codes
+    begun = {} if again else beginning(begin, parent, model, config, splits["train"], emit=run.emit)
+    with rounding(model, config.train.quantize, stored_dtype(begin), begun) as rounded:
         if rounded.fakes:
             run.emit(Note(rounded.told(model)))
         fitted = fit(
@@ -167,6 +170,7 @@ def carry_out(
             emit=run.emit,
             teacher=teaching.teaching(ws, teacher, begin, config.train, emit=run.emit) if teacher else None,
             masks=rounded.masks(masks),
+            from_start=bool(begun),
         )
     checkpoint = _commit(ws, run, model, rounded, begin, resolved, fitted, parent, move)
     metrics = _measured(run, checkpoint, begin)

@@ -47,6 +47,9 @@ class RoundedOptions(Section):
     symmetric: bool = True
     """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
     to dequantize."""
+    start: Literal["gptq", "nearest"] = "gptq"
+    """The codes that training from a REV begins with, where REV is not quantized in this form already and has its own: as GPTQ chooses
+    them on training samples, or the nearest."""
 
 
 class TrainOptions(Methodical):
@@ -161,7 +164,7 @@ class CompressOptions(Compressing):
     classifier."""
     target_kl: float | None = Field(None, gt=0)
     """The smallest result whose KL to the parent (nats per position) is at most this."""
-    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([3, 4, 5, 6, 8], min_length=1)
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([2, 3, 4, 5, 6, 8], min_length=1)
     """What the layers' weights may be kept in."""
     group_size: int = Field(128, ge=-1)
     """Inputs that share a scale; -1: one scale per output channel."""

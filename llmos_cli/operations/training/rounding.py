@@ -2,7 +2,8 @@
 
 In every forward pass a weight is what its file will hold: the nearest code times the scale of its group, that scale rounded as it is
 stored. Gradients pass the rounding straight through, and reach the scales too (LSQ, Esser et al. 2020, arXiv:1902.08153): each is a
-factor, 1 at first, of the scale that makes the squared error of the weights least. The loop is the usual one, and knows nothing of it.
+factor, 1 at first, of the scale that it begins with, which is that of the codes it is given (`training/beginning.py`) or makes the squared
+error of the weights least. The loop is the usual one, and knows nothing of it.
 
 Shapes: O outputs, I inputs, g inputs in a group, G groups, N scales of a matrix.
 """
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,11 +44,16 @@ class Fake(nn.Module):
     scale_OG: Tensor
     zero_OG: Tensor | None
 
-    def __init__(self, matrix: Matrix, grid: Grid) -> None:
+    def __init__(self, matrix: Matrix, grid: Grid, codes: Codes | None = None) -> None:
+        """`codes`: what it is at first; the nearest ones of the scales with the least error when None."""
         super().__init__()
         self.matrix, self.grid = matrix, grid
         weight_OI = matrix.read()
-        found = searched(weight_OI, grid, torch.ones_like(weight_OI[0]))
+        if codes is None:
+            found = searched(weight_OI, grid, torch.ones_like(weight_OI[0]))
+        else:
+            found = Scales(codes.scale_OG, codes.zero_OG)
+            matrix.write(placed(weight_OI, codes, grid))
         # In the state that a run is resumed from: the weights that they were made for are not there any more.
         self.register_buffer("scale_OG", found.scale_OG.float())
         self.register_buffer("zero_OG", found.zero_OG)
@@ -80,6 +87,21 @@ class Fake(nn.Module):
         return straight(exact_OGg, exact_OGg.detach().round())
 
 
+PLACE = 0.45
+"""How far from its code, in steps, a weight begins at most: the next code is half a step away."""
+
+
+def placed(weight_OI: Tensor, codes: Codes, grid: Grid) -> Tensor:
+    """The weights, moved to where their nearest codes are these: towards what they were, which says how near the next code is."""
+    scale_OI = codes.scale_OG.float().repeat_interleave(grid.group, 1)
+    steps_OI = codes.steps()
+    off_OI = (weight_OI / scale_OI - steps_OI).clamp(-PLACE, PLACE)
+    # Beyond the grid's ends no gradient reaches a weight: there it begins on its code.
+    low, high = grid.ends(None if codes.zero_OG is None else codes.zero_OG.repeat_interleave(grid.group, 1))
+    exact_OI: Tensor = (steps_OI + off_OI).clamp(low, high) * scale_OI
+    return exact_OI
+
+
 def straight(exact: Tensor, rounded: Tensor) -> Tensor:
     """The value of `rounded`, the gradient of `exact`. The difference of a number and one it was rounded to is exact."""
     return exact + (rounded - exact).detach()
@@ -108,16 +130,23 @@ class Rounded:
 
 
 @contextmanager
-def rounding(model: PreTrainedModel, options: RoundedOptions, dtype: torch.dtype) -> Iterator[Rounded]:
+def rounding(
+    model: PreTrainedModel,
+    options: RoundedOptions,
+    dtype: torch.dtype,
+    begun: Mapping[str, Codes] = MappingProxyType({}),
+) -> Iterator[Rounded]:
     """While open, the model's compressible weights are what `options` will store of them, scales as `dtype`; afterwards plain
-    modules hold just that. Nothing happens without `options.bits`.
+    modules hold just that. Nothing happens without `options.bits`. `begun`: the codes that a matrix has at first, by its name.
 
     Raises UsageError for a model none of whose weights can be trained so.
     """
     if options.bits is None:
         yield Rounded()
         return
-    rounded = Rounded({matrix.name: Fake(matrix, grid) for matrix, grid in chosen(model, options, dtype)})
+    rounded = Rounded(
+        {matrix.name: Fake(matrix, grid, begun.get(matrix.name)) for matrix, grid in chosen(model, options, dtype)}
+    )
     for fake in rounded.fakes.values():
         parametrize.register_parametrization(fake.matrix.layer, "weight", fake, unsafe=True)
     try:
