@@ -16,6 +16,12 @@ def clone(
     branch: Annotated[
         str | None, typer.Option("--branch", metavar="NAME", help="Begin on it; main when omitted.")
     ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="Of an encrypted remote: the key is in FILE.")
+    ] = None,
+    encrypted: Annotated[
+        bool, typer.Option("--encrypted", help="Of an encrypted remote: the key is in LLMOS_KEY.")
+    ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -23,4 +29,7 @@ def clone(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.clone import clone as operation
 
-        s.ui.show(operation(url, directory, branch=branch, dry_run=dry_run, emit=s.ui.emit))
+        key = str(key_file or "")
+        s.ui.show(
+            operation(url, directory, branch=branch, encrypted=encrypted, key_file=key, dry_run=dry_run, emit=s.ui.emit)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,13 @@ def remote() -> None:
 def add(
     name: Annotated[str, typer.Argument(help="What it is called here: `origin` is taken where no other is named.")],
     url: Annotated[str, typer.Argument(help="A folder (made when needed), sftp://host/folder, s3://bucket/folder.")],
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="FILE", help="Encrypt all of it with the key in FILE; made if needed."),
+    ] = None,
+    encrypted: Annotated[
+        bool, typer.Option("--encrypted", help="Encrypt all of it with the key in LLMOS_KEY.")
+    ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -28,7 +36,7 @@ def add(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.remote import add as operation
 
-        s.ui.show(operation(s.workspace, name, url))
+        s.ui.show(operation(s.workspace, name, url, encrypted=encrypted, key_file=str(key_file or "")))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from llmos_cli.operations import templates
 from llmos_cli.operations.fetch import Fetched, FetchResult, fetched
 from llmos_cli.operations.init import GITIGNORE
 from llmos_cli.operations.lineage import recorded_data
-from llmos_cli.operations.remote import ORIGIN, SETTINGS, RemoteSettings, opened, portable
+from llmos_cli.operations.remote import ORIGIN, SETTINGS, RemoteSettings, described, opened
 from llmos_cli.operations.summary import short
 
 
@@ -42,12 +42,19 @@ class CloneResult:
 
 
 def clone(
-    url: str, directory: Path, *, branch: str | None = None, dry_run: bool = False, emit: Emit = ignore
+    url: str,
+    directory: Path,
+    *,
+    branch: str | None = None,
+    encrypted: bool = False,
+    key_file: str = "",
+    dry_run: bool = False,
+    emit: Emit = ignore,
 ) -> CloneResult:
     root = Workspace.vacant(directory)
     if root.is_dir() and any(root.iterdir()):
         raise UsageError(f"{root} has something in it", hint="clone into a folder that is empty or not there yet")
-    place = RemoteSettings(ORIGIN, portable(Workspace(root), url))
+    place = described(Workspace(root), ORIGIN, url, encrypted=encrypted, key_file=key_file)
     plan = _plan(Workspace(root), place, emit)
     chosen = _branch(plan.branches, branch)
     if dry_run:
@@ -83,7 +90,7 @@ def _begun(root: Path, place: RemoteSettings, branch: str, emit: Emit) -> Worksp
     """The skeleton, which knows its remote from the beginning: what is cut off from now on, `pull` completes."""
     ws = Workspace.create(root)
     ws.emit = emit
-    settings = config_edit.edited(f"format: {FORMAT}\n", {f"remotes.{place.name}.url": place.url}, file=SETTINGS)
+    settings = config_edit.edited(f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
     write_text(root / SETTINGS, settings)
     write_text(root / ".gitignore", GITIGNORE)
     write_text(ws.dot / HEAD, f"{SYMBOLIC}{HEADS}{branch}\n")

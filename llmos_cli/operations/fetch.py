@@ -40,10 +40,15 @@ class FetchResult:
     def lines(self) -> list[Line]:
         if not (self.refs or self.checkpoints or self.lineage or self.runs):
             return [f"nothing new on {self.remote}"]
-        got = f"{'would get' if self.dry_run else 'got'} {counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"
-        more = [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
-        more += [counted(self.runs, "run")] if self.runs else []
-        return [", ".join([got, *more]) + f" from {self.remote} ({self.url})", *(ref.told for ref in self.refs)]
+        parts = (
+            [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
+            if self.checkpoints
+            else []
+        )
+        parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
+        parts += [counted(self.runs, "run")] if self.runs else []
+        got = f"{'would get' if self.dry_run else 'got'} {', '.join(parts)}" if parts else "no new file"
+        return [f"{got} from {self.remote} ({self.url})", *(ref.told for ref in self.refs)]
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,19 @@ class PushResult:
     def view(self) -> View:
         if not (self.refs or self.checkpoints or self.lineage or self.runs):
             return f"{self.remote} has all of it already"
-        sent = f"{'would send' if self.dry_run else 'sent'} {counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"
-        more = [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
-        more += [counted(self.runs, "run")] if self.runs else []
-        return Group(
-            [Lines([", ".join([sent, *more]) + f" to {self.remote} ({self.url})", *(ref.told for ref in self.refs)])]
+        return Group([Lines([self._sent(), *(ref.told for ref in self.refs)])])
+
+    def _sent(self) -> str:
+        parts = (
+            [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
+            if self.checkpoints
+            else []
         )
+        parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
+        parts += [counted(self.runs, "run")] if self.runs else []
+        if not parts:
+            return f"{self.remote} ({self.url}) has every file already"
+        return f"{'would send' if self.dry_run else 'sent'} {', '.join(parts)} to {self.remote} ({self.url})"
 
 
 def counted(count: int, what: str) -> str:

@@ -15,33 +15,54 @@ from llmos_cli.core import atomic, config_edit, yaml12
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.refs import REMOTES
+from llmos_cli.core.remote.key import make_key, read_key
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.view import Lines, View
-from llmos_cli.core.workspace import Workspace
+from llmos_cli.core.workspace import FORMAT, Workspace
 from llmos_cli.errors import ConfigError, NotFound, UsageError
 from llmos_cli.operations.log import aligned
 
 SETTINGS = "llmos.yaml"
 ORIGIN = "origin"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
-_KEYS = {"url"}
+_KEYS = {"url", "encrypted", "key_file"}
 
 
 @dataclass(frozen=True)
 class RemoteSettings:
+    """`key_file`: where the key of an encrypted remote is, relative to the workspace; empty where LLMOS_KEY has it."""
+
     name: str
     url: str
+    encrypted: bool = False
+    key_file: str = ""
+
+    def to_yaml(self) -> dict[str, str | bool]:
+        """The dotted keys of llmos.yaml."""
+        said: dict[str, str | bool] = {"url": self.url, "encrypted": self.encrypted, "key_file": self.key_file}
+        return {f"remotes.{self.name}.{key}": value for key, value in said.items() if value}
 
 
 @dataclass(frozen=True)
 class RemoteResult:
-    """`verb`: added or removed."""
+    """`verb`: added or removed; `new_key`: whether its key was made just now."""
 
     verb: str
     remote: RemoteSettings
+    new_key: bool = False
 
     def view(self) -> View:
-        return f"remote {self.remote.name} {self.verb}: {self.remote.url}"
+        said = f"remote {self.remote.name} {self.verb}: {self.remote.url}" + (
+            ", encrypted" if self.remote.encrypted else ""
+        )
+        if not self.new_key:
+            return said
+        return Lines(
+            [
+                said,
+                f"a new key is in {self.remote.key_file}: keep a copy elsewhere, nothing there can be read without it",
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -55,14 +76,16 @@ class RemotesResult:
         if not self.remotes:
             return "no remotes yet: `llmos remote add origin URL` names the first"
         counted = zip(self.remotes, self.refs, strict=True)
-        return Lines(aligned([[each.name, each.url, _told(count)] for each, count in counted]))
+        rows = [[each.name, each.url, "encrypted" if each.encrypted else "", _told(count)] for each, count in counted]
+        return Lines(aligned(rows))
 
 
 def _told(count: int) -> str:
     return f"{count} branch{'es' if count > 1 else ''} and tags known" if count else "never heard of"
 
 
-def add(ws: Workspace, name: str, url: str) -> RemoteResult:
+def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file: str = "") -> RemoteResult:
+    """A `key_file` that is not there yet is made, with a new key."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a name for a remote", hint="small letters, digits, `-` and `_`: `origin`")
     known = settings(ws)
@@ -70,12 +93,25 @@ def add(ws: Workspace, name: str, url: str) -> RemoteResult:
         raise UsageError(
             f"there is a remote {name} already: {known[name].url}", hint=f"`llmos remote rm {name}` forgets it"
         )
-    place = RemoteSettings(name, portable(ws, url))
-    opened(ws, place).store.close()
+    place = described(ws, name, url, encrypted=encrypted, key_file=key_file)
+    new_key = bool(key_file) and not key_path(ws, place).exists()
+    if not new_key:
+        opened(ws, place).store.close()
+    elif not ws.oplog.rehearsing:
+        make_key(key_path(ws, place))
     before = _text(ws)
-    after = config_edit.edited(before or f"format: {1}\n", {f"remotes.{name}.url": place.url}, file=SETTINGS)
+    after = config_edit.edited(before or f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
     ws.oplog.apply(f"remote add {name}", [Change(SETTINGS, before, after)], emit=ws.emit)
-    return RemoteResult("added", place)
+    return RemoteResult("added", place, new_key)
+
+
+def described(ws: Workspace, name: str, url: str, *, encrypted: bool, key_file: str) -> RemoteSettings:
+    """As they are kept: what was given relative to the current folder is relative to the workspace from then on."""
+    return RemoteSettings(name, portable(ws, url), encrypted or bool(key_file), key_file and portable(ws, key_file))
+
+
+def key_path(ws: Workspace, place: RemoteSettings) -> Path:
+    return ws.root / Path(place.key_file).expanduser()
 
 
 def remove(ws: Workspace, name: str) -> RemoteResult:
@@ -111,11 +147,18 @@ def settings(ws: Workspace) -> dict[str, RemoteSettings]:
             raise ConfigError(
                 f"remote {name} has no url", hint="write `remotes: {origin: {url: /mnt/models}}`", place=each.place
             )
+        if not isinstance(value.get("key_file", ""), str) or not isinstance(value.get("encrypted", False), bool):
+            raise ConfigError(
+                f"remote {name} has a key_file or encrypted that cannot be",
+                hint="a path; true or false",
+                place=each.place,
+            )
         if unknown := sorted(set(value) - _KEYS):
             raise ConfigError(
                 f"remotes.{name}.{unknown[0]} is unknown", hint=did_you_mean(unknown[0], _KEYS), place=each.place
             )
-        found[name] = RemoteSettings(name, value["url"])
+        key_file = value.get("key_file", "")
+        found[name] = RemoteSettings(name, value["url"], value.get("encrypted", False) or bool(key_file), key_file)
     return found
 
 
@@ -133,7 +176,9 @@ def named(ws: Workspace, name: str | None) -> RemoteSettings:
 
 
 def opened(ws: Workspace, place: RemoteSettings) -> Remote:
-    return Remote(place.name, place.url, transports.open_store(place.url, ws.root, _identity(ws)))
+    file = key_path(ws, place) if place.key_file else None
+    key = read_key(file, f"remote {place.name}") if place.encrypted else None
+    return Remote(place.name, place.url, transports.open_store(place.url, ws.root, _identity(ws)), key)
 
 
 def turn(ws: Workspace, place: RemoteSettings) -> AbstractContextManager[None]:

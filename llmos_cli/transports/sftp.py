@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import queue
 import shlex
 import stat
@@ -43,6 +44,7 @@ def open_store(url: str, root: Path, identity: str) -> SftpStore:
 
 
 def _connected(paramiko: Any, parts: Any) -> Any:
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what goes wrong is told once, by us
     known = _ssh_config(paramiko, parts.hostname)
     client = paramiko.SSHClient()
     client.load_system_host_keys()

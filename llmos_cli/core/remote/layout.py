@@ -8,6 +8,8 @@
     refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
     uploads/                 uploads that were cut off
 
+Where a remote is encrypted (`vault.py`), the parts after the first are HMACs, and its format file says so.
+
 A ref is a row of small files, each created exclusively: the last one counts. So two who move it at once are told apart by
 the one thing that every decent store can do, a reader never sees half of a move, and nobody holds a lock that outlives him.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 from llmos_cli.errors import Corrupt, LlmosError
 
@@ -58,21 +61,24 @@ def escaped(ref: str) -> str:
     )
 
 
-def format_text() -> bytes:
-    return json.dumps({"llmos": "remote", "format": FORMAT}).encode() + b"\n"
+def format_text(encryption: Mapping[str, str] | None = None) -> bytes:
+    value = {"llmos": "remote", "format": FORMAT} | ({"encryption": dict(encryption)} if encryption else {})
+    return json.dumps(value).encode() + b"\n"
 
 
-def check_format(text: bytes, where: str) -> None:
+def read_format(text: bytes, where: str) -> dict[str, str] | None:
+    """What it says of its encryption; None where there is none."""
     try:
         value = json.loads(text)
-        number = int(value["format"])
-        ours = value["llmos"] == "remote"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ours, number = False, 0
-    if not ours:
+        number, ours, encryption = int(value["format"]), value["llmos"] == "remote", value.get("encryption")
+        sound = encryption is None or all(isinstance(encryption[key], str) for key in ("salt", "check"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        ours, sound, number, encryption = False, False, 0, None
+    if not (ours and sound):
         raise Corrupt(f"{FORMAT_FILE} in {where} is not that of a remote", hint="name the folder that was pushed to")
     if number > FORMAT:
         raise LlmosError(
             f"{where} has format {number}, and this llmos knows formats up to {FORMAT}",
             hint="install a newer llmos: `pip install -U llmos-cli`",
         )
+    return {str(key): str(said) for key, said in encryption.items()} if encryption else None

@@ -70,7 +70,7 @@ class Meter:
         with self._guard:
             self._done += count
             now = time.monotonic()
-            if now - self._told > _OFTEN:
+            if now - self._told > _OFTEN and self._done < self._total:
                 self._told = now
                 self._say(now)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core import atomic, storing
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
-from llmos_cli.core.refs import ID, RUNS
+from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
@@ -79,9 +79,7 @@ def _line(remote: Remote, wanted: set[str], here: set[str]) -> list[Manifest]:
     a line of a thousand parents one by one would take a thousand round trips."""
     if not wanted - here:
         return []
-    listed = {name.removesuffix(".json") for name in remote.checkpoints | remote.lineage} - here
-    asked = sorted(each for each in listed if ID.fullmatch(each))
-    found = {each.id: each for each in in_parallel(remote.manifest, asked)}
+    found = remote.new_manifests(here)
     needed: dict[str, Manifest] = {}
     waiting = sorted(wanted - here)
     while waiting:
@@ -109,9 +107,8 @@ def _parents_first(manifests: Sequence[Manifest]) -> list[Manifest]:
 
 def _runs(ws: Workspace, remote: Remote, checkpoints: set[str]) -> Iterator[ReceivedRun]:
     here = {path.name for path in (ws.root / "runs").iterdir()} if (ws.root / "runs").is_dir() else set()
-    new = sorted(name for name in remote.runs if name.removesuffix(".json") not in here)
-    for run, checkpoint, tree in in_parallel(remote.run, new):
-        if run not in here and (not checkpoint or checkpoint in checkpoints):
+    for run, checkpoint, tree in remote.new_runs(here):
+        if not checkpoint or checkpoint in checkpoints:
             yield ReceivedRun(run, checkpoint, tree)
 
 

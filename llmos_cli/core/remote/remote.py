@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +13,10 @@ from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
 from llmos_cli.core.remote.store import Store
-from llmos_cli.errors import Corrupt, NotFound, UsageError
+from llmos_cli.core.remote.vault import SALT, Vault
+from llmos_cli.errors import Corrupt, NotFound, Untrusted, UsageError
+
+_WHO = "ask who can write there"
 
 
 @dataclass(frozen=True)
@@ -23,19 +29,21 @@ class RemoteRef:
 
 
 class Remote:
-    """`url` is what users know the place by."""
+    """`url` is what users know the place by; with a `key` (32 bytes) all but the format file is encrypted."""
 
-    def __init__(self, name: str, url: str, store: Store) -> None:
+    def __init__(self, name: str, url: str, store: Store, key: bytes | None = None) -> None:
         self.name = name
         self.url = url
         self.store = store
+        self._key = key
+        self._vault: Vault | None = None
 
     @cached_property
     def is_begun(self) -> bool:
-        """Whether anything was ever pushed to it; an error where what is there is not a remote of ours."""
+        """Whether anything was ever pushed to it; an error where what is there is not a remote of ours, or the key not its own."""
         text = self.store.read(layout.FORMAT_FILE, hostile.REF_LIMIT)
         if text is not None:
-            layout.check_format(text, self.url)
+            self._unlock(layout.read_format(text, self.url))
             return True
         names = self.store.names("")
         if ".llmos/HEAD" in names:
@@ -54,9 +62,44 @@ class Remote:
             )
 
     def begin(self) -> None:
-        if not self.is_begun:
-            self.store.create(layout.FORMAT_FILE, layout.format_text())
-            self.__dict__["is_begun"] = True
+        if self.is_begun:
+            return
+        encryption = None
+        if self._key is not None:
+            salt = os.urandom(SALT)
+            encryption = {
+                "cipher": "AES-256-GCM",
+                "salt": salt.hex(),
+                "check": Vault(self.store, self._key, salt).check(),
+            }
+        self.store.create(layout.FORMAT_FILE, layout.format_text(encryption))
+        del self.__dict__["is_begun"]
+        self.must_be_begun()  # another may have begun it a moment earlier, with another salt
+
+    def _unlock(self, encryption: Mapping[str, str] | None) -> None:
+        if self._key is None and encryption is None:
+            return
+        if encryption is None:
+            raise Untrusted(
+                f"{self.url} is not encrypted, and llmos.yaml says it should be",
+                hint="whoever can write there may have replaced it; an unencrypted remote is added without a key",
+            )
+        if self._key is None:
+            raise Untrusted(
+                f"{self.url} is encrypted",
+                hint="add it with `--key-file FILE`, or with `--encrypted` and its key in LLMOS_KEY",
+            )
+        try:
+            vault = Vault(self.store, self._key, bytes.fromhex(encryption["salt"]))
+        except ValueError:
+            raise Corrupt(
+                f"{layout.FORMAT_FILE} in {self.url} makes no sense", hint="ask who can write there"
+            ) from None
+        if not hmac.compare_digest(vault.check(), encryption["check"]):
+            raise Untrusted(
+                f"the key is not that of {self.url}", hint="nothing was read or written; which key was it pushed with?"
+            )
+        self.store = self._vault = vault
 
     @cached_property
     def checkpoints(self) -> set[str]:
@@ -72,13 +115,23 @@ class Remote:
         return self.store.names(layout.RUNS) if self.is_begun else set()
 
     def has_weights(self, checkpoint: str) -> bool:
-        return f"{checkpoint}.json" in self.checkpoints
+        return self._is_in(self.checkpoints, layout.checkpoint_name(checkpoint))
 
     def has_manifest(self, checkpoint: str) -> bool:
-        return self.has_weights(checkpoint) or f"{checkpoint}.json" in self.lineage
+        return self.has_weights(checkpoint) or self._is_in(self.lineage, layout.lineage_name(checkpoint))
 
     def has_run(self, run: str) -> bool:
-        return f"{run}.json" in self.runs
+        return self._is_in(self.runs, layout.run_name(run))
+
+    def _is_in(self, listed: set[str], name: str) -> bool:
+        return self._stored(name).partition("/")[2] in listed
+
+    def _stored(self, name: str) -> str:
+        return self._vault.stored(name) if self._vault else name
+
+    def _read_listed(self, name: str, limit: int) -> bytes:
+        """Of a file that was found by listing; where names are hidden only its content says which it is."""
+        return (self._vault.read_stored(name, limit) if self._vault else self.store.read(name, limit)) or b""
 
     def manifest(self, checkpoint: str) -> Manifest:
         weights = self.has_weights(checkpoint)
@@ -91,9 +144,31 @@ class Remote:
             )
         return hostile.read_manifest(text, checkpoint)
 
-    def run(self, name: str) -> tuple[str, str, dict[str, FileEntry]]:
-        text = self.store.read(f"{layout.RUNS}/{name}", hostile.MANIFEST_LIMIT)
-        return hostile.read_run(text or b"")
+    def new_manifests(self, known: Iterable[str]) -> dict[str, Manifest]:
+        """Id -> manifest of all that are listed but for the `known`, in one go."""
+        found: dict[str, Manifest] = {}
+        for listed, name in ((self.lineage, layout.lineage_name), (self.checkpoints, layout.checkpoint_name)):
+            folder = name("").partition("/")[0]
+            new = sorted(listed - {self._stored(name(each)).partition("/")[2] for each in known})
+            texts = in_parallel(lambda each, f=folder: self._read_listed(f"{f}/{each}", hostile.MANIFEST_LIMIT), new)  # type: ignore[misc]
+            for each, text in zip(new, texts, strict=True):
+                manifest = hostile.read_manifest(text)
+                if self._stored(name(manifest.id)) != f"{folder}/{each}":
+                    raise Corrupt(
+                        f"the manifest of {manifest.id[:12]} stands under another name on {self.name}", hint=_WHO
+                    )
+                found[manifest.id] = manifest
+        return found
+
+    def new_runs(self, known: Iterable[str]) -> list[tuple[str, str, dict[str, FileEntry]]]:
+        """Of all runs that are listed but for the `known`: id, the checkpoint that it committed, files."""
+        new = sorted(self.runs - {self._stored(layout.run_name(run)).partition("/")[2] for run in known})
+        texts = in_parallel(lambda each: self._read_listed(f"{layout.RUNS}/{each}", hostile.MANIFEST_LIMIT), new)
+        found = [hostile.read_run(text) for text in texts]
+        for (run, _, _), each in zip(found, new, strict=True):
+            if self._stored(layout.run_name(run)) != f"{layout.RUNS}/{each}":
+                raise Corrupt(f"run {run} stands under another name on {self.name}", hint=_WHO)
+        return found
 
     def refs(self) -> dict[str, RemoteRef]:
         """Branches and tags, deleted ones too: who makes one of that name again goes on counting."""
@@ -106,10 +181,10 @@ class Remote:
         return {ref.ref: ref for ref in sorted(found, key=lambda ref: ref.ref)}
 
     def _ref(self, folder: str, number: str) -> RemoteRef:
-        text = self.store.read(f"{layout.REFS}/{folder}/{number}", hostile.REF_LIMIT)
-        ref, value = hostile.read_ref(text or b"")
-        if layout.ref_name(ref, int(number)) != f"{layout.REFS}/{folder}/{number}":
-            raise Corrupt(f"the ref {ref} stands under another name on {self.name}", hint="ask who can write there")
+        name = f"{layout.REFS}/{folder}/{number}"
+        ref, value = hostile.read_ref(self._read_listed(name, hostile.REF_LIMIT))
+        if self._stored(layout.ref_name(ref, int(number))) != name:
+            raise Corrupt(f"the ref {ref} stands under another name on {self.name}", hint=_WHO)
         return RemoteRef(ref, int(number), value)
 
     def move(self, before: RemoteRef, value: str | None) -> bool:
