@@ -13,6 +13,13 @@ def gc(
     expire: Annotated[
         str, typer.Option("--expire", metavar="AGE", help="Keep unnamed checkpoints this long: 30d, 12h, now.")
     ] = "30d",
+    keep_last: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep the weights of the last N on each branch and of what is tagged."),
+    ] = None,
+    keep_tagged: Annotated[
+        bool, typer.Option("--keep-tagged", help="Keep the weights of what is tagged and the last on each branch.")
+    ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -20,4 +27,4 @@ def gc(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.gc import gc as operation
 
-        s.ui.show(operation(s.workspace, expire=expire, dry_run=dry_run))
+        s.ui.show(operation(s.workspace, expire=expire, keep_last=keep_last, keep_tagged=keep_tagged, dry_run=dry_run))

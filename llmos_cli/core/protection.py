@@ -42,8 +42,13 @@ def protected(ws: Workspace, since: float) -> set[str]:
     log's window begins, in seconds since the epoch."""
     named = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values()}
     head = ws.head().checkpoint
-    used = {checkpoint for record in ws.runs.alive() for checkpoint in in_use(record)}
-    return with_ancestors(ws, named | used | ws.oplog.protected(since) | ({head} if head else set()))
+    return with_ancestors(ws, named | needed(ws) | ws.oplog.protected(since) | ({head} if head else set()))
+
+
+def needed(ws: Workspace) -> set[str]:
+    """By runs that live or can be resumed, deployments among them."""
+    records = [record for record in ws.runs.list() if record.alive or (record.path / "state").is_dir()]
+    return {checkpoint for record in records for checkpoint in in_use(record)}
 
 
 def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:

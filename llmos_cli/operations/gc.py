@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -15,12 +16,14 @@ from pathlib import Path
 from llmos_cli.core import manifest
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
-from llmos_cli.core.protection import holders, protected, with_ancestors
+from llmos_cli.core.protection import holders, needed, protected, with_ancestors
+from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout, UsageError
 from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
+from llmos_cli.operations.rm import freed_by
 from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -30,12 +33,14 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, state, result (of a stage) or leftover; `size` in bytes."""
+    """`kind`: checkpoint, weights, object, state, result (of a stage), remains (of removed weights) or leftover; `called`: what
+    made a checkpoint and who named it last; `size` in bytes."""
 
     kind: str
     name: str
     reason: str
     size: int
+    called: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,33 @@ class GcResult:
             said = f"{'would free' if self.dry_run else 'freed'} {total}"
         if self.kept:
             said += f"; {self.kept} unnamed checkpoint{'s are' if self.kept > 1 else ' is'} younger than {_told(self.grace)} (--expire)"
-        rows = [[each.kind, each.name, each.reason, size(each.size)] for each in self.garbage]
-        return Group([Table(["what", "name", "why", "size"], rows, align="lllr") if rows else "", said])
+        rows = [[each.kind, each.name, each.called, each.reason, size(each.size)] for each in self.garbage]
+        headers = ["what", "name", "called", "why", "size"]
+        return Group([Table(headers, rows, align="llllr") if rows else "", said])
 
 
-def gc(ws: Workspace, *, expire: str = "30d", dry_run: bool = False) -> GcResult:
+def gc(
+    ws: Workspace,
+    *,
+    expire: str = "30d",
+    keep_last: int | None = None,
+    keep_tagged: bool = False,
+    dry_run: bool = False,
+) -> GcResult:
+    """`keep_last`, `keep_tagged`: of what is named, remove the weights of all but the last ones on each branch, what is tagged and
+    what is in use; their manifests stay. `keep_tagged` alone leaves each branch its last one."""
     grace = duration(expire)
+    if keep_last is not None and keep_last < 1:
+        raise UsageError(f"--keep-last {keep_last} would leave branches nothing", hint="keep 1 or more")
+    keep = keep_last or (1 if keep_tagged else None)
     # Under the lock of the refs: what is unnamed now stays unnamed until it is gone.
     with ws.oplog.locked(ws.emit):
         now = time.time()
         unnamed, young = _unnamed(ws, now, grace)
         garbage = (
             *_checkpoints(ws, unnamed, now),
-            *_weights(ws, unnamed),
+            *(_weights(ws, keep, unnamed | young) if keep else ()),
+            *_remains(ws, unnamed),
             *_objects(ws),
             *_states(ws, now, grace),
             *_results(ws, now - grace),
@@ -106,23 +125,62 @@ def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garba
         left.subtract(tree.keys())
         freed = sum(length for sha256, length in tree.items() if ws.storage == "copy" or left[sha256] <= 0)
         since = age((ws.checkpoints / name).stat().st_mtime, now)
-        yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed)
+        yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed, _called(ws, name))
 
 
-def _weights(ws: Workspace, unnamed: set[str]) -> Iterator[Garbage]:
+def _weights(ws: Workspace, keep: int, unnamed: set[str]) -> Iterator[Garbage]:
+    """Those that the user keeps no longer: older than the last `keep` of every branch, and neither tagged nor in use."""
+    kept = {each for tip in ws.refs.under(HEADS).values() for each in _last(ws, tip, keep)}
+    kept |= {*ws.refs.pointing(), ws.head().checkpoint or "", *needed(ws), *unnamed, *ws.dropped.all()}
+    old = [ws.manifest(each.id) for each in ws.index.entries() if each.id not in kept]
+    reason = (
+        f"not the last on a branch (--keep-last {keep})" if keep > 1 else "not the last on a branch, and has no tag"
+    )
+    for removed in freed_by(ws, old):
+        yield Garbage("weights", removed.id, reason, removed.freed, _called(ws, removed.id))
+
+
+def _last(ws: Workspace, tip: str, count: int) -> Iterator[str]:
+    entry = ws.index.entry(tip)
+    while entry is not None and count > 0:
+        yield entry.id
+        entry, count = ws.index.entry(entry.parents[0]) if entry.parents else None, count - 1
+
+
+def _called(ws: Workspace, checkpoint: str) -> str:
+    """`train llama, once branch try`: an id says nothing to people."""
+    names = [
+        change.what.removeprefix("refs/").replace("heads/", "branch ").replace("tags/", "tag ")
+        for operation in ws.oplog.operations()
+        for change in operation.changes
+        if checkpoint in (change.before, change.after) and change.what.startswith((HEADS, TAGS))
+    ]
+    entry = ws.index.entry(checkpoint)
+    made_by = f"{entry.operation} {entry.label}".strip() if entry else "?"
+    return f"{made_by}, once {names[-1]}" if names else made_by
+
+
+def _remains(ws: Workspace, unnamed: set[str]) -> Iterator[Garbage]:
     """Files of checkpoints without weights: a kill in the middle of their coming back left them."""
     for name in sorted(ws.dropped.all() - unnamed):
         left = [path for path in (ws.checkpoints / name).rglob("*") if path.is_file() and path.name != manifest.NAME]
         if left:
-            yield Garbage("weights", name, "its weights were removed", sum(path.lstat().st_size for path in left))
+            yield Garbage("remains", name, "its weights were removed", sum(path.lstat().st_size for path in left))
 
 
 def _objects(ws: Workspace) -> Iterator[Garbage]:
     """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
+    for name, entry in _unheld(ws):
+        yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
+
+
+def _unheld(ws: Workspace) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """But for what has come since a living run began: it may be about to be held."""
     held = holders(ws)
+    since = min([record.started for record in ws.runs.alive()], default=math.inf)
     for name, entry in ws.objects.names():
-        if name not in held:
-            yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
+        if name not in held and entry.stat().st_ctime < since:
+            yield name, entry
 
 
 def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
@@ -160,6 +218,8 @@ def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
 def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> None:
     if unnamed:
         ws.oplog.remove_locked("gc", collects=_children_first(ws, unnamed))
+    if old := [each.name for each in garbage if each.kind == "weights"]:
+        ws.oplog.remove_locked(f"gc: weights of {len(old)} checkpoint{'s' if len(old) > 1 else ''}", drops=old)
     for each in garbage:
         if each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
@@ -167,10 +227,9 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
             (ws.dot / each.name).unlink(missing_ok=True)
         elif each.kind == "leftover":
             discard(ws.dot / "tmp" / each.name)
-        elif each.kind == "weights":
+        elif each.kind == "remains":
             ws.dropped.drop(ws.checkpoints / each.name)
-    held = holders(ws)
-    ws.objects.remove({name for name, _ in ws.objects.names() if name not in held})
+    ws.objects.remove([name for name, _ in _unheld(ws)])
 
 
 def _children_first(ws: Workspace, unnamed: set[str]) -> list[str]:

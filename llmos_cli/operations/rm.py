@@ -45,7 +45,7 @@ def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool
     with ws.oplog.locked(ws.emit):
         if not force:
             _check_unused(ws, checkpoints)
-        removed = _freed(ws, manifests)
+        removed = freed_by(ws, manifests)
         if not dry_run:
             name = f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}"
             ws.oplog.remove_locked(name, drops=checkpoints)
@@ -62,7 +62,7 @@ def _check_unused(ws: Workspace, checkpoints: Sequence[str]) -> None:
             )
 
 
-def _freed(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
+def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
     """In the order of removing: what two of them share is freed with the second."""
     count = holders(ws)
     dropped = ws.dropped.all()

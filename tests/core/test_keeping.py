@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
-from llmos_cli.operations.branch import branch
+from llmos_cli.operations.branch import branch, delete_branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.du import du
 from llmos_cli.operations.fsck import fsck
@@ -412,3 +412,68 @@ def test_what_has_no_good_copy_stays_damaged_and_is_told(ws, commit):
     result = fsck(ws, repair=True)
     assert result.repaired == ()
     assert [problem.file for problem in result.problems] == ["a"]
+
+
+# Keeping the last ones
+
+
+def removed(ws: Workspace) -> list[bool]:
+    """Of the current line, the newest first."""
+    return [each.removed for each in log(Workspace(ws.root)).checkpoints]
+
+
+def test_gc_keep_last_drops_older_weights_and_keeps_manifests_tags_and_what_is_in_use(ws, commit):
+    checkpoints = [commit(a=str(number), b="same") for number in range(6)]
+    tag(ws, "good", checkpoints[1].id)
+    with ws.begin("deploy", config={}, parents=[checkpoints[2].id], name="chat"):
+        dry = gc(ws, keep_last=2, dry_run=True)
+        assert {(each.kind, each.name, each.size) for each in dry.garbage} == {
+            ("weights", checkpoints[3].id, 1),
+            ("weights", checkpoints[0].id, 1),
+        }
+        assert removed(ws) == [False] * 6
+        assert gc(ws, keep_last=2).garbage == dry.garbage
+    assert removed(ws) == [False, False, True, False, False, True]
+    assert fsck(ws).problems == ()
+    assert gc(ws, keep_last=2, dry_run=True).garbage[0].name == checkpoints[2].id
+
+
+def test_gc_keep_tagged_leaves_every_branch_its_last_one(ws, commit):
+    first, second, third, _ = [commit(a=str(number)) for number in range(4)]
+    branch(ws, "other", second.id)
+    tag(ws, "good", first.id)
+    gc(ws, keep_tagged=True)
+    assert removed(ws) == [False, True, False, False]
+    assert [operation.name for operation in ws.oplog.operations()][-1] == "gc: weights of 1 checkpoint"
+    with pytest.raises(NotFound, match=f"the weights of {third.id[:12]} were removed"):
+        ws.checkpoint(third.id)
+
+
+def test_gc_says_what_a_checkpoint_was_called(ws, commit):
+    commit(a="1")
+    branch(ws, "try")
+    checkout(ws, "try")
+    trial = commit(a="2")
+    checkout(ws, "main")
+    delete_branch(ws, "try")
+    grow_old(ws, trial)
+    assert [(each.name, each.called) for each in gc(ws, dry_run=True).garbage] == [
+        (trial.id, "train m, once branch try")
+    ]
+
+
+def test_gc_keeps_what_a_run_that_can_be_resumed_began_with(ws, commit):
+    commit(a="0")
+    parent = commit(a="1", move=False)
+    with pytest.raises(KeyError), ws.begin("prune", config={}, parents=[parent.id]) as run:
+        run.state.mkdir()
+        raise KeyError
+    grow_old(ws, parent)
+    assert gc(ws, expire="1h").garbage == ()
+    shutil.rmtree(run.state)
+    assert [each.name for each in gc(ws, expire="1h").garbage] == [parent.id]
+
+
+def test_gc_keeps_nothing_for_nobody(ws, commit):
+    with pytest.raises(UsageError, match="--keep-last 0 would leave branches nothing"):
+        gc(ws, keep_last=0)
