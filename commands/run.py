@@ -19,7 +19,10 @@ def run(
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Stages at once, where they are independent.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run the named stages though nothing changed.")] = False,
     cache_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep results there too, and look for them there.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Keep results there too, and look for them there: a folder, a URL or a remote."
+        ),
     ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write stages and gates as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was done as Markdown.")] = None,

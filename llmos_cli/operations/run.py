@@ -187,7 +187,7 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
     work.memory.keep(result)
     _remember(work, stage, result)
     if work.cache is not None and stage.verb != "deploy":
-        work.cache.save(ws, result)
+        work.cache.save(result, work.emit)
     return told_of(stage, result, "made", look.why)
 
 
@@ -262,10 +262,9 @@ def _nested(one: str, other: str) -> bool:
 
 
 def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
-    """Without doing anything: what depends on a stage that would run can only be guessed at."""
-    if stale := [need for need in stage.needs if need in told and told[need].status in ("would run", "may run")]:
-        read = [name for name in stale if name in stage.reads.values()]
-        return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(read or stale)}")
+    """Without doing anything: what depends on a stage whose result is not there yet can only be guessed at."""
+    if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
+        return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
     try:
         look = look_at(work, stage)
     except (NotFound, Conflict) as error:
@@ -273,11 +272,4 @@ def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
     if look.result is not None:
         work.made[stage.name] = look.result.checkpoint
         return told_of(stage, look.result, "fresh", look.why)
-    if look.elsewhere is not None:
-        result = work.memory.result(look.key) or (work.cache.result(look.key) if work.cache else None)
-        if result is not None and result.checkpoint and not (work.ws.checkpoints / result.checkpoint).is_dir():
-            return Told(stage.name, stage.verb, "would be restored", look.key, why=look.why)
-        if result is not None:
-            work.made[stage.name] = result.checkpoint
-        return Told(stage.name, stage.verb, "would be restored", look.key, why=look.why)
-    return Told(stage.name, stage.verb, "would run", look.key, why=look.why)
+    return Told(stage.name, stage.verb, "would be restored" if look.elsewhere else "would run", look.key, look.why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -106,7 +107,7 @@ def test_each_reason_is_told(verbs: Workspace, llmos):
     (verbs.root / "data.csv").write_text("edited")
     assert planned("prepare") == "would be restored: data.csv is not what it wrote, and was kept"
     shutil.rmtree(verbs.root / "out")
-    assert planned("ship") == "may run: after prepare" or planned("ship").startswith("may run")
+    assert planned("ship") == "may run: after base, judge"
 
 
 def test_a_gate_that_fails_ends_the_run_with_3(verbs: Workspace, llmos, tmp_path):
@@ -120,33 +121,61 @@ def test_a_gate_that_fails_ends_the_run_with_3(verbs: Workspace, llmos, tmp_path
     assert "- **FAILED** `judge`: `loss <= 0.5 * loss@base`" in (tmp_path / "s.md").read_text()
 
 
-def test_the_cache_survives_the_workspace(verbs: Workspace, llmos, tmp_path, monkeypatch):
-    """A clone has the pipeline, its configs and its data; what was made comes from the cache, to the byte."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in ("llmos.yaml", "configs", "raw.csv"):
-        copy = shutil.copytree if (verbs.root / name).is_dir() else shutil.copy
-        copy(verbs.root / name, clone / name)
-    monkeypatch.chdir(clone)
-    assert llmos("init", "-q").code == 0 and llmos("trust", "--pipeline").code == 0
-    told = llmos("run", "base", "judge", "--cache-dir", tmp_path / "cache", "--json")
+@pytest.fixture
+def clone(verbs: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llmos) -> Workspace:
+    """What a CI job checks out: the pipeline, its configs and its data."""
+    for name in ("llmos.yaml", "raw.csv", "configs/train.yaml"):
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(verbs.root / name, tmp_path / "clone" / name)
+    monkeypatch.chdir(tmp_path / "clone")
+    assert llmos("init", "-q", "--template", "text-classification").code == 0
+    assert llmos("trust", "--pipeline").code == 0
+    return Workspace.find()
+
+
+def test_the_cache_survives_the_workspace(verbs: Workspace, clone: Workspace, llmos, tmp_path):
+    """What was made comes from the cache, to the byte, with what was measured of it."""
+    cached = ("--cache-dir", tmp_path / "cache")
+    planned = llmos("run", "base", *cached, "--dry-run", "--json")
+    assert statuses(planned) == {"prepare": "would be restored", "base": "may run"}
+    told = llmos("run", "base", "judge", *cached, "--json")
     assert statuses(told) == {"prepare": "restored", "base": "restored", "judge": "restored"}
-    made = Workspace.find()
-    assert made.resolve("stages/base") == verbs.resolve("stages/base")
+    assert clone.resolve("stages/base") == verbs.resolve("stages/base")
     assert llmos("fsck").code == 0
-    assert llmos("show", "stages/base", "--json").json["metrics"], "what was measured came along"
+    assert llmos("log", "--metric", "loss", "stages/base").code == 0
     again = llmos("run", "base", "judge", "--json")
     assert set(statuses(again).values()) == {"fresh"}, "the cache is not needed any more"
 
 
-def test_a_damaged_cache_holds_less(verbs: Workspace, llmos, tmp_path):
-    base = verbs.resolve("stages/base")
-    weights = verbs.manifest(base).tree["model-00001-of-00001.safetensors"].sha256
-    (tmp_path / "cache" / "objects" / weights).write_bytes(b"other")
-    assert llmos("rm", "--force", base).code == 0
+def test_a_damaged_cache_holds_less(verbs: Workspace, clone: Workspace, llmos, tmp_path):
+    weights = verbs.manifest(verbs.resolve("stages/base")).tree["model-00001-of-00001.safetensors"]
+    damaged = tmp_path / "cache" / "objects" / weights.sha256[:2] / weights.sha256[2:]
+    damaged.chmod(0o644)
+    damaged.write_bytes(bytes(weights.size))
     told = llmos("run", "base", "--cache-dir", tmp_path / "cache", "--json", "-q")
-    assert statuses(told)["base"] == "made"
-    assert Workspace.find().resolve("stages/base") not in verbs.dropped
+    assert statuses(told) == {"prepare": "restored", "base": "made"}
+    assert "base cannot be had from the cache" in told.err
+
+
+@pytest.mark.parametrize("name", ["../../stolen", "/tmp/stolen", "llmos.yaml", "other.csv", "data.csv/../x"])
+def test_a_hostile_cache_writes_nothing_elsewhere(verbs: Workspace, clone: Workspace, llmos, tmp_path, name):
+    for path in (tmp_path / "cache" / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        if result["stage"] == "prepare":
+            path.chmod(0o644)
+            path.write_text(json.dumps({**result, "outputs": dict.fromkeys([name], *result["outputs"].values())}))
+    before = sorted(tmp_path.rglob("stolen"))
+    told = llmos("run", "prepare", "--cache-dir", tmp_path / "cache", "--json", "-q")
+    assert statuses(told) == {"prepare": "made"} and "makes no sense" in told.err
+    assert sorted(tmp_path.rglob("stolen")) == before == []
+    assert (clone.root / "llmos.yaml").read_text() == VERBS
+
+
+def test_a_remote_is_a_cache_too(verbs: Workspace, clone: Workspace, llmos, tmp_path):
+    (clone.root / "llmos.yaml").write_text(VERBS + f"remotes: {{origin: {tmp_path / 'cache'}}}\n")
+    told = llmos("run", "base", "--cache-dir", "origin", "--json", "-q")
+    assert statuses(told) == {"prepare": "restored", "base": "restored"}
+    assert llmos("branch", "main", "stages/base").code == 0 and llmos("push", "-q").code == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
     checkpoints/<id>.json    a manifest all of whose objects are there
     lineage/<id>.json        a manifest alone: its weights were removed before it was sent
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
+    results/<key>.json       what a stage of a pipeline made (`llmos run --cache-dir`)
     refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
     uploads/                 uploads that were cut off
 
@@ -28,6 +29,7 @@ OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
 RUNS = "runs"
+RESULTS = "results"
 REFS = "refs"
 UPLOADS = "uploads"
 """What a store may have left of uploads that were cut off: no part of the remote."""
@@ -48,6 +50,10 @@ def lineage_name(checkpoint: str) -> str:
 
 def run_name(run: str) -> str:
     return f"{RUNS}/{run}.json"
+
+
+def result_name(key: str) -> str:
+    return f"{RESULTS}/{key}.json"
 
 
 def ref_name(ref: str, number: int) -> str:

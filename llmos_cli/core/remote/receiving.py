@@ -146,7 +146,7 @@ def receive(ws: Workspace, remote: Remote, receiving: Receiving, emit: Emit) -> 
     meter = Meter("fetch", receiving.bytes, emit)
     with atomic.refusals(folder):
         atomic.make_directory(folder)
-        in_parallel(lambda item: _download(remote, folder, *item, meter), list(receiving.objects.items()), meter)
+        in_parallel(lambda item: download(remote, folder, *item, meter), list(receiving.objects.items()), meter)
     meter.end()
 
 
@@ -169,7 +169,7 @@ def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _download(remote: Remote, folder: Path, sha256: str, size: int, meter: Meter) -> None:
+def download(remote: Remote, folder: Path, sha256: str, size: int, meter: Meter) -> None:
     path = folder / sha256
     if path.exists():
         meter.heard(size)

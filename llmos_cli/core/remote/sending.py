@@ -125,7 +125,7 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
 
     def send_object(item: tuple[str, tuple[Path, int]]) -> None:
         sha256, (path, size) = item
-        remote.store.put(layout.object_name(sha256), _content(path, FileEntry(sha256, size)), meter.heard)
+        remote.store.put(layout.object_name(sha256), content(path, FileEntry(sha256, size)), meter.heard)
 
     in_parallel(send_object, list(sending.objects.items()), meter)
     meter.end()
@@ -147,7 +147,7 @@ def _write(remote: Remote, name: str, value: object) -> None:
     )
 
 
-def _content(path: Path, entry: FileEntry) -> Content:
+def content(path: Path, entry: FileEntry) -> Content:
     """A file that must still be what it was when it was saved, for as far as it was read."""
 
     def chunks() -> Iterator[bytes]:

@@ -1,183 +1,147 @@
 """A cache of stages' results outside the workspace (`run --cache-dir`): what one CI job made, the next one need not make again.
 
-    results/<key>.json     as in the workspace's memory, with the files of the runs that measured it
-    checkpoints/<id>.json  manifests, ancestors too
-    objects/<sha256>       contents of checkpoints, outputs and runs
-
-Everything is written whole before what names it, and hashed when it comes back: a cache that was cut off, or damaged, is one
-that holds less.
+It is a remote with one more kind of file, `results/<key>.json`. So it may lie wherever a remote may, everything is hashed on its
+way in and looked at before it is believed, and what names something is written after that. A cache that is damaged holds less.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic, manifest, storing
-from llmos_cli.core.manifest import Manifest
-from llmos_cli.core.objects import files_below, hash_file
-from llmos_cli.core.refs import RUNS
-from llmos_cli.operations.pipeline.memory import Memory, Result, place, result_of
+from llmos_cli.core.objects import hash_file
+from llmos_cli.core.refs import ID
+from llmos_cli.core.remote import hostile, layout, receiving, sending
+from llmos_cli.core.remote.parallel import Meter
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.remote.store import whole
+from llmos_cli.errors import Corrupt, NotFound
+from llmos_cli.events import Emit, Note
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.pipeline.memory import Memory, Result, result_of
+from llmos_cli.operations.pipeline.stages import Stage, overlap, writable
+from llmos_cli.operations.remote import RemoteSettings
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-STATE = "state/"
+NAME = "cache"
 
 
 class Cache:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
-        self._scratch = self.folder / "tmp"
+    """`where`: a folder, a URL, or the name of a remote."""
 
-    def save(self, ws: Workspace, result: Result) -> None:
-        """Contents first, the record of them last."""
-        if result.checkpoint:
-            for each in _line(ws, result.checkpoint):
-                self._save_checkpoint(ws, each)
-        for name, sha256 in result.outputs.items():
-            place(ws.root / name, self._object(sha256), scratch=self._scratch)
-        value = {**asdict(result), "run_files": {run: self._save_run(ws, run) for run in result.runs}}
-        self._write(self.folder / "results" / f"{result.key}.json", value)
+    def __init__(self, ws: Workspace, where: str) -> None:
+        self._ws = ws
+        self._place = remotes.settings(ws).get(where) or RemoteSettings(NAME, _url(where))
 
-    def result(self, key: str) -> Result | None:
-        found = self._read(key)
-        return found[0] if found else None
+    def save(self, result: Result, emit: Emit) -> None:
+        """The checkpoint with its line, whatever was measured of those that it read, the outputs; and only then the result."""
+        with self._turn() as remote:
+            read = [str(each) for each in result.facts["revisions"].values()]
+            sending.send(remote, sending.lacking(self._ws, remote, [*filter(None, [result.checkpoint]), *read]), emit)
+            for name, sha256 in result.outputs.items():
+                _send_output(remote, self._ws.root / name, sha256)
+            text = json.dumps(asdict(result), default=str).encode() + b"\n"
+            remote.store.put(layout.result_name(result.key), whole(text), lambda _: None)
 
-    def bring_back(self, ws: Workspace, memory: Memory, key: str) -> Result | None:
-        """Make a result part of the workspace again; None where something of it is missing or damaged."""
-        found = self._read(key)
-        if found is None:
-            return None
-        result, run_files = found
-        if result.checkpoint and not self._bring_line(ws, result.checkpoint):
-            return None
-        for sha256 in result.outputs.values():
-            if not self._whole(sha256):
+    def result(self, stage: Stage, key: str, emit: Emit) -> Result | None:
+        """What is remembered there; None, with a warning, where it makes no sense."""
+        with self._opened() as remote:
+            return self._read(remote, stage, key, emit)
+
+    def bring_back(self, stage: Stage, memory: Memory, key: str, emit: Emit) -> Result | None:
+        """Make a result part of the workspace again; None where something of it is missing or damaged, which is told."""
+        with self._turn() as remote:
+            result = self._read(remote, stage, key, emit)
+            if result is None:
                 return None
-            place(self._object(sha256), memory.contents(sha256), scratch=ws.dot / "tmp")
-        runs = tuple(run for run, files in run_files.items() if self._bring_run(ws, run, files, result.checkpoint))
-        back = replace(result, runs=runs)
-        memory.keep(back)
-        return back
+            try:
+                self._bring(remote, result, memory, emit)
+            except (Corrupt, NotFound) as error:
+                emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))
+                return None
+        if result.checkpoint in self._ws.dropped:
+            return None  # it was removed here, and only making it brings it back
+        memory.keep(result)
+        return result
 
-    def _save_checkpoint(self, ws: Workspace, found: Manifest) -> None:
-        path = self.folder / "checkpoints" / f"{found.id}.json"
-        if path.exists():
-            return
-        kept = found.id not in ws.dropped
-        for name, entry in found.tree.items() if kept else ():
-            place(ws.checkpoints / found.id / name, self._object(entry.sha256), scratch=self._scratch)
-        self._write(path, {**found.to_json(), "weights": kept})
+    def _bring(self, remote: Remote, result: Result, memory: Memory, emit: Emit) -> None:
+        coming = receiving.lacking(self._ws, remote, filter(None, [result.checkpoint]))
+        receiving.receive(self._ws, remote, coming, emit)
+        with receiving.staged(self._ws, coming) as prepared:
+            with self._ws.oplog.locked(self._ws.emit):
+                receiving.publish(self._ws, prepared, coming)
+            receiving.publish_runs(self._ws, coming)
+        for sha256 in result.outputs.values():
+            _receive_output(remote, memory.contents(sha256), sha256.removesuffix("+x"), emit)
 
-    def _save_run(self, ws: Workspace, run: str) -> dict[str, str]:
-        """Its record, without what only resuming it needs: name -> SHA-256."""
-        folder, files = ws.root / "runs" / run, {}
-        for name in files_below(folder):
-            if not name.startswith(STATE):
-                files[name] = hash_file(folder / name).sha256
-                place(folder / name, self._object(files[name]), scratch=self._scratch)
-        return files
-
-    def _bring_line(self, ws: Workspace, checkpoint: str) -> bool:
-        """A checkpoint and its ancestors, those first; what the workspace has stays."""
-        there = (ws.checkpoints / checkpoint).is_dir() and checkpoint not in ws.dropped
-        if there:
-            return True
-        text = self._text(self.folder / "checkpoints" / f"{checkpoint}.json")
-        if text is None:
-            return False
-        found = manifest.parse(text)
-        if found.id != checkpoint or manifest.identify(found.tree, found.made) != checkpoint:
-            return False
-        if not all(self._bring_line(ws, parent) for parent in found.made.parents):
-            return False
-        return self._bring(ws, found) if json.loads(text)["weights"] else _bring_manifest(ws, found)
-
-    def _bring(self, ws: Workspace, found: Manifest) -> bool:
-        if not all(self._whole(entry.sha256) for entry in found.tree.values()):
-            return False
-        with ws.stage() as staged:
-            for name, entry in found.tree.items():
-                place(self._object(entry.sha256), staged / name, scratch=ws.dot / "tmp")
-            prepared = storing.prepare(ws, staged, found.made)
-            if prepared.checkpoint.id != found.id:
-                return False
-            with ws.oplog.locked(ws.emit):
-                storing.publish(ws, prepared)
-        return True
-
-    def _bring_run(self, ws: Workspace, run: str, files: Mapping[str, str], checkpoint: str) -> bool:
-        """The numbers it measured are in its events."""
-        if not (ws.root / "runs" / run).is_dir():
-            if not all(self._whole(sha256) for sha256 in files.values()):
-                return False
-            with ws.stage() as staged:
-                for name, sha256 in files.items():
-                    place(self._object(sha256), staged / name, scratch=ws.dot / "tmp")
-                atomic.publish(staged, ws.root / "runs" / run)
-        if checkpoint and ws.refs.read(RUNS + run) is None and _committed(ws, run) == checkpoint:
-            with ws.oplog.locked(ws.emit):
-                ws.refs.write(RUNS + run, checkpoint)
-        return True
-
-    def _read(self, key: str) -> tuple[Result, Mapping[str, Mapping[str, str]]] | None:
-        text = self._text(self.folder / "results" / f"{key}.json")
+    def _read(self, remote: Remote, stage: Stage, key: str, emit: Emit) -> Result | None:
+        text = remote.store.read(layout.result_name(key), hostile.MANIFEST_LIMIT) if remote.is_begun else None
         if text is None:
             return None
         try:
-            value = json.loads(text)
-            runs = value.pop("run_files")
-            return result_of(value), runs
-        except (ValueError, KeyError, TypeError):
+            result = result_of(json.loads(text))
+            sound = result.key == key and _sound(result, stage)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            sound = False
+        if not sound:
+            emit(Note(f"what the cache says of {stage.name} makes no sense, and is not believed", level="warning"))
             return None
+        return result
 
-    def _object(self, sha256: str) -> Path:
-        return self.folder / "objects" / sha256.removesuffix("+x")
+    @contextmanager
+    def _turn(self) -> Iterator[Remote]:
+        """One stage at a time: what is unfinished is shared."""
+        with remotes.turn(self._ws, self._place), self._opened() as remote:
+            yield remote
 
-    def _whole(self, sha256: str) -> bool:
-        path = self._object(sha256)
-        return path.is_file() and hash_file(path).sha256 == sha256.removesuffix("+x")
-
-    def _text(self, path: Path) -> bytes | None:
+    @contextmanager
+    def _opened(self) -> Iterator[Remote]:
+        remote = remotes.opened(self._ws, self._place)
         try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def _write(self, path: Path, value: Mapping[str, object]) -> None:
-        atomic.write_text(path, json.dumps(value, default=str) + "\n", scratch=self._scratch)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+            yield remote
+        finally:
+            remote.store.close()
 
 
-def _line(ws: Workspace, checkpoint: str) -> Iterator[Manifest]:
-    """With all ancestors."""
-    seen: set[str] = set()
-    waiting = [checkpoint]
-    while waiting:
-        found = ws.manifest(waiting.pop())
-        if found.id not in seen:
-            seen.add(found.id)
-            yield found
-            waiting += found.made.parents
+def _url(where: str) -> str:
+    return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
-def _bring_manifest(ws: Workspace, found: Manifest) -> bool:
-    """Of an ancestor whose weights had been removed when it was saved."""
-    if (ws.checkpoints / found.id).is_dir():
-        return True
-    with ws.stage() as staged:
-        found.write(staged)
-        with ws.oplog.locked(ws.emit):
-            if atomic.publish(staged, ws.checkpoints / found.id):
-                ws.dropped.drop(ws.checkpoints / found.id)
-    return True
+def _sound(result: Result, stage: Stage) -> bool:
+    """Whether it can be what this stage made: files where it writes, hashes that are ones."""
+    mine = stage.options.outputs
+    return (
+        (result.checkpoint == "" or ID.fullmatch(result.checkpoint) is not None)
+        and all(ID.fullmatch(sha256.removesuffix("+x")) for sha256 in result.outputs.values())
+        and all(writable(name) and _within(name, mine) for name in result.outputs)
+        and isinstance(result.said, dict)
+        and isinstance(result.facts, dict)
+    )
 
 
-def _committed(ws: Workspace, run: str) -> str:
-    record = ws.index.record(run)
-    return record.checkpoint if record else ""
+def _within(name: str, outputs: Sequence[str]) -> bool:
+    return any(overlap(name, output) and len(name) >= len(output.rstrip("/")) for output in outputs)
+
+
+def _send_output(remote: Remote, path: Path, sha256: str) -> None:
+    entry = hash_file(path)
+    if entry.sha256 != sha256.removesuffix("+x"):
+        raise Corrupt(f"{path.name} changed while it was put into the cache", hint="`llmos run` makes it anew")
+    if remote.store.size(layout.object_name(entry.sha256)) != entry.size:
+        remote.store.put(layout.object_name(entry.sha256), sending.content(path, entry), lambda _: None)
+
+
+def _receive_output(remote: Remote, path: Path, sha256: str, emit: Emit) -> None:
+    size = remote.store.size(layout.object_name(sha256))
+    if size is None:
+        raise NotFound(f"the contents of an output ({sha256[:12]}) are missing", hint="it is made anew")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meter = Meter("fetch", size, emit)
+    receiving.download(remote, path.parent, sha256, size, meter)
+    meter.end()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli import device
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """`fresh`: do the named stages (all, where none is named) whatever is remembered; `cache`: a folder outside the workspace."""
+    """`fresh`: do the named stages (all, where none is named) whatever is remembered; `cache`: a folder outside the workspace, a URL or a remote."""
 
     jobs: int = 1
     fresh: bool = False
-    cache: Path | None = None
+    cache: str | None = None
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Work:
             ws,
             stages,
             Memory(ws),
-            Cache(options.cache) if options.cache else None,
+            Cache(ws, options.cache) if options.cache else None,
             Hashes(ws.cache / "hashes.json"),
             frozenset(named if options.fresh else ()),
             max(1, device.threads() // options.jobs),
@@ -106,7 +105,7 @@ def look_at(work: Work, stage: Stage) -> Look:
         return Look(found, key, "", result) if last and last.key == key else Look(found, key, "made before", result)
     if result is not None and _can_be_placed(work, result):
         return Look(found, key, f"{missing}, and was kept", elsewhere=lambda: _placed(work, result))
-    if work.cache is not None and stage.verb != "deploy" and work.cache.result(key) is not None:
+    if work.cache is not None and stage.verb != "deploy" and work.cache.result(stage, key, work.emit) is not None:
         return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
     return Look(found, key, missing if result is not None and last and last.key == key else reason)
 
@@ -148,5 +147,5 @@ def _placed(work: Work, result: Result) -> Result | None:
 
 def _fetched(work: Work, stage: Stage, key: str) -> Result | None:
     assert work.cache is not None, "it was looked into"
-    result = work.cache.bring_back(work.ws, work.memory, key)
+    result = work.cache.bring_back(stage, work.memory, key, work.emit)
     return _placed(work, result) if result is not None and result.outputs else result

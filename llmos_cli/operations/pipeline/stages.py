@@ -169,12 +169,12 @@ def _misfit(options: StageOptions) -> tuple[str, str] | None:
         if key.startswith("export.") and key not in EXPORT:
             return f"there is no option {key}", f"there are: {', '.join(EXPORT)}"
     for path in options.outputs:
-        if not _writable(path):
+        if not writable(path):
             return f"{path} is no place for an output", "name a path within the workspace's folder that is not its own"
     return None
 
 
-def _writable(path: str) -> bool:
+def writable(path: str) -> bool:
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.parts[0] not in OURS
 
