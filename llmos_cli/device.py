@@ -13,7 +13,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -92,27 +92,31 @@ def _bf16_repays(device: torch.device) -> bool:
     key = _hardware(device)
     known = _measurements()
     if key not in known:
-        known[key] = speed(torch.bfloat16, device) / speed(torch.float32, device)
+        speeds = speed((torch.bfloat16, torch.float32), device)
+        known[key] = speeds[0] / speeds[1]
         _remember(known)
     return known[key] > 1.2
 
 
-def speed(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a square product, the best of several: a busy machine only ever makes one slower."""
+def speed(dtypes: Sequence[torch.dtype], device: torch.device) -> list[float]:
+    """FLOP/s of a square product, the best of several taken in turns: a busy machine only ever makes one slower. On a CPU by the
+    seconds that its threads had of it, for such a product takes no longer than the turn that others may get in between."""
     size = 512 if device.type == "cpu" else 4096
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        left @ right
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return float(2 * size**3 / min(seconds))
+    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
+    factors = [torch.ones(size, size, dtype=dtype, device=device) for dtype in dtypes]
+    least = [torch.inf] * len(factors)
+    for _ in range(12):
+        for number, factor in enumerate(factors):
+            start = clock()
+            factor @ factor
+            synchronize(device)
+            least[number] = min(least[number], (clock() - start) / threads)
+    return [2 * size**3 / max(seconds, 1e-9) for seconds in least]
 
 
 def _hardware(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"{processor()} / torch {torch.__version__}"
+        return f"{processor()} / torch {torch.__version__} / CPU seconds"
     return f"{device_name(device)} / torch {torch.__version__}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,10 +71,11 @@ def test_memory_of_this_process_is_what_it_holds() -> None:
 def test_the_arithmetic_is_the_faster_one_and_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, asked = torch.device("cpu"), []
 
-    def speed(dtype: torch.dtype, on: torch.device) -> float:
-        asked.append(dtype)
-        return 3.0 if dtype == torch.bfloat16 else 1.0
+    def speed(dtypes: Sequence[torch.dtype], on: torch.device) -> list[float]:
+        asked.extend(dtypes)
+        return [3.0 if dtype == torch.bfloat16 else 1.0 for dtype in dtypes]
 
+    (cache_home() / "bf16-speed.json").unlink(missing_ok=True)
     device._bf16_repays.cache_clear()
     monkeypatch.setattr(device, "speed", speed)
     assert device.compute_dtype(cpu) == torch.bfloat16
@@ -82,6 +84,7 @@ def test_the_arithmetic_is_the_faster_one_and_measured_once(monkeypatch: pytest.
     assert sorted(map(str, asked)) == ["torch.bfloat16", "torch.float32"]
     assert list(json.loads((cache_home() / "bf16-speed.json").read_text()).values()) == [3.0]
     device._bf16_repays.cache_clear()
+    (cache_home() / "bf16-speed.json").unlink()
 
 
 def test_a_broken_record_is_measured_again() -> None:

@@ -6,7 +6,6 @@ Shapes: O outputs, I inputs, g inputs in a group, G = I / g groups. Codes and ze
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,11 +13,14 @@ import torch
 from torch import Tensor
 
 from llmos_cli.models import fp8
+from llmos_cli.models.kernels import rounding as kernels
 
 CLIPS = tuple(1.0 - 0.05 * step for step in range(13))
 """Shares of a group's range that the grid's end is tried at."""
 CACHED = 1 << 16
-"""Weights whose scales are searched at once: few enough for a processor's cache, since each is looked at dozens of times."""
+"""Weights whose scales torch searches at once: few enough for a processor's cache, since each is looked at dozens of times."""
+MANY = 1 << 22
+"""Of those whose scales our own kernel searches: so that the scales tried stay a small part of memory."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def searched(weight_OI: Tensor, grid: Grid, importance_I: Tensor) -> Scales:
     A negative scale puts the extra code at the positive end, which is where the largest weight may be (as auto-round's
     full-range grids do): at 3 bits that is an eighth of the range.
     """
-    rows = max(1, CACHED // weight_OI.shape[1])
+    rows = max(1, (MANY if kernels.usable(weight_OI) else CACHED) // weight_OI.shape[1])
     importance_Gg = importance_I.unflatten(0, (-1, grid.group))
     parts = [_search(part_OI, grid, importance_Gg) for part_OI in weight_OI.split(rows)]
     zeros = None if grid.symmetric else torch.cat([part.zero_OG for part in parts if part.zero_OG is not None])
@@ -128,28 +130,43 @@ def searched(weight_OI: Tensor, grid: Grid, importance_I: Tensor) -> Scales:
 
 def _search(weight_OI: Tensor, grid: Grid, importance_Gg: Tensor) -> Scales:
     weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
-    best = widest(weight_OI, grid)
-    least_OG = torch.full_like(best.scale_OG, torch.inf, dtype=weight_OI.dtype)
+    tried = _candidates(weight_OI, grid)
+    best_OG1 = (_least_at_once if kernels.usable(weight_OI) else _least)(weight_OGg, tried, grid, importance_Gg)[
+        ..., None
+    ]
+    zero_OG = None if tried.zero_OG is None else tried.zero_OG.gather(2, best_OG1)[..., 0]
+    return Scales(tried.scale_OG.gather(2, best_OG1)[..., 0], zero_OG)
+
+
+def _least_at_once(weight_OGg: Tensor, tried: Scales, grid: Grid, importance_Gg: Tensor) -> Tensor:
+    return kernels.search(weight_OGg, importance_Gg.float(), tried.scale_OG.float(), grid.ends(tried.zero_OG))
+
+
+def _least(weight_OGg: Tensor, tried: Scales, grid: Grid, importance_Gg: Tensor) -> Tensor:
+    """[O, G]: which of the scales tried has the least error, the first where several have."""
+    scale_OGC = tried.scale_OG.to(weight_OGg.dtype)
+    zeros = None if tried.zero_OG is None else tried.zero_OG.unbind(2)
     exact_OGg, rounded_OGg = torch.empty_like(weight_OGg), torch.empty_like(weight_OGg)
-    for tried in (best, *_candidates(weight_OGg, grid)):
-        scale_OG = tried.scale_OG.to(weight_OI.dtype)
+    errors = []
+    for number, scale_OG in enumerate(scale_OGC.unbind(2)):
         torch.mul(weight_OGg, scale_OG.reciprocal()[:, :, None], out=exact_OGg)
-        torch.round(exact_OGg, out=rounded_OGg).clamp_(*grid.ends(_wide(tried.zero_OG)))
+        torch.round(exact_OGg, out=rounded_OGg).clamp_(*grid.ends(_wide(zeros[number]) if zeros else None))
         rounded_OGg.sub_(exact_OGg).square_().mul_(importance_Gg)
-        error_OG = rounded_OGg.sum(2) * scale_OG.square()
-        better_OG = error_OG < least_OG
-        least_OG = torch.where(better_OG, error_OG, least_OG)
-        best = _where(better_OG, tried, best)
-    return best
+        errors.append(rounded_OGg.sum(2) * scale_OG.square())
+    return torch.stack(errors, 2).nan_to_num_(torch.inf).argmin(2)
 
 
-def _candidates(weight_OGg: Tensor, grid: Grid) -> Iterator[Scales]:
-    if grid.symmetric:
-        step_OG = weight_OGg.abs().amax(2) / -grid.low
-        yield from (Scales(usable(step_OG * (sign * clip), grid)) for clip in CLIPS for sign in (1, -1))
-    else:
+def _candidates(weight_OI: Tensor, grid: Grid) -> Scales:
+    """[O, G, C]: the whole range and shares of it, where the grid is symmetric with both signs."""
+    weight_OGg = weight_OI.unflatten(1, (-1, grid.group))
+    share_C = torch.tensor(CLIPS, dtype=weight_OI.dtype, device=weight_OI.device)
+    if not grid.symmetric:
         low_OG, high_OG = _range(weight_OGg)
-        yield from (_between(low_OG * clip, high_OG * clip, grid) for clip in CLIPS)
+        return _between(low_OG[..., None] * share_C, high_OG[..., None] * share_C, grid)
+    step_OG = weight_OGg.abs().amax(2) / -grid.low
+    share_C = torch.stack([share_C, -share_C], 1).flatten()
+    shares_OGC = usable(step_OG[..., None] * share_C, grid)
+    return Scales(torch.cat([widest(weight_OI, grid).scale_OG[..., None], shares_OGC], 2))
 
 
 def _range(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,13 +183,6 @@ def _between(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
 def _wide(zero_OG: Tensor | None) -> Tensor | None:
     """For all the inputs of a group."""
     return None if zero_OG is None else zero_OG[:, :, None]
-
-
-def _where(better_OG: Tensor, one: Scales, other: Scales) -> Scales:
-    zero_OG = None
-    if one.zero_OG is not None and other.zero_OG is not None:
-        zero_OG = torch.where(better_OG, one.zero_OG, other.zero_OG)
-    return Scales(torch.where(better_OG, one.scale_OG, other.scale_OG), zero_OG)
 
 
 def usable(scale_OG: Tensor, grid: Grid) -> Tensor:

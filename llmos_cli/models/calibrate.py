@@ -87,12 +87,14 @@ def sequential(
     hooks: Hooks = NO_HOOKS,
     keeper: Keeper | None = None,
     spill: Spill | None = None,
+    dtype: torch.dtype = torch.float32,
     advance: Advance = lambda done, total: None,
 ) -> None:
     """Visit every matrix of `layers` once: block by block in forward order, then what stands outside the blocks.
 
     `hooks` are called for each block that holds some of `layers`; they need calibration, and so do not run without `needs`.
-    `keeper`: brings blocks into memory and keeps what became of them; `spill`: where activations go that are too many for memory.
+    `keeper`: brings blocks into memory and keeps what became of them; `spill`: where activations go that are too many for memory;
+    `dtype`: of the products in the forward passes and statistics. What hooks do is finer than bf16: with hooks all are in fp32.
     """
     stack, keeper = blocks(model), keeper or Keeper()
     stops = [_within(block, layers) for block in stack]
@@ -109,7 +111,7 @@ def sequential(
                     keeper.keep(index)
             advance(index + 1, last + 1)
         return
-    with replaying(model, stack) as replay:
+    with replaying(model, stack, torch.float32 if hooks else dtype) as replay:
         seen = _looked_at(replay, batches[0], stops, keeper)
         streams = Streams(replay, batches, needs, hooks, spill or Spill(), seen)
         for index, watched in enumerate(stops[: last + 1]):
@@ -243,7 +245,7 @@ class Streams:
     def _measure(self, index: int, leader: str, watched: Mapping[str, nn.Module], groups: Groups) -> Statistics:
         layer_name = leader.rpartition(".")[0]
         only = {layer_name: watched[layer_name]}
-        total = Statistics()
+        total = Statistics(self.replay.dtype)
         for number, batch in enumerate(self.batches):
             original = groups.original(number, leader) if "drift" in self.needs else None
             calls = groups.layout.calls[leader] if original is None else len(original)

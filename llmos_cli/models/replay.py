@@ -26,8 +26,8 @@ Held = Callable[[int], AbstractContextManager[None]]
 
 
 @contextmanager
-def replaying(model: nn.Module, stack: Sequence[Block]) -> Iterator[Replay]:
-    """A Replay in evaluation mode without gradients or generation caches; the model is as it was afterwards."""
+def replaying(model: nn.Module, stack: Sequence[Block], dtype: torch.dtype = torch.float32) -> Iterator[Replay]:
+    """A Replay in evaluation mode without gradients or generation caches, its products in `dtype`; the model is as it was afterwards."""
     training, config = model.training, getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
     if use_cache:
@@ -35,7 +35,7 @@ def replaying(model: nn.Module, stack: Sequence[Block]) -> Iterator[Replay]:
     model.eval()
     try:
         with torch.no_grad():
-            yield Replay(model, stack)
+            yield Replay(model, stack, dtype)
     finally:
         for block in stack:
             block.module.__dict__.pop("forward", None)
@@ -47,8 +47,8 @@ def replaying(model: nn.Module, stack: Sequence[Block]) -> Iterator[Replay]:
 class Replay:
     """Runs the blocks of `stack` within `model`; made by `replaying`, which puts the blocks' own forwards back."""
 
-    def __init__(self, model: nn.Module, stack: Sequence[Block]) -> None:
-        self.model, self.stack = model, stack
+    def __init__(self, model: nn.Module, stack: Sequence[Block], dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.stack, self.dtype = model, stack, dtype
         self.forwards = [block.module.forward for block in stack]
         self.blanks: dict[tuple[int, int], Output] = {}
         self.kept: dict[tuple[int, int], Output] = {}
@@ -101,12 +101,17 @@ class Replay:
         for position, block in enumerate(self.stack):
             block.module.forward = partial(self._answer, position, index, number, before, compute)
         try:
-            return self.model(**batch)
+            with self._autocast(batch):
+                return self.model(**batch)
         except _Reached as reached:
             return reached.output
         finally:
             for block in self.stack:
                 block.module.__dict__.pop("forward", None)
+
+    def _autocast(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        where = next(iter(batch.values())).device.type
+        return torch.autocast(where, self.dtype, enabled=self.dtype != torch.float32)
 
     def _answer(
         self,

@@ -89,6 +89,7 @@ def doctor(folder: Path, *, emit: Emit) -> DoctorResult:
     """Measure rather than believe: arithmetic is timed and the file system is tried out in `folder`."""
     emit(Note("measuring arithmetic..."))
     chosen = device.pick()
+    speeds = device.speed((torch.float32, torch.bfloat16), chosen)
     writable = os.access(folder, os.W_OK)
     found = {
         "memory_free": device.memory_free(torch.device("cpu")),
@@ -104,8 +105,8 @@ def doctor(folder: Path, *, emit: Emit) -> DoctorResult:
         memory_free=found["memory_free"],
         device=str(chosen),
         device_name=device.device_name(chosen),
-        speed_float32=device.speed(torch.float32, chosen),
-        speed_bfloat16=device.speed(torch.bfloat16, chosen),
+        speed_float32=speeds[0],
+        speed_bfloat16=speeds[1],
         computes_in=str(device.compute_dtype(chosen)).removeprefix("torch."),
         folder=str(folder),
         disk_free=found["disk_free"],

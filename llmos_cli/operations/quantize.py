@@ -137,6 +137,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 keeper=kept,
                 changes=kept.changes,
                 spill=spill(options, spilled),
+                dtype=samples.dtype,
                 stage="quantize",
                 emit=run.emit,
             )

@@ -110,6 +110,9 @@ class Compressing(Section):
     calibration: str | None = None
     """Where those samples come from, as `data.source` names it; the training data when absent. What evaluation will look at is
     left out."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of calibration's arithmetic: by `auto` bf16 where the model is stored in it and the hardware computes it faster. Sums are in
+    fp32, and so is all of a method that works on whole blocks."""
     ignore: list[str] = []
     """Glob patterns of modules to leave alone, beside embeddings and output heads."""
     max_kl: float | None = Field(None, ge=0)

@@ -16,7 +16,6 @@ Rows for which plain rounding does better take plain rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
 from llmos_cli.methods.hessian import damped, moved_target, quadratic, upper_factor
+from llmos_cli.models.kernels import rounding as kernels
 from llmos_cli.models.statistics import Need, Statistics
 
 NEEDS: frozenset[Need] = frozenset({"hessian", "drift"})
@@ -84,8 +84,7 @@ def column_by_column(
     target_IO = target_OI.T[columns_I].contiguous()
     keep_IO = _pruned(keep_OI, columns_I)
     carry_II = (upper_II / upper_II.diagonal()).T.contiguous()
-    groups = (columns_I // grid.group).tolist()
-    steps_IO, _ = in_turn(target_IO, target_IO, carry_II, keep_IO, scales, groups, grid, block)
+    steps_IO, _ = in_turn(target_IO, target_IO, carry_II, keep_IO, scales, columns_I // grid.group, grid, block)
     return Codes.of_steps(steps_IO[columns_I.argsort()].T.contiguous(), scales)
 
 
@@ -141,8 +140,8 @@ def descend(
     """Coordinate descent over the columns of one group: the new steps, and by how much the values fell."""
     value_gO, curvature_g1 = steps_gO * scales.scale_OG.float().T, hessian_gg.diagonal()[:, None]
     wanted_gO = torch.addcdiv(value_gO, gradient_gO, curvature_g1)
-    groups = [0] * len(steps_gO)
-    return in_turn(wanted_gO, value_gO, hessian_gg / curvature_g1, keep_gO, scales, groups, grid, block)
+    groups_g = torch.zeros(len(steps_gO), dtype=torch.int64, device=steps_gO.device)
+    return in_turn(wanted_gO, value_gO, hessian_gg / curvature_g1, keep_gO, scales, groups_g, grid, block)
 
 
 def in_turn(
@@ -151,32 +150,51 @@ def in_turn(
     carry_II: Tensor,
     keep_IO: Tensor | None,
     scales: Scales,
-    groups: Sequence[int],
+    groups_I: Tensor,
     grid: Grid,
     block: int,
 ) -> tuple[Tensor, Tensor]:
     """Row j to the nearest step to wanted_j + sum over i < j of carry_ji left_i, where left_i = start_i - value_i: steps and left.
 
-    `carry_II` is read below its diagonal. Rows before a block are added by one product; those within it one by one. `groups`: the
+    `carry_II` is read below its diagonal. Rows before a block are added by one product; those within it one by one. `groups_I`: the
     group of each row.
     """
+    turn = kernels.in_turn if kernels.usable(wanted_IO) else one_by_one
     steps_IO, left_IO = torch.empty_like(wanted_IO), torch.empty_like(wanted_IO)
-    scale_G, inverse_G = scales.scale_OG.float().T.contiguous(), scales.scale_OG.float().reciprocal().T.contiguous()
-    scale_GO, inverse_GO, ends = scale_G.unbind(), inverse_G.unbind(), _ends(scales, grid)
-    for first in range(0, len(wanted_IO), block):
-        rows = slice(first, min(first + block, len(wanted_IO)))
-        wanted_BO, carry_BB, left_OB = wanted_IO[rows], carry_II[rows, rows], left_IO[rows].T
+    scale_GO = scales.scale_OG.float().T.contiguous()
+    ends = grid.ends(None if scales.zero_OG is None else scales.zero_OG.T.contiguous())
+    for first in range(0, len(wanted_IO), min(block, kernels.MOST_ROWS)):
+        rows = slice(first, min(first + min(block, kernels.MOST_ROWS), len(wanted_IO)))
+        wanted_BO = wanted_IO[rows]
         if first:
             wanted_BO = torch.addmm(wanted_BO, carry_II[rows, :first], left_IO[:first])
-        parts = zip(wanted_BO, start_IO[rows], steps_IO[rows], left_IO[rows], groups[rows], strict=True)
-        for j, (wanted_O, start_O, steps_O, left_O, group) in enumerate(parts):
-            if j:
-                wanted_O = torch.addmv(wanted_O, left_OB[:, :j], carry_BB[j, :j])
-            torch.mul(wanted_O, inverse_GO[group], out=steps_O).round_().clamp_(*ends[group])
-            if keep_IO is not None:
-                steps_O *= keep_IO[first + j]
-            torch.addcmul(start_O, steps_O, scale_GO[group], value=-1, out=left_O)
+        keep_BO = None if keep_IO is None else keep_IO[rows]
+        into = steps_IO[rows], left_IO[rows]
+        turn(wanted_BO, start_IO[rows], carry_II[rows, rows], keep_BO, scale_GO, ends, groups_I[rows], *into)
     return steps_IO, left_IO
+
+
+def one_by_one(
+    wanted_BO: Tensor,
+    start_BO: Tensor,
+    carry_BB: Tensor,
+    keep_BO: Tensor | None,
+    scale_GO: Tensor,
+    ends: kernels.Ends,
+    groups_B: Tensor,
+    steps_BO: Tensor,
+    left_BO: Tensor,
+) -> None:
+    """`kernels.in_turn`, wherever torch computes."""
+    inverse_GO, left_OB = scale_GO.reciprocal(), left_BO.T
+    for j, group in enumerate(groups_B.tolist()):
+        wanted_O, steps_O = wanted_BO[j], steps_BO[j]
+        if j:
+            wanted_O = torch.addmv(wanted_O, left_OB[:, :j], carry_BB[j, :j])
+        torch.mul(wanted_O, inverse_GO[group], out=steps_O).round_().clamp_(*_of_group(ends, group))
+        if keep_BO is not None:
+            steps_O *= keep_BO[j]
+        torch.addcmul(start_BO[j], steps_O, scale_GO[group], value=-1, out=left_BO[j])
 
 
 def better_rows(codes: Codes, other: Codes, target_OI: Tensor, hessian_II: Tensor) -> Codes:
@@ -207,8 +225,6 @@ def _column(zero_OG: Tensor | None, group: int) -> Tensor | None:
     return None if zero_OG is None else zero_OG[:, group : group + 1]
 
 
-def _ends(scales: Scales, grid: Grid) -> list[Any]:
-    """The least and the largest step of each group."""
-    if scales.zero_OG is None:
-        return [grid.ends(None)] * scales.scale_OG.shape[1]
-    return [grid.ends(zero_O) for zero_O in scales.zero_OG.T.contiguous()]
+def _of_group(ends: kernels.Ends, group: int) -> Any:
+    low, high = ends
+    return (low[group], high[group]) if isinstance(low, Tensor) and isinstance(high, Tensor) else ends

@@ -1,18 +1,13 @@
-"""Our own CPU kernels, `native.cpp`: compiled where they are first needed, kept in the user's cache folder, used where they can be.
+"""Our own CPU kernels for products with codes, `native.cpp`.
 
-They need Linux on x86-64, AVX-512 with VNNI (weight-only codes: bf16 too) and a C++ compiler; elsewhere torch's kernels are
-left. LLMOS_COMPILE=off in the environment keeps them from being compiled.
+They need Linux on x86-64, AVX-512 with VNNI (weight-only codes: bf16 too) and a C++ compiler; elsewhere torch's kernels are left.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -20,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmos_cli import device
-from llmos_cli.core.places import cache_home
+from llmos_cli.models.kernels.building import Source, complaint
 from llmos_cli.models.kernels.codes import Codes
 
-SOURCE = Path(__file__).with_name("native.cpp")
 BLOCK = 64
 """Outputs that stand together in memory."""
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma")
 WISHED = "avx512bf16"
+SOURCE = Source(Path(__file__).with_name("native.cpp"), NEEDED, (WISHED,), uses_torch=True)
 
 
 @functools.cache
@@ -37,23 +32,19 @@ def obstacle() -> str:
 
 
 def unsuited() -> str:
-    if sys.platform != "linux":
-        return "they are written for Linux on x86-64"
-    if missing := [flag for flag in NEEDED if flag not in device.instructions()]:
-        return f"the processor lacks {missing[0]}"
-    if _library().is_file():
-        return ""
-    if os.environ.get("LLMOS_COMPILE") == "off":
-        return "LLMOS_COMPILE is off"
-    return "" if compiler() else "there is no C++ compiler"
+    return SOURCE.unsuited() if sys.platform == "linux" else "they are written for Linux on x86-64"
+
+
+def version() -> str:
+    """All that the kernels depend on."""
+    return SOURCE.version()
 
 
 def _unloadable() -> str:
     try:
-        torch.ops.load_library(str(_library() if _library().is_file() else compile_library()))
+        torch.ops.load_library(str(SOURCE.compiled()))
     except subprocess.CalledProcessError as problem:
-        first = next((line for line in problem.stderr.splitlines() if "error" in line), "it says nothing")
-        return f"the C++ compiler refuses them: {first.strip()}"
+        return complaint(problem)
     except OSError as problem:
         return f"they do not load: {problem}"
     _describe()
@@ -116,45 +107,6 @@ def _blocks(codes_OI: Tensor, inputs: int) -> Tensor:
 
 def _scales(codes: Codes) -> Tensor:
     return F.pad(codes.scales_OG.float().t(), (0, -codes.shape[0] % BLOCK)).contiguous()
-
-
-def compiler() -> str | None:
-    names = (os.environ.get("CXX", "g++"), "clang++", "c++")
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-def compile_library() -> Path:
-    """Some ten seconds. Several processes may compile at once; the last rename wins, and all are alike."""
-    path = _library()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        command = [str(compiler()), *_flags(), str(SOURCE), "-o", str(made), *_linked()]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        made.replace(path)
-    return path
-
-
-def version() -> str:
-    """All that the kernels depend on: the source, torch, the flags."""
-    facts = "\n".join([SOURCE.read_text(), torch.__version__, *_flags()])
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
-def _library() -> Path:
-    return cache_home() / "kernels" / f"native-{version()}.so"
-
-
-def _flags() -> list[str]:
-    machine = [f"-m{flag}" for flag in (*NEEDED, WISHED) if flag in device.instructions()]
-    return ["-std=c++20", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-strict-aliasing", *machine]
-
-
-def _linked() -> list[str]:
-    from torch.utils.cpp_extension import include_paths, library_paths
-
-    places = [*(f"-isystem{path}" for path in include_paths()), *(f"-L{path}" for path in library_paths())]
-    return [*places, "-lc10", "-ltorch_cpu"]
 
 
 def _describe() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
+from llmos_cli import device
 from llmos_cli.core import atomic
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
@@ -46,9 +50,21 @@ def resume(ws: Workspace, verb: str, name: str | None, carry_out: CarryOut[Resul
 
 
 def as_begun(ws: Workspace, parent: Checkpoint, resolved: Resolved) -> dict[str, Any]:
-    """The config that a run records, and is resumed with: the data that its parent brings along included."""
+    """The config that a run records, and is resumed with: the data that its parent brings along included, and what was measured to
+    be faster here."""
     data = lineage.effective_data(ws, parent.id, resolved.config.data)
-    return {**resolved.mapping, "data": data.model_dump(mode="json")}
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    precision = str(precision_of(options, parent)).removeprefix("torch.")
+    told = {**resolved.mapping[resolved.verb], "precision": precision}
+    return {**resolved.mapping, resolved.verb: told, "data": data.model_dump(mode="json")}
+
+
+def precision_of(options: Compressing, parent: Checkpoint) -> torch.dtype:
+    """Of calibration's arithmetic."""
+    config = parent.config_json()
+    if options.precision == "auto" and (config.get("dtype") or config.get("torch_dtype")) != "bfloat16":
+        return torch.float32
+    return device.asked_dtype(options.precision)
 
 
 def calibrated(
@@ -66,7 +82,7 @@ def calibrated(
         cache=ws.cache,
     )
     same_calibration(run.state, samples.record)
-    return samples
+    return replace(samples, dtype=precision_of(options, model.checkpoint))
 
 
 def same_calibration(state: Path, record: Mapping[str, Any]) -> None:

@@ -144,11 +144,13 @@ def _in_file(origin: str) -> bool:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training samples without labels; `record` says which they were. `labelled`: the same with them, where they were asked for."""
+    """Training samples without labels; `record` says which they were. `labelled`: the same with them, where they were asked for;
+    `dtype`: of the arithmetic in which the model is run on them."""
 
     batches: list[Batch]
     record: Mapping[str, Any]
     labelled: list[Batch] = field(default_factory=list)
+    dtype: torch.dtype = torch.float32
 
 
 def calibration(

@@ -43,6 +43,7 @@ def sweep(
     keeper: Keeper | None = None,
     changes: dict[str, Change] | None = None,
     spill: Spill | None = None,
+    dtype: torch.dtype = torch.float32,
     stage: str,
     emit: Emit,
 ) -> dict[str, Change]:
@@ -50,7 +51,7 @@ def sweep(
     blocks before and after.
 
     `keeper`: where blocks are before and after their turn; `changes`: filled as they come, for who keeps them; `spill`: where
-    activations go that are too many for memory.
+    activations go that are too many for memory; `dtype`: of the arithmetic.
 
     LlmosError when every one of them was left alone.
     """
@@ -84,6 +85,7 @@ def sweep(
         hooks=hooks,
         keeper=keeper,
         spill=spill,
+        dtype=dtype,
         advance=advance,
     )
     if all(change.skipped for change in changes.values()):

@@ -269,7 +269,8 @@ class Workshop:
         form = quantize.Form(max(self.options.bits), self.options.group_size, layers)
         coded: dict[str, Coded] = {}
         compress = quantize.coding(here, gptq, gptq.Options(), form, coded)
-        sweep(here, self.samples.batches, compress, gptq.NEEDS, stage="quantize", emit=self.emit)
+        dtype = self.samples.dtype
+        sweep(here, self.samples.batches, compress, gptq.NEEDS, dtype=dtype, stage="quantize", emit=self.emit)
         return coded
 
     def _write(self, here: Subject, coded: Mapping[str, Coded], source: Path, folder: Path) -> None:

@@ -133,7 +133,7 @@ def _seconds(model: nn.Module, one: Work, *, live: nn.Module | None) -> float:
     on = device.pick()
     positions = one.products / max(1, _computing(model))
     operations = 6 * one.products + (2 * positions * _computing(live) if live is not None else 0)
-    return max(1.0, operations) / (EFFICIENCY * device.speed(device.compute_dtype(on), on))
+    return max(1.0, operations) / (EFFICIENCY * device.speed([device.compute_dtype(on)], on)[0])
 
 
 def _computing(model: nn.Module) -> int:

@@ -72,7 +72,7 @@ def test_a_classifier_is_planned_with_all_that_it_reads(
 ):
     """It scores one position of a sample and computes on each; `products`: at least so many in a sample, by hand."""
     monkeypatch.chdir(new_workspace(tmp_path / "w", template).root)
-    monkeypatch.setattr("llmos_cli.device.speed", lambda *_: 1e9)
+    monkeypatch.setattr("llmos_cli.device.speed", lambda *_: [1e9])
     planned = llmos("train", "--dry-run", "--json", "-q").json
     assert planned["positions"] == 1
     samples = planned["epochs"] * planned["samples"]
