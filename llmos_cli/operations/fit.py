@@ -92,7 +92,7 @@ def fit(
     sample of `split`. `masks`: parameter name -> True where a weight may differ from zero; held after every step. `trainable`: names of the parameters to train,
     all that ask for a gradient when None. `fixed`: resuming cannot change the options, so that a run which diverged is over. `holding`:
     what else holds weights, by rules that change as training goes on. `from_start`: whether the weights at the start are worth keeping too,
-    where none that are validated later are better.
+    where none that are validated later are better; beside a teacher that is by the loss that is learnt.
 
     Raises LlmosError when the loss is no longer finite (the weights before that step are kept), UsageError when nothing
     bounds the run, KeyboardInterrupt or Terminated on a signal, after the step in progress and the state are done.
@@ -118,6 +118,7 @@ def fit(
         )
         if resume:
             run.restore()
+        run.from_start = from_start
         if from_start:
             run.consider_start()
         return run.to_the_end(stopping)
@@ -180,6 +181,7 @@ class _Run:
         self.seed, self.facts, self.directory, self.emit, self.masks = seed, facts, directory, emit, masks
         self.fixed = fixed
         self.holding = holding
+        self.from_start = False
         self.on = next(model.parameters()).device
         self.teacher = teacher.eval() if isinstance(teacher, nn.Module) else teacher
         self.matching = self._matching()
@@ -355,7 +357,7 @@ class _Run:
     def _validate(self, checks: Split) -> None:
         self.validations = max(self.validations + 1, validation.tenths(self.budget))
         with self._autocast():
-            outcome = evaluate(self.task, self.model, checks, batch_size=self.options.batch_size)
+            outcome = evaluate(self.task, self.model, checks, batch_size=self.options.batch_size, teacher=self._judge())
         metrics = self.task.metrics(outcome, self.facts)
         value, self.checked_loss = metrics[self.task.metric], metrics["loss"]
         if not math.isfinite(
@@ -368,7 +370,21 @@ class _Run:
             )
         self.emit(Metric(self.task.metric, value, split="validation", step=self.budget.step))
         keep = self.options.keep == "best"
-        self.best.consider(value, self.budget.step, task=self.task, model=self.model, keep=keep)
+        lower = self.task.lower_is_better
+        if "kl" in outcome.extra:
+            far = outcome.mean(outcome.extra["kl"])
+            value, lower = self._learnt(far, self.checked_loss), True
+            self.emit(Metric("kl_teacher", far, split="validation", step=self.budget.step))
+        self.best.consider(value, self.budget.step, lower_is_better=lower, model=self.model, keep=keep)
+
+    def _judge(self) -> nn.Module | None:
+        """Beside whom the best is chosen, where the start is one of those compared: further from its teacher than it began, a model may
+        still score better on a few samples."""
+        return self.teacher if self.from_start and isinstance(self.teacher, nn.Module) else None
+
+    def _learnt(self, kl: float, loss: float) -> float:
+        """The two as they are weighed in training."""
+        return self.options.teacher_weight * kl + (1 - self.options.teacher_weight) * loss
 
     def _out_of_patience(self) -> bool:
         return self.options.patience is not None and self.best.behind >= self.options.patience

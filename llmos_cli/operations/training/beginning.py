@@ -34,12 +34,20 @@ SAMPLES, BATCH = 64, 16
 Grids = Mapping[str, tuple[Matrix, Grid]]
 
 
+def from_codes(begin: Start, parent: Checkpoint | None, config: TrainConfig) -> bool:
+    """Whether what training begins with is the result of a method, and so worth keeping where nothing better comes of it."""
+    options = config.train.quantize
+    if options.bits is None or parent is None or begin.new:
+        return False
+    return options.start == "gptq" or is_quantized(parent.config_json())
+
+
 def beginning(
     begin: Start, parent: Checkpoint | None, model: PreTrainedModel, config: TrainConfig, split: Split, *, emit: Emit
 ) -> dict[str, Codes]:
     """Matrix name -> codes, of the matrices that training on `split` does not begin at their nearest codes."""
     options = config.train.quantize
-    if options.bits is None or parent is None or begin.new:
+    if parent is None or not from_codes(begin, parent, config):
         return {}
     grids = {matrix.name: (matrix, grid) for matrix, grid in chosen(model, options, stored_dtype(begin))}
     found = own_codes(parent, model, grids) if is_quantized(parent.config_json()) else {}

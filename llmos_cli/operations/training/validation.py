@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmos_cli.operations.training.budget import Budget
 from llmos_cli.options.verbs import TrainOptions
-from llmos_cli.tasks.base import Batch, Split, Task
+from llmos_cli.tasks.base import Batch, Split
 
 IN_A_RUN = 10
 
@@ -24,10 +24,10 @@ class Best:
     behind: int = 0
     weights: dict[str, Tensor] | None = None
 
-    def consider(self, value: float, step: int, *, task: Task, model: nn.Module, keep: bool) -> None:
+    def consider(self, value: float, step: int, *, lower_is_better: bool, model: nn.Module, keep: bool) -> None:
         """Of equal ones the later is kept, which has trained longer (accuracy often stands still for a while), but it is no
         improvement to be patient for."""
-        sign = 1 if task.lower_is_better else -1
+        sign = 1 if lower_is_better else -1
         better = math.isfinite(value) and (self.value is None or sign * value < sign * self.value)
         self.behind = 0 if better else self.behind + 1
         if better or value == self.value:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.events import Note
+from llmos_cli.events import Metric, Note
 from llmos_cli.methods.grid import Codes, Grid, nearest, searched
 from llmos_cli.models.codes import stored_codes
 from llmos_cli.models.load import load
@@ -85,6 +85,18 @@ def test_a_quantized_parent_begins_with_its_own_codes_and_never_ends_worse(works
     changed = weights(workspace)
     assert gentle.kept_step > 0
     assert any(not torch.equal(changed[name], before[name]) for name in matrices(load(parent.path)))
+
+
+def test_beside_a_teacher_the_start_is_kept_until_something_is_nearer_to_it(workspace: Workspace) -> None:
+    trained(workspace)
+    events: list[Metric] = []
+    taught = trained(
+        workspace, "HEAD", *THREE, "train.teacher=HEAD", "train.teacher_weight=1", "train.learning_rate=0.02",
+        emit=lambda event: events.append(event) if isinstance(event, Metric) else None,
+    )  # fmt: skip
+    far = {event.step: event.value for event in events if event.name == "kl_teacher"}
+    assert min(far) == 0 and len(far) > 1
+    assert far[taught.kept_step] == min(far.values())
 
 
 def test_another_form_than_the_parents_is_chosen_anew(workspace: Workspace, llmos: Llmos) -> None:

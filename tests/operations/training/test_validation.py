@@ -27,14 +27,14 @@ def test_the_best_by_the_task_s_own_measure(task: str, values: list[float], step
     model, best = nn.Linear(1, 1), Best()
     for at, value in enumerate(values, 1):
         nn.init.constant_(model.weight, float(at))
-        best.consider(value, at, task=task_called(task), model=model, keep=True)
+        best.consider(value, at, lower_is_better=task_called(task).lower_is_better, model=model, keep=True)
     assert (best.step, best.behind) == (step, behind)
     assert best.weights is not None and best.weights["weight"].item() == step
 
 
 def test_weights_are_copied_only_to_be_kept() -> None:
     best = Best()
-    best.consider(1.0, 1, task=task_called("causal-lm"), model=nn.Linear(1, 1), keep=False)
+    best.consider(1.0, 1, lower_is_better=True, model=nn.Linear(1, 1), keep=False)
     assert (best.value, best.weights) == (1.0, None)
 
 
