@@ -35,6 +35,8 @@ class Dropped:
         from llmos_cli.core import atomic, manifest
         from llmos_cli.core.objects import files_below
 
+        if not directory.is_dir():
+            return  # collected since
         with atomic.refusals(directory):
             for name in files_below(directory):
                 if name != manifest.NAME:

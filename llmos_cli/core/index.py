@@ -79,6 +79,9 @@ class Index:
 
     def entry(self, checkpoint: str) -> Entry | None:
         rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
+        if not rows and self._still:  # a ref that was read since may name what has come since
+            self._fresh = False
+            rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
         return _entry(rows[0]) if rows else None
 
     def entries(self, limit: int = -1) -> list[Entry]:

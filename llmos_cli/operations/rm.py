@@ -39,10 +39,10 @@ class RmResult:
 
 def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool = False) -> RmResult:
     """Nothing is removed unless all of them may be."""
-    checkpoints = list(dict.fromkeys(ws.resolve(rev) for rev in revs))
-    manifests = [ws.manifest(checkpoint) for checkpoint in checkpoints]
-    # Under the lock of the refs, so that nobody can tag what is being removed.
+    # Under the lock of the refs, so that nobody can tag what is being removed, or collect it first.
     with ws.oplog.locked(ws.emit):
+        checkpoints = list(dict.fromkeys(ws.resolve(rev) for rev in revs))
+        manifests = [ws.manifest(checkpoint) for checkpoint in checkpoints]
         if not force:
             _check_unused(ws, checkpoints)
         removed = freed_by(ws, manifests)
