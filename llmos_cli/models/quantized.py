@@ -43,8 +43,8 @@ FORMS: Mapping[Scheme, str] = {"weights": PACKED, "w8a8": PLAIN, "fp8": FLOATS}
 @dataclass(frozen=True)
 class Quantized:
     """One weight as codes. `codes` int8 (or float8_e4m3fn) in the weight's own shape, `scales_OG`, `zeros_OG` (codes; None: symmetric);
-    `group_size` inputs share a scale, all of them with -1. Round the scales to the dtype they will be stored in (that of
-    the dense weight) *before* choosing codes: the file keeps them so."""
+    `group_size` inputs share a scale, all of them with -1. Round the scales to the dtype of the dense weight *before* choosing
+    codes: the file keeps them so. With zeros anywhere all are stored in fp32, for transformers multiplies them out in their own dtype."""
 
     codes: Tensor
     scales_OG: Tensor
@@ -173,6 +173,7 @@ def _write_weights(
     becoming: Mapping[str, _Becoming],
     changed: Mapping[str, Tensor],
 ) -> None:
+    widened = any(layer.zeros_OG is not None for layer in layers.values())
     by_file: dict[Path, list[str]] = {}
     for name, entry in entries.items():
         by_file.setdefault(entry.file, []).append(name)
@@ -184,7 +185,7 @@ def _write_weights(
                 value = opened.get_tensor(name)
                 if name in becoming:
                     key, packed, twins = becoming[name]
-                    shard |= _stored(name, layers[key], value, pack=packed)
+                    shard |= _stored(name, layers[key], value, pack=packed, widened=widened)
                     shard |= {f"{twin}_scale": shard[f"{name}_scale"].clone() for twin in twins}
                 else:
                     shard[name] = changed[name].to(value.dtype) if name in changed else value
@@ -193,14 +194,15 @@ def _write_weights(
     write_streamed([by_file[file] for file in sorted(by_file)], read, directory)
 
 
-def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool) -> dict[str, Tensor]:
-    """The tensors one weight becomes. Scales are kept in the dense weight's dtype."""
+def _stored(name: str, quantized: Quantized, dense: Tensor, *, pack: bool, widened: bool) -> dict[str, Tensor]:
+    """The tensors one weight becomes. Scales are kept in the dense weight's dtype, or as they are in fp32: `widened`."""
     if quantized.codes.shape != dense.shape:
         raise LlmosError(
             f"{name} is {list(dense.shape)} but its codes are {list(quantized.codes.shape)}",
             hint="the method must return one code for each weight",
         )
-    stored = {f"{name}_scale": quantized.scales_OG.to(dense.dtype)}
+    scales_OG = quantized.scales_OG.to(dense.dtype)
+    stored = {f"{name}_scale": scales_OG.float() if widened else scales_OG}
     zeros_OG = quantized.zeros_OG
     if not pack:
         zeros = {} if zeros_OG is None else {f"{name}_zero_point": zeros_OG.to(torch.int8)}

@@ -94,6 +94,11 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     form = form_of(resolved, module)
     if form.floats and resolved.config.quantize.heal and resolved.config.heal.codes:
         raise UsageError(f"the codes of {resolved.config.quantize.method} do not learn", hint="leave heal.codes out")
+    if resolved.config.quantize.embeddings and not form.symmetric:
+        raise UsageError(
+            "transformers does not read zero points beside embeddings in codes",
+            hint="leave quantize.embeddings or quantize.symmetric=false out",
+        )
     parent = ws.checkpoint(rev)
     with ws.begin("quantize", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
         run.listen(emit)

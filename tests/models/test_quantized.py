@@ -105,8 +105,12 @@ def test_the_weights_are_the_codes_times_their_scales(llama: PreTrainedModel, tm
     assert not hasattr(load(directory).config, "quantization_config")
 
 
-def test_asymmetric_codes_load_here_and_dequantized_in_transformers(llama: PreTrainedModel, tmp_path: Path) -> None:
-    directory = quantized(llama, tmp_path, 4, 32, asymmetric=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_asymmetric_codes_load_here_and_dequantized_in_transformers(
+    llama: PreTrainedModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """transformers multiplies them out in the scales' dtype: in bf16 it would round every weight."""
+    directory = quantized(llama.to(dtype), tmp_path, 4, 32, asymmetric=True)
     plain = stock(directory, "causal-lm", quantization_config=CompressedTensorsConfig(dequantize=True))
     torch.testing.assert_close(logits(load(directory), "causal-lm"), logits(plain, "causal-lm"))
 
