@@ -1,12 +1,14 @@
 """Locks that wait, say for whom, and outlive nobody.
 
 A lock is a file held by `flock`, which the kernel frees when its holder dies, with the holder's name inside. Where a
-child of a dead holder still has the file open (a fork), the lock is taken over by replacing the file.
+child of a dead holder still has the file open (a fork), the lock is taken over by replacing the file. On a file system
+that other machines may share, and where `flock` is refused, a second file must be made by exclusive creation too: `claims.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,13 +16,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from llmos_cli.core import claims
 from llmos_cli.core.atomic import make_directory, refusals, write_all
 from llmos_cli.core.processes import Process, this_process
 from llmos_cli.errors import LockTimeout, UsageError
 from llmos_cli.events import Emit, Note, ignore
 
 _SAY_AFTER = 1.0
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def patience() -> float:
@@ -37,19 +42,28 @@ def patience() -> float:
 @contextlib.contextmanager
 def lock(path: Path, wait: float | None = None, emit: Emit = ignore) -> Iterator[None]:
     """Hold the lock at `path`; LockTimeout after `wait` seconds. After one second `emit` hears whom we wait for."""
-    descriptor = _acquire(path, patience() if wait is None else wait, emit)
+    held = _acquire(path, patience() if wait is None else wait, emit)
     try:
         yield
     finally:
+        if held.claimed:
+            claims.release(path)
         # Emptied first: a file without a name inside is nobody's, even if a forked child still has it open.
-        os.ftruncate(descriptor, 0)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        os.ftruncate(held.descriptor, 0)
+        if held.flocked:
+            fcntl.flock(held.descriptor, fcntl.LOCK_UN)
+        os.close(held.descriptor)
 
 
-def _acquire(path: Path, wait: float, emit: Emit) -> int:
+class _Held(NamedTuple):
+    descriptor: int
+    flocked: bool
+    claimed: bool
+
+
+def _acquire(path: Path, wait: float, emit: Emit) -> _Held:
     start, pause, said = time.monotonic(), 0.005, False
-    while (descriptor := _try(path)) is None:
+    while (held := _try(path)) is None:
         waited = time.monotonic() - start
         if waited >= wait:
             raise _timeout(path, wait)
@@ -58,23 +72,40 @@ def _acquire(path: Path, wait: float, emit: Emit) -> int:
             said = True
         time.sleep(min(pause, max(wait - waited, 0)))
         pause = min(pause * 1.5, 0.1)
-    return descriptor
+    return held
 
 
-def _try(path: Path) -> int | None:
-    """The locked file's descriptor with our name in it, or None when somebody else holds it."""
+def _try(path: Path) -> _Held | None:
+    """The locked file with our name in it, or None when somebody else holds it."""
     descriptor = _open(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flocked = _flock(descriptor)
     except BlockingIOError:
         os.close(descriptor)
-        _take_over_if_dead(path)
+        _take_over_if_dead(path, path)
         return None
     if not _still_at(path, descriptor):  # replaced between open and flock
         os.close(descriptor)
         return None
+    claimed = not flocked or claims.needed(path.parent)
+    if claimed and not claims.claim(path, _name()):
+        os.close(descriptor)
+        if flocked:  # without it two waiters could take over at once
+            _take_over_if_dead(path, claims.path_of(path))
+        return None
     _sign(descriptor)
-    return descriptor
+    return _Held(descriptor, flocked, claimed)
+
+
+def _flock(descriptor: int) -> bool:
+    """False where the file system knows no such lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_FLOCK:
+            return False
+        raise
+    return True
 
 
 def _open(path: Path) -> int:
@@ -90,7 +121,7 @@ def _still_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _sign(descriptor: int) -> None:
+def _name() -> bytes:
     process = this_process()
     holder = {
         "pid": process.pid,
@@ -99,10 +130,14 @@ def _sign(descriptor: int) -> None:
         "command": " ".join(sys.argv)[:200],
         "since": time.time(),
     }
+    return json.dumps(holder).encode()
+
+
+def _sign(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     with refusals("the lock"):
-        write_all(descriptor, json.dumps(holder).encode())
+        write_all(descriptor, _name())
 
 
 def _holder(path: Path) -> dict[str, object] | None:
@@ -113,25 +148,25 @@ def _holder(path: Path) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def _take_over_if_dead(path: Path) -> None:
-    """Unlink the file that a dead process signed, so that the next try makes a new one.
+def _take_over_if_dead(path: Path, signed: Path) -> None:
+    """Unlink the file that a dead process signed (the lock's own or its claim), so that the next try makes a new one.
 
     A second lock makes sure that only one of several waiters does so, and only to the file it looked at.
     """
-    holder = _holder(path)
+    holder = _holder(signed)
     if holder is None or Process.from_json(holder).alive():
         return
     guard = _open(path.with_name(path.name + ".takeover"))
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        if _holder(path) == holder:
-            path.unlink(missing_ok=True)
+        if _holder(signed) == holder:
+            signed.unlink(missing_ok=True)
     finally:
         os.close(guard)
 
 
 def _describe(path: Path) -> str:
-    holder = _holder(path)
+    holder = _holder(claims.path_of(path)) or _holder(path)
     if holder is None:
         return f"the lock {path.name}"
     seconds = time.time() - float(str(holder.get("since", time.time())))
@@ -142,6 +177,7 @@ def _describe(path: Path) -> str:
 
 
 def _timeout(path: Path, wait: float) -> LockTimeout:
-    return LockTimeout(
-        f"gave up after {wait:g} s on {_describe(path)}", hint="wait for it to end, or wait longer with --wait SECONDS"
-    )
+    hint = "wait for it to end, or wait longer with --wait SECONDS"
+    if (claim := claims.path_of(path)).exists():
+        hint += f"; if its machine went down, nobody else can know: `rm {claim}`"
+    return LockTimeout(f"gave up after {wait:g} s on {_describe(path)}", hint=hint)

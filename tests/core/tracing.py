@@ -67,8 +67,10 @@ class Forks:
         """What the last command printed."""
         return (self._scratch / "said").read_text()
 
-    def run(self, words: Sequence[str], folder: Path) -> int:
-        return self._traced(words, folder, ["-e", "trace=none", "-o", "/dev/null"])
+    def run(self, words: Sequence[str], folder: Path, inject: str = "") -> int:
+        """Its exit code; `inject` is what the kernel is to answer instead, as strace has it: `flock:error=ENOLCK`."""
+        how = ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"] if inject else ["-e", "trace=none"]
+        return self._traced(words, folder, [*how, "-o", "/dev/null"])
 
     def calls(self, words: Sequence[str], folder: Path, watched: Path) -> list[Call]:
         """Every call by which the command changes what is in the watched folder; it must succeed."""
