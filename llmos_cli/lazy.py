@@ -42,7 +42,7 @@ PANELS = {
     ),
     "Remotes": ("remote", "push", "fetch", "pull", "clone"),
     "Processes": ("run", "ps", "logs", "stop"),
-    "Housekeeping": ("du", "fsck", "gc", "trust", "completion"),
+    "Housekeeping": ("reproduce", "du", "fsck", "gc", "trust", "completion"),
 }
 """The order in which help tells the story; a command that is not listed here appears under "More"."""
 

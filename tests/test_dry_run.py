@@ -33,6 +33,7 @@ EXEMPT = {
     "path": READING,
     "predict": "reads the workspace; `-o FILE` is a file of the user's",
     "ps": READING,
+    "reproduce": "works in a scratch workspace, and leaves nothing",
     "show": READING,
     "status": READING,
     "stop": "acts on a process, not on the workspace",

@@ -59,6 +59,7 @@ def heal(
             learning_rate=healing.options.learning_rate,
             batch_size=healing.options.batch_size,
             temperature=healing.options.temperature,
+            precision=healing.options.precision,
             hidden_weight=healing.options.hidden_weight,
             teacher_weight=1.0,
             schedule="linear",

@@ -17,6 +17,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import chat_template
 from llmos_cli.events import Emit, Note
 from llmos_cli.models import foreign, headers
+from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 
 
@@ -129,13 +130,14 @@ def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportO
     """What is remembered of upstream: where it was and the hash of every file that was read."""
     upstream = hash_files([*found.weights, *found.others()])
     named = converted.licence
+    facts = environment()
     files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(upstream.items())}
     return Made(
         operation="import",
         parents=(),
         config={"import": {**found.origin, **asdict(options)}, "data": {"task": converted.task}},
         data={"upstream": {**found.origin, "files": files, **({"licence": named} if named else {})}},
-        environment=environment(),
+        environment={**facts, "determinism": determinism("import", {}, facts)},
         seed=options.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

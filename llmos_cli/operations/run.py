@@ -7,14 +7,10 @@ made then is there or can be brought back, nothing is done. Otherwise the stage 
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.locks import lock
@@ -29,7 +25,6 @@ from llmos_cli.operations.pipeline.facts import facts, key_of
 from llmos_cli.operations.pipeline.files import tree
 from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
 from llmos_cli.operations.pipeline.memory import LOCK, Last, Result
-from llmos_cli.operations.pipeline.process import Processes
 from llmos_cli.operations.pipeline.stages import Stage, chosen, read
 from llmos_cli.operations.pipeline.telling import RunResult, Told, told_of
 
@@ -47,7 +42,7 @@ def run(
         stages = chosen(read(ws), names)
         code.require(ws, stages, ask)
         work = Work.of(ws, stages, names, options, emit)
-        with _stopping(work.processes):
+        with process.stopping(work.processes):
             told = _carry_out(work, options.jobs)
         work.hashes.save()
     return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False, stopped=work.processes.stopped)
@@ -62,25 +57,6 @@ def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit
         told[stage.name] = _planned(work, stage, told)
     work.hashes.save()
     return RunResult(tuple(told.values()), dry_run=True)
-
-
-@contextmanager
-def _stopping(processes: Processes) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are passed on once to what runs, which saves its state; then nothing more begins."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # In a thread: this one may hold the lock that stopping takes.
-        threading.Thread(target=processes.stop, args=(number,)).start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _carry_out(work: Work, jobs: int) -> dict[str, Told]:

@@ -18,6 +18,7 @@ from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Metric, Note, Resumed
 from llmos_cli.models.load import load
 from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
@@ -189,6 +190,7 @@ def _commit(
     move: bool,
 ) -> Checkpoint:
     """Save the model and make it a checkpoint that says how it was made."""
+    facts = {**environment(), "precision": fitted.precision, "compiled": fitted.compiled, **_told_of_resuming(run)}
     made = Made(
         operation="train",
         parents=(parent.id,) if parent else (),
@@ -198,12 +200,7 @@ def _commit(
             "data": begin.data.model_dump(mode="json"),
         },
         data=begin.prepared.fingerprint,
-        environment={
-            **environment(),
-            "precision": fitted.precision,
-            "compiled": fitted.compiled,
-            **_told_of_resuming(run),
-        },
+        environment={**facts, "determinism": determinism("train", resolved.mapping, facts)},
         seed=resolved.config.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

@@ -188,6 +188,8 @@ class HealOptions(Section):
     temperature: float = Field(1.0, gt=0)
     hidden_weight: float = Field(0.0, ge=0)
     """Of the distance to the parent's hidden states, on top of the logits'; 0 looks at the logits alone."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic: bf16 autocast where the hardware computes it faster, by `auto`."""
     codes: bool = False
     """Whether a quantized layer's codes learn too, each weight moving by the same share of its scale; else scales, norms and
     biases alone."""

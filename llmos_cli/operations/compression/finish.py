@@ -21,6 +21,7 @@ from llmos_cli.operations.compression.memory import proving
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.subject import BATCH, Subject
 from llmos_cli.operations.config import note_unread
+from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 from llmos_cli.operations.proof import Exhibits, Proof, guard, is_standard, proof_split, prove
 from llmos_cli.options.verbs import Compressing
@@ -112,13 +113,17 @@ def _tell(ws: Workspace, run: Run, subject: Subject, proof: Proof, checkpoint: s
 
 def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used: Mapping[str, Any]) -> Made:
     verb = {**resolved.mapping[resolved.verb], **used}
+    facts = environment(subject.device)
+    if resolved.mapping[resolved.verb]["heal"]:
+        asked = device.asked_dtype(resolved.config.heal.precision, subject.device)
+        facts["precision"] = str(asked).removeprefix("torch.")
     config = {**resolved.mapping, resolved.verb: verb, "data": subject.exam.data.model_dump(mode="json")}
     return Made(
         operation=resolved.verb,
         parents=(subject.checkpoint.id,),
         config=config,
         data={**subject.exam.prepared.fingerprint, "calibration": dict(record)},
-        environment=environment(subject.device),
+        environment={**facts, "determinism": determinism(resolved.verb, resolved.mapping, facts)},
         seed=resolved.config.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
@@ -97,6 +100,25 @@ class Processes:
             if self.stopped:
                 _signal(process, self.stopped)
         return process
+
+
+@contextmanager
+def stopping(processes: Processes) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are passed on once to what runs, which saves its state; then nothing more begins."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # In a thread: this one may hold the lock that stopping takes.
+        threading.Thread(target=processes.stop, args=(number,)).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Lines:

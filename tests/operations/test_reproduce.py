@@ -1,0 +1,117 @@
+"""reproduce: made again from the manifests alone, to the bit; or where it went apart, and by how much."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.determinism import determinism
+
+CSV = "data: {task: text-classification, source: rows.csv, sequence_length: 16}\nmodel: {arch: bag}\ntrain: {max_steps: 3}\n"
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory, new_workspace) -> Path:
+    from llmos_cli.operations.config import resolve
+    from llmos_cli.operations.train import train
+
+    ws = new_workspace(tmp_path_factory.mktemp("reproduce") / "workspace", "text-classification")
+    (ws.configs / "train.yaml").write_text(CSV)
+    rows = [f"{'good nice fine' if at % 2 else 'bad poor sad'} {at},{at % 2}" for at in range(200)]
+    (ws.root / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    train(ws, None, resolve(ws, "train"), emit=lambda event: None)
+    return ws.root
+
+
+@pytest.fixture
+def made(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace of its own with one training on a file."""
+    shutil.copytree(_made, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    return Workspace.find()
+
+
+def test_a_training_comes_out_again(made: Workspace, llmos, monkeypatch):
+    monkeypatch.setenv("LLMOS_TRAIN__MAX_STEPS", "9")  # what is set today is no part of what was recorded
+    (made.configs / "train.yaml").write_text("train: {max_steps: 8}\n")
+    before = sorted(path.name for path in made.checkpoints.iterdir())
+    told = llmos("reproduce", "--json", "-q")
+    assert told.code == 0, told.err
+    (step,) = told.json["steps"]
+    assert (step["result"], step["checkpoint"]) == ("identical", made.resolve())
+    assert step["expected"].startswith("bitwise: with these packages on ")
+    assert sorted(path.name for path in made.checkpoints.iterdir()) == before
+    assert len(made.runs.list()) == 1 and not list((made.dot / "tmp").iterdir())
+
+
+def test_data_that_changed_is_named_before_anything_is_computed(made: Workspace, llmos):
+    with (made.root / "rows.csv").open("a") as file:
+        file.write("bad new row,0\n")
+    told = llmos("reproduce")
+    assert told.code == 5
+    assert f"split of rows.csv is not what {made.resolve()[:12]} was made with: it had" in told.err
+    (made.root / "rows.csv").unlink()
+    gone = llmos("reproduce")
+    assert gone.code == 5 and "rows.csv" in gone.err and "is gone" in gone.err
+
+
+def test_where_it_goes_apart_and_by_how_much(made: Workspace, llmos):
+    """A checkpoint that says it was trained so, and was not."""
+    base = made.checkpoint()
+    with made.begin("train", config={}) as run, made.stage() as staged:
+        for name in base.manifest.tree:
+            shutil.copyfile(base.path / name, staged / name)
+        file = next(path for path in staged.glob("*.safetensors"))
+        tensors = load_file(file)
+        name = max(tensors, key=lambda each: tensors[each].numel())
+        save_file({**tensors, name: tensors[name] * 1.25}, file, metadata={"format": "pt"})
+        forged = run.commit(staged, base.manifest.made)
+    told = llmos("reproduce", "--json", "-q")
+    assert told.code == 1
+    (step,) = told.json["steps"]
+    assert (step["result"], step["files"], step["weight"]) == ("diverged", [file.name], name)
+    assert step["change"] == pytest.approx(0.2, rel=1e-3), "of its norm"
+    plain = llmos("reproduce", "-q")
+    assert f"{forged.id[:12]} could not be made again" in plain.err and "differs most is" in plain.out
+
+
+def test_what_was_imported_is_taken_as_it_is(made: Workspace, llmos, tmp_path):
+    assert llmos("export", "-o", tmp_path / "out").code == 0
+    assert llmos("import", tmp_path / "out", "-q").code == 0
+    told = llmos("reproduce")
+    assert told.code == 2 and "it was imported" in told.err
+
+
+@pytest.mark.slow
+def test_a_line_of_several_operations(new_workspace, llmos, tmp_path, monkeypatch):
+    ws = new_workspace(tmp_path / "line", "image-classification")
+    monkeypatch.chdir(ws.root)
+    quick = ("-q", "-s", "train.max_steps=4")
+    assert llmos("train", *quick, "-s", "model.arch=mlp", "-s", "model.hidden_size=16").code == 0
+    assert llmos("train", "HEAD", *quick, "-s", "train.teacher=HEAD", "--unset", "model").code == 0
+    assert llmos("prune", "-q", "-s", "prune.latency=false", "--heal", "2").code == 0
+    assert llmos("quantize", "-q", "-s", "quantize.latency=false", "-s", "quantize.group_size=8").code == 0
+    told = llmos("reproduce", "--json", "-q")
+    assert told.code == 0, told.err
+    assert [step["operation"] for step in told.json["steps"]] == ["train", "train", "prune", "quantize"]
+    assert {step["result"] for step in told.json["steps"]} == {"identical"}
+    assert f"every byte of {ws.resolve()[:12]} came out again" in llmos("reproduce", "-q").out
+
+
+@pytest.mark.parametrize(
+    "config, facts, level",
+    [
+        ({}, {}, "bitwise"),
+        ({"max_seconds": 5}, {}, "none"),
+        ({"target_latency": 0.5}, {}, "none"),
+        ({}, {"resumed": "from step 3 on: ..."}, "none"),
+        ({}, {"device": "cuda"}, "metrics"),
+    ],
+)
+def test_how_exactly_it_could_be_made_again(config, facts, level):
+    environment = {"device": "cpu", "device_name": "a CPU", "threads": 1, **facts}
+    assert determinism("train", {"train": config}, environment)["level"] == level
