@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.push import push
+from tests.core.conftest import commit_to
+
 ROUNDS = 5
 
 MINIMAL = """
@@ -45,6 +49,15 @@ def test_start_up_is_that_of_a_minimal_app(workspace, tmp_path):
     assert cpu["--version"] <= 1.15 * cpu["minimal"], cpu
     assert cpu["status"] <= 1.15 * cpu["minimal"], cpu
     assert cpu["--help"] <= 1.5 * cpu["minimal --help"], cpu
+
+
+def test_a_push_of_nothing_new_costs_little_more_than_a_look(workspace, tmp_path):
+    llmos = Path(sys.executable).parent / "llmos"
+    commit_to(workspace, {"a": "1"})
+    remotes.add(workspace, "origin", str(tmp_path / "far"))
+    push(workspace)
+    cpu = _medians({"status": [llmos, "status"], "push": [llmos, "push"]})
+    assert cpu["push"] <= 2 * cpu["status"], cpu
 
 
 def _medians(commands: dict[str, list[str | Path]]) -> dict[str, float]:

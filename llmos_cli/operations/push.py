@@ -85,7 +85,9 @@ def push(
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
         known = there.refs()
-        moves = list(_moves(ws, there, known, {**wanted, **_tags(ws, wanted)}, set(wanted), force=force, emit=emit))
+        moves = list(
+            _moves(ws, there, known, {**wanted, **_tags(ws, wanted, known)}, set(wanted), force=force, emit=emit)
+        )
         missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())))
         if not dry_run:
             if moves or not missing.empty:
@@ -146,10 +148,12 @@ def _kind(ref: str) -> str:
     return HEADS if ref.startswith("heads/") else TAGS
 
 
-def _tags(ws: Workspace, wanted: Mapping[str, str]) -> dict[str, str]:
+def _tags(ws: Workspace, wanted: Mapping[str, str], known: Mapping[str, RemoteRef]) -> dict[str, str]:
     """Tags on the lines that are pushed travel along."""
-    line = with_ancestors(ws, wanted.values())
-    return {TAGS + name: value for name, value in ws.refs.under(TAGS).items() if value in line}
+    tags = {TAGS + name: value for name, value in ws.refs.under(TAGS).items()}
+    news = {ref: value for ref, value in tags.items() if ref not in known or known[ref].value != value}
+    line = with_ancestors(ws, wanted.values()) if news else set()
+    return {ref: value for ref, value in news.items() if value in line}
 
 
 def _moves(
@@ -183,11 +187,7 @@ def _diverged(ws: Workspace, there: Remote, before: RemoteRef, value: str) -> Co
             f"tag {name} is at {at[:12]} on {there.name} and at {value[:12]} here",
             hint=f"`llmos push --force {name}` moves it there",
         )
-    behind = (
-        "which is not here yet"
-        if at not in {entry.id for entry in ws.index.entries()}
-        else "and neither comes from the other"
-    )
+    behind = "which is not here yet" if not (ws.checkpoints / at).is_dir() else "and neither comes from the other"
     if value in with_ancestors(ws, [at]):
         behind = "which is ahead"
     return Conflict(
@@ -220,7 +220,7 @@ def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None
     """Write down where the remote's refs are, as far as their checkpoints are here. No operation that could be undone: it is
     what was seen, and undoing it would not undo what is there."""
     prefix = f"{REMOTES}{remote}/"
-    here = {entry.id for entry in ws.index.entries()}
+    here = {value for value in refs.values() if value and (ws.checkpoints / value).is_dir()}
     with ws.oplog.locked(ws.emit):
         seen = {ref.removeprefix("refs/"): value for ref, value in refs.items() if value in here}
         for ref in set(ws.refs.under(prefix)) - {ref.removeprefix("refs/") for ref, value in refs.items() if value}:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
-from llmos_cli.core import atomic, config_edit, yaml12
+from llmos_cli.core import atomic, yaml12
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.refs import REMOTES
@@ -99,6 +99,8 @@ def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file
         opened(ws, place).store.close()
     elif not ws.oplog.rehearsing:
         make_key(key_path(ws, place))
+    from llmos_cli.core import config_edit
+
     before = _text(ws)
     after = config_edit.edited(before or f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
     ws.oplog.apply(f"remote add {name}", [Change(SETTINGS, before, after)], emit=ws.emit)
@@ -111,11 +113,13 @@ def described(ws: Workspace, name: str, url: str, *, encrypted: bool, key_file: 
 
 
 def key_path(ws: Workspace, place: RemoteSettings) -> Path:
-    return ws.root / Path(place.key_file).expanduser()
+    return (ws.root / Path(place.key_file).expanduser()).resolve()
 
 
 def remove(ws: Workspace, name: str) -> RemoteResult:
     """Forgets the name and what was known of its branches; what is there stays there."""
+    from llmos_cli.core import config_edit  # here: pushing and fetching edit nothing
+
     place = named(ws, name)
     before = str(_text(ws))
     forgotten = [

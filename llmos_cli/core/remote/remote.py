@@ -87,7 +87,7 @@ class Remote:
         if self._key is None:
             raise Untrusted(
                 f"{self.url} is encrypted",
-                hint="add it with `--key-file FILE`, or with `--encrypted` and its key in LLMOS_KEY",
+                hint="`--key-file FILE` says where its key is, `--encrypted` that LLMOS_KEY has it",
             )
         try:
             vault = Vault(self.store, self._key, bytes.fromhex(encryption["salt"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,15 +60,34 @@ class Sending:
 
 def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sending:
     """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them."""
-    line = parents_first(ws, with_ancestors(ws, checkpoints))
-    dropped = ws.dropped.all()
-    weights = [each for each in line if each not in dropped and not remote.has_weights(each)]
-    bare = [each for each in line if each in dropped and not remote.has_manifest(each)]
-    sent = [ws.manifest(each) for each in weights]
-    runs = list(_runs(ws, remote, set(line)))
-    return Sending(
-        tuple(sent), tuple(ws.manifest(each) for each in bare), tuple(runs), _objects(ws, remote, sent, runs, line)
-    )
+    with ws.index.still():
+        new, known = _new(ws, remote, checkpoints)
+        dropped = ws.dropped.all()
+        line = parents_first(ws, new)
+        weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
+        bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
+        runs = list(_runs(ws, remote, checkpoints))
+    return Sending(tuple(weights), tuple(bare), tuple(runs), _objects(ws, remote, weights, runs, known))
+
+
+def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The part of the lines that may be missing there, and what is there already and borders on it.
+
+    Parents are written before children: where every manifest has its weights, what has one has its whole line.
+    """
+    new: set[str] = set()
+    known: set[str] = set()
+    waiting = list(checkpoints)
+    while waiting:
+        each = waiting.pop()
+        if each in new or each in known:
+            continue
+        there = remote.has_weights(each)
+        (known if there else new).add(each)
+        if not there or remote.lineage:
+            entry = ws.index.entry(each)
+            waiting += entry.parents if entry else ()
+    return new | (known if remote.lineage else set()), known
 
 
 def parents_first(ws: Workspace, checkpoints: set[str]) -> list[str]:
@@ -84,32 +103,32 @@ def parents_first(ws: Workspace, checkpoints: set[str]) -> list[str]:
     return list(ordered)
 
 
-def _runs(ws: Workspace, remote: Remote, line: set[str]) -> Iterator[SentRun]:
+def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator[SentRun]:
     """Those that committed one of the line, and those that are done and looked at one (evaluations, proofs)."""
-    for record in ws.runs.list():
+    new = sorted(path.name for path in (ws.root / "runs").iterdir() if not remote.has_run(path.name))
+    line = with_ancestors(ws, checkpoints) if new else set()
+    for record in filter(None, map(ws.index.record, new)):
         made = next((each for each in record.checkpoints if each in line), "")
         looked = record.status == "done" and set(record.parents) & line
         travels = not record.alive and record.status != "died" and record.operation not in _LEFT_HERE
-        if travels and (made or looked) and not remote.has_run(record.id):
+        if travels and (made or looked):
             names = [name for name in files_below(record.path) if name.split("/")[0] != "state"]
             yield SentRun(record, made, {name: hash_file(record.path / name) for name in names})
 
 
 def _objects(
-    ws: Workspace, remote: Remote, sent: Sequence[Manifest], runs: Sequence[SentRun], line: Sequence[str]
+    ws: Workspace, remote: Remote, sent: Sequence[Manifest], runs: Sequence[SentRun], known: Iterable[str]
 ) -> dict[str, tuple[Path, int]]:
-    """Those of the new manifests and runs that no manifest on the remote has, and that an earlier push did not bring either."""
+    """Those of the new manifests and runs that no manifest beside them there has, and that an earlier push did not bring either."""
     wanted = {
         entry.sha256: (ws.checkpoints / each.id / name, entry.size)
         for each in sent
         for name, entry in each.tree.items()
     }
     wanted |= {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
-    if wanted:
-        for known in line:
-            if remote.has_weights(known):
-                for entry in ws.manifest(known).tree.values():
-                    wanted.pop(entry.sha256, None)
+    for each in known if wanted else ():
+        for entry in ws.manifest(each).tree.values():
+            wanted.pop(entry.sha256, None)
     listed = list(wanted.items()) if remote.is_begun else []
     there = in_parallel(lambda item: remote.store.size(layout.object_name(item[0])) == item[1][1], listed)
     for (sha256, _), arrived in zip(listed, there, strict=True):
