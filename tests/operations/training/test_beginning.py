@@ -51,7 +51,8 @@ def test_a_weight_is_placed_where_its_code_is_the_nearest(seed: int, bits: int, 
 def test_the_start_is_what_quantize_gives(workspace: Workspace, llmos: Llmos) -> None:
     """With so wild a rate the start stays the best, and so what is kept are the codes of `llmos quantize`."""
     trained(workspace)
-    assert llmos("quantize", "--bits", "3", "--group-size", "16", "-s", "quantize.latency=false").code == 0
+    fp32 = ("-s", "quantize.precision=float32")  # as training computes
+    assert llmos("quantize", "--bits", "3", "--group-size", "16", "-s", "quantize.latency=false", *fp32).code == 0
     by_gptq = weights(workspace)
     told: list[str] = []
     result = trained(
