@@ -155,6 +155,7 @@ _DISK = {
     errno.EROFS: ("the file system is read-only", "work on a writable copy of the workspace"),
     errno.EACCES: ("permission denied", "check the owner and mode of the file or folder"),
     errno.EPERM: ("operation not permitted", "check the owner and mode of the file or folder"),
+    errno.EIO: ("the disk reports an error", "save what you can: the disk may be failing (`dmesg` says more)"),
     errno.EFBIG: ("the file would be larger than this process may write", "`ulimit -f` says how large it may be"),
     errno.EISDIR: ("a folder stands where a file is needed", "name a file"),
     errno.ENOTDIR: ("a file stands where a folder is needed", "name a folder"),

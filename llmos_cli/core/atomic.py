@@ -25,6 +25,7 @@ _REFUSALS = {
     errno.EROFS: ("the file system is read-only", "copy the workspace to a place you can write"),
     errno.EACCES: ("permission denied", "the workspace must be writable by you"),
     errno.EPERM: ("operation not permitted", "the workspace must be writable by you"),
+    errno.EIO: ("the disk reports an error", "save what you can: the disk may be failing (`dmesg` says more)"),
     errno.EFBIG: ("the file would be larger than this process may write", "`ulimit -f` says how large it may be"),
 }
 _TOLD = re.compile(r"\(os error (\d+)\)")

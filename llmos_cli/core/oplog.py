@@ -190,13 +190,14 @@ class OperationLog:
             self._check_there(operation)
         if self.rehearsing:
             return operation
+        committed = self._refs.read(RUNS + operation.run) if operation.run else None
         atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
         try:
             self._carry_out(operation)
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
             if not self._logged(operation):
-                self._take_back(operation)
-                self._pending.unlink(missing_ok=True)
+                self._take_back(operation, committed)
+            self._pending.unlink(missing_ok=True)
             raise
         return operation
 
@@ -244,8 +245,10 @@ class OperationLog:
             self._dropped.mark(checkpoint)
         if not operation.collects and not self._logged(operation):
             self._append(operation)
-        self._remove(operation)
-        atomic.remove(self._pending)
+        try:
+            self._remove(operation)
+        finally:  # what cannot be removed must not be in everybody's way: `gc` tries again
+            atomic.remove(self._pending)
 
     def _remove(self, operation: Operation) -> None:
         for checkpoint in operation.drops:
@@ -255,8 +258,10 @@ class OperationLog:
 
             collect(self._root, self._dot, self._refs, operation.collects)
 
-    def _take_back(self, operation: Operation) -> None:
+    def _take_back(self, operation: Operation, committed: str | None) -> None:
         self._set([change.reversed() for change in operation.changes])
+        if operation.run and operation.kind == "do":
+            self._refs.write(RUNS + operation.run, committed)
         for checkpoint in operation.drops:
             self._dropped.restore(checkpoint)
 

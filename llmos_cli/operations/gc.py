@@ -229,6 +229,9 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
             discard(ws.dot / "tmp" / each.name)
         elif each.kind == "remains":
             ws.dropped.drop(ws.checkpoints / each.name)
+    for name in ws.dropped.all():
+        if not (ws.checkpoints / name).is_dir():
+            ws.dropped.restore(name)  # a mark that outlived its checkpoint
     ws.objects.remove([name for name, _ in _unheld(ws)])
 
 

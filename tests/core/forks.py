@@ -47,11 +47,13 @@ def child(request: dict[str, Any]) -> None:
 
 
 def run(words: list[str]) -> int:
-    """`module:function` is called with the other words; anything else is a command line."""
+    """`module:function` is called as a command would be; anything else is a command line."""
     if ":" in words[0]:
+        from llmos_cli import app
+
         module, _, name = words[0].partition(":")
-        getattr(importlib.import_module(module), name)(*words[1:])
-        return 0
+        app.app = lambda *args, **named: getattr(importlib.import_module(module), name)()
+        return app.run(words)
     from llmos_cli.__main__ import main as entry
 
     sys.argv = ["llmos", *words]

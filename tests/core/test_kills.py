@@ -20,7 +20,7 @@ from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from tests.core.durability import unsafe
-from tests.core.killing import commit, settle, state
+from tests.core.killing import State, commit, settle, state
 from tests.core.tracing import Forks, copied
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace")
@@ -108,6 +108,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 QUICK = {"tag", "checkout", "commit"}
 
 
+def told_of(name: str, now: State, after: State) -> State:
+    """What is made again is whole once its weights are back, and nobody's until its run says so."""
+    return replace(now, runs=after.runs) if name == "commit again" and now.removed == after.removed else now
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
     root = copied(template, scratch / "w")
@@ -127,10 +132,7 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         copied(template, root)
         assert forks.killed(words, root, call) or call.aside, f"{call} never came"
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
-        now = state(root)
-        if name == "commit again" and now.removed == after.removed:
-            now = replace(now, runs=after.runs)  # what is back before its run says so is whole, and nobody's yet
-        assert now in (before, after), f"killed before {call}"
+        assert told_of(name, state(root), after) in (before, after), f"killed before {call}"
         if state(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert state(root) == after

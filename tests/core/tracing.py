@@ -85,6 +85,10 @@ class Forks:
         code = self._traced(words, folder, ["-e", f"trace={call.name}", "-e", inject, "-o", "/dev/null"])
         return code == -9
 
+    def refused(self, words: Sequence[str], folder: Path, call: Call, errno: str) -> int:
+        """Its exit code when the kernel answers `call` with an error instead of doing it."""
+        return self.run(words, folder, f"{call.name}:error={errno}:when={call.nth}")
+
     def _traced(self, words: Sequence[str], folder: Path, how: Sequence[str]) -> int:
         ours = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("LLMOS_")}
         pid = self._ask(words=list(words), folder=str(folder), environment=ours, said=str(self._scratch / "said"))[
