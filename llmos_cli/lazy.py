@@ -40,7 +40,7 @@ PANELS = {
         "rm",
         "path",
     ),
-    "Remotes": ("remote", "push", "fetch", "pull", "clone"),
+    "Remotes": ("remote", "push", "fetch", "pull", "clone", "backup", "restore"),
     "Processes": ("run", "ps", "logs", "stop"),
     "Housekeeping": ("reproduce", "du", "fsck", "gc", "trust", "completion"),
 }

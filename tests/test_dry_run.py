@@ -43,6 +43,7 @@ EXEMPT = {
 
 SHORT_TRAINING = ("-s", "train.max_steps=1", "-q")
 CASES: dict[str, list[tuple[str, ...]]] = {
+    "backup": [("backup",)],
     "branch": [("branch", "new"), ("branch", "-m", "other", "renamed"), ("branch", "-d", "other"), ("branch", "-f", "other", "base")],
     "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
     "clone": [("clone", "../far", "../copy")],
@@ -60,6 +61,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "redo": [("redo",)],
     "remote": [("remote", "add", "another", "../there"), ("remote", "rm", "empty")],
     "run": [("run",)],
+    "restore": [("restore", "../far", "../back")],
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
@@ -68,8 +70,8 @@ CASES: dict[str, list[tuple[str, ...]]] = {
 }  # fmt: skip
 
 SAME_WORDS = (
-    *("branch", "checkout", "clone", "export", "fetch", "gc", "init"),
-    *("pull", "push", "redo", "remote", "rm", "tag", "undo"),
+    *("backup", "branch", "checkout", "clone", "export", "fetch", "gc", "init"),
+    *("pull", "push", "redo", "remote", "restore", "rm", "tag", "undo"),
 )
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
@@ -81,6 +83,9 @@ TENSES = {
     "would get": "got",
     "would move": "moved",
     "would make": "made",
+    "would back up": "backed up",
+    "would be": "were",
+    "would restore": "restored",
 }
 
 
@@ -124,6 +129,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
 
 def _share(ws: Workspace, train: Path) -> None:
     """A remote with a checkpoint that is not here, and one that nothing was pushed to."""
+    from llmos_cli.operations.backup import backup
     from llmos_cli.operations.clone import clone
     from llmos_cli.operations.push import push
 
@@ -140,6 +146,7 @@ def _share(ws: Workspace, train: Path) -> None:
         parents=(str(other.head().checkpoint),),
     )
     push(other)
+    backup(ws)
 
 
 def _shake(model, factor: float) -> None:

@@ -22,8 +22,8 @@ REF_LIMIT = 4096
 _LARGEST = 1 << 50
 _FILES = 1_000_000
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, LlmosError)
-_HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, LlmosError)
+HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
 
 
 def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
@@ -32,12 +32,12 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
     try:
         found = manifest.parse(text)
         right = manifest.identify(found.tree, found.made) == found.id == (checkpoint or found.id)
-    except _UNREADABLE as error:
-        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    except UNREADABLE as error:
+        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
     if not right:
-        raise Corrupt(f"{what} on the remote was altered: its hash is not its id", hint=_HINT)
+        raise Corrupt(f"{what} on the remote was altered: its hash is not its id", hint=HINT)
     if not all(ID.fullmatch(parent) for parent in found.made.parents):
-        raise Corrupt(f"{what} on the remote names a parent that is no id", hint=_HINT)
+        raise Corrupt(f"{what} on the remote names a parent that is no id", hint=HINT)
     check_tree(found.tree, what)
     return found
 
@@ -45,20 +45,24 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
 def check_tree(tree: Mapping[str, FileEntry], what: str) -> None:
     """Every name is a plain relative path of its own, on whatever file system; every size can be."""
     if len(tree) > _FILES:
-        raise Corrupt(f"{what} lists {len(tree):,} files", hint=_HINT)
+        raise Corrupt(f"{what} lists {len(tree):,} files", hint=HINT)
     taken: dict[str, str] = {}
     for name, entry in tree.items():
         _check_path(name, what)
         if not ID.fullmatch(entry.sha256) or not 0 <= entry.size <= _LARGEST:
-            raise Corrupt(f"{what} gives {name!r} an impossible hash or size ({entry.size:,} bytes)", hint=_HINT)
+            raise Corrupt(f"{what} gives {name!r} an impossible hash or size ({entry.size:,} bytes)", hint=HINT)
         folded = _folded(name)
         if folded in taken:
-            raise Corrupt(f"{what} has {taken[folded]!r} and {name!r}, which some disks take for one", hint=_HINT)
+            raise Corrupt(f"{what} has {taken[folded]!r} and {name!r}, which some disks take for one", hint=HINT)
         taken[folded] = name
     for folded, name in taken.items():
         parts = folded.split("/")
         if any("/".join(parts[:length]) in taken for length in range(1, len(parts))):
-            raise Corrupt(f"{what} has {name!r} inside of what is a file too", hint=_HINT)
+            raise Corrupt(f"{what} has {name!r} inside of what is a file too", hint=HINT)
+
+
+def is_id(text: str) -> bool:
+    return bool(ID.fullmatch(text))
 
 
 def _check_path(name: str, what: str) -> None:
@@ -74,7 +78,7 @@ def _check_path(name: str, what: str) -> None:
         or _folded(name) == manifest.NAME
     )
     if bad:
-        raise Corrupt(f"{what} lists a file {name[:80]!r}, which no checkpoint can have", hint=_HINT)
+        raise Corrupt(f"{what} lists a file {name[:80]!r}, which no checkpoint can have", hint=HINT)
 
 
 def _folded(name: str) -> str:
@@ -88,12 +92,12 @@ def read_ref(text: bytes) -> tuple[str, str | None]:
         ref, checkpoint = value["ref"], value["value"]
         kind = HEADS if ref.startswith(HEADS) else TAGS
         check_name("ref", ref.removeprefix(kind))
-    except _UNREADABLE as error:
-        raise Corrupt(f"a ref on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    except UNREADABLE as error:
+        raise Corrupt(f"a ref on the remote makes no sense: {_told(error)}", hint=HINT) from error
     if not ref.startswith(kind) or not (
         checkpoint is None or (isinstance(checkpoint, str) and ID.fullmatch(checkpoint))
     ):
-        raise Corrupt(f"the ref {ref!r} on the remote names {str(checkpoint)[:80]!r}", hint=_HINT)
+        raise Corrupt(f"the ref {ref!r} on the remote names {str(checkpoint)[:80]!r}", hint=HINT)
     return ref, checkpoint
 
 
@@ -103,13 +107,13 @@ def read_run(text: bytes) -> tuple[str, str, dict[str, FileEntry]]:
         value = json.loads(text)
         run, checkpoint = str(value["run"]), str(value["checkpoint"])
         tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in value["tree"].items()}
-    except _UNREADABLE as error:
-        raise Corrupt(f"a run on the remote makes no sense: {_told(error)}", hint=_HINT) from error
+    except UNREADABLE as error:
+        raise Corrupt(f"a run on the remote makes no sense: {_told(error)}", hint=HINT) from error
     if not _RUN.fullmatch(run) or (checkpoint and not ID.fullmatch(checkpoint)):
-        raise Corrupt(f"a run on the remote is called {run[:80]!r}", hint=_HINT)
+        raise Corrupt(f"a run on the remote is called {run[:80]!r}", hint=HINT)
     check_tree(tree, f"run {run}")
     if any(name.split("/")[0].casefold() == "state" for name in tree):
-        raise Corrupt(f"run {run} on the remote brings a state to be resumed from", hint=_HINT)
+        raise Corrupt(f"run {run} on the remote brings a state to be resumed from", hint=HINT)
     return run, checkpoint, tree
 
 
@@ -133,13 +137,13 @@ def check_events(path: Path, run: str) -> None:
         try:
             event = json.loads(line)
             sound = _sound(event)
-        except _UNREADABLE:
+        except UNREADABLE:
             sound = False
         if not sound:
-            raise Corrupt(f"line {number} of the events of run {run} on the remote makes no sense", hint=_HINT)
+            raise Corrupt(f"line {number} of the events of run {run} on the remote makes no sense", hint=HINT)
         ended = event["event"] == "ended" or (ended and event["event"] != "started")
     if not ended:
-        raise Corrupt(f"run {run} on the remote never ended", hint=_HINT)
+        raise Corrupt(f"run {run} on the remote never ended", hint=HINT)
 
 
 def _sound(event: Any) -> bool:

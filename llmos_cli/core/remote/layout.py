@@ -7,6 +7,7 @@
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
     results/<key>.json       what a stage of a pipeline made (`llmos run --cache-dir`)
     refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
+    backups/<time>.json      what a whole workspace was at one moment; see `backups.py`
     uploads/                 uploads that were cut off
 
 Where a remote is encrypted (`vault.py`), the parts after the first are HMACs, and its format file says so.
@@ -31,6 +32,7 @@ LINEAGE = "lineage"
 RUNS = "runs"
 RESULTS = "results"
 REFS = "refs"
+BACKUPS = "backups"
 UPLOADS = "uploads"
 """What a store may have left of uploads that were cut off: no part of the remote."""
 _PLAIN = re.compile(r"[a-z0-9._-]")
@@ -54,6 +56,10 @@ def run_name(run: str) -> str:
 
 def result_name(key: str) -> str:
     return f"{RESULTS}/{key}.json"
+
+
+def backup_name(backup: str) -> str:
+    return f"{BACKUPS}/{backup}.json"
 
 
 def ref_name(ref: str, number: int) -> str:

@@ -11,6 +11,7 @@ from llmos_cli.core.remote.store import Heard
 from llmos_cli.events import Emit, Progress
 
 AT_ONCE = 8
+_MEGA = 1_000_000
 _OFTEN = 0.5
 """Seconds between two words on how far it is."""
 
@@ -70,12 +71,12 @@ class Meter:
         with self._guard:
             self._done += count
             now = time.monotonic()
-            if now - self._told > _OFTEN and self._done < self._total:
+            if now - self._told > _OFTEN and self._done // _MEGA < self._total // _MEGA:
                 self._told = now
                 self._say(now)
 
     def end(self) -> None:
-        if self._total >= 1_000_000:
+        if self._total >= _MEGA:
             self._done = self._total
             self._say(time.monotonic())
 
@@ -86,8 +87,8 @@ class Meter:
         self._emit(
             Progress(
                 self._stage,
-                self._done // 1_000_000,
-                max(self._total // 1_000_000, 1),
+                self._done // _MEGA,
+                max(self._total // _MEGA, 1),
                 "MB",
                 rate=rate / 1e6,
                 rate_unit="MB",

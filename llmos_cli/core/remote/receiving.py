@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +59,26 @@ class Receiving:
         return _parents_first([*self.whole, *self.lineage])
 
 
-def lacking(ws: Workspace, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
+def lacking(ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, runs: bool = True) -> Receiving:
     """What is missing here of these checkpoints, their ancestors, and their runs; refused where it cannot be right."""
     here = {entry.id for entry in ws.index.entries()}
     new = _line(remote, set(checkpoints), here)
     whole = tuple(each for each in new if remote.has_weights(each.id))
     lineage = tuple(each for each in new if not remote.has_weights(each.id))
-    runs = tuple(_runs(ws, remote, here | {each.id for each in new}))
+    found = tuple(_runs(ws, remote, here | {each.id for each in new})) if runs else ()
     wanted = {entry.sha256: entry.size for each in whole for entry in each.tree.values()}
     local = _local(ws, wanted)
     objects = {sha256: size for sha256, size in wanted.items() if sha256 not in local}
-    objects |= {entry.sha256: entry.size for run in runs for entry in run.tree.values()}
+    objects |= {entry.sha256: entry.size for run in found for entry in run.tree.values()}
     _check_sizes(remote, objects)
-    return Receiving(whole, lineage, runs, objects)
+    return Receiving(whole, lineage, found, objects)
+
+
+def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) -> Receiving:
+    """With the objects of other files too."""
+    objects = {entry.sha256: entry.size for entry in files.values()}
+    _check_sizes(remote, objects)
+    return replace(coming, objects={**coming.objects, **objects})
 
 
 def _line(remote: Remote, wanted: set[str], here: set[str]) -> list[Manifest]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -169,6 +170,23 @@ class Remote:
             if self._stored(layout.run_name(run)) != f"{layout.RUNS}/{each}":
                 raise Corrupt(f"run {run} stands under another name on {self.name}", hint=_WHO)
         return found
+
+    def all_in(self, folder: str) -> list[bytes]:
+        """The contents of all small files of a folder."""
+        names = sorted(self.store.names(folder)) if self.is_begun else []
+        return in_parallel(lambda each: self._read_listed(f"{folder}/{each}", hostile.MANIFEST_LIMIT), names)
+
+    def object(self, entry: FileEntry) -> Iterator[bytes]:
+        """Of an object that fits into memory; Corrupt at its end where it is not what its name says."""
+        digest, size = hashlib.sha256(), 0
+        for chunk in self.store.chunks(layout.object_name(entry.sha256), 0):
+            digest.update(chunk)
+            size += len(chunk)
+            if size > entry.size:
+                break
+            yield chunk
+        if (digest.hexdigest(), size) != (entry.sha256, entry.size):
+            raise Corrupt(f"object {entry.sha256[:12]} on {self.name} is not what its name says", hint=_WHO)
 
     def refs(self) -> dict[str, RemoteRef]:
         """Branches and tags, deleted ones too: who makes one of that name again goes on counting."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sendin
         weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
         bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
         runs = list(_runs(ws, remote, checkpoints))
-    return Sending(tuple(weights), tuple(bare), tuple(runs), _objects(ws, remote, weights, runs, known))
+    return Sending(tuple(weights), tuple(bare), tuple(runs), _objects(ws, remote, weights, _files(runs), known))
 
 
 def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -116,16 +116,36 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator
             yield SentRun(record, made, {name: hash_file(record.path / name) for name in names})
 
 
+def everything(
+    ws: Workspace, remote: Remote, checkpoints: Sequence[str], beside: Mapping[str, tuple[Path, int]]
+) -> Sending:
+    """What it lacks of all these checkpoints, whoever names them, and of the objects `beside` them."""
+    with ws.index.still():
+        dropped = ws.dropped.all()
+        line = parents_first(ws, set(checkpoints))
+        weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
+        bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
+    return Sending(tuple(weights), tuple(bare), (), _objects(ws, remote, weights, beside, ()))
+
+
+def _files(runs: Sequence[SentRun]) -> dict[str, tuple[Path, int]]:
+    return {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
+
+
 def _objects(
-    ws: Workspace, remote: Remote, sent: Sequence[Manifest], runs: Sequence[SentRun], known: Iterable[str]
+    ws: Workspace,
+    remote: Remote,
+    sent: Sequence[Manifest],
+    beside: Mapping[str, tuple[Path, int]],
+    known: Iterable[str],
 ) -> dict[str, tuple[Path, int]]:
-    """Those of the new manifests and runs that no manifest beside them there has, and that an earlier push did not bring either."""
+    """Those of the new manifests and `beside` them that no `known` manifest has, and that no earlier push brought either."""
     wanted = {
         entry.sha256: (ws.checkpoints / each.id / name, entry.size)
         for each in sent
         for name, entry in each.tree.items()
     }
-    wanted |= {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
+    wanted |= beside
     for each in known if wanted else ():
         for entry in ws.manifest(each).tree.values():
             wanted.pop(entry.sha256, None)

@@ -1,0 +1,25 @@
+"""Copy all of the workspace to a remote: every checkpoint, runs, configs, branches, tags and the operation log.
+
+llmos backup                            to origin
+llmos -C ~/models/mine backup -q        from cron: no progress, and the exit code tells
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
+
+
+def backup(
+    remote: Annotated[str | None, typer.Argument(help="Its name; origin when omitted.")] = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        from llmos_cli.operations.backup import backup as operation
+
+        s.ui.show(operation(s.workspace, remote, dry_run=dry_run, emit=s.ui.emit))

@@ -1,0 +1,33 @@
+"""Bring a workspace back from a backup, into a folder that is not there yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
+
+
+def restore(
+    url: Annotated[str, typer.Argument(help="What was backed up to: a folder, sftp://..., s3://...")],
+    directory: Annotated[Path, typer.Argument(help="The workspace's folder.")],
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="The last backup whose name begins so: 20261122-03.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="Of an encrypted remote: the key is in FILE.")
+    ] = None,
+    encrypted: Annotated[
+        bool, typer.Option("--encrypted", help="Of an encrypted remote: the key is in LLMOS_KEY.")
+    ] = False,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        from llmos_cli.operations.restore import restore as operation
+
+        key = str(key_file or "")
+        s.ui.show(operation(url, directory, at=at, encrypted=encrypted, key_file=key, dry_run=dry_run, emit=s.ui.emit))

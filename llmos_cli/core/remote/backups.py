@@ -1,0 +1,129 @@
+"""Backups: what a workspace was at one moment, beside the branches of a remote.
+
+    backups/<time>.json    {"backup", "workspace", "host", "checkpoints", "tree": {"sha256", "size"}}
+
+Checkpoints are sent as a push would send them, those that nothing names too. All other files (refs, the operation log, runs with
+the states that can be resumed, configs, whatever lies beside them in the workspace's own folder) are listed in one tree, which
+is an object itself, as they are. So a second backup costs what changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.objects import files_below, hash_files
+from llmos_cli.core.processes import host
+from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.workspace import DOT
+from llmos_cli.errors import Conflict, Corrupt
+
+if TYPE_CHECKING:
+    from llmos_cli.core.workspace import Workspace
+
+_OWN = ("objects", "tmp", "locks", "cache", "crash", "identity", "storage", "pending.json")
+"""Of `.llmos/`: made anew wherever a workspace stands, or of no use elsewhere."""
+_INDEX = "index.sqlite"
+_NAME = re.compile(r"\d{8}-\d{6}-\d{6}")
+TREE = "tree.json"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """`tree`: the object that lists all files but those of checkpoints."""
+
+    backup: str
+    workspace: str
+    host: str
+    checkpoints: tuple[str, ...]
+    tree: FileEntry
+
+
+def copied(ws: Workspace, folder: Path) -> dict[str, Path]:
+    """All files that a backup has beside checkpoints: name -> where its bytes stay as they are now. What may change at any
+    moment is copied to `folder`, under the lock of the refs, so that refs and the log of operations agree."""
+    with ws.oplog.locked(ws.emit):
+        files = {name: ws.root / name for name in _beside(ws)}
+        for name in (name for name in files if name.startswith(f"{DOT}/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files[name] = Path(shutil.copyfile(ws.root / name, folder / name))
+    return files
+
+
+def _beside(ws: Workspace) -> Iterator[str]:
+    alive = {f"runs/{record.id}" for record in ws.runs.alive()}
+    yield from (entry.name for entry in os.scandir(ws.root) if entry.is_file(follow_symlinks=False))
+    yield from (f"configs/{name}" for name in _plain(ws.configs))
+    for name in _plain(ws.root / "runs"):
+        if f"runs/{name.partition('/')[0]}" not in alive:
+            yield f"runs/{name}"
+    for name in _plain(ws.dot):
+        if name.partition("/")[0] not in _OWN and not name.startswith(_INDEX):
+            yield f"{DOT}/{name}"
+
+
+def _plain(folder: Path) -> list[str]:
+    return [name for name in files_below(folder) if not (folder / name).is_symlink()] if folder.is_dir() else []
+
+
+def described(ws: Workspace, files: Mapping[str, Path], folder: Path) -> tuple[Backup, dict[str, FileEntry]]:
+    """The backup, and the entries of its files; their tree is written to `folder`."""
+    hashes = hash_files(files.values())
+    entries = {name: hashes[path] for name, path in sorted(files.items())}
+    (folder / TREE).write_text(json.dumps({name: asdict(entry) for name, entry in entries.items()}))
+    ((_, tree),) = hash_files([folder / TREE]).items()
+    now = time.time()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now * 1e6) % 1_000_000:06d}"
+    checkpoints = tuple(sorted(entry.id for entry in ws.index.entries()))
+    return Backup(name, ws.name, host(), checkpoints, tree), entries
+
+
+def note(remote: Remote, backup: Backup) -> None:
+    """The last thing that is written: from now on it is there."""
+    if not remote.store.create(layout.backup_name(backup.backup), json.dumps(asdict(backup)).encode() + b"\n"):
+        raise Conflict(f"there is a backup {backup.backup} on {remote.name} already", hint="try again")
+
+
+def listed(remote: Remote) -> list[Backup]:
+    """Oldest first."""
+    found = [_read(text) for text in remote.all_in(layout.BACKUPS)]
+    return sorted(found, key=lambda backup: backup.backup)
+
+
+def _read(text: bytes) -> Backup:
+    try:
+        value = json.loads(text)
+        tree = FileEntry(str(value["tree"]["sha256"]), int(value["tree"]["size"]))
+        checkpoints = tuple(str(each) for each in value["checkpoints"])
+        backup = Backup(str(value["backup"]), str(value["workspace"]), str(value["host"]), checkpoints, tree)
+    except hostile.UNREADABLE as error:
+        raise Corrupt("a backup on the remote makes no sense", hint=hostile.HINT) from error
+    hostile.check_tree({TREE: tree}, "a backup")
+    if not _NAME.fullmatch(backup.backup) or not all(map(hostile.is_id, checkpoints)):
+        raise Corrupt(f"a backup on the remote is called {backup.backup[:80]!r}", hint=hostile.HINT)
+    return backup
+
+
+def files_of(remote: Remote, backup: Backup) -> dict[str, FileEntry]:
+    """What it has beside checkpoints; names that no backup makes are refused."""
+    text = b"".join(remote.object(backup.tree))
+    try:
+        tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in json.loads(text).items()}
+    except hostile.UNREADABLE as error:
+        raise Corrupt(f"the tree of backup {backup.backup} makes no sense", hint=hostile.HINT) from error
+    hostile.check_tree(tree, f"backup {backup.backup}")
+    for name in tree:
+        top, _, below = name.casefold().partition("/")
+        own = top == DOT and (below.partition("/")[0] in _OWN or below.startswith(_INDEX))
+        if own or (below and top not in (DOT, "configs", "runs")) or top == "checkpoints":
+            raise Corrupt(f"backup {backup.backup} has a file {name[:80]!r}, which no backup has", hint=hostile.HINT)
+    return tree

@@ -1,0 +1,57 @@
+"""backup: all of a workspace as it is now, to a remote: from a shell, or every night from cron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos_cli.core.remote import backups, sending
+from llmos_cli.core.view import Lines, View, size
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Emit, ignore
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.push import counted
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """`checkpoints` and `files` (of them and beside them) are all that the backup has; `sent` files and `bytes` were new there."""
+
+    remote: str
+    url: str
+    backup: str
+    checkpoints: int
+    files: int
+    sent: int
+    bytes: int
+    dry_run: bool
+
+    def view(self) -> View:
+        verb = "would back up" if self.dry_run else "backed up"
+        has = f"{verb} {counted(self.checkpoints, 'checkpoint')} and {counted(self.files, 'other file')} to {self.remote} ({self.url})"
+        new = f"{counted(self.sent, 'file')} ({size(self.bytes)}) {'would be' if self.dry_run else 'were'} new there"
+        return Lines([has, new])
+
+
+def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> BackupResult:
+    place = remotes.named(ws, remote)
+    with remotes.turn(ws, place), ws.stage() as folder:
+        there = remotes.opened(ws, place)
+        files = backups.copied(ws, folder)
+        made, entries = backups.described(ws, files, folder)
+        beside = {entry.sha256: (files[name], entry.size) for name, entry in entries.items()}
+        beside[made.tree.sha256] = (folder / backups.TREE, made.tree.size)
+        missing = sending.everything(ws, there, made.checkpoints, beside)
+        if not dry_run:
+            sending.send(there, missing, emit)
+            backups.note(there, made)
+        there.store.close()
+    return BackupResult(
+        place.name,
+        place.url,
+        made.backup,
+        len(made.checkpoints),
+        len(entries),
+        len(missing.objects),
+        missing.bytes,
+        dry_run,
+    )

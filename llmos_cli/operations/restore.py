@@ -1,0 +1,131 @@
+"""restore: a workspace as a backup has it, on a machine that has nothing of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmos_cli.core import atomic
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.refs import HEAD
+from llmos_cli.core.remote import backups, receiving
+from llmos_cli.core.remote.backups import Backup
+from llmos_cli.core.view import Lines, View, size
+from llmos_cli.core.workspace import DOT, Workspace
+from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.events import Emit, ignore
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.push import counted
+from llmos_cli.operations.remote import ORIGIN
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """`root` is relative to the current folder; `checkpoints` with and without weights."""
+
+    root: str
+    url: str
+    backup: str
+    workspace: str
+    host: str
+    checkpoints: int
+    files: int
+    bytes: int
+    dry_run: bool
+
+    def view(self) -> View:
+        verb = "would restore" if self.dry_run else "restored"
+        what = f"{counted(self.checkpoints, 'checkpoint')} and {counted(self.files, 'other file')} ({size(self.bytes)})"
+        return Lines([f"{verb} {self.workspace} as it was on {self.host} at {self.backup}: {what} in {self.root}"])
+
+
+def restore(
+    url: str,
+    directory: Path,
+    *,
+    at: str | None = None,
+    encrypted: bool = False,
+    key_file: str = "",
+    dry_run: bool = False,
+    emit: Emit = ignore,
+) -> RestoreResult:
+    """`at`: the beginning of a backup's name; the last one when omitted."""
+    root = Workspace.vacant(directory)
+    if root.is_dir() and any(root.iterdir()):
+        raise UsageError(f"{root} has something in it", hint="restore into a folder that is empty or not there yet")
+    place = remotes.described(Workspace(root), ORIGIN, url, encrypted=encrypted, key_file=key_file)
+    there = remotes.opened(_rehearsing(root), place)
+    there.must_be_begun()
+    wanted = _chosen(backups.listed(there), url, at)
+    files = backups.files_of(there, wanted)
+    # Beside its place, under a name that tells whose it is: what a kill leaves is found again and completed.
+    ws = Workspace(root.with_name(f".{root.name}.restoring")) if not dry_run else _rehearsing(root)
+    if not dry_run and not (ws.dot / HEAD).exists():
+        ws = Workspace.create(ws.root)
+    with remotes.turn(ws, place):
+        coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
+        if not dry_run:
+            receiving.receive(ws, there, coming, emit)
+            _bring(ws, coming, files)
+    there.store.close()
+    if not dry_run:
+        _appear(ws.root, root)
+    checkpoints = len(wanted.checkpoints)
+    return RestoreResult(
+        os.path.relpath(root),
+        url,
+        wanted.backup,
+        wanted.workspace,
+        wanted.host,
+        checkpoints,
+        len(files),
+        coming.bytes,
+        dry_run,
+    )
+
+
+def _rehearsing(root: Path) -> Workspace:
+    ws = Workspace(root)
+    ws.oplog.rehearsing = True
+    return ws
+
+
+def _chosen(known: Sequence[Backup], url: str, at: str | None) -> Backup:
+    found = [each for each in known if each.backup.startswith(at or "")]
+    if not known:
+        raise NotFound(
+            f"there is no backup in {url}", hint="`llmos backup` makes one; `llmos clone` brings what was pushed"
+        )
+    if not found:
+        raise NotFound(
+            f"no backup there begins with {at}", hint=f"there are {', '.join(each.backup for each in known[-8:])}"
+        )
+    return found[-1]
+
+
+def _bring(ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileEntry]) -> None:
+    downloads = ws.dot / "tmp" / receiving.FOLDER
+    with receiving.staged(ws, coming) as prepared:
+        with ws.oplog.locked(ws.emit):
+            receiving.publish(ws, prepared, replace(coming, runs=()))
+        for name, entry in files.items():
+            unfinished = ws.dot / "tmp" / "restored"
+            shutil.copyfile(downloads / entry.sha256, unfinished)
+            atomic.sync_file(unfinished)
+            atomic.make_directory((ws.root / name).parent)
+            unfinished.replace(ws.root / name)
+        for folder in {(ws.root / name).parent for name in files}:
+            atomic.sync_directory(folder)
+
+
+def _appear(ready: Path, root: Path) -> None:
+    """Whole, at once."""
+    for leftover in ("index.sqlite", "identity"):
+        (ready / DOT / leftover).unlink(missing_ok=True)
+    if root.is_dir():
+        root.rmdir()
+    ready.rename(root)
+    atomic.sync_directory(root.parent)

@@ -1,0 +1,186 @@
+"""Backups: all of a workspace comes back on a machine that has nothing of it, whatever was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.objects import hash_file
+from llmos_cli.core.remote import layout
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt, NotFound, UsageError
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.backup import backup
+from llmos_cli.operations.branch import branch
+from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.push import push
+from llmos_cli.operations.restore import restore
+from llmos_cli.operations.rm import rm
+from llmos_cli.operations.tag import tag
+from tests.core.conftest import Commit, commit_to
+from tests.core.test_remote import every, killed_before
+
+OWN = ("objects", "tmp", "locks", "cache", "identity", "storage")
+
+
+@pytest.fixture
+def far(tmp_path: Path, ws: Workspace) -> Path:
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    return tmp_path / "far"
+
+
+@pytest.fixture
+def lived(ws: Workspace, commit: Commit, far: Path) -> Workspace:
+    """A workspace with something of everything."""
+    first = commit(a="1", b="same")
+    tag(ws, "base")
+    commit(a="2", b="same")
+    branch(ws, "try/one")
+    commit(a="unnamed", b="same", move=False)
+    rm(ws, [first.id], force=True)
+    commit(a="3", b="other")
+    (ws.configs / "train.yaml").write_text("seed: 1\n")
+    (ws.root / "my_model.py").write_text("class Mine: ...\n")
+    state = ws.runs.list()[0].path / "state"
+    state.mkdir()
+    (state / "training.pt").write_bytes(b"to be resumed")
+    return ws
+
+
+def files(ws: Workspace) -> dict[str, bytes]:
+    """All that a workspace is: not its index, nor what it makes anew wherever it stands."""
+    paths = {path.relative_to(ws.root): path for path in ws.root.rglob("*") if path.is_file()}
+    return {
+        str(name): path.read_bytes()
+        for name, path in paths.items()
+        if not (name.parts[0] == ".llmos" and (name.parts[1] in OWN or "index.sqlite" in name.parts[1]))
+    }
+
+
+def restored(far: Path, name: str = "back", at: str | None = None, key_file: str = "") -> Workspace:
+    restore(str(far), far.parent / name, at=at, key_file=key_file)
+    return Workspace.find(far.parent / name)
+
+
+def test_all_of_it_comes_back(lived: Workspace, far: Path) -> None:
+    made = backup(lived)
+    assert made.checkpoints == 4
+    back = restored(far)
+    assert files(back) == files(lived)
+    assert fsck(back).problems == fsck(lived).problems == ()
+    assert [record.id for record in back.runs.list()] == [record.id for record in lived.runs.list()]
+    assert back.oplog.undo().changes == lived.oplog.undo().changes
+    assert commit_to(back, {"a": "next"})
+    assert [path.name for path in far.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_second_backup_costs_what_changed_and_the_first_stays(lived: Workspace, far: Path) -> None:
+    first = backup(lived)
+    before = files(lived)
+    nothing = backup(lived)
+    assert nothing.sent == 0
+    commit_to(lived, {"a": "4", "b": "other"})
+    last = backup(lived)
+    assert 0 < last.sent < first.sent / 2
+    assert files(restored(far, "then", at=first.backup)) == before
+    assert files(restored(far)) == files(lived)
+    with pytest.raises(NotFound, match=r"no backup there begins with 1999") as error:
+        restored(far, "never", at="1999")
+    assert last.backup in error.value.hint
+
+
+def test_a_backup_is_no_push(lived: Workspace, far: Path) -> None:
+    backup(lived)
+    clone(str(far), far.parent / "copy")
+    assert Workspace.find(far.parent / "copy").head().checkpoint is None
+    push(lived)
+    assert restored(far).resolve() == lived.resolve()
+    with pytest.raises(NotFound, match="there is no backup in"):
+        other = Workspace.create(far.parent / "other")
+        remotes.add(other, "origin", str(far.parent / "fresh"))
+        commit_to(other, {"a": "1"})
+        push(other)
+        restored(far.parent / "fresh", "x")
+
+
+def test_encrypted(lived: Workspace, far: Path) -> None:
+    remotes.add(lived, "vault", str(far.parent / "vault"), key_file=str(far.parent / "key"))
+    backup(lived, "vault")
+    commit_to(lived, {"a": "4"})
+    backup(lived, "vault")
+    assert files(restored(far.parent / "vault", key_file=str(far.parent / "key"))) == files(lived)
+
+
+def test_it_does_not_come_back_over_something(lived: Workspace, far: Path) -> None:
+    backup(lived)
+    (far.parent / "full").mkdir()
+    (far.parent / "full" / "x").write_text("mine")
+    with pytest.raises(UsageError, match="has something in it"):
+        restored(far, "full")
+
+
+@every
+def test_a_backup_killed_before_each_of_its_steps(lived: Workspace, far: Path, stride: int) -> None:
+    first = backup(lived)
+    before = files(lived)
+    commit_to(lived, {"a": "4"})
+    shutil.copytree(far, kept := far.with_name("kept"))
+    step = 0
+    while not killed_before(step, lambda: backup(Workspace(lived.root))):
+        assert files(restored(far, f"then-{step}", at=first.backup)) == before, step
+        shutil.rmtree(far)
+        shutil.copytree(kept, far)
+        step += 3 * stride
+    assert step > 20
+
+
+@every
+def test_a_restore_killed_before_each_of_its_steps(lived: Workspace, far: Path, stride: int) -> None:
+    backup(lived)
+    step = 0
+    while not killed_before(step, lambda name=f"back-{step}": restored(far, name)):
+        whole = far.parent / f"back-{step}"
+        if not whole.exists():
+            restored(far, whole.name)
+        assert files(Workspace.find(whole)) == files(lived), step
+        step += 5 * stride
+    assert step > 20
+
+
+Names = Callable[[dict[str, FileEntry]], dict[str, FileEntry]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/x",
+        "checkpoints/" + "0" * 64 + "/x",
+        ".llmos/objects/aa/b",
+        ".LLMOS/tmp/x",
+        ".llmos/index.sqlite",
+        "home/x",
+    ],
+)
+def test_names_that_no_backup_has_are_refused(lived: Workspace, far: Path, name: str) -> None:
+    backup(lived)
+    (path,) = (far / "backups").iterdir()
+    value = json.loads(path.read_text())
+    tree = json.loads((far / layout.object_name(value["tree"]["sha256"])).read_text())
+    tree[name] = next(iter(tree.values()))
+    (far / "tree").write_text(json.dumps(tree))
+    entry = hash_file(far / "tree")
+    target = far / layout.object_name(entry.sha256)
+    target.parent.mkdir(exist_ok=True)
+    (far / "tree").rename(target)
+    path.write_text(json.dumps({**value, "tree": asdict(entry)}))
+    with pytest.raises(Corrupt):
+        restored(far)
+    assert not (far.parent / "back").exists()
