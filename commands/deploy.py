@@ -24,6 +24,10 @@ def deploy(
     warm: Annotated[
         str | None, typer.Option(help="Compile the decoder: off, background (while serving) or full (first).")
     ] = None,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Serve what this public key or certificate vouches for, or nothing."),
+    ] = None,
     api_key_file: Annotated[str | None, typer.Option(metavar="FILE", help="Keys to accept, one a line.")] = None,
     detach: Annotated[
         bool, typer.Option("-d", "--detach", help="Return once it answers, and leave it running.")
@@ -40,6 +44,7 @@ def deploy(
         from llmos_cli.operations import deploy as operations
 
         flags = {"name": name, "host": host, "port": port, "warm": warm, "api_key_file": api_key_file}
+        flags["require_signature"] = require_signature
         resolved = s.resolve(
             "deploy", files=config, sets=sets, unsets=unsets, flags={f"deploy.{key}": flags[key] for key in flags}
         )

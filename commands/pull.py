@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,10 @@ from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 def pull(
     remote: Annotated[str | None, typer.Argument(help="Its name; origin when omitted.")] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Move on to what this public key or certificate vouches for, or not at all."),
+    ] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -18,4 +23,4 @@ def pull(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.pull import pull as operation
 
-        s.ui.show(operation(s.workspace, remote, dry_run=dry_run, emit=s.ui.emit))
+        s.ui.show(operation(s.workspace, remote, trusted=require_signature, dry_run=dry_run, emit=s.ui.emit))

@@ -39,6 +39,8 @@ PANELS = {
         "op",
         "rm",
         "path",
+        "sign",
+        "verify",
     ),
     "Remotes": ("remote", "push", "fetch", "pull", "clone", "backup", "restore"),
     "Processes": ("run", "ps", "logs", "stop"),

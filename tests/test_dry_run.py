@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmos_cli import catalog
 from llmos_cli.core.workspace import Workspace
@@ -37,6 +39,7 @@ EXEMPT = {
     "show": READING,
     "status": READING,
     "stop": "acts on a process, not on the workspace",
+    "verify": READING,
     "trust": "writes the user's own list, and `--revoke` takes it back",
 }
 """Commands without `--dry-run`, and why."""
@@ -63,6 +66,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "run": [("run",)],
     "restore": [("restore", "../far", "../back")],
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
+    "sign": [("sign", "--key", "key.pem")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
     "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}")],
@@ -71,7 +75,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
 
 SAME_WORDS = (
     *("backup", "branch", "checkout", "clone", "export", "fetch", "gc", "init"),
-    *("pull", "push", "redo", "remote", "restore", "rm", "tag", "undo"),
+    *("pull", "push", "redo", "remote", "restore", "rm", "sign", "tag", "undo"),
 )
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
@@ -121,6 +125,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     _share(ws, train)
     with (ws.root / "llmos.yaml").open("a") as settings:
         settings.write("pipeline: {base: {verb: train}}\n")
+    key = ec.generate_private_key(ec.SECP256R1())
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (ws.root / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
     left = ws.runs.list()[0].path / "state"
     left.mkdir()
     (left / "training.pt").write_bytes(b"never resumed")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmos_cli.core.atomic import sync_directory
+from llmos_cli.core import signatures
+from llmos_cli.core.atomic import remove, sync_directory
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.refs import RUNS, Refs
@@ -19,6 +20,8 @@ def collect(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str]) -> No
         if checkpoint in gone:
             refs.write(RUNS + run, None)
     for checkpoint in checkpoints:
+        if (signature := signatures.path(dot, checkpoint)).exists():
+            remove(signature)
         _collect_one(root / "checkpoints" / checkpoint, dot)
 
 

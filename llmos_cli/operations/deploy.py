@@ -56,7 +56,7 @@ Announce = Callable[[DeployResult], None]
 def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce: Announce) -> None:
     """Serve until told to stop; `announce` is called once the model answers. Drained by SIGTERM, it returns."""
     options, checkpoint, keys = check(ws, rev, resolved)
-    storing.verify_content(checkpoint)
+    _verify(ws, checkpoint, options)
     from llmos_cli.serve.server import bind, serve, url_of
 
     listener = bind(options.host, options.port)
@@ -74,11 +74,20 @@ def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce:
 def rehearse(ws: Workspace, rev: str, resolved: Resolved) -> DeployResult:
     """What `deploy` would answer: the checkpoint is hashed and the port tried; `run` is "" and `pid` 0."""
     options, checkpoint, _ = check(ws, rev, resolved)
-    storing.verify_content(checkpoint)
+    _verify(ws, checkpoint, options)
     from llmos_cli.serve.server import bind, url_of
 
     with bind(options.host, options.port) as listener:
         return DeployResult(options.name or ws.name, url_of(listener), "", 0, checkpoint.id)
+
+
+def _verify(ws: Workspace, checkpoint: Checkpoint, options: DeployOptions) -> None:
+    """Its bytes are those that were saved and, where that is asked for, those that somebody trusted has signed."""
+    storing.verify_content(checkpoint)
+    if options.require_signature:
+        from llmos_cli.operations.verify import required
+
+        required(ws, checkpoint, Path(options.require_signature))
 
 
 def check(ws: Workspace, rev: str, resolved: Resolved) -> tuple[DeployOptions, Checkpoint, Collection[str]]:

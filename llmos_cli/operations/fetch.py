@@ -33,12 +33,13 @@ class FetchResult:
     files: int
     bytes: int
     dry_run: bool
+    signatures: int = 0
 
     def view(self) -> View:
         return Group([Lines(self.lines())])
 
     def lines(self) -> list[Line]:
-        if not (self.refs or self.checkpoints or self.lineage or self.runs):
+        if not (self.refs or self.checkpoints or self.lineage or self.runs or self.signatures):
             return [f"nothing new on {self.remote}"]
         parts = (
             [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
@@ -47,6 +48,7 @@ class FetchResult:
         )
         parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
         parts += [counted(self.runs, "run")] if self.runs else []
+        parts += [counted(self.signatures, "signature")] if self.signatures else []
         got = f"{'would get' if self.dry_run else 'got'} {', '.join(parts)}" if parts else "no new file"
         return [f"{got} from {self.remote} ({self.url})", *(ref.told for ref in self.refs)]
 
@@ -109,6 +111,7 @@ def _result(
         len(coming.objects),
         coming.bytes,
         dry_run,
+        len(coming.signatures),
     )
 
 

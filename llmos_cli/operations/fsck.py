@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import manifest, records
+from llmos_cli.core import manifest, records, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
@@ -96,7 +96,7 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
     with _quiet(ws):
-        problems += [*_refs(ws), *_operations(ws)]
+        problems += [*_refs(ws), *_operations(ws), *_signatures(ws)]
     for each in checked:
         each.note_good(problems)
     hurt = _Hurt(ws)
@@ -289,6 +289,29 @@ def _at(value: str | None) -> str:
 
 def _more(lines: Sequence[int]) -> str:
     return f" ({len(lines)} such)" if len(lines) > 1 else ""
+
+
+def _signatures(ws: Workspace) -> Iterator[Problem]:
+    """What can be told without a key: that they are signatures, and of the checkpoint that they are named after."""
+    folder = ws.dot / signatures.FOLDER
+    signed = {signatures.path(ws.dot, each).name: each for each in signatures.signed(ws.dot)}
+    for name in _names(folder):
+        where = f"{folder.relative_to(ws.root)}/{name}"
+        if name not in signed:
+            yield Problem(where, "is not a signature: llmos did not put it there")
+        elif what := _wrong_signature(ws, signed[name]):
+            yield Problem(where, what, signed[name])
+
+
+def _wrong_signature(ws: Workspace, checkpoint: str) -> str:
+    path = ws.checkpoints / checkpoint / manifest.NAME
+    try:
+        bundle = signatures.parse(signatures.read(ws.dot, checkpoint) or "", "it")
+    except Corrupt as error:
+        return error.message
+    if path.is_file() and bundle.files.get(manifest.NAME) != hash_file(path).sha256:
+        return "is the signature of another checkpoint"
+    return ""
 
 
 def _runs(ws: Workspace) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from llmos_cli.core import manifest
+from llmos_cli.core import manifest, signatures
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import holders, needed, protected, with_ancestors
@@ -33,7 +33,7 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, state, result (of a stage), remains (of removed weights) or leftover; `called`: what
+    """`kind`: checkpoint, weights, object, signature, state, result (of a stage), remains (of removed weights) or leftover; `called`: what
     made a checkpoint and who named it last; `size` in bytes."""
 
     kind: str
@@ -88,6 +88,7 @@ def gc(
             *(_weights(ws, keep, unnamed | young) if keep else ()),
             *_remains(ws, unnamed),
             *_objects(ws),
+            *_signatures(ws),
             *_states(ws, now, grace),
             *_results(ws, now - grace),
             *_leftovers(ws, now),
@@ -183,6 +184,13 @@ def _unheld(ws: Workspace) -> Iterator[tuple[str, os.DirEntry[str]]]:
             yield name, entry
 
 
+def _signatures(ws: Workspace) -> Iterator[Garbage]:
+    """Of checkpoints that are not here: those of others go with their checkpoint."""
+    for name in signatures.signed(ws.dot):
+        if not (ws.checkpoints / name).is_dir():
+            yield Garbage("signature", name, "its checkpoint is gone", signatures.path(ws.dot, name).stat().st_size)
+
+
 def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
     """What a run would need to be resumed, of runs that nobody resumed."""
     for record in ws.runs.list():
@@ -223,6 +231,8 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
     for each in garbage:
         if each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
+        elif each.kind == "signature":
+            signatures.path(ws.dot, each.name).unlink(missing_ok=True)
         elif each.kind == "result":
             (ws.dot / each.name).unlink(missing_ok=True)
         elif each.kind == "leftover":

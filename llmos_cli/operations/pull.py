@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.protection import with_ancestors
@@ -14,6 +15,7 @@ from llmos_cli.events import Emit, ignore
 from llmos_cli.operations.fetch import FetchResult, fetched
 from llmos_cli.operations.remote import named
 from llmos_cli.operations.summary import short
+from llmos_cli.operations.verify import required
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,16 @@ class PullResult:
         return Group([Lines([*self.fetched.lines(), [f"{self.branch} {moved} ", *came, short(self.checkpoint)]])])
 
 
-def pull(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> PullResult:
+def pull(
+    ws: Workspace,
+    remote: str | None = None,
+    *,
+    trusted: Path | None = None,
+    dry_run: bool = False,
+    emit: Emit = ignore,
+) -> PullResult:
+    """`trusted`: a public key or certificate that must vouch for what the branch moves to. Its parents are vouched for with it:
+    their ids are in its manifest."""
     head = ws.head()
     if head.branch is None:
         raise UsageError("HEAD is on no branch that could follow", hint="`llmos checkout BRANCH`, or `llmos fetch`")
@@ -49,6 +60,8 @@ def pull(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emi
         return PullResult(result, head.branch, before, before)
     if before and before not in theirs.line(ws, target):
         raise _diverged(result.remote, head.branch, before, target)
+    if trusted is not None and not dry_run:
+        required(ws, ws.checkpoint(target), trusted)
     if not dry_run:
         ws.oplog.apply(f"pull {result.remote}", [Change(HEADS + head.branch, before, target)], emit=ws.emit)
     return PullResult(result, head.branch, before or "", target)

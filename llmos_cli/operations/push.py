@@ -47,9 +47,10 @@ class PushResult:
     files: int
     bytes: int
     dry_run: bool
+    signatures: int = 0
 
     def view(self) -> View:
-        if not (self.refs or self.checkpoints or self.lineage or self.runs):
+        if not (self.refs or self.checkpoints or self.lineage or self.runs or self.signatures):
             return f"{self.remote} has all of it already"
         return Group([Lines([self._sent(), *(ref.told for ref in self.refs)])])
 
@@ -61,6 +62,7 @@ class PushResult:
         )
         parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
         parts += [counted(self.runs, "run")] if self.runs else []
+        parts += [counted(self.signatures, "signature")] if self.signatures else []
         if not parts:
             return f"{self.remote} ({self.url}) has every file already"
         return f"{'would send' if self.dry_run else 'sent'} {', '.join(parts)} to {self.remote} ({self.url})"
@@ -108,6 +110,7 @@ def push(
         len(missing.objects),
         missing.bytes,
         dry_run,
+        len(missing.signatures),
     )
 
 

@@ -252,6 +252,8 @@ class DeployOptions(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which a language model's weights are held and computed with: what the hardware does faster, by `auto`."""
     api_key_file: str | None = None
+    require_signature: str | None = None
+    """A public key or a certificate: only what it vouches for is served."""
     drain_seconds: float = Field(30.0, ge=0)
 
 

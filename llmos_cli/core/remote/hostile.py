@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.core import manifest
+from llmos_cli.core import manifest, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
 from llmos_cli.errors import Corrupt, LlmosError, UsageError
@@ -40,6 +40,20 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
         raise Corrupt(f"{what} on the remote names a parent that is no id", hint=HINT)
     check_tree(found.tree, what)
     return found
+
+
+def read_signature(text: bytes, checkpoint: str) -> str:
+    """That of the checkpoint as far as it says itself; whether it is true takes a key."""
+    what = f"the signature of {checkpoint[:12]}"
+    try:
+        value = json.loads(text)
+        named, bundle = value["checkpoint"], value["bundle"]
+        signatures.parse(bundle, what)
+    except UNREADABLE as error:
+        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
+    if named != checkpoint or len(bundle) > signatures.LIMIT:
+        raise Corrupt(f"{what} on the remote is that of another, or larger than one can be", hint=HINT)
+    return str(bundle)
 
 
 def check_tree(tree: Mapping[str, FileEntry], what: str) -> None:

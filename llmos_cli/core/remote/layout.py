@@ -4,6 +4,7 @@
     objects/aa/bb...         a file's bytes under their SHA-256
     checkpoints/<id>.json    a manifest all of whose objects are there
     lineage/<id>.json        a manifest alone: its weights were removed before it was sent
+    signatures/<id>.json     {"checkpoint", "bundle"}: who vouches for a checkpoint
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
     results/<key>.json       what a stage of a pipeline made (`llmos run --cache-dir`)
     refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
@@ -29,6 +30,7 @@ FORMAT_FILE = "llmos.json"
 OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
+SIGNATURES = "signatures"
 RUNS = "runs"
 RESULTS = "results"
 REFS = "refs"
@@ -48,6 +50,10 @@ def checkpoint_name(checkpoint: str) -> str:
 
 def lineage_name(checkpoint: str) -> str:
     return f"{LINEAGE}/{checkpoint}.json"
+
+
+def signature_name(checkpoint: str) -> str:
+    return f"{SIGNATURES}/{checkpoint}.json"
 
 
 def run_name(run: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic, storing
+from llmos_cli.core import atomic, signatures, storing
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
 from llmos_cli.core.refs import RUNS
@@ -49,6 +49,7 @@ class Receiving:
     lineage: tuple[Manifest, ...]
     runs: tuple[ReceivedRun, ...]
     objects: Mapping[str, int]
+    signatures: Mapping[str, str]
 
     @property
     def bytes(self) -> int:
@@ -71,7 +72,7 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, runs: 
     objects = {sha256: size for sha256, size in wanted.items() if sha256 not in local}
     objects |= {entry.sha256: entry.size for run in found for entry in run.tree.values()}
     _check_sizes(remote, objects)
-    return Receiving(whole, lineage, found, objects)
+    return Receiving(whole, lineage, found, objects, _signatures(ws, remote, here | {each.id for each in new}))
 
 
 def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) -> Receiving:
@@ -117,6 +118,16 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: set[str]) -> Iterator[Rece
     for run, checkpoint, tree in remote.new_runs(here):
         if not checkpoint or checkpoint in checkpoints:
             yield ReceivedRun(run, checkpoint, tree)
+
+
+def _signatures(ws: Workspace, remote: Remote, checkpoints: set[str]) -> dict[str, str]:
+    """Id -> bundle, of what has none here; one that is here stays, as a tag does."""
+    if not remote.signatures:
+        return {}
+    wanted = [each for each in checkpoints - set(signatures.signed(ws.dot)) if remote.has_signature(each)]
+    return {
+        each: text for each, text in zip(wanted, in_parallel(remote.signature, wanted), strict=True) if text is not None
+    }
 
 
 def _local(ws: Workspace, wanted: Mapping[str, int]) -> dict[str, Path]:
@@ -273,6 +284,8 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
             atomic.publish(each.staged, each.checkpoint.path)
         else:
             storing.publish(ws, each)
+    for checkpoint, text in receiving.signatures.items():
+        atomic.write_text(signatures.path(ws.dot, checkpoint), text, scratch=ws.dot / "tmp")
 
 
 def publish_runs(ws: Workspace, receiving: Receiving) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmos_cli.core import signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
@@ -115,11 +116,23 @@ class Remote:
     def runs(self) -> set[str]:
         return self.store.names(layout.RUNS) if self.is_begun else set()
 
+    @cached_property
+    def signatures(self) -> set[str]:
+        return self.store.names(layout.SIGNATURES) if self.is_begun else set()
+
     def has_weights(self, checkpoint: str) -> bool:
         return self._is_in(self.checkpoints, layout.checkpoint_name(checkpoint))
 
     def has_manifest(self, checkpoint: str) -> bool:
         return self.has_weights(checkpoint) or self._is_in(self.lineage, layout.lineage_name(checkpoint))
+
+    def has_signature(self, checkpoint: str) -> bool:
+        return bool(self.signatures) and self._is_in(self.signatures, layout.signature_name(checkpoint))
+
+    def signature(self, checkpoint: str) -> str | None:
+        """The text of its bundle, which nobody has verified."""
+        text = self.store.read(layout.signature_name(checkpoint), 2 * signatures.LIMIT)
+        return None if text is None else hostile.read_signature(text, checkpoint)
 
     def has_run(self, run: str) -> bool:
         return self._is_in(self.runs, layout.run_name(run))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
@@ -48,6 +49,7 @@ class Sending:
     lineage: tuple[Manifest, ...]
     runs: tuple[SentRun, ...]
     objects: dict[str, tuple[Path, int]]
+    signatures: Mapping[str, str]
 
     @property
     def bytes(self) -> int:
@@ -55,7 +57,7 @@ class Sending:
 
     @property
     def empty(self) -> bool:
-        return not (self.whole or self.lineage or self.runs)
+        return not (self.whole or self.lineage or self.runs or self.signatures)
 
 
 def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sending:
@@ -67,7 +69,10 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sendin
         weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
         bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
         runs = list(_runs(ws, remote, checkpoints))
-    return Sending(tuple(weights), tuple(bare), tuple(runs), _objects(ws, remote, weights, _files(runs), known))
+        signed = any(signatures.signed(ws.dot))
+        vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
+    objects = _objects(ws, remote, weights, _files(runs), known)
+    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching)
 
 
 def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -125,11 +130,20 @@ def everything(
         line = parents_first(ws, set(checkpoints))
         weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
         bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
-    return Sending(tuple(weights), tuple(bare), (), _objects(ws, remote, weights, beside, ()))
+    return Sending(tuple(weights), tuple(bare), (), _objects(ws, remote, weights, beside, ()), {})
 
 
 def _files(runs: Sequence[SentRun]) -> dict[str, tuple[Path, int]]:
     return {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
+
+
+def _signatures(ws: Workspace, remote: Remote, checkpoints: Iterable[str]) -> dict[str, str]:
+    """Id -> bundle, of those that the remote lacks; whoever has signed here what is signed there otherwise has the last word."""
+    line = set(checkpoints)
+    here = {each: signatures.read(ws.dot, each) or "" for each in signatures.signed(ws.dot) if each in line}
+    known = [each for each in here if remote.has_signature(each)]
+    there = dict(zip(known, in_parallel(remote.signature, known), strict=True))
+    return {each: text for each, text in here.items() if there.get(each) != text}
 
 
 def _objects(
@@ -172,6 +186,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
         _write(remote, layout.lineage_name(each.id), each.to_json())
     for each in sending.whole:
         _write(remote, layout.checkpoint_name(each.id), each.to_json())
+    for checkpoint, bundle in sending.signatures.items():
+        _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
     in_parallel(partial(_send_run, remote), sending.runs)
 
 
