@@ -1,0 +1,185 @@
+"""A second implementation of the workspace, written from docs/format.md alone and with nothing but the standard library."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+
+
+class Other:
+    """What it knows of a workspace it knows from the page. Its canonical JSON is that of objects without fractions or odd keys."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.dot = root, root / ".llmos"
+        assert "format: 1" in (root / "llmos.yaml").read_text().splitlines()
+
+    def ref(self, name: str) -> str | None:
+        path = self.dot / name
+        return path.read_text().removesuffix("\n") if path.is_file() else None
+
+    def head(self) -> str | None:
+        value = self.ref("HEAD")
+        return self.ref(value.removeprefix("ref: ")) if value and value.startswith("ref: ") else value
+
+    def manifest(self, checkpoint: str) -> dict[str, Any]:
+        return json.loads((self.root / "checkpoints" / checkpoint / "manifest.json").read_bytes())
+
+    def damaged(self, checkpoint: str) -> list[str]:
+        folder, manifest = self.root / "checkpoints" / checkpoint, self.manifest(checkpoint)
+        wrong = [] if identify(manifest) == manifest["id"] == checkpoint else ["manifest.json"]
+        dropped = (self.dot / "dropped" / checkpoint).exists()
+        for name, entry in {} if dropped else manifest["tree"].items():
+            content = (folder / name).read_bytes()
+            if entry != {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}:
+                wrong.append(name)
+        return wrong
+
+    def run_status(self, run: str) -> str:
+        lines = (self.root / "runs" / run / "events.jsonl").read_text().splitlines()
+        told = [event for event in map(json.loads, lines) if event["event"] in ("started", "ended")]
+        return told[-1]["status"] if told[-1]["event"] == "ended" else "running or died"
+
+    def store(self, files: dict[str, bytes], operation: str, parents: list[str]) -> str:
+        """A checkpoint, and the current branch at it."""
+        tree = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files.items()}
+        made = {"operation": operation, "parents": parents, "config": {}, "data": {}, "environment": {}, "seed": 0}
+        manifest = {"tree": tree, "made": made | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
+        manifest["id"] = identify(manifest)
+        folder = self.scratch("stage")
+        folder.mkdir()
+        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        for name, data in {**files, "manifest.json": text.encode()}.items():
+            written(folder / name, data)
+            (folder / name).chmod(0o444)
+        synced(folder)
+        branch = (self.ref("HEAD") or "").removeprefix("ref: ")
+        with self.locked():
+            folder.rename(self.root / "checkpoints" / manifest["id"])
+            synced(self.root / "checkpoints")
+            self.operate(f"{operation} on {branch}", [(branch, self.ref(branch), manifest["id"])])
+        return manifest["id"]
+
+    def operate(self, name: str, changes: list[tuple[str, str | None, str | None]]) -> None:
+        assert not (self.dot / "pending.json").exists() and all(self.ref(what) == before for what, before, _ in changes)
+        told = [dict(zip(("what", "before", "after"), change, strict=True)) for change in changes]
+        operation = {
+            "id": os.urandom(4).hex(),
+            "name": name,
+            "changes": told,
+            "time": time.time(),
+            "run": "",
+            "kind": "do",
+            "of": "",
+        }
+        line = json.dumps(operation) + "\n"
+        self.replace("pending.json", line)
+        for what, _, after in changes:
+            self.replace(what, f"{after}\n")
+        with open(self.dot / "operations.jsonl", "ab", buffering=0) as log:
+            log.write(line.encode())
+            os.fsync(log.fileno())
+        (self.dot / "pending.json").unlink()
+        synced(self.dot)
+
+    def replace(self, name: str, text: str) -> None:
+        new = self.scratch(".file")
+        written(new, text.encode())
+        (self.dot / name).parent.mkdir(parents=True, exist_ok=True)
+        new.rename(self.dot / name)
+        synced((self.dot / name).parent)
+
+    def locked(self):
+        (self.dot / "locks").mkdir(exist_ok=True)
+        file = open(self.dot / "locks" / "refs", "w")  # noqa: SIM115 (who is given it closes it, which lets go)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file
+
+    def scratch(self, kind: str) -> Path:
+        stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(stat[19]) / os.sysconf("SC_CLK_TCK")
+        (self.dot / "tmp").mkdir(exist_ok=True)
+        return self.dot / "tmp" / f"{kind}_{os.getpid()}_{started}_{os.urandom(4).hex()}_{os.uname().nodename}"
+
+
+def identify(manifest: dict[str, Any]) -> str:
+    content = {"made": manifest["made"], "tree": manifest["tree"]}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def written(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def synced(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the tool: /proc")
+
+
+@pytest.fixture(autouse=True)
+def inside(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ws.root)
+
+
+def test_it_reads_what_llmos_wrote(ws: Workspace, commit, llmos) -> None:
+    first, second = commit(**{"a.bin": "one", "b.bin": "two"}).id, commit("prune", **{"a.bin": "three"}).id
+    assert llmos("tag", "v1", first).code == 0 and llmos("rm", first, "--force").code == 0
+    other = Other(ws.root)
+    assert other.head() == second and other.ref("refs/tags/v1") == first
+    assert other.damaged(first) == other.damaged(second) == [] and (other.dot / "dropped" / first).exists()
+    assert {other.run_status(run.name) for run in (ws.root / "runs").iterdir()} == {"done"}
+    path = ws.root / "checkpoints" / second / "a.bin"
+    path.chmod(0o644)
+    path.write_bytes(b"thrEe")
+    assert other.damaged(second) == ["a.bin"]
+
+
+def test_llmos_reads_what_it_wrote(ws: Workspace, llmos) -> None:
+    other = Other(ws.root)
+    first = other.store({"config.json": b"{}", "model.safetensors": b"weights"}, "train", [])
+    second = other.store({"config.json": b"{}", "model.safetensors": b"fewer"}, "prune", [first])
+    with other.locked():
+        other.operate("tag small", [("refs/tags/small", None, second)])
+    checked = llmos("fsck", "--json")
+    assert checked.code == 0, checked.err
+    listed = llmos("log", "--json").json
+    assert [entry["id"] for entry in listed["checkpoints"]] == [second, first]
+    assert llmos("show", "small").code == 0 and llmos("gc", "--expire", "0").code == 0
+    assert llmos("undo").code == 0 and other.ref("refs/tags/small") is None
+    assert llmos("undo").code == 0 and other.head() == first
+    assert llmos("fsck").code == 0
+
+
+def test_an_operation_it_began_is_finished_by_llmos(ws: Workspace, llmos) -> None:
+    other = Other(ws.root)
+    first = other.store({"config.json": b"{}"}, "train", [])
+    change = {"what": "refs/tags/late", "before": None, "after": first}
+    operation = {
+        "id": "0123abcd",
+        "name": "tag late",
+        "changes": [change],
+        "time": time.time(),
+        "run": "",
+        "kind": "do",
+        "of": "",
+    }
+    other.replace("pending.json", json.dumps(operation) + "\n")
+    assert llmos("tag", "next").code == 0
+    assert other.ref("refs/tags/late") == other.ref("refs/tags/next") == first
+    assert not (other.dot / "pending.json").exists()
