@@ -148,12 +148,24 @@ def check(workspace: Workspace | None, file: Path | None = None, *, verb: str | 
     assert workspace is not None, "without a file, a workspace"
     verbs = [verb] if verb else list(ROOTS)
     files = [(name, path) for name in verbs if (path := workspace.configs / f"{name}.yaml").is_file()]
+    pipeline = verb is None and _check_pipeline(workspace)
     if not files:
         raise NotFound(f"there are no config files in {workspace.configs}", hint="`llmos init` writes them")
     for name, path in files:
         _check_file(path, name, workspace.root)
         resolve(workspace, name)
-    return ConfigCheck(tuple(str(path.relative_to(workspace.root)) for _, path in files))
+    checked = tuple(str(path.relative_to(workspace.root)) for _, path in files)
+    return ConfigCheck((*checked, "llmos.yaml") if pipeline else checked)
+
+
+def _check_pipeline(workspace: Workspace) -> bool:
+    """Whether llmos.yaml has stages; ConfigError where they make no sense."""
+    from llmos_cli.operations.pipeline import stages  # here: stages resolve their configs by this file
+
+    if not stages.there(workspace):
+        return False
+    stages.read(workspace)
+    return True
 
 
 def _check_file(path: Path, verb: str, root: Path | None) -> None:

@@ -6,16 +6,18 @@ is read first: where it is not what it was, nothing is computed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, yaml12
+from llmos_cli.core import atomic, trust, yaml12
 from llmos_cli.core import config as configs
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, duration, number, short
@@ -251,7 +253,7 @@ def _run(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Mappi
         "--json",
     ]
     processes = Processes()
-    with stopping(processes):
+    with _trusting(ws, scratch, made), stopping(processes):
         ended = processes.run(
             words,
             cwd=scratch.root,
@@ -265,6 +267,27 @@ def _run(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Mappi
     if ended.code:
         raise _failure(made, ended)
     return ended.said
+
+
+@contextmanager
+def _trusting(ws: Workspace, scratch: Workspace, made: Manifest) -> Iterator[None]:
+    """A model's own module, where it is trusted here, is so in the scratch workspace too, for as long as it takes."""
+    reference = (made.made.config.get("model") or {}).get("module")
+    if not reference:
+        yield
+        return
+    file = ws.root / reference.partition(":")[0]
+    content = trust.require(ws, file)
+    recorded = made.tree.get(file.name)
+    if recorded is not None and hashlib.sha256(content).hexdigest() != recorded.sha256:
+        raise Corrupt(
+            f"{file.name} is not what {short(made.id)} was made with", hint="its checkpoint has the file as it was then"
+        )
+    trust.trust(scratch, file)
+    try:
+        yield
+    finally:
+        trust.revoke(scratch, str(file.resolve()))
 
 
 def _failure(made: Manifest, ended: Ended) -> LlmosError:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.determinism import determinism
+from tests.operations.test_own_model import PICTURES
 
 CSV = "data: {task: text-classification, source: rows.csv, sequence_length: 16}\nmodel: {arch: bag}\ntrain: {max_steps: 3}\n"
 
@@ -84,6 +86,24 @@ def test_what_was_imported_is_taken_as_it_is(made: Workspace, llmos, tmp_path):
     assert llmos("import", tmp_path / "out", "-q").code == 0
     told = llmos("reproduce")
     assert told.code == 2 and "it was imported" in told.err
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own(new_workspace, llmos, tmp_path, monkeypatch):
+    """Trusted in the workspace, and there alone; edited since, it is not what was run."""
+    ws = new_workspace(tmp_path / "own", "image-classification")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "net.py").write_text(PICTURES)
+    llmos("trust", "net.py")
+    assert llmos("train", "-q", "-s", "model={module: net.py:Net}").code == 0
+    before = trust._read()
+    assert llmos("reproduce", "-q").code == 0
+    assert {root: files for root, files in trust._read().items() if files} == before
+    (ws.root / "net.py").write_text(PICTURES + "\n")
+    assert "net.py is code that is not trusted here" in llmos("reproduce", "-q").err
+    llmos("trust", "net.py")
+    edited = llmos("reproduce", "-q")
+    assert edited.code == 5 and "net.py is not what" in edited.err
 
 
 @pytest.mark.slow

@@ -251,3 +251,10 @@ def test_no_pipeline_and_no_such_stage(shell: Workspace, llmos):
     (shell.root / "llmos.yaml").write_text("format: 1\n")
     told = llmos("run")
     assert told.code == 4 and "no `pipeline:`" in told.err
+
+
+def test_config_check_reads_the_pipeline(shell: Workspace, llmos):
+    assert llmos("config", "check").out.splitlines()[-1] == "ok  llmos.yaml"
+    (shell.root / "llmos.yaml").write_text("pipeline: {a: {verb: trian}}\n")
+    told = llmos("config", "check")
+    assert told.code == 2 and "did you mean 'train'?" in told.err and "llmos.yaml:1:" in told.err

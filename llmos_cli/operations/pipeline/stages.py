@@ -63,14 +63,24 @@ class Stage:
 
 def read(ws: Workspace) -> list[Stage]:
     """All stages, each after those it depends on; NotFound where there is no pipeline, ConfigError with the place of what is wrong."""
-    node = configs.read_file(ws.root / "llmos.yaml", ws.root).mapping.get("pipeline")
-    if node is None or not node.mapping:
+    node = _written(ws)
+    if node is None:
         raise NotFound(
             "llmos.yaml has no `pipeline:`", hint="docs/guide.md shows one; `llmos train` and its like need none"
         )
     written = [stage for name, child in node.mapping.items() for stage in _multiplied(name, child)]
     _check_outputs(written, node)
     return _ordered([_connected(ws, stage, written, node) for stage in written], node)
+
+
+def there(ws: Workspace) -> bool:
+    return _written(ws) is not None
+
+
+def _written(ws: Workspace) -> Node | None:
+    path = ws.root / "llmos.yaml"
+    node = configs.read_file(path, ws.root).mapping.get("pipeline") if path.is_file() else None
+    return node if node is not None and node.mapping else None
 
 
 def chosen(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
