@@ -16,7 +16,7 @@ import pytest
 
 from llmos_cli.core.records import EVENTS, RunRecord, read_events
 from llmos_cli.operations.compression.notebook import Notebook, Page
-from llmos_cli.operations.compression.shapes import Shape, best_shape
+from llmos_cli.operations.compression.shapes import WORTH, Shape, best_shape, with_stream
 
 SETS = {
     "data.max_eval_samples": 4, "compress.group_size": 32, "compress.calibration_samples": 8, "compress.probe_samples": 4,
@@ -132,3 +132,11 @@ def test_the_middle_is_looked_at_only_where_it_may_be_better(kl: Any, chosen: in
 
     assert best_shape(0, 4, look).gone == chosen
     assert seen == looked
+
+
+def test_the_stream_is_cut_where_the_other_shapes_cost_much_and_it_costs_less() -> None:
+    cheap, dear, dearer = Shape(0, WORTH / 2), Shape(1, 0.3), Shape(0, 0.4)
+    assert with_stream(cheap, lambda: pytest.fail("it was looked at")) is cheap
+    assert with_stream(dearer, lambda: dear) is dear
+    assert with_stream(dear, lambda: dearer) is dear
+    assert with_stream(dear, lambda: Shape(0, refused="its norms subtract the mean")) is dear

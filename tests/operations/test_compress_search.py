@@ -9,6 +9,7 @@ import pytest
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.models import headers
+from llmos_cli.operations.compression import shapes
 
 QUICK = (
     "-s", "data.max_eval_samples=4", "-s", "compress.group_size=32", "-s", "compress.calibration_samples=8",
@@ -44,6 +45,20 @@ def test_the_smallest_under_a_kl(base: Any, llmos: Any) -> None:
     assert strict.code == 0, strict.err
     assert weight_of(ws, "HEAD") > smallest
     assert chosen(strict)["kl"] <= bound
+
+
+@pytest.mark.parametrize("template", ["causal-lm", pytest.param("text-classification", marks=pytest.mark.slow)])
+def test_the_residual_stream_is_tried_and_where_it_cannot_be_cut_the_search_goes_on(
+    base: Any, llmos: Any, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "WORTH", 0.0)
+    base(template)
+    done = llmos("compress", "--target-kl", "1", *QUICK, "-s", "compress.cuts=[0.4]", "--json")
+    assert done.code == 0, done.err
+    told = "hidden_size 32 -> " if template == "causal-lm" else "cannot be made narrower"
+    assert told in done.err, done.err
+    hows = {point["how"] for point in done.json["frontier"] if point["cut"]}
+    assert len(hows) == 1 and hows != {""}
 
 
 def chosen(done: Any) -> dict[str, Any]:

@@ -9,12 +9,17 @@ from pathlib import Path
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit
 from llmos_cli.methods.prune import shape
-from llmos_cli.operations.compression.narrow import Cut, narrow
+from llmos_cli.operations.compression.narrow import Cut
 from llmos_cli.operations.compression.reshape import without
 from llmos_cli.operations.compression.subject import Subject
+from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.tasks.base import Batch
 
 OPTIONS = shape.Options()
+STREAM = shape.Options(hidden=0.5)
+"""Half of the cut out of the residual stream, embeddings included, and no blocks."""
+WORTH = 0.05
+"""Nats a position: a cut that costs less is not looked for in the residual stream too, which is dear at first."""
 COMPARABLE = 3.0
 """What lies between two shapes is looked at where neither has so many times the other's KL: else it has more than the better one."""
 
@@ -23,7 +28,7 @@ COMPARABLE = 3.0
 class Shape:
     """`gone`: whole blocks; `kl`: to the parent, nats a position, before healing; `told`: what was cut, in words; `folder`: the model.
 
-    `refused`: why this many blocks cannot make up the share, and then there is no model."""
+    `refused`: why the share cannot be cut out so, and then there is no model."""
 
     gone: int
     kl: float = 0.0
@@ -55,16 +60,25 @@ def best_shape(least: int, most: int, look: Look) -> Shape:
     return seen[shape.chosen(kl, OPTIONS)]
 
 
+def with_stream(best: Shape, look: Callable[[], Shape]) -> Shape:
+    """`best`, or what comes of cutting the residual stream too, where that is better."""
+    if best.kl < WORTH:
+        return best
+    other = look()
+    return other if not other.refused and other.kl < best.kl else best
+
+
 def _comparable(ends: Mapping[int, Shape]) -> bool:
     low, high = sorted(found.kl for found in ends.values())
     return any(found.refused for found in ends.values()) or high <= COMPARABLE * low
 
 
 def cut(
-    whole: Subject, fresh: Callable[[], Subject], gone: Sequence[str], *, sparsity: float, ignore: Sequence[str],
-    batches: Sequence[Batch], emit: Emit,
+    whole: Subject, fresh: Callable[[], Subject], gone: Sequence[str], own: shape.Options, *, sparsity: float,
+    ignore: Sequence[str], batches: Sequence[Batch], emit: Emit,
 ) -> Cut:  # fmt: skip
     """A share `sparsity` of `whole` cut out, the blocks `gone` among it; `fresh` gives a model that may be cut into."""
     if gone:
-        return without(whole, shape, OPTIONS, gone, sparsity, ignore, batches, emit)
-    return narrow(fresh(), shape, OPTIONS, sparsity=sparsity, ignore=ignore, batches=batches, emit=emit)
+        return without(whole, shape, own, gone, sparsity, ignore, batches, emit)
+    here = whole if own.hidden else fresh()  # the stream is cut out of a copy
+    return narrower(here, shape, own, sparsity=sparsity, ignore=ignore, batches=batches, emit=emit)

@@ -38,7 +38,7 @@ from llmos_cli.operations.compression.notebook import Notebook, Page
 from llmos_cli.operations.compression.reshape import fitting, missed
 from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.sensitivity import Part, mean_kl, scored, sensitivities
-from llmos_cli.operations.compression.shapes import Shape, best_shape, cut
+from llmos_cli.operations.compression.shapes import OPTIONS, STREAM, Shape, best_shape, cut, with_stream
 from llmos_cli.operations.compression.subject import BATCH, Calibration, Subject, subject
 from llmos_cli.operations.compression.sweep import sweep
 from llmos_cli.operations.heal import Healing
@@ -89,6 +89,7 @@ class Workshop:
         self.probes = self._probes()
         self.dense = [scored(self.subject.model, self.subject.exam.task, batch) for batch in self.probes]
         self.sources: dict[float, Path] = {}
+        self.least = 0
 
     @property
     def parent(self) -> Path:
@@ -97,14 +98,12 @@ class Workshop:
     def stocks(self) -> Iterator[Stock]:
         """The parent, then the parent with more and more of it cut out; where its structure cannot be cut, a note says why."""
         yield self._stock(0.0, self.parent, 0.0)
-        least = 0
         for share in self.cuts:
             try:
-                found = self._cut(share, least)
+                found = self._cut(share)
             except LlmosError as problem:
                 self.emit(Note(f"nothing is cut out: {problem.message}"))
                 return
-            least = found.gone
             healed = partial(self._healed, share) if self.options.heal else None
             stock = self._stock(share, found.folder, found.kl, healed)
             yield replace(stock, method=found.method, how=", ".join(found.told))
@@ -157,26 +156,30 @@ class Workshop:
         found: list[str] = self.notes.once("missed", measure).facts["names"]
         return found
 
-    def _cut(self, share: float, least: int) -> Shape:
-        """`least`: blocks gone from the stock before. One that has more cut out does not keep more of them."""
+    def _cut(self, share: float) -> Shape:
+        """In whichever shape answers best. One that has more cut out does not keep more blocks."""
         gone = fitting(self.subject.model, self._missed, share)
 
-        def look(count: int) -> Shape:
-            page = self.notes.once(f"cut-{share:g}-{count}", partial(self._shaped, share, gone[:count]))
-            found = Shape(count, folder=page.model, **page.facts)
+        def look(name: str, gone: Sequence[str], own: shape.Options) -> Shape:
+            page = self.notes.once(f"cut-{share:g}-{name}", partial(self._shaped, share, gone, own))
+            found = Shape(len(gone), folder=page.model, **page.facts)
             told = found.refused or f"{', '.join(found.told)}: KL {found.kl:.3g}"
             self.emit(Note(f"{share:.0%} cut out: {told}"))
             return found
 
-        return best_shape(min(least, len(gone)), len(gone), look)
+        least = min(self.least, len(gone))
+        best = best_shape(least, len(gone), lambda count: look(str(count), gone[:count], OPTIONS))
+        self.least = best.gone
+        return with_stream(best, lambda: look("stream", (), STREAM))
 
-    def _shaped(self, share: float, gone: Sequence[str], page: Page) -> dict[str, Any]:
+    def _shaped(self, share: float, gone: Sequence[str], own: shape.Options, page: Page) -> dict[str, Any]:
         fresh = partial(self.loaded, self.parent)
         try:
             found = cut(
                 self.subject,
                 fresh,
                 gone,
+                own,
                 sparsity=share,
                 ignore=self.options.ignore,
                 batches=self.samples.batches,
