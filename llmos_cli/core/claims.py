@@ -8,7 +8,6 @@ dead process of this machine is seen to be dead, one of another machine is not.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from pathlib import Path
@@ -47,10 +46,9 @@ def claim(lock: Path, holder: bytes) -> bool:
     """Make the file that says whose the lock is; False where it is somebody's."""
     with refusals(lock), contextlib.suppress(FileExistsError):
         descriptor = os.open(path_of(lock), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
+        with contextlib.suppress(OSError):  # it is ours without a name too, and on a full disk `gc` must get it
             write_all(descriptor, holder)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)
         return True
     return False
 
@@ -59,7 +57,6 @@ def release(lock: Path) -> None:
     path_of(lock).unlink(missing_ok=True)
 
 
-@functools.cache
 def _type(device: int) -> str:
     """Of the file system with that number, as the kernel lists it: `ext4`, `nfs4`, `fuse.sshfs`; empty where it does not."""
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -20,7 +20,7 @@ from llmos_cli.core import atomic
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import HEAD, HEADS, RUNS, SYMBOLIC, Refs
-from llmos_cli.errors import Conflict, NotFound, UsageError
+from llmos_cli.errors import Conflict, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -191,7 +191,11 @@ class OperationLog:
         if self.rehearsing:
             return operation
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
-        atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+        try:
+            atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+        except LlmosError:
+            if not operation.collects:  # on a full disk `gc` goes without: half of a collection hurts nobody
+                raise
         try:
             self._carry_out(operation)
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did

@@ -86,6 +86,13 @@ def test_two_machines_exclude_each_other_though_flock_does_not(machines: tuple[P
         pass
 
 
+def commits(root: Path, me: int) -> None:
+    ws = Workspace.find(root)
+    for number in range(4):
+        with lock(ws.dot / "locks" / "turn"):  # so that each begins where the last one ended
+            commit_to(ws, {"a": f"{me} {number}"})
+
+
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> None:
@@ -94,11 +101,11 @@ def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> No
     for me in range(8):
         pid = os.fork()
         if not pid:
-            ws = Workspace.find(machines[me % 2] / "w")
-            for number in range(4):
-                with lock(ws.dot / "locks" / "turn"):  # so that each begins where the last one ended
-                    commit_to(ws, {"a": f"{me} {number}"})
-            os._exit(0)
+            try:
+                commits(machines[me % 2] / "w", me)
+                os._exit(0)
+            finally:
+                os._exit(1)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 8
     ws = Workspace.find(machines[1] / "w")
@@ -111,8 +118,11 @@ def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> No
 def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over(machines: tuple[Path, Path]) -> None:
     pid = os.fork()
     if not pid:
-        with lock(machines[0] / "refs"):
-            os._exit(0)
+        try:
+            with lock(machines[0] / "refs"):
+                os._exit(0)
+        finally:
+            os._exit(1)
     os.waitpid(pid, 0)
     assert claims.path_of(machines[0] / "refs").exists()
     with lock(machines[0] / "refs", wait=5):

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from llmos_cli.errors import LlmosError
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.log import log
+from llmos_cli.operations.tag import tag
 
 STEPS = ("fsync", "rename", "replace", "link", "write")
 """The calls by which a commit changes the disk: each of them is once the last one."""
@@ -153,9 +155,52 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_made(tmp_path: Path) -> No
 
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_gc_frees_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        ws = Workspace.create(disk / "w")
+        commit(ws, {"a": "1"})
+        with ws.begin("train", config={}, argv=[]) as run, ws.stage() as staged:
+            (staged / "big").write_bytes(os.urandom(500_000))
+            unnamed = run.commit(staged, Made("train", (), {}, {}, {}, 0, "2026-11-22T10:45:01Z"), move=False)
+        with pytest.raises(OSError, match="No space left"), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(1000))
+        with pytest.raises(LlmosError, match="the disk is full"):
+            tag(ws, "x")
+        assert [each.name for each in gc(ws, expire="now").garbage] == [unnamed.id]
+        assert shutil.disk_usage(disk).free > 400_000
+        assert tag(ws, "x").name == "x"
+        assert fsck(Workspace(ws.root)).problems == ()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+from llmos_cli.app import run
+raise SystemExit(run(["tag", "x"]))
+"""
+
+
+def test_a_limit_on_the_size_of_files_is_one_sentence(ws: Workspace) -> None:
+    commit(ws, {"a": "1"})
+    ran = subprocess.run([sys.executable, "-c", LIMITED], cwd=ws.root, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "pending.json: the file would be larger than this process may write" in ran.stderr
+    assert "hint: `ulimit -f` says how large it may be" in ran.stderr
+    assert fsck(Workspace.find(ws.root)).problems == ()
+    assert [path.name for path in (ws.dot / "tmp").iterdir()] == []
+    assert tag(Workspace.find(ws.root), "x").name == "x"
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_read_only_workspace_can_be_read_and_says_why_it_cannot_be_written(ws: Workspace) -> None:
     from llmos_cli.operations.status import status
-    from llmos_cli.operations.tag import tag
 
     checkpoint = commit(ws, {"a": "1"})
     subprocess.run(["mount", "--bind", ws.root, ws.root], check=True)
