@@ -91,8 +91,15 @@ def _names(verb: str, incomplete: str) -> list[str]:
         "logs": lambda: _called(ws.runs.list()),
         "branch": lambda: [*ws.refs.under(HEADS)],
         "tag": lambda: [*ws.refs.under(TAGS)],
+        "remote": lambda: _remotes(verb, incomplete),
     }
     return list(known[verb]()) if verb in known else []
+
+
+def _remotes(verb: str, incomplete: str) -> list[str]:
+    from llmos_cli.operations.remote import settings
+
+    return list(settings(Workspace.find()))
 
 
 def _methods(verb: str, incomplete: str) -> list[str]:
@@ -130,9 +137,10 @@ def _assignments(verb: str, incomplete: str) -> list[str]:
 
 
 _OFFERS: Mapping[str, Callable[[str, str], list[str]]] = {
-    **dict.fromkeys(("rev", "revs", "revision", "revisions", "one", "other", "teacher", "base"), _revisions),
+    **dict.fromkeys(("rev", "revs", "revision", "revisions", "one", "other", "teacher", "base", "weights"), _revisions),
     "run": _runs,
     "name": _names,
+    "remote": _remotes,
     "method": _methods,
     "sampler": _methods,
     "template": _templates,

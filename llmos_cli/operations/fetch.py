@@ -12,7 +12,7 @@ from llmos_cli.core.remote import receiving
 from llmos_cli.core.remote.remote import Remote, RemoteRef
 from llmos_cli.core.view import Group, Line, Lines, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import Corrupt, NotFound
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.push import MovedRef, counted, remember
@@ -75,17 +75,29 @@ class Fetched:
         return found
 
 
-def fetch(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> FetchResult:
-    return fetched(ws, remotes.named(ws, remote), dry_run=dry_run, emit=emit).result
+def fetch(
+    ws: Workspace,
+    remote: str | None = None,
+    *,
+    weights: Sequence[str] = (),
+    dry_run: bool = False,
+    emit: Emit = ignore,
+) -> FetchResult:
+    """`weights`: revisions whose weights were removed here, and are to come back."""
+    again = [ws.resolve(rev) for rev in weights]
+    return fetched(ws, remotes.named(ws, remote), weights=again, dry_run=dry_run, emit=emit).result
 
 
-def fetched(ws: Workspace, place: RemoteSettings, *, dry_run: bool = False, emit: Emit = ignore) -> Fetched:
+def fetched(
+    ws: Workspace, place: RemoteSettings, *, weights: Sequence[str] = (), dry_run: bool = False, emit: Emit = ignore
+) -> Fetched:
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
         there.must_be_begun()
         refs = there.refs()
         _check_refs(there, refs)
-        coming = receiving.lacking(ws, there, [each.value for each in refs.values() if each.value])
+        _check_weights(there, weights)
+        coming = receiving.lacking(ws, there, [each.value for each in refs.values() if each.value], weights=weights)
         tags = list(_new_tags(ws, there, refs, emit))
         result = _result(place, coming, [*_moved(ws, there, refs), *map(_new, tags)], dry_run)
         if not dry_run:
@@ -96,6 +108,14 @@ def fetched(ws: Workspace, place: RemoteSettings, *, dry_run: bool = False, emit
         ref.removeprefix(HEADS): each.value for ref, each in refs.items() if ref.startswith(HEADS) and each.value
     }
     return Fetched(result, branches, {each.id: each.made.parents for each in coming.checkpoints})
+
+
+def _check_weights(there: Remote, weights: Sequence[str]) -> None:
+    for each in weights:
+        if not there.has_weights(each):
+            raise NotFound(
+                f"{there.name} does not have the weights of {each[:12]}", hint="`llmos remote list` shows the others"
+            )
 
 
 def _result(

@@ -193,6 +193,25 @@ def test_lineage_travels_where_weights_were_removed(ws: Workspace, commit: Commi
         other.checkpoint("HEAD~1")
 
 
+def test_removed_weights_come_back_when_they_are_asked_for(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1", b="same")
+    second = commit(a="2", b="same")
+    push(ws)
+    rm(ws, [first.id])
+    assert fetch(ws).checkpoints == 0
+    assert fetch(ws, weights=["HEAD~1"], dry_run=True).checkpoints == 1
+    assert first.id in ws.dropped
+    fetched = fetch(ws, weights=["HEAD~1", "HEAD"])
+    assert (fetched.checkpoints, fetched.files) == (1, 1)
+    assert (ws.checkpoint("HEAD~1").path / "a").read_text() == "1"
+    assert fsck(ws).problems == ()
+    rm(ws, [first.id, second.id], force=True)
+    remotes.add(ws, "second", str(far.parent / "far2"))
+    push(ws, remote="second")
+    with pytest.raises(NotFound, match="second does not have the weights of"):
+        fetch(ws, "second", weights=["HEAD"])
+
+
 def test_what_a_remote_was_seen_to_have_is_kept_by_gc(ws: Workspace, commit: Commit, far: Path) -> None:
     commit(a="1")
     push(ws)

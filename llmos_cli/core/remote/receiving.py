@@ -60,10 +60,14 @@ class Receiving:
         return _parents_first([*self.whole, *self.lineage])
 
 
-def lacking(ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, runs: bool = True) -> Receiving:
-    """What is missing here of these checkpoints, their ancestors, and their runs; refused where it cannot be right."""
+def lacking(
+    ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, weights: Iterable[str] = (), runs: bool = True
+) -> Receiving:
+    """What is missing here of these checkpoints, their ancestors, and their runs; refused where it cannot be right. `weights`:
+    checkpoints that are here without theirs, and are to have them again."""
     here = {entry.id for entry in ws.index.entries()}
-    new = _line(remote, set(checkpoints), here)
+    again = [ws.manifest(each) for each in weights if each in ws.dropped]
+    new = [*_line(remote, set(checkpoints), here), *again]
     whole = tuple(each for each in new if remote.has_weights(each.id))
     lineage = tuple(each for each in new if not remote.has_weights(each.id))
     found = tuple(_runs(ws, remote, here | {each.id for each in new})) if runs else ()
