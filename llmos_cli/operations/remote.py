@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import atomic, yaml12
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import Change
+from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
 from llmos_cli.core.remote.key import make_key, read_key
 from llmos_cli.core.remote.remote import Remote
@@ -193,11 +195,14 @@ def turn(ws: Workspace, place: RemoteSettings) -> AbstractContextManager[None]:
 
 
 def _identity(ws: Workspace) -> str:
-    """Tells this workspace's unfinished uploads from another's. Random, and kept, so that they are found again."""
+    """Tells this workspace's unfinished uploads from another's, a copy of it included: kept, so that they are found again."""
     path = ws.dot / "identity"
-    if not path.exists() and not ws.oplog.rehearsing:
+    if ws.oplog.rehearsing and not path.exists():
+        return "nobody"
+    if not path.exists():
         atomic.write_text(path, os.urandom(8).hex() + "\n", scratch=ws.dot / "tmp")
-    return path.read_text().strip() if path.exists() else "nobody"
+    place = ws.dot.stat()
+    return hashlib.sha256(f"{path.read_text()} {host()} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:16]
 
 
 def portable(ws: Workspace, url: str) -> str:

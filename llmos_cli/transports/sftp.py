@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
 import queue
 import shlex
 import stat
@@ -122,7 +123,7 @@ class SftpStore:
             sftp.posix_rename(part, target)
 
     def create(self, name: str, data: bytes) -> bool:
-        part, target = self._part(name), self._at(name)
+        part, target = self._part(os.urandom(8).hex()), self._at(name)
         with self._channel() as sftp:
             _make_folder(sftp, PurePosixPath(part).parent)
             _make_folder(sftp, PurePosixPath(target).parent)

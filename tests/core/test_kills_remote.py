@@ -1,4 +1,4 @@
-"""Killed before any call of a push, a fetch or a pull: here and there nothing is damaged, and the next one finishes it.
+"""Killed before any call of a push, a fetch, a pull or a backup: here and there nothing is damaged, and the next one finishes it.
 
 The remote is a folder inside the workspace's own, so that both are copied, watched and looked at together.
 """
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-VERBS = ("push", "fetch", "pull", "remote")
+VERBS = ("push", "fetch", "pull", "remote", "backup")
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
@@ -37,6 +37,7 @@ COMMANDS = {
     "push": ("push", "--all"),
     "fetch": ("-C", "clone", "fetch"),
     "pull": ("-C", "clone", "pull"),
+    "backup": ("backup",),
 }
 
 

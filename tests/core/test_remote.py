@@ -379,6 +379,14 @@ def test_a_download_goes_on_where_it_stopped(ws: Workspace, commit: Commit, far:
     assert not folder.exists()
 
 
+def test_a_copy_of_a_workspace_does_not_write_into_its_uploads(ws: Workspace, far: Path) -> None:
+    own = remotes._identity(ws)
+    shutil.copytree(ws.root, far.parent / "twin")
+    twin = Workspace(far.parent / "twin")
+    ws.root.rename(far.parent / "moved")
+    assert remotes._identity(Workspace(far.parent / "moved")) == own != remotes._identity(twin)
+
+
 def test_local_bytes_that_were_damaged_are_not_sent(ws: Workspace, commit: Commit, far: Path) -> None:
     file = commit(a="1").path / "a"
     file.chmod(0o644)
