@@ -26,13 +26,15 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made
 
-_SCHEMA = 4
+_SCHEMA = 5
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
+CREATE INDEX IF NOT EXISTS checkpoints_newest ON checkpoints(time DESC, id);
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT);
 CREATE INDEX IF NOT EXISTS runs_open ON runs(open);
+CREATE INDEX IF NOT EXISTS runs_newest ON runs(operation, started DESC, id);
 CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split TEXT, at REAL, event TEXT,
                      PRIMARY KEY (checkpoint, name, split, run));
 CREATE TABLE IF NOT EXISTS saved(checkpoint TEXT, run TEXT, at REAL, stored INTEGER, PRIMARY KEY (checkpoint, run));
@@ -68,6 +70,7 @@ class Index:
     def __init__(self, root: Path, dot: Path) -> None:
         self._checkpoints = root / "checkpoints"
         self._runs = root / "runs"
+        self._locks = dot / "locks"
         self._path = dot / "index.sqlite"
         self._guard = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -187,8 +190,7 @@ class Index:
         row = db.execute("SELECT mtime FROM seen WHERE folder = ?", (name,)).fetchone()
         if row and mtime and row[0] == mtime:
             return False
-        names = {entry.name for entry in os.scandir(folder)} if mtime else set()
-        read(db, names)
+        read(db, _names(folder))
         settled = mtime if time.time() - mtime / 1e9 > _SETTLED else 0
         if row is None or row[0] != settled:
             _write(db, "INSERT OR REPLACE INTO seen VALUES (?, ?)", [(name, settled)])
@@ -217,7 +219,13 @@ class Index:
         present = {name for name in names if not name.startswith(".")}
         for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run")):
             _write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
-        self._read_some_runs(db, sorted(present))
+        unended = {run for (run,) in db.execute("SELECT id FROM runs WHERE open")}
+        self._read_some_runs(db, sorted(present - known | present & (unended | self._resumed())))
+
+    def _resumed(self) -> set[str]:
+        """Runs that went on after they had ended: whoever resumes one takes its lock. Others that have ended are not looked at
+        again, for a new run must not cost a look at each of a hundred thousand old ones."""
+        return {name.removeprefix("run-") for name in _names(self._locks) if name.startswith("run-")}
 
     def _read_some_runs(self, db: sqlite3.Connection, runs: Iterable[str]) -> None:
         """Read on in those event files that have grown."""
@@ -356,6 +364,14 @@ def _label(made: Made) -> str:
     if isinstance(model, dict):
         words.append(model.get("arch"))
     return " ".join(str(word) for word in words if word is not None)
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
 
 
 def _mtime(folder: Path) -> int:

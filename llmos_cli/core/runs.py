@@ -75,7 +75,7 @@ def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) 
         )
         run = Run(workspace, record.id, started)
         run.emit(started)
-        # The index trusts a run that has ended until the folder's time changes.
+        # The index trusts a run that has ended until the folder's time changes, and then looks at those whose lock was taken.
         os.utime(run.path.parent)
     with run:
         yield run

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, number, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.summary import Summary, age, short, summarize
@@ -75,7 +75,11 @@ class ShowResult:
 
 
 def show(ws: Workspace, rev: str = "HEAD") -> ShowResult:
-    found = ws.manifest(ws.resolve(rev))
+    with ws.index.still():
+        return _shown(ws, ws.manifest(ws.resolve(rev)))
+
+
+def _shown(ws: Workspace, found: Manifest) -> ShowResult:
     makers = ws.index.makers(found.id)
     measured = sorted(ws.metrics(found.id).values(), key=lambda metric: (metric.split, metric.name))
     return ShowResult(

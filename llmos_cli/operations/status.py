@@ -79,6 +79,11 @@ class StatusResult:
 
 
 def status(ws: Workspace) -> StatusResult:
+    with ws.index.still():
+        return _status(ws)
+
+
+def _status(ws: Workspace) -> StatusResult:
     head = ws.head()
     resumable = _resumable(ws, head)
     return StatusResult(
