@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from llmos_cli import catalog
-from llmos_cli.core.refs import HEADS, ID, TAGS
+from llmos_cli.core.refs import HEADS, ID, STAGES, TAGS
 from llmos_cli.core.view import short
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, UsageError
@@ -66,7 +66,7 @@ def names_for(parameter: str, verb: str, incomplete: str) -> list[str]:
 
 def _revisions(verb: str, incomplete: str) -> list[str]:
     ws = Workspace.find()
-    names = ["HEAD", *ws.refs.under(HEADS), *ws.refs.under(TAGS)]
+    names = ["HEAD", *ws.refs.under(HEADS), *ws.refs.under(TAGS), *(f"stages/{name}" for name in ws.refs.under(STAGES))]
     return [*names, *_identifiers(ws)] if incomplete else names
 
 

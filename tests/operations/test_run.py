@@ -6,8 +6,11 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.pipeline.stages import chosen, read
 
 SHELL = """\
 format: 1
@@ -258,3 +261,23 @@ def test_config_check_reads_the_pipeline(shell: Workspace, llmos):
     (shell.root / "llmos.yaml").write_text("pipeline: {a: {verb: trian}}\n")
     told = llmos("config", "check")
     assert told.code == 2 and "did you mean 'train'?" in told.err and "llmos.yaml:1:" in told.err
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_each_stage_comes_after_what_it_depends_on(empty: Workspace, needs, random):
+    """Of any pipeline without circles, in whatever order it is written; what was in order stays in order."""
+    edges = {f"s{at}": sorted(f"s{need}" for need in each if need < at) for at, each in enumerate(needs)}
+    names = list(edges)
+    written = random.sample(names, len(names))
+    (empty.root / "llmos.yaml").write_text(
+        "pipeline:\n" + "".join(f"  {name}: {{sh: x, needs: [{', '.join(edges[name])}]}}\n" for name in written)
+    )
+    ordered = [stage.name for stage in read(empty)]
+    assert sorted(ordered) == sorted(names)
+    assert all(ordered.index(need) < ordered.index(name) for name in names for need in edges[name])
+    if all(written.index(need) < written.index(name) for name in names for need in edges[name]):
+        assert ordered == written
+    for name in names:
+        needed = {stage.name for stage in chosen(read(empty), [name])}
+        assert needed == {name}.union(*({stage.name for stage in chosen(read(empty), [need])} for need in edges[name]))
