@@ -3,6 +3,7 @@
 llmos push                    the current branch, and the tags on its line
 llmos push base --remote usb  a tag or another branch
 llmos push --all              all branches and tags
+llmos push --delete try/one   the remote has this branch or tag no more; yours stays
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ def push(
     force: Annotated[
         bool, typer.Option("-f", "--force", help="Move branches and tags that are elsewhere there.")
     ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete these branches and tags there.")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
-        from llmos_cli.operations.push import push as operation
+        from llmos_cli.operations import push as operations
 
         if all and revs:
             raise UsageError("--all pushes every branch and tag", hint="leave it out, or the names")
+        if delete:
+            if all or not revs:
+                raise UsageError("--delete takes the names of branches and tags", hint="`llmos push --delete try/one`")
+            s.ui.show(operations.delete(s.workspace, revs, remote=remote, force=force, dry_run=dry_run))
+            return
         s.ui.show(
-            operation(
+            operations.push(
                 s.workspace, revs or (), everything=all, remote=remote, force=force, dry_run=dry_run, emit=s.ui.emit
             )
         )

@@ -59,7 +59,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "init": [("init", "../new"), ("init", "../in/there", "-t", "image-classification")],
     "prune": [("prune", "-q")],
     "pull": [("pull",)],
-    "push": [("push", "--remote", "empty"), ("push", "--all", "--remote", "empty")],
+    "push": [("push", "--remote", "empty"), ("push", "--all", "--remote", "empty"), ("push", "--delete", "main")],
     "quantize": [("quantize", "-q")],
     "redo": [("redo",)],
     "remote": [("remote", "add", "another", "../there"), ("remote", "rm", "empty")],
@@ -88,8 +88,9 @@ TENSES = {
     "would move": "moved",
     "would make": "made",
     "would back up": "backed up",
-    "would be": "were",
     "would restore": "restored",
+    "would be deleted": "deleted",
+    "would be": "were",
 }
 
 

@@ -114,6 +114,48 @@ def push(
     )
 
 
+@dataclass(frozen=True)
+class DeleteResult:
+    """`refs`: where those were that the remote has no more; what they named stays there."""
+
+    remote: str
+    url: str
+    refs: Mapping[str, str]
+    dry_run: bool
+
+    def view(self) -> View:
+        gone = "would be deleted" if self.dry_run else "deleted"
+        return Lines([f"{name} {gone} on {self.remote}; it was at {value[:12]}" for name, value in self.refs.items()])
+
+
+def delete(
+    ws: Workspace, names: Sequence[str], *, remote: str | None = None, force: bool = False, dry_run: bool = False
+) -> DeleteResult:
+    """Branches and tags of the remote, by name; yours stay."""
+    place = remotes.named(ws, remote)
+    with remotes.turn(ws, place):
+        there = remotes.opened(ws, place)
+        known = there.refs()
+        gone = [_there(there, known, name) for name in names]
+        if not dry_run:
+            _move(there, [(before, None) for before in gone], force=force)
+            _remember(ws, place.name, {**known, **{each.ref: RemoteRef(each.ref, 0, None) for each in gone}})
+        there.store.close()
+    told = {each.ref.removeprefix("refs/"): str(each.value) for each in gone}
+    return DeleteResult(place.name, place.url, told, dry_run)
+
+
+def _there(there: Remote, known: Mapping[str, RemoteRef], name: str) -> RemoteRef:
+    bare = name.removeprefix("refs/")
+    refs = [bare] if bare.startswith(("heads/", "tags/")) else [f"heads/{bare}", f"tags/{bare}"]
+    found = [each for ref in refs if (each := known.get(f"refs/{ref}")) is not None and each.value]
+    if len(found) > 1:
+        raise AmbiguousRevision(f"{name} is both a branch and a tag there", hint=f"say heads/{name} or tags/{name}")
+    if not found:
+        raise NotFound(f"{there.name} has no branch and no tag {name}", hint="`llmos fetch` shows what it has")
+    return found[0]
+
+
 def _all(ws: Workspace) -> dict[str, str]:
     found = {prefix + name: value for prefix in (HEADS, TAGS) for name, value in ws.refs.under(prefix).items()}
     if not found:
@@ -199,7 +241,7 @@ def _diverged(ws: Workspace, there: Remote, before: RemoteRef, value: str) -> Co
     )
 
 
-def _move(there: Remote, moves: Sequence[tuple[RemoteRef, str]], *, force: bool) -> None:
+def _move(there: Remote, moves: Sequence[tuple[RemoteRef, str | None]], *, force: bool) -> None:
     for before, value in moves:
         if (why := there.store.no_exclusive_create) and not force:
             raise LlmosError(
@@ -210,7 +252,7 @@ def _move(there: Remote, moves: Sequence[tuple[RemoteRef, str]], *, force: bool)
             now = there.refs().get(before.ref)
             name = before.ref.removeprefix("refs/").partition("/")[2]
             raise Conflict(
-                f"{name} on {there.name} moved to {str(now and now.value)[:12]} while {value[:12]} was being pushed",
+                f"{name} on {there.name} moved to {str(now and now.value)[:12]} while {value[:12] if value else 'its deletion'} was being pushed",
                 hint="nothing was lost and what was sent stays there: `llmos fetch`, then push again",
             )
 

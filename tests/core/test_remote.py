@@ -29,7 +29,7 @@ from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.pull import pull
-from llmos_cli.operations.push import push
+from llmos_cli.operations.push import delete, push
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
 from llmos_cli.transports.local import LocalStore
@@ -252,6 +252,26 @@ def test_only_what_has_a_name_is_pushed(ws: Workspace, commit: Commit, far: Path
         push(ws, ["HEAD~1"])
     assert error.value.hint == "`llmos tag NAME HEAD~1` gives it a name"
     assert not far.exists()
+
+
+def test_a_branch_that_is_deleted_there_and_made_again(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1")
+    push(ws)
+    other = cloned(far)
+    gone = delete(ws, ["main"])
+    assert gone.refs == {"heads/main": first.id}
+    assert ws.resolve("main") == first.id
+    with pytest.raises(NotFound, match="no checkpoint is called 'origin/main'"):
+        ws.resolve("origin/main")
+    with pytest.raises(NotFound, match="origin has no branch and no tag main"):
+        delete(ws, ["main"])
+    fetch(other)
+    with pytest.raises(NotFound, match="no checkpoint is called 'origin/main'"):
+        other.resolve("origin/main")
+    with pytest.raises(NotFound, match="origin has no branch main"):
+        pull(other)
+    assert push(ws).checkpoints == 0
+    assert whole(ws) == {"refs/heads/main": first.id}
 
 
 # Settings
