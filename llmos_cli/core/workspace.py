@@ -94,8 +94,8 @@ class Workspace:
             with atomic.refusals(root):
                 atomic.make_directory(root / folder)
         if not (root / "llmos.yaml").exists():
-            atomic.write_text(root / "llmos.yaml", f"format: {FORMAT}\n")
-        atomic.write_text(root / DOT / HEAD, f"{SYMBOLIC}{HEADS}main\n")
+            atomic.write_text(root / "llmos.yaml", f"format: {FORMAT}\n", scratch=root / DOT / "tmp")
+        atomic.write_text(root / DOT / HEAD, f"{SYMBOLIC}{HEADS}main\n", scratch=root / DOT / "tmp")
         return cls(root)
 
     @staticmethod

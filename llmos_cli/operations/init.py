@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.view import Group, Line, Lines, Span, View
-from llmos_cli.core.workspace import Workspace
+from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.operations import templates
 from llmos_cli.operations.trust import TrustedFile, named_code
 
@@ -47,9 +47,9 @@ def init(directory: Path, template: str, *, dry_run: bool = False) -> InitResult
     texts = {f"configs/{name}": text for name, text in templates.read(template).items()} | {".gitignore": GITIGNORE}
     root = Workspace.vacant(directory)
     new = [name for name in texts if not (root / name).exists()]
-    workspace = Workspace(root) if dry_run else Workspace.create(root)
     if not dry_run:
         for name in new:
-            write_text(root / name, texts[name])
+            write_text(root / name, texts[name], scratch=root / DOT / "tmp")
+    workspace = Workspace(root) if dry_run else Workspace.create(root)  # last: before it, `init` can be run again
     kept = tuple(sorted(set(texts) - set(new)))
     return InitResult(os.path.relpath(root), template, tuple(new), kept, tuple(named_code(workspace)))

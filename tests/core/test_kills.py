@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.objects import files_below
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.fsck import fsck
@@ -30,6 +31,7 @@ MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.operations.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
     *(f"llmos_cli.commands.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
+    *("llmos_cli.operations.init", "llmos_cli.commands.init"),
 ]
 
 
@@ -136,3 +138,20 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         if state(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert state(root) == after
+
+
+def test_init_is_killed_at_every_call(forks: Forks, scratch: Path) -> None:
+    """There is no workspace yet, and it can be begun again, or there is one with all its configs."""
+    words, root = ("init", "x"), scratch / "begun"
+    (scratch / "nothing").mkdir()
+    calls = forks.calls(words, copied(scratch / "nothing", root), root)
+    assert unsafe(calls, root, scratch / "nothing") == []
+    whole = files_below(root / "x")
+    for call in calls:
+        copied(scratch / "nothing", root)
+        assert forks.killed(words, root, call), f"{call} never came"
+        if not (root / "x" / ".llmos" / "HEAD").exists():
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        left = [name for name in files_below(root / "x") if not name.startswith(".llmos/tmp/")]
+        assert left == whole, f"killed before {call}"
+        assert fsck(Workspace.find(root / "x")).problems == ()
