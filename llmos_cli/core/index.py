@@ -24,16 +24,19 @@ from llmos_cli.errors import Corrupt
 from llmos_cli.events import Metric
 
 if TYPE_CHECKING:
-    from llmos_cli.core.manifest import Made
+    from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 5
+_SCHEMA = 6
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
 CREATE INDEX IF NOT EXISTS checkpoints_newest ON checkpoints(time DESC, id);
+CREATE TABLE IF NOT EXISTS held(id TEXT, sha256 TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
-CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT);
+CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT,
+                  done INTEGER);
 CREATE INDEX IF NOT EXISTS runs_open ON runs(open);
+CREATE INDEX IF NOT EXISTS runs_undone ON runs(started, id) WHERE NOT done;
 CREATE INDEX IF NOT EXISTS runs_newest ON runs(operation, started DESC, id);
 CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split TEXT, at REAL, event TEXT,
                      PRIMARY KEY (checkpoint, name, split, run));
@@ -51,6 +54,13 @@ _UNUSABLE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
 }
+
+_LINE = """
+WITH RECURSIVE line(id) AS (SELECT value FROM json_each(?)
+    UNION SELECT parent.value FROM line JOIN checkpoints USING (id), json_each(checkpoints.parents) AS parent)
+SELECT id FROM line
+"""
+_HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
 
 T = TypeVar("T")
 
@@ -91,6 +101,14 @@ class Index:
         """The newest checkpoints first."""
         return [_entry(row) for row in self._ask("SELECT * FROM checkpoints ORDER BY time DESC, id LIMIT ?", limit)]
 
+    def line(self, checkpoints: Iterable[str]) -> set[str]:
+        """These checkpoints and all their ancestors; those that are missing are named too."""
+        return {row[0] for row in self._ask(_LINE, json.dumps(list(checkpoints)))}
+
+    def holders(self, without: Iterable[str] = ()) -> dict[str, int]:
+        """SHA-256 -> in how many checkpoints, but for those `without`, a file with this content is."""
+        return dict(self._ask(_HOLDERS, json.dumps(list(without))))
+
     def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
         rows = self._ask("SELECT event FROM metrics WHERE checkpoint = ? ORDER BY at", checkpoint)
         found = [_metric(json.loads(event)) for (event,) in rows]
@@ -103,6 +121,12 @@ class Index:
     def open_records(self) -> list[RunRecord]:
         """Runs that have not said how they ended: alive, or died."""
         return [self._record(*row) for row in self._ask("SELECT id, record FROM runs WHERE open ORDER BY started, id")]
+
+    def undone_records(self) -> list[RunRecord]:
+        """Runs that are not done, among them all that can be resumed; oldest first."""
+        return [
+            self._record(*row) for row in self._ask("SELECT id, record FROM runs WHERE NOT done ORDER BY started, id")
+        ]
 
     def record(self, run: str) -> RunRecord | None:
         rows = self._ask("SELECT id, record FROM runs WHERE id = ?", run)
@@ -171,7 +195,8 @@ class Index:
         ]
         metrics = [row for row in self._ask("SELECT * FROM metrics ORDER BY 1, 2, 3, 4") if row[0] not in alive]
         saved = [row for row in self._ask("SELECT * FROM saved ORDER BY 1, 2") if row[1] not in alive]
-        return [self._ask("SELECT * FROM checkpoints ORDER BY id"), runs, metrics, saved]
+        held = self._ask("SELECT * FROM held ORDER BY id, sha256")
+        return [self._ask("SELECT * FROM checkpoints ORDER BY id"), held, runs, metrics, saved]
 
     # How it keeps up
 
@@ -199,20 +224,21 @@ class Index:
     def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {identifier for (identifier,) in db.execute("SELECT id FROM checkpoints")}
         present = {name for name in names if ID.fullmatch(name)}
-        rows = [row for name in sorted(present - known) if (row := self._checkpoint_row(name)) is not None]
+        new = {name: found for name in sorted(present - known) if (found := self._manifest(name)) is not None}
+        rows = [_row(name, found) for name, found in new.items()]
+        held = [(name, sha256) for name, found in new.items() for sha256 in {e.sha256 for e in found.tree.values()}]
         _write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
-        _write(db, "DELETE FROM checkpoints WHERE id = ?", [(name,) for name in known - present])
-        _write(db, "DELETE FROM files WHERE id = ?", [(name,) for name in known - present])
+        _write(db, "INSERT OR REPLACE INTO held VALUES (?, ?)", held)
+        for table in ("checkpoints", "held", "files"):
+            _write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in known - present])
 
-    def _checkpoint_row(self, name: str) -> tuple[Any, ...] | None:
+    def _manifest(self, name: str) -> Manifest | None:
         from llmos_cli.core import manifest  # here: most of the time nothing is new
 
         try:
-            found = manifest.read(self._checkpoints / name)
+            return manifest.read(self._checkpoints / name)
         except Corrupt:
             return None  # `fsck`, and whoever reads this checkpoint, will tell
-        made = found.made
-        return name, made.time, made.operation, _label(made), json.dumps(made.parents), found.size
 
     def _read_runs(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
@@ -241,10 +267,11 @@ class Index:
         before = replace(before, status="running") if before.status == "died" and before.pid else before
         events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
         after = records.fold(before, events)
+        is_open = after.status in ("running", "died")
         _write(
             db,
-            "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)",
-            [(run, after.operation, after.started, after.status in ("running", "died"), consumed, _stored(after))],
+            "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(run, after.operation, after.started, is_open, consumed, _stored(after), after.status == "done")],
         )
         metrics = [event for event in events if event.get("event") == "metric" and event.get("checkpoint")]
         _write(
@@ -328,6 +355,11 @@ def _create(db: sqlite3.Connection) -> None:
 def _write(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
     if rows:  # an empty executemany would still begin a transaction, and so take the lock
         db.executemany(statement, rows)
+
+
+def _row(name: str, found: Manifest) -> tuple[Any, ...]:
+    made = found.made
+    return name, made.time, made.operation, _label(made), json.dumps(made.parents), found.size
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

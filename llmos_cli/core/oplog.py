@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
+_TIME = re.compile(rb'(?<!\\)"time": ([0-9.]+)[,}]')
 _TAIL = 1 << 20
 """More than one line can be: a config file before and after."""
 
@@ -139,13 +141,21 @@ class OperationLog:
         """Ids that operations at or after `since` moved a ref from or to."""
         return {
             value
-            for operation in self.operations()
-            if operation.time >= since
+            for operation in self._since(since)
             for change in operation.changes
             if change.is_ref
             for value in (change.before, change.after)
             if value and not value.startswith(SYMBOLIC)
         }
+
+    def _since(self, since: float) -> Iterator[Operation]:
+        """Older lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken
+        for the first: a clock may have jumped."""
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        for line in lines:
+            time_ = _TIME.search(line)
+            if (time_ is None or float(time_[1]) >= since) and (operation := _parse(line)) is not None:
+                yield operation
 
     def left_for(self, checkpoint: str) -> tuple[str, float] | None:
         """Where the branch (or detached HEAD) was when a run moved it to `checkpoint`: that id and the time."""

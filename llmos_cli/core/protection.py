@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
-from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -47,30 +46,14 @@ def protected(ws: Workspace, since: float) -> set[str]:
 
 def needed(ws: Workspace) -> set[str]:
     """By runs that live or can be resumed, deployments among them."""
-    records = [record for record in ws.runs.list() if record.alive or (record.path / "state").is_dir()]
+    records = [record for record in ws.index.undone_records() if record.alive or (record.path / "state").is_dir()]
     return {checkpoint for record in records for checkpoint in in_use(record)}
 
 
 def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    waiting = list(checkpoints)
-    while waiting:
-        checkpoint = waiting.pop()
-        if checkpoint not in found:
-            found.add(checkpoint)
-            entry = ws.index.entry(checkpoint)
-            waiting += entry.parents if entry else ()
-    return found
+    return ws.index.line(checkpoints)
 
 
 def holders(ws: Workspace) -> Counter[str]:
     """SHA-256 -> in how many checkpoints that still have their weights a file with this content is."""
-    count: Counter[str] = Counter()
-    dropped = ws.dropped.all()
-    for entry in ws.index.entries():
-        if entry.id not in dropped:
-            try:
-                count.update({file.sha256 for file in ws.manifest(entry.id).tree.values()})
-            except Corrupt:
-                continue  # `fsck` tells; without a manifest it cannot be said what it holds
-    return count
+    return Counter(ws.index.holders(without=ws.dropped.all()))

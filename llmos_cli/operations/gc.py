@@ -119,6 +119,8 @@ def _unnamed(ws: Workspace, now: float, grace: float) -> tuple[set[str], set[str
 
 
 def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garbage]:
+    if not unnamed:
+        return
     left = holders(ws)
     dropped = ws.dropped.all()
     for name in sorted(unnamed):
@@ -193,7 +195,7 @@ def _signatures(ws: Workspace) -> Iterator[Garbage]:
 
 def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
     """What a run would need to be resumed, of runs that nobody resumed."""
-    for record in ws.runs.list():
+    for record in ws.index.undone_records():  # one that is done has removed its own
         state = record.path / "state"
         if record.alive or not state.is_dir() or now - state.stat().st_mtime < grace:
             continue

@@ -42,8 +42,14 @@ def test_a_new_run_costs_no_look_at_the_old_ones(small: Path, large: Path) -> No
     assert many <= few, (few, many)
 
 
-def looked(workspace: Path, *command: str) -> int:
-    """Calls that name a file of the workspace, reading a folder not counted."""
+def test_gc_reads_no_manifest_and_no_run(large: Path) -> None:
+    looked(large, "status")
+    assert looked(large, "gc", below="checkpoints/") <= 1
+    assert looked(large, "gc", below="runs/") <= 1
+
+
+def looked(workspace: Path, *command: str, below: str = "") -> int:
+    """Calls that name a file of the workspace (`below` a folder of it)."""
     trace = workspace.parent / "trace"
     llmos = Path(sys.executable).parent / "llmos"
     subprocess.run(
@@ -52,4 +58,4 @@ def looked(workspace: Path, *command: str) -> int:
         check=True,
         capture_output=True,
     )
-    return sum(f'"{workspace}/' in line for line in trace.read_text().splitlines())
+    return sum(f'"{workspace}/{below}' in line for line in trace.read_text().splitlines())
