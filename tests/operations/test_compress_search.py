@@ -81,7 +81,7 @@ def test_a_latency_out_of_reach_is_timed_once_a_stock_and_built_never(base: Any,
     before = ws.resolve()
     refused = llmos("compress", "--target-latency", "0.001", *QUICK)
     assert refused.code == 3
-    assert "0% cut out, 3 bits: " in refused.err and "30% cut out, 3 bits: " in refused.err
+    assert "0% cut out, 2 bits: " in refused.err and "30% cut out, 2 bits: " in refused.err
     assert "of the parent's latency" in refused.err and "compress.embeddings=true" in refused.err
     assert "measure sensitivities" not in refused.err and "healed" not in refused.err
     assert ws.resolve() == before
