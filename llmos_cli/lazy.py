@@ -41,6 +41,7 @@ PANELS = {
         "path",
         "sign",
         "verify",
+        "audit",
     ),
     "Remotes": ("remote", "push", "fetch", "pull", "clone", "backup", "restore"),
     "Processes": ("run", "ps", "logs", "stop"),

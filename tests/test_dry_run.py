@@ -20,6 +20,7 @@ from tests.operations.conftest import committed
 
 READING = "reads, and writes nothing but caches"
 EXEMPT = {
+    "audit": READING,
     "bisect": "measures, as eval does",
     "completion": "prints a script",
     "config": READING,

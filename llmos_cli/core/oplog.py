@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmos_cli.core import atomic
+from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import HEAD, HEADS, RUNS, SYMBOLIC, Refs
@@ -51,7 +52,7 @@ class Change:
 class Operation:
     """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
     its last change names. `drops`: checkpoints whose weights it removed, which cannot be undone; `collects`: those that it
-    removed altogether, which nothing named and which is not logged."""
+    removed altogether, which nothing named and which is not logged. `by`: for the audit log, which a crash may keep waiting."""
 
     id: str
     name: str
@@ -62,6 +63,7 @@ class Operation:
     of: str = ""
     drops: tuple[str, ...] = ()
     collects: tuple[str, ...] = ()
+    by: Author | None = None
 
 
 class OperationLog:
@@ -73,6 +75,7 @@ class OperationLog:
         self._dot = dot
         self._refs = refs
         self._dropped = Dropped(dot)
+        self.audit = Audit(dot)
         self.path = dot / "operations.jsonl"
         self._pending = dot / "pending.json"
 
@@ -103,6 +106,16 @@ class OperationLog:
     def remove_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
         """Remove the weights of checkpoints, or checkpoints that nothing names, children before their parents."""
         return self._apply_locked(replace(_new(name, ()), drops=tuple(drops), collects=tuple(collects)))
+
+    def note(self, what: str, *, emit: Emit = ignore) -> None:
+        """Record for the audit what moved no ref here: something left the workspace, or came."""
+        if not self.rehearsing:
+            with self.locked(emit):
+                self.note_locked(what)
+
+    def note_locked(self, what: str) -> None:
+        """`note` for a caller that is inside `locked()`."""
+        self.audit.append(what, author())
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
         """Reverse the last operation that is still in force, or the one whose id begins with `which`."""
@@ -259,10 +272,32 @@ class OperationLog:
             self._dropped.mark(checkpoint)
         if not operation.collects and not self._logged(operation):
             self._append(operation)
+        self._audit(operation)
         try:
             self._remove(operation)
         finally:  # what cannot be removed must not be in everybody's way: `gc` tries again
             atomic.remove(self._pending)
+
+    def _audit(self, operation: Operation) -> None:
+        """With what was logged before it and could not be recorded then: the disk was full."""
+        head = self.audit.settled()
+        if operation.id == head.operation:
+            return
+        waiting = self._logged_after(head.logged) or [operation]
+        for each in waiting if operation in waiting else [*waiting, operation]:
+            self.audit.append(each.name, each.by or Author(), operation=each.id, logged=not each.collects, at=each.time)
+
+    def _logged_after(self, last: str) -> list[Operation]:
+        """None where the log does not have `last`: it is older than the audit, or a new one."""
+        found: list[Operation] = []
+        for line in reversed(self._tail().split(b"\n")):
+            if (each := _parse(line)) is not None:
+                if each.id == last:
+                    return found[::-1]
+                found.append(each)
+            if not last:
+                break
+        return []
 
     def _remove(self, operation: Operation) -> None:
         for checkpoint in operation.drops:
@@ -320,11 +355,11 @@ class OperationLog:
 def _new(
     name: str, changes: Sequence[Change], run: str = "", kind: Literal["do", "undo", "redo"] = "do", of: str = ""
 ) -> Operation:
-    return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of)
+    return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of, by=author())
 
 
 def _line(operation: Operation) -> str:
-    told = {key: value for key, value in asdict(operation).items() if value or key not in ("drops", "collects")}
+    told = {key: value for key, value in asdict(operation).items() if value or key not in ("drops", "collects", "by")}
     return json.dumps(told) + "\n"
 
 
@@ -333,7 +368,8 @@ def _parse(line: bytes) -> Operation | None:
         value = json.loads(line)
         changes = tuple(Change(**change) for change in value.pop("changes"))
         drops, collects = tuple(value.pop("drops", ())), tuple(value.pop("collects", ()))
-        return Operation(changes=changes, drops=drops, collects=collects, **value)
+        by = Author(**value.pop("by")) if value.get("by") else None
+        return Operation(changes=changes, by=by, drops=drops, collects=collects, **value)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

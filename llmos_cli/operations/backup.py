@@ -44,6 +44,7 @@ def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, e
         if not dry_run:
             sending.send(there, missing, emit)
             backups.note(there, made)
+            ws.oplog.note(f"backup {made.backup} to {place.name}")
         there.store.close()
     return BackupResult(
         place.name,

@@ -67,6 +67,7 @@ def deploy(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit, announce:
     with run:
         run.listen(emit)
         result = DeployResult(name, url_of(listener), run.id, os.getpid(), checkpoint.id)
+        ws.oplog.note(f"deploy {checkpoint.id[:12]} as {name} at {result.url}")
         atomic.write_text(run.path / ADDRESS, json.dumps(asdict(result)))
         serve(listener, serving_of(run, resolved, checkpoint, keys, result, announce))
 

@@ -70,6 +70,7 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
             atomic.make_directory(unfinished)
             result = _written(checkpoint, unfinished, output, options, format)
             _publish(unfinished, output, format)
+            ws.oplog.note(f"export {checkpoint.id[:12]} to {output}")
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return result

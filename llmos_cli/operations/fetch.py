@@ -184,4 +184,6 @@ def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list
             receiving.publish(ws, prepared, coming)
             if tags:
                 ws.oplog.apply_locked(f"fetch {there.name}", tags)
+            elif coming.checkpoints or coming.signatures:
+                ws.oplog.note_locked(f"fetch {there.name}")
         receiving.publish_runs(ws, coming)

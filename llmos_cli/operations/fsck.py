@@ -20,6 +20,7 @@ from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress, ignore
+from llmos_cli.operations.audit import audited
 from llmos_cli.operations.summary import SHORT
 
 _OFTEN = 0.5
@@ -96,7 +97,7 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
     with _quiet(ws):
-        problems += [*_refs(ws), *_operations(ws), *_signatures(ws)]
+        problems += [*_refs(ws), *_operations(ws), *_signatures(ws), *_audit(ws)]
     for each in checked:
         each.note_good(problems)
     hurt = _Hurt(ws)
@@ -289,6 +290,11 @@ def _at(value: str | None) -> str:
 
 def _more(lines: Sequence[int]) -> str:
     return f" ({len(lines)} such)" if len(lines) > 1 else ""
+
+
+def _audit(ws: Workspace) -> Iterator[Problem]:
+    if (checked := audited(ws)).wrong:
+        yield Problem(".llmos/audit.jsonl", checked.sentence)
 
 
 def _signatures(ws: Workspace) -> Iterator[Problem]:

@@ -98,6 +98,8 @@ def push(
             _remember(
                 ws, place.name, {**known, **{before.ref: RemoteRef(before.ref, 0, value) for before, value in moves}}
             )
+            if moves or not missing.empty:
+                ws.oplog.note(f"push {', '.join(ref.removeprefix('refs/') for ref in wanted)} to {place.name}")
         there.store.close()
     moved = tuple(MovedRef(before.ref.removeprefix("refs/"), before.value or "", value) for before, value in moves)
     return PushResult(
