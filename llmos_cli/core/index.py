@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -149,7 +149,12 @@ class Index:
         return json.loads(rows[0][0]) if rows else {}
 
     def note_file_times(self, checkpoint: str, times: dict[str, int]) -> None:
-        self._do(lambda db: _write(db, "INSERT OR REPLACE INTO files VALUES (?, ?)", [(checkpoint, json.dumps(times))]))
+        self.note_all_file_times({checkpoint: times})
+
+    def note_all_file_times(self, times: Mapping[str, dict[str, int]]) -> None:
+        """Of many checkpoints in one transaction: each costs a disk several syncs."""
+        rows = [(checkpoint, json.dumps(each)) for checkpoint, each in times.items()]
+        self._do(lambda db: _write(db, "INSERT OR REPLACE INTO files VALUES (?, ?)", rows))
 
     def _record(self, run: str, text: str) -> RunRecord:
         value = json.loads(text)

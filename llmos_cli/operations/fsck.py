@@ -98,8 +98,10 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
     with _quiet(ws):
         problems += [*_refs(ws), *_operations(ws), *_signatures(ws), *_audit(ws)]
-    for each in checked:
-        each.note_good(problems)
+    bad = {problem.checkpoint for problem in problems}
+    ws.index.note_all_file_times(
+        {each.name: times for each in checked if each.name not in bad and (times := each.times())}
+    )
     hurt = _Hurt(ws)
     told = tuple(hurt.named(problem) for problem in problems)
     return FsckResult(len(checked), hashes.files, hashes.bytes, told, index_differed=not ws.index.agrees())
@@ -145,14 +147,14 @@ class _Checked:
 
     def __init__(self, ws: Workspace, name: str) -> None:
         self._ws = ws
-        self._name = name
+        self.name = name
         self._directory = ws.checkpoints / name
         self._manifest: Manifest | None = None
         self._error = ""
         self._read()
 
     def _read(self) -> None:
-        if not ID.fullmatch(self._name) or not self._directory.is_dir():
+        if not ID.fullmatch(self.name) or not self._directory.is_dir():
             self._error = "is not a checkpoint: llmos did not put it there"
             return
         try:
@@ -169,18 +171,18 @@ class _Checked:
 
     def problems(self, hashes: _Hashes) -> Iterator[Problem]:
         if self._manifest is None:
-            file = manifest.NAME if self._directory.is_dir() and ID.fullmatch(self._name) else ""
+            file = manifest.NAME if self._directory.is_dir() and ID.fullmatch(self.name) else ""
             yield replace(self._problem("", self._error), file=file)
             return
         found = self._manifest
-        if manifest.identify(found.tree, found.made) != self._name or found.id != self._name:
+        if manifest.identify(found.tree, found.made) != self.name or found.id != self.name:
             yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
         elif (self._directory / manifest.NAME).read_bytes() != found.text().encode():
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
-        if self._name not in self._ws.dropped:
+        if self.name not in self._ws.dropped:
             yield from self._damaged(found, hashes)
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 
@@ -199,14 +201,12 @@ class _Checked:
                 yield self._problem(name, what)
 
     def _problem(self, name: str, what: str) -> Problem:
-        where = f"checkpoints/{self._name[:SHORT]}" + (f"/{name}" if name else "")
-        return Problem(where, what, self._name, name)
+        where = f"checkpoints/{self.name[:SHORT]}" + (f"/{name}" if name else "")
+        return Problem(where, what, self.name, name)
 
-    def note_good(self, problems: Sequence[Problem]) -> None:
+    def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
-        times = {path.relative_to(self._directory).as_posix(): path.stat().st_mtime_ns for path in self.files()}
-        if times and all(problem.checkpoint != self._name for problem in problems):
-            self._ws.index.note_file_times(self._name, times)
+        return {path.relative_to(self._directory).as_posix(): path.stat().st_mtime_ns for path in self.files()}
 
 
 def _difference(found: FileEntry, entry: FileEntry) -> str:
