@@ -26,7 +26,7 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 6
+_SCHEMA = 7
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS held(id TEXT, sha256 TEXT, PRIMARY KEY (id, sha256)) 
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT,
                   done INTEGER);
-CREATE INDEX IF NOT EXISTS runs_open ON runs(open);
+CREATE INDEX IF NOT EXISTS runs_open ON runs(started, id) WHERE open;
 CREATE INDEX IF NOT EXISTS runs_undone ON runs(started, id) WHERE NOT done;
 CREATE INDEX IF NOT EXISTS runs_newest ON runs(operation, started DESC, id);
 CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split TEXT, at REAL, event TEXT,
@@ -96,6 +96,10 @@ class Index:
             self._fresh = False
             rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
         return _entry(rows[0]) if rows else None
+
+    def ids(self) -> set[str]:
+        """Of all checkpoints."""
+        return {row[0] for row in self._ask("SELECT id FROM checkpoints")}
 
     def entries(self, limit: int = -1) -> list[Entry]:
         """The newest checkpoints first."""

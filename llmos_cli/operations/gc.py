@@ -111,7 +111,7 @@ def duration(text: str) -> float:
 def _unnamed(ws: Workspace, now: float, grace: float) -> tuple[set[str], set[str]]:
     """Checkpoints that may go, and those that nothing names either but that are still young (or ancestors of such)."""
     kept = protected(ws, now - WINDOW)  # whatever the grace period: `undo` must find what it goes back to
-    unnamed = {entry.id for entry in ws.index.entries()} - kept
+    unnamed = ws.index.ids() - kept
     # What was written since a living run began may be its own, whatever the grace period.
     since = min([now - grace, *(record.started for record in ws.runs.alive())])
     young = with_ancestors(ws, {name for name in unnamed if (ws.checkpoints / name).stat().st_mtime > since}) & unnamed
