@@ -34,6 +34,7 @@ MEANT: dict[str, Any] = {
     "data.splits": {"test": "held.jsonl"},
     "data.tokenizer.path": "tokenizer",
     "deploy.api_key_file": "keys.txt",
+    "deploy.require_signature": "public.pem",
     "deploy.host": "localhost",
     "deploy.name": "every",
     "deploy.warm": "off",

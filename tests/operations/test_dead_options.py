@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmos_cli import catalog
 from llmos_cli.core import config
@@ -25,6 +27,7 @@ from llmos_cli.core.config import Resolved
 from llmos_cli.core.section import Section
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.init import init
+from llmos_cli.operations.sign import sign
 from llmos_cli.operations.tag import tag
 from tests.conftest import TINY
 from tests.operations.keys import every, tree
@@ -250,6 +253,7 @@ def test_deploy(home, llmos):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     keys = every("deploy", "causal-lm") | {"deploy.port": port}
+    _sign(ws)
     stopping = threading.Thread(target=stop_when_ready, args=(f"http://127.0.0.1:{port}/ready",))
     stopping.start()
     reads, err = run("deploy", keys, ws, llmos)
@@ -274,6 +278,16 @@ def test_a_wish_for_healing_without_healing_is_told(home, llmos):
     home("image-classification")
     ran = llmos("prune", "-q", "-s", "heal.learning_rate=0.0001")
     assert reported(ran.err) == {"heal.learning_rate"}
+
+
+def _sign(ws: Workspace) -> None:
+    """With the key that `deploy.require_signature` names the public half of."""
+    key, encoding = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (ws.root / "key.pem").write_bytes(key.private_bytes(encoding, *form))
+    public = key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (ws.root / "public.pem").write_bytes(public)
+    sign(ws, key=ws.root / "key.pem")
 
 
 def stop_when_ready(url: str) -> None:
