@@ -26,7 +26,7 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 7
+_SCHEMA = 8
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
@@ -40,6 +40,8 @@ CREATE INDEX IF NOT EXISTS runs_undone ON runs(started, id) WHERE NOT done;
 CREATE INDEX IF NOT EXISTS runs_newest ON runs(operation, started DESC, id);
 CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split TEXT, at REAL, event TEXT,
                      PRIMARY KEY (checkpoint, name, split, run));
+CREATE TABLE IF NOT EXISTS used(checkpoint TEXT, run TEXT, PRIMARY KEY (checkpoint, run)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS used_by ON used(run);
 CREATE TABLE IF NOT EXISTS saved(checkpoint TEXT, run TEXT, at REAL, stored INTEGER, PRIMARY KEY (checkpoint, run));
 """
 _SETTLED = 2.0
@@ -61,6 +63,8 @@ WITH RECURSIVE line(id) AS (SELECT value FROM json_each(?)
 SELECT id FROM line
 """
 _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
+
+_RUNS_OF = "SELECT DISTINCT run FROM json_each(?) AS line JOIN used ON used.checkpoint = line.value"
 
 T = TypeVar("T")
 
@@ -136,6 +140,10 @@ class Index:
         rows = self._ask("SELECT id, record FROM runs WHERE id = ?", run)
         return self._record(*rows[0]) if rows else None
 
+    def runs_of(self, checkpoints: Iterable[str]) -> set[str]:
+        """Ids of the runs that committed one of these checkpoints or looked at one."""
+        return {row[0] for row in self._ask(_RUNS_OF, json.dumps(list(checkpoints)))}
+
     def last_run(self, operation: str) -> RunRecord | None:
         rows = self._ask("SELECT id, record FROM runs WHERE operation = ? ORDER BY started DESC, id LIMIT 1", operation)
         return self._record(*rows[0]) if rows else None
@@ -204,8 +212,9 @@ class Index:
         ]
         metrics = [row for row in self._ask("SELECT * FROM metrics ORDER BY 1, 2, 3, 4") if row[0] not in alive]
         saved = [row for row in self._ask("SELECT * FROM saved ORDER BY 1, 2") if row[1] not in alive]
+        used = [row for row in self._ask("SELECT * FROM used ORDER BY 1, 2") if row[1] not in alive]
         held = self._ask("SELECT * FROM held ORDER BY id, sha256")
-        return [self._ask("SELECT * FROM checkpoints ORDER BY id"), held, runs, metrics, saved]
+        return [self._ask("SELECT * FROM checkpoints ORDER BY id"), held, runs, metrics, saved, used]
 
     # How it keeps up
 
@@ -252,7 +261,7 @@ class Index:
     def _read_runs(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
         present = {name for name in names if not name.startswith(".")}
-        for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run")):
+        for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run"), ("used", "run")):
             _write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
         unended = {run for (run,) in db.execute("SELECT id FROM runs WHERE open")}
         self._read_some_runs(db, sorted(present - known | present & (unended | self._resumed())))
@@ -288,6 +297,8 @@ class Index:
             "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
             [(run, m["checkpoint"], m["name"], m.get("split", ""), m["at"], json.dumps(m)) for m in metrics],
         )
+        used = {*after.parents, *after.checkpoints}
+        _write(db, "INSERT OR IGNORE INTO used VALUES (?, ?)", [(checkpoint, run) for checkpoint in sorted(used)])
         saved = [event for event in events if event.get("event") == "saved"]
         _write(
             db,

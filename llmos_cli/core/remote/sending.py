@@ -110,8 +110,8 @@ def parents_first(ws: Workspace, checkpoints: set[str]) -> list[str]:
 
 def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator[SentRun]:
     """Those that committed one of the line, and those that are done and looked at one (evaluations, proofs)."""
-    new = sorted(path.name for path in (ws.root / "runs").iterdir() if not remote.has_run(path.name))
-    line = with_ancestors(ws, checkpoints) if new else set()
+    line = with_ancestors(ws, checkpoints)
+    new = sorted(run for run in ws.index.runs_of(line) if not remote.has_run(run))
     for record in filter(None, map(ws.index.record, new)):
         made = next((each for each in record.checkpoints if each in line), "")
         looked = record.status == "done" and set(record.parents) & line
