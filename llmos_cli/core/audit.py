@@ -99,6 +99,8 @@ class Audit:
     def append(self, what: str, by: Author, *, operation: str = "", logged: bool = False, at: float = 0.0) -> None:
         """`operation`: its id; `logged`: the log of operations has it. `at`: when it was done; now where that is not given."""
         head = self.settled()
+        if head != (self.head() or Head()):  # another crash now must leave the log one record ahead, not two
+            self._point_at(head)
         at = at or time.time()
         number, before = head.number + 1, head.hash
         record = Record(number, at, by.user, by.host, redacted(what), by.command, operation, before).sealed()

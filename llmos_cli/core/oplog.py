@@ -272,11 +272,23 @@ class OperationLog:
             self._dropped.mark(checkpoint)
         if not operation.collects and not self._logged(operation):
             self._append(operation)
-        self._audit(operation)
+        recorded = self._recorded(operation)
         try:
             self._remove(operation)
+            if not recorded:
+                self._audit(operation)
         finally:  # what cannot be removed must not be in everybody's way: `gc` tries again
             atomic.remove(self._pending)
+
+    def _recorded(self, operation: Operation) -> bool:
+        """Recorded for the audit; what frees a full disk need not have room for that before."""
+        try:
+            self._audit(operation)
+        except LlmosError:
+            if not (operation.collects or operation.drops):
+                raise
+            return False
+        return True
 
     def _audit(self, operation: Operation) -> None:
         """With what was logged before it and could not be recorded then: the disk was full."""
