@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmos_cli import catalog
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import LlmosError
 from llmos_cli.lazy import commands_below
 from tests.conftest import Llmos
 from tests.operations.conftest import committed
@@ -130,9 +131,10 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     key = ec.generate_private_key(ec.SECP256R1())
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (ws.root / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
-    left = ws.runs.list()[0].path / "state"
-    left.mkdir()
-    (left / "training.pt").write_bytes(b"never resumed")
+    with pytest.raises(LlmosError), ws.begin("train", config={}, argv=[]) as run:
+        run.state.mkdir()
+        (run.state / "training.pt").write_bytes(b"never resumed")
+        raise LlmosError("cut off", hint="")
     return ws.root
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_asymmetric_codes_load_here_and_dequantized_in_transformers(
     llama: PreTrainedModel, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     """transformers multiplies them out in the scales' dtype: in bf16 it would round every weight."""
-    directory = quantized(llama.to(dtype), tmp_path, 4, 32, asymmetric=True)
+    directory = quantized(deepcopy(llama).to(dtype), tmp_path, 4, 32, asymmetric=True)
     plain = stock(directory, "causal-lm", quantization_config=CompressedTensorsConfig(dequantize=True))
     torch.testing.assert_close(logits(load(directory), "causal-lm"), logits(plain, "causal-lm"))
 
