@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import traceback
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,8 @@ def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> No
             try:
                 commits(machines[me % 2] / "w", me)
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()  # the only one to tell why
             finally:
                 os._exit(1)
         pids.append(pid)
