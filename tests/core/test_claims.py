@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import subprocess
-import traceback
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
