@@ -105,7 +105,7 @@ def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> No
             try:
                 commits(machines[me % 2] / "w", me)
                 os._exit(0)
-            except BaseException:
+            except BaseException:  # noqa: BLE001
                 traceback.print_exc()  # the only one to tell why
             finally:
                 os._exit(1)
