@@ -106,11 +106,13 @@ def test_commits_from_two_machines_all_arrive(machines: tuple[Path, Path]) -> No
                 commits(machines[me % 2] / "w", me)
                 os._exit(0)
             except BaseException:  # noqa: BLE001
-                traceback.print_exc()  # the only one to tell why
+                (machines[0].parent / f"failed-{me}").write_text(traceback.format_exc())
             finally:
                 os._exit(1)
         pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 8
+    ended = [os.waitpid(pid, 0)[1] for pid in pids]
+    assert [path.read_text() for path in machines[0].parent.glob("failed-*")] == []
+    assert ended == [0] * 8
     ws = Workspace.find(machines[1] / "w")
     assert len(log(ws, limit=None).checkpoints) == 32
     assert fsck(ws).problems == ()
