@@ -64,7 +64,8 @@ def machines(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     mounts = tmp_path / "one", tmp_path / "other"
     for mount in mounts:
         mount.mkdir()
-        subprocess.run(["bindfs", folder, mount], check=True)
+        # Without its caches of a second: what the other one wrote is seen at once, as NFS has it after a lock was taken.
+        subprocess.run(["bindfs", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0", folder, mount], check=True)
     try:
         yield mounts
     finally:
