@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
+from llmos_cli.session import DryRunFlag, EncryptedRemote, JsonFlag, KeyOfRemote, QuietFlag, session
 
 
 def restore(
@@ -16,12 +16,8 @@ def restore(
     at: Annotated[
         str | None, typer.Option("--at", metavar="TIME", help="The last backup whose name begins so: 20261122-03.")
     ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="FILE", help="Of an encrypted remote: the key is in FILE.")
-    ] = None,
-    encrypted: Annotated[
-        bool, typer.Option("--encrypted", help="Of an encrypted remote: the key is in LLMOS_KEY.")
-    ] = False,
+    key_file: KeyOfRemote = None,
+    encrypted: EncryptedRemote = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,

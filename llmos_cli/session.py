@@ -33,6 +33,10 @@ Sets = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Set a config key; repeatable.")
 ]
 Unsets = Annotated[list[str] | None, typer.Option("--unset", metavar="KEY", help="Forget a config key; repeatable.")]
+KeyOfRemote = Annotated[
+    Path | None, typer.Option("--key-file", metavar="FILE", help="Of an encrypted remote: the key is in FILE.")
+]
+EncryptedRemote = Annotated[bool, typer.Option("--encrypted", help="Of an encrypted remote: the key is in LLMOS_KEY.")]
 KeepBranchFlag = Annotated[bool, typer.Option("--keep-branch", help="Leave the branch where it is.")]
 HealFlag = Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")]
 MaxKlFlag = Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")]

@@ -9,7 +9,7 @@ from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.push import counted
+from llmos_cli.operations.cargo import counted
 
 
 @dataclass(frozen=True)

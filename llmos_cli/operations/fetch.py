@@ -10,46 +10,28 @@ from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEADS, REMOTES, TAGS
 from llmos_cli.core.remote import receiving
 from llmos_cli.core.remote.remote import Remote, RemoteRef
-from llmos_cli.core.view import Group, Line, Lines, View, size
+from llmos_cli.core.view import Group, Line, Lines, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.push import MovedRef, counted, remember
+from llmos_cli.operations.cargo import Cargo, MovedRef
+from llmos_cli.operations.push import remember
 from llmos_cli.operations.remote import RemoteSettings
 
 
-@dataclass(frozen=True)
-class FetchResult:
-    """`refs`: branches of the remote (`origin/main`) and tags that are new here or moved; `lineage`: manifests whose weights
-    the remote does not have."""
-
-    remote: str
-    url: str
-    refs: tuple[MovedRef, ...]
-    checkpoints: int
-    lineage: int
-    runs: int
-    files: int
-    bytes: int
-    dry_run: bool
-    signatures: int = 0
+class FetchResult(Cargo):
+    """What came from a remote; `refs`: its branches (`origin/main`) and tags that are new here or moved; `lineage`: manifests whose
+    weights it does not have."""
 
     def view(self) -> View:
         return Group([Lines(self.lines())])
 
     def lines(self) -> list[Line]:
-        if not (self.refs or self.checkpoints or self.lineage or self.runs or self.signatures):
+        if not (self.refs or self.parts()):
             return [f"nothing new on {self.remote}"]
-        parts = (
-            [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
-            if self.checkpoints
-            else []
-        )
-        parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
-        parts += [counted(self.runs, "run")] if self.runs else []
-        parts += [counted(self.signatures, "signature")] if self.signatures else []
-        got = f"{'would get' if self.dry_run else 'got'} {', '.join(parts)}" if parts else "no new file"
+        verb = "would get" if self.dry_run else "got"
+        got = f"{verb} {', '.join(self.parts())}" if self.parts() else "no new file"
         return [f"{got} from {self.remote} ({self.url})", *(ref.told for ref in self.refs)]
 
 

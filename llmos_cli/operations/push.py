@@ -9,67 +9,26 @@ from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEAD, HEADS, REMOTES, TAGS
 from llmos_cli.core.remote import sending
 from llmos_cli.core.remote.remote import Remote, RemoteRef
-from llmos_cli.core.view import Group, Line, Lines, Span, View, size
+from llmos_cli.core.view import Group, Lines, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import AmbiguousRevision, Conflict, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.summary import short
+from llmos_cli.operations.cargo import Cargo, MovedRef
 
 
-@dataclass(frozen=True)
-class MovedRef:
-    """`before` is empty for a new one."""
-
-    ref: str
-    before: str
-    checkpoint: str
-
-    @property
-    def told(self) -> Line:
-        kind, _, name = self.ref.partition("/")
-        kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
-        came = ["from ", short(self.before), " to "] if self.before else ["new, at "]
-        return [f"{kind} ", Span(name, "name"), ": ", *came, short(self.checkpoint)]
-
-
-@dataclass(frozen=True)
-class PushResult:
-    """`checkpoints` with weights, `lineage` manifests alone; `bytes` of the files that were sent, `shared` of those that the
-    remote had."""
-
-    remote: str
-    url: str
-    refs: tuple[MovedRef, ...]
-    checkpoints: int
-    lineage: int
-    runs: int
-    files: int
-    bytes: int
-    dry_run: bool
-    signatures: int = 0
+class PushResult(Cargo):
+    """What a remote was sent."""
 
     def view(self) -> View:
-        if not (self.refs or self.checkpoints or self.lineage or self.runs or self.signatures):
+        if not (self.refs or self.parts()):
             return f"{self.remote} has all of it already"
         return Group([Lines([self._sent(), *(ref.told for ref in self.refs)])])
 
     def _sent(self) -> str:
-        parts = (
-            [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
-            if self.checkpoints
-            else []
-        )
-        parts += [counted(self.lineage, "manifest") + " without weights"] if self.lineage else []
-        parts += [counted(self.runs, "run")] if self.runs else []
-        parts += [counted(self.signatures, "signature")] if self.signatures else []
-        if not parts:
+        if not self.parts():
             return f"{self.remote} ({self.url}) has every file already"
-        return f"{'would send' if self.dry_run else 'sent'} {', '.join(parts)} to {self.remote} ({self.url})"
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        return f"{'would send' if self.dry_run else 'sent'} {', '.join(self.parts())} to {self.remote} ({self.url})"
 
 
 def push(

@@ -18,7 +18,7 @@ from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.push import counted
+from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.remote import ORIGIN
 
 

@@ -4,7 +4,9 @@ what commands can see of it before and after."""
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,29 @@ def commit(ws: Workspace, parents: tuple[str, ...], *, move: bool = True, time: 
         for name, text in files.items():
             (staged / ("folder" if name == "same" else "") / name).write_text(text)
         return run.commit(staged, made, move=move).id
+
+
+def killed_before(step: int, act: Callable[[], object], names: Iterable[str]) -> bool:
+    """`act` in a child that dies before its `step`-th call of those functions of `os`; whether it got to the end instead."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1] == 0
+    left = step
+
+    def counted(call: Any) -> Any:
+        def stepped(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **named)
+
+        return stepped
+
+    for name in names:
+        setattr(os, name, counted(getattr(os, name)))
+    act()
+    os._exit(0)
 
 
 def settle(ws: Workspace) -> None:

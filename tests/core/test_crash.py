@@ -24,6 +24,7 @@ from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.log import log
 from llmos_cli.operations.tag import tag
+from tests.core.killing import killed_before
 
 STEPS = ("fsync", "rename", "replace", "link", "write")
 """The calls by which a commit changes the disk: each of them is once the last one."""
@@ -31,25 +32,7 @@ STEPS = ("fsync", "rename", "replace", "link", "write")
 
 def commit_and_die(ws: Workspace, files: dict[str, str], after: int) -> bool:
     """In a child that is killed just before its `after`-th call of STEPS; whether it got to the end instead."""
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1] == 0
-    left = after
-
-    def counted(call: Any) -> Any:
-        def step(*args: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **named)
-
-        return step
-
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
-    commit(ws, files)
-    os._exit(0)
+    return killed_before(after, lambda: commit(ws, files), STEPS)
 
 
 def commit(ws: Workspace, files: dict[str, str]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from llmos_cli.operations.push import delete, push
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
 from llmos_cli.transports.local import LocalStore
+from tests.core import killing
 from tests.core.conftest import Commit, commit_to
 
 STEPS = ("fsync", "rename", "replace", "link", "mkdir", "unlink", "truncate")
@@ -71,25 +71,7 @@ def whole(ws: Workspace) -> dict[str, str]:
 
 def killed_before(step: int, act: Callable[[], object]) -> bool:
     """`act` in a child that dies before its `step`-th call of STEPS; whether it got to the end instead."""
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1] == 0
-    left = step
-
-    def counted(call: Any) -> Any:
-        def stepped(*args: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **named)
-
-        return stepped
-
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
-    act()
-    os._exit(0)
+    return killing.killed_before(step, act, STEPS)
 
 
 # There and back

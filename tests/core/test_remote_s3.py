@@ -15,16 +15,13 @@ import pytest
 
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.clone import clone
-from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
-from llmos_cli.operations.tag import tag
 from llmos_cli.transports import s3
-from tests.core.conftest import Commit, commit_to
-from tests.core.pushers import contest
+from tests.core.conftest import Commit
+from tests.core.places import contest, created_once, there_and_back
 
 SERVER = """
 import sys
@@ -62,25 +59,8 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://models/team/demo"
 
 
-def test_there_and_back(ws: Workspace, commit: Commit, bucket: str, tmp_path: Path) -> None:
-    remotes.add(ws, "origin", bucket)
-    first = commit(a="1", b="same")
-    tag(ws, "base")
-    second = commit(a="2", b="same")
-    assert push(ws).checkpoints == 2
-    assert push(ws).refs == ()
-    clone(bucket, tmp_path / "copy")
-    other = Workspace.find(tmp_path / "copy")
-    assert (other.resolve(), other.resolve("base")) == (second.id, first.id)
-    assert fsck(other).problems == ()
-    third = commit_to(other, {"a": "3"})
-    push(other)
-    assert pull(ws).checkpoint == third.id
-    commit(a="4")
-    commit_to(other, {"a": "5"})
-    push(ws)
-    with pytest.raises(Conflict, match=r"main is at .* on origin, which is not here yet"):
-        push(other)
+def test_there_and_back(ws: Workspace, bucket: str, tmp_path: Path) -> None:
+    there_and_back(ws, bucket, tmp_path)
 
 
 def test_of_many_who_push_at_once_one_wins_and_the_others_know(
@@ -94,14 +74,7 @@ def test_of_many_who_push_at_once_one_wins_and_the_others_know(
 
 def test_a_ref_is_created_once(bucket: str, tmp_path: Path) -> None:
     store = s3.open_store(bucket, tmp_path, "me")
-    assert store.create("refs/x/00000001", b"one")
-    assert not store.create("refs/x/00000001", b"two")
-    assert store.read("refs/x/00000001", 100) == b"one"
-    assert store.read("refs/x/00000002", 100) is None
-    assert store.names("refs") == {"x/00000001"}
-    assert (store.size("refs/x/00000001"), store.size("refs/x")) == (3, None)
-    with pytest.raises(Corrupt, match="larger than such a file can be"):
-        store.read("refs/x/00000001", 2)
+    created_once(store)
 
 
 def test_a_large_upload_goes_on_where_it_stopped(bucket: str, tmp_path: Path) -> None:

@@ -15,16 +15,13 @@ import pytest
 
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Conflict, Corrupt, LlmosError, Untrusted, UsageError
+from llmos_cli.errors import LlmosError, Untrusted, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.clone import clone
-from llmos_cli.operations.fsck import fsck
-from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
-from llmos_cli.operations.tag import tag
 from llmos_cli.transports import sftp
-from tests.core.conftest import Commit, commit_to
-from tests.core.pushers import contest
+from tests.core.conftest import Commit
+from tests.core.places import contest, created_once, there_and_back
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -80,25 +77,8 @@ def host(folder: Path, port: int, own_home: Path, tmp_path: Path) -> str:
     return f"sftp://127.0.0.1:{port}{tmp_path}/far/models"
 
 
-def test_there_and_back(ws: Workspace, commit: Commit, host: str, tmp_path: Path) -> None:
-    remotes.add(ws, "origin", host)
-    first = commit(a="1", b="same")
-    tag(ws, "base")
-    second = commit(a="2", b="same")
-    assert push(ws).checkpoints == 2
-    assert push(ws).refs == ()
-    clone(host, tmp_path / "copy")
-    other = Workspace.find(tmp_path / "copy")
-    assert (other.resolve(), other.resolve("base")) == (second.id, first.id)
-    assert fsck(other).problems == ()
-    third = commit_to(other, {"a": "3"})
-    push(other)
-    assert pull(ws).checkpoint == third.id
-    commit(a="4")
-    commit_to(other, {"a": "5"})
-    push(ws)
-    with pytest.raises(Conflict, match=r"main is at .* on origin, which is not here yet"):
-        push(other)
+def test_there_and_back(ws: Workspace, host: str, tmp_path: Path) -> None:
+    there_and_back(ws, host, tmp_path)
     clone(str(tmp_path / "far" / "models"), tmp_path / "local")
     assert Workspace.find(tmp_path / "local").resolve() == ws.resolve()
 
@@ -114,15 +94,7 @@ def test_of_many_who_push_at_once_one_wins_and_the_others_know(
 
 def test_a_ref_is_created_once(host: str, tmp_path: Path) -> None:
     store = sftp.open_store(host, tmp_path, "me")
-    assert store.create("refs/x/00000001", b"one")
-    assert not store.create("refs/x/00000001", b"two")
-    assert store.read("refs/x/00000001", 100) == b"one"
-    assert store.read("refs/x/00000002", 100) is None
-    assert store.names("refs") == {"x/00000001"}
-    assert store.names("uploads") == set()
-    assert (store.size("refs/x/00000001"), store.size("refs/x"), store.size("refs/y")) == (3, None, None)
-    with pytest.raises(Corrupt, match="larger than such a file can be"):
-        store.read("refs/x/00000001", 2)
+    created_once(store)
     store.close()
 
 

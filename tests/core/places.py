@@ -1,4 +1,4 @@
-"""Many who push the same branch of one remote at once, each a process of its own."""
+"""What holds of every place that a remote may be: there and back, refs that are created once, and many who push at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,55 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from llmos_cli.core.remote.store import Store
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Conflict
+from llmos_cli.errors import Conflict, Corrupt
+from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fetch import fetch
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
+from llmos_cli.operations.tag import tag
 from tests.core.conftest import commit_to
 
 PUSHERS, ROUNDS = 3, 2
+
+
+def there_and_back(ws: Workspace, url: str, folder: Path) -> None:
+    """Two workspaces and the place between them: what one pushes the other has, and who is behind is told so."""
+    remotes.add(ws, "origin", url)
+    first = commit_to(ws, {"a": "1", "b": "same"})
+    tag(ws, "base")
+    second = commit_to(ws, {"a": "2", "b": "same"})
+    assert push(ws).checkpoints == 2
+    assert push(ws).refs == ()
+    clone(url, folder / "copy")
+    other = Workspace.find(folder / "copy")
+    assert (other.resolve(), other.resolve("base")) == (second.id, first.id)
+    assert fsck(other).problems == ()
+    third = commit_to(other, {"a": "3"})
+    push(other)
+    assert pull(ws).checkpoint == third.id
+    commit_to(ws, {"a": "4"})
+    commit_to(other, {"a": "5"})
+    push(ws)
+    with pytest.raises(Conflict, match=r"main is at .* on origin, which is not here yet"):
+        push(other)
+
+
+def created_once(store: Store) -> None:
+    assert store.create("refs/x/00000001", b"one")
+    assert not store.create("refs/x/00000001", b"two")
+    assert store.read("refs/x/00000001", 100) == b"one"
+    assert store.read("refs/x/00000002", 100) is None
+    assert store.names("refs") == {"x/00000001"}
+    assert store.names("uploads") == set()
+    assert (store.size("refs/x/00000001"), store.size("refs/x"), store.size("refs/y")) == (3, None, None)
+    with pytest.raises(Corrupt, match="larger than such a file can be"):
+        store.read("refs/x/00000001", 2)
 
 
 def contest(ws: Workspace, url: str, folder: Path) -> None:

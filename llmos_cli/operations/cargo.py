@@ -1,0 +1,54 @@
+"""What goes from one place to another in a push or a fetch, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos_cli.core.view import Line, Span, size
+from llmos_cli.operations.summary import short
+
+
+@dataclass(frozen=True)
+class MovedRef:
+    """`before` is empty for a new one."""
+
+    ref: str
+    before: str
+    checkpoint: str
+
+    @property
+    def told(self) -> Line:
+        kind, _, name = self.ref.partition("/")
+        kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
+        came = ["from ", short(self.before), " to "] if self.before else ["new, at "]
+        return [f"{kind} ", Span(name, "name"), ": ", *came, short(self.checkpoint)]
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """`checkpoints` with weights, `lineage` manifests alone; `bytes` of the files that moved."""
+
+    remote: str
+    url: str
+    refs: tuple[MovedRef, ...]
+    checkpoints: int
+    lineage: int
+    runs: int
+    files: int
+    bytes: int
+    dry_run: bool
+    signatures: int = 0
+
+    def parts(self) -> list[str]:
+        """Of what kinds how much, but for refs; empty where no file moved."""
+        told = [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
+        return [
+            *(told if self.checkpoints else ()),
+            *([counted(self.lineage, "manifest") + " without weights"] if self.lineage else ()),
+            *([counted(self.runs, "run")] if self.runs else ()),
+            *([counted(self.signatures, "signature")] if self.signatures else ()),
+        ]
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
