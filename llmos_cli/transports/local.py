@@ -17,7 +17,7 @@ from typing import BinaryIO
 from llmos_cli.core import atomic
 from llmos_cli.core.locks import lock
 from llmos_cli.core.objects import files_below
-from llmos_cli.core.remote.store import CHUNK, Content, Heard
+from llmos_cli.core.remote.store import CHUNK, Content, Heard, sent_from
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 
 SCHEMES = ("file",)
@@ -154,20 +154,14 @@ def _sent(part: Path, content: Content, heard: Heard) -> bool:
 
 def _append(part: Path, content: Content, heard: Heard) -> str:
     """The hash of what was to be sent, the part of it that was there already included."""
-    digest, at = hashlib.sha256(), 0
     with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:
         there = min(file.seek(0, os.SEEK_END), content.size)
         file.truncate(there)
         file.seek(there)
-        for chunk in content.chunks():
-            digest.update(chunk)
-            if at + len(chunk) > there:
-                file.write(chunk[max(there - at, 0) :])
-            at += len(chunk)
-            heard(len(chunk))
+        digest = sent_from(there, content, file.write, heard)
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return digest
 
 
 def _hash(path: Path) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llmos_cli.core.remote.store import CHUNK, Content, Heard
+from llmos_cli.core.remote.store import CHUNK, Content, Heard, sent_from
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 
 SCHEMES = ("sftp", "ssh")
@@ -197,19 +197,12 @@ class SftpStore:
 
 def _append(sftp: Any, part: str, content: Content, heard: Heard) -> str:
     """The hash of what was to be sent, the part of it that was there already included."""
-    digest, at = hashlib.sha256(), 0
     there = min(_size(sftp, part) or 0, content.size)
     with sftp.open(part, "r+b" if there else "wb") as file:
         file.truncate(there)
         file.seek(there)
         file.set_pipelined(True)
-        for chunk in content.chunks():
-            digest.update(chunk)
-            if at + len(chunk) > there:
-                file.write(chunk[max(there - at, 0) :])
-            at += len(chunk)
-            heard(len(chunk))
-    return digest.hexdigest()
+        return sent_from(there, content, file.write, heard)
 
 
 def _size(sftp: Any, path: str) -> int | None:

@@ -221,8 +221,10 @@ def test_a_killed_run_goes_on_at_the_block_where_it_stopped_to_the_same_bits(
     llmos("checkout", base)
     whole = llmos(verb, "--method", name, "--json")
     assert whole.code == 0, whole.err
-    trees = [ws.manifest(made.json["checkpoint"]).tree for made in (resumed, whole)]
-    assert trees[0] == trees[1]
+    manifests = [ws.manifest(made.json["checkpoint"]) for made in (resumed, whole)]
+    assert manifests[0].tree == manifests[1].tree
+    assert manifests[0].made.config == manifests[1].made.config
+    assert manifests[0].made.config[verb]["precision"] in ("float32", "bfloat16"), "what auto chose, for who repeats it"
     again = llmos(verb, "--resume")
     assert again.code == 4 and "was interrupted" in again.err
 

@@ -5,6 +5,7 @@ A store knows names and bytes and nothing of checkpoints; names are relative and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +49,18 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Nothing more will be asked."""
+
+
+def sent_from(there: int, content: Content, write: Callable[[bytes], object], heard: Heard) -> str:
+    """Write what comes after the first `there` bytes; the hash of all of it, of those bytes as they should be."""
+    digest, at = hashlib.sha256(), 0
+    for chunk in content.chunks():
+        digest.update(chunk)
+        if at + len(chunk) > there:
+            write(chunk[max(there - at, 0) :])
+        at += len(chunk)
+        heard(len(chunk))
+    return digest.hexdigest()
 
 
 def whole(data: bytes) -> Content:

@@ -19,7 +19,7 @@ from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.memory import proving
 from llmos_cli.operations.compression.result import CompressResult
-from llmos_cli.operations.compression.subject import BATCH, Subject
+from llmos_cli.operations.compression.subject import BATCH, Subject, precision_told
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
@@ -112,7 +112,8 @@ def _tell(ws: Workspace, run: Run, subject: Subject, proof: Proof, checkpoint: s
 
 
 def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used: Mapping[str, Any]) -> Made:
-    verb = {**resolved.mapping[resolved.verb], **used}
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    verb = {**resolved.mapping[resolved.verb], "precision": precision_told(options, subject.checkpoint), **used}
     facts = environment(subject.device)
     if resolved.mapping[resolved.verb]["heal"]:
         asked = device.asked_dtype(resolved.config.heal.precision, subject.device)

@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from llmos_cli import device
 from llmos_cli.core import atomic
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
@@ -18,7 +15,7 @@ from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
 from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
-from llmos_cli.operations.compression.subject import Calibration, Subject, calibration
+from llmos_cli.operations.compression.subject import Calibration, Subject, calibration, precision_of, precision_told
 from llmos_cli.operations.config import methods
 from llmos_cli.options.verbs import ROOTS, Compressing
 
@@ -54,17 +51,8 @@ def as_begun(ws: Workspace, parent: Checkpoint, resolved: Resolved) -> dict[str,
     be faster here."""
     data = lineage.effective_data(ws, parent.id, resolved.config.data)
     options: Compressing = getattr(resolved.config, resolved.verb)
-    precision = str(precision_of(options, parent)).removeprefix("torch.")
-    told = {**resolved.mapping[resolved.verb], "precision": precision}
+    told = {**resolved.mapping[resolved.verb], "precision": precision_told(options, parent)}
     return {**resolved.mapping, resolved.verb: told, "data": data.model_dump(mode="json")}
-
-
-def precision_of(options: Compressing, parent: Checkpoint) -> torch.dtype:
-    """Of calibration's arithmetic."""
-    config = parent.config_json()
-    if options.precision == "auto" and (config.get("dtype") or config.get("torch_dtype")) != "bfloat16":
-        return torch.float32
-    return device.asked_dtype(options.precision)
 
 
 def calibrated(

@@ -27,7 +27,7 @@ from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.eval import Exam, prepare
 from llmos_cli.options.model import ModelOptions
-from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
+from llmos_cli.options.verbs import Compressing, PruneOptions, QuantizeOptions
 from llmos_cli.tasks.base import Batch, Prepared
 
 if TYPE_CHECKING:
@@ -140,6 +140,19 @@ def outranked(resolved: Resolved, key: str, by: str) -> bool:
 
 def _in_file(origin: str) -> bool:
     return origin.rpartition(":")[2].isdigit() and not origin.startswith("-s ")
+
+
+def precision_of(options: Compressing, parent: Checkpoint) -> torch.dtype:
+    """Of calibration's arithmetic."""
+    config = parent.config_json()
+    if options.precision == "auto" and (config.get("dtype") or config.get("torch_dtype")) != "bfloat16":
+        return torch.float32
+    return device.asked_dtype(options.precision)
+
+
+def precision_told(options: Compressing, parent: Checkpoint) -> str:
+    """As a config says it, never `auto`: what was measured here is what is to be repeated anywhere."""
+    return str(precision_of(options, parent)).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
