@@ -24,8 +24,9 @@ def damped(hessian_II: Tensor, share: float) -> Tensor:
     living_I = alive(hessian_II)
     diagonal_I = hessian_II.diagonal()
     mean = diagonal_I[living_I].mean() if living_I.any() else torch.ones((), device=hessian_II.device)
-    raised_I: Tensor = torch.where(living_I, 0, mean) + share * mean
-    return hessian_II + torch.diag(raised_I)
+    damped_II = hessian_II.clone()
+    damped_II.diagonal().add_(torch.where(living_I, 0, mean) + share * mean)
+    return damped_II
 
 
 def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
@@ -48,10 +49,11 @@ def upper_factor(hessian_II: Tensor, damping: float, columns_I: Tensor | None = 
     tenfold until R exists."""
     if not torch.isfinite(hessian_II).all():
         raise _overflow()
+    order_I = torch.arange(len(hessian_II), device=hessian_II.device) if columns_I is None else columns_I
+    backwards_I = order_I.flip(0)
     while damping <= 10:
         damped_II = damped(hessian_II.float(), damping)
-        ordered_II = damped_II if columns_I is None else damped_II[columns_I][:, columns_I]
-        lower_II, failed = torch.linalg.cholesky_ex(ordered_II.flip(0, 1))
+        lower_II, failed = torch.linalg.cholesky_ex(damped_II[backwards_I[:, None], backwards_I])
         if not failed and torch.isfinite(lower_II).all():
             return lower_II.flip(0, 1), damped_II
         damping *= 10
