@@ -13,7 +13,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -92,26 +92,34 @@ def _bf16_repays(device: torch.device) -> bool:
     key = _hardware(device)
     known = _measurements()
     if key not in known:
-        speeds = speed((torch.bfloat16, torch.float32), device)
-        known[key] = speeds[0] / speeds[1]
+        # By CPU seconds: such a product takes no longer than the turn that others may get in between.
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        half, full = _seconds((torch.bfloat16, torch.float32), device, clock)
+        known[key] = full / half
         _remember(known)
     return known[key] > 1.2
 
 
 def speed(dtypes: Sequence[torch.dtype], device: torch.device) -> list[float]:
-    """FLOP/s of a square product, the best of several taken in turns: a busy machine only ever makes one slower. On a CPU by the
-    seconds that its threads had of it, for such a product takes no longer than the turn that others may get in between."""
-    size = 512 if device.type == "cpu" else 4096
-    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
-    factors = [torch.ones(size, size, dtype=dtype, device=device) for dtype in dtypes]
+    """FLOP/s of a square product in each of them."""
+    return [2 * _size(device) ** 3 / seconds for seconds in _seconds(dtypes, device, time.perf_counter)]
+
+
+def _seconds(dtypes: Sequence[torch.dtype], device: torch.device, clock: Callable[[], float]) -> list[float]:
+    """Of a square product in each, the best of several taken in turns: a busy machine only ever makes one slower."""
+    factors = [torch.ones(_size(device), _size(device), dtype=dtype, device=device) for dtype in dtypes]
     least = [torch.inf] * len(factors)
     for _ in range(12):
         for number, factor in enumerate(factors):
             start = clock()
             factor @ factor
             synchronize(device)
-            least[number] = min(least[number], (clock() - start) / threads)
-    return [2 * size**3 / max(seconds, 1e-9) for seconds in least]
+            least[number] = min(least[number], max(clock() - start, 1e-9))
+    return least
+
+
+def _size(device: torch.device) -> int:
+    return 512 if device.type == "cpu" else 4096
 
 
 def _hardware(device: torch.device) -> str:

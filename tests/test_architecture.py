@@ -137,3 +137,10 @@ def _imported(body: list[ast.stmt]) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             names.append(node.module or "")
     return names
+
+
+def test_doctor_tells_of_every_extra():
+    from llmos_cli.operations.doctor import EXTRAS
+
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(EXTRAS) == extras.keys() - {"all", "dev"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,13 +71,13 @@ def test_memory_of_this_process_is_what_it_holds() -> None:
 def test_the_arithmetic_is_the_faster_one_and_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, asked = torch.device("cpu"), []
 
-    def speed(dtypes: Sequence[torch.dtype], on: torch.device) -> list[float]:
+    def seconds(dtypes: Sequence[torch.dtype], on: torch.device, clock: Callable[[], float]) -> list[float]:
         asked.extend(dtypes)
-        return [3.0 if dtype == torch.bfloat16 else 1.0 for dtype in dtypes]
+        return [1.0 if dtype == torch.bfloat16 else 3.0 for dtype in dtypes]
 
     (cache_home() / "bf16-speed.json").unlink(missing_ok=True)
     device._bf16_repays.cache_clear()
-    monkeypatch.setattr(device, "speed", speed)
+    monkeypatch.setattr(device, "_seconds", seconds)
     assert device.compute_dtype(cpu) == torch.bfloat16
     device._bf16_repays.cache_clear()  # as in a new process
     assert device.compute_dtype(cpu) == torch.bfloat16

@@ -75,7 +75,8 @@ def _sources(options: DataOptions) -> list[Source]:
         raise UsageError("data.source is an empty list", hint="Name at least one source.")
     if options.evaluate is not None and options.evaluate not in names:
         raise UsageError(
-            f"data.evaluate is {options.evaluate}, which is not a source", hint=f"Sources: {', '.join(names)}."
+            f"data.evaluate is {options.evaluate}, which is not a source",
+            hint=f"Sources: {', '.join(names)}; `--unset data.evaluate` evaluates on a part of each.",
         )
     return sources
 

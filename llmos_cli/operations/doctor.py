@@ -24,9 +24,11 @@ EXTRAS = {
     "cmaes": ("optuna", "cmaes"),
     "serve": ("fastapi", "uvicorn", "prometheus_client"),
     "gguf": ("gguf",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "images": ("kornia", "PIL"),
     "plot": ("matplotlib",),
     "remotes": ("boto3", "paramiko", "cryptography"),
+    "sign": ("model_signing", "OpenSSL"),
 }
 """Modules that each extra of the distribution brings."""
 
