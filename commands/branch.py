@@ -25,7 +25,7 @@ def branch(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run, changes=name is not None) as s:
         from llmos_cli.operations import branch as operations
 
         if name is None:

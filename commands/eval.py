@@ -39,6 +39,7 @@ def eval(
                 "--json and --markdown are two forms of one answer",
                 hint="ask twice: the second time is from the record",
             )
+        s.will_write(junit)
         from llmos_cli.operations import gate
 
         flags = {"eval.require": require, "eval.split": split, "eval.folds": folds}

@@ -17,7 +17,7 @@ def fsck(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, changes=repair) as s:
         from llmos_cli.operations.fsck import fsck as operation
 
         result = operation(s.workspace, repair=repair, emit=s.ui.emit)

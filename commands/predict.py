@@ -21,6 +21,7 @@ def predict(
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet) as s:
+        s.will_write(output)
         resolved = s.resolve("eval", sets=sets)
 
         from llmos_cli.operations.predict import predict as operation

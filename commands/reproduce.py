@@ -18,7 +18,7 @@ def reproduce(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, changes=True) as s:
         from llmos_cli.operations.reproduce import reproduce as operation
 
         result = operation(s.workspace, rev, emit=s.ui.emit)

@@ -32,6 +32,7 @@ def run(
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         workspace = s.workspace
+        s.will_write(junit, summary)
         from llmos_cli.operations import run as operation
         from llmos_cli.operations.pipeline import telling
         from llmos_cli.operations.pipeline.looking import RunOptions

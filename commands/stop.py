@@ -16,7 +16,7 @@ def stop(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, changes=True) as s:
         from llmos_cli.operations.stop import stop as operation
 
         s.ui.show(operation(s.workspace, name, timeout=timeout, kill=kill))

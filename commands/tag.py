@@ -24,7 +24,7 @@ def tag(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run, changes=name is not None) as s:
         from llmos_cli.operations import tag as operations
 
         if name is None:

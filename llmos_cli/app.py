@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from llmos_cli import __version__
 from llmos_cli.catalog import commands, did_you_mean
+from llmos_cli.core import access
 from llmos_cli.core.atomic import system_error
 from llmos_cli.core.places import cache_home
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, UsageError, interrupted
@@ -53,11 +54,16 @@ def root(
     wait: Annotated[
         str | None, typer.Option("--wait", metavar="SECONDS", help="Wait this long for a lock (60).")
     ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Change no byte of the workspace (LLMOS_READ_ONLY=1).")
+    ] = False,
 ) -> None:
     if directory is not None:
         _enter(directory)
     if wait is not None:
         _wait(wait)
+    if read_only:  # through the environment too
+        os.environ[access.VARIABLE] = "1"
 
 
 def _enter(directory: str) -> None:
@@ -186,4 +192,5 @@ def _crash_folder_here() -> list[Path]:
         here = Path.cwd()
     except OSError:
         return []  # it went while the command ran
-    return [folder / ".llmos" / "crash" for folder in (here, *here.parents) if (folder / ".llmos").is_dir()][:1]
+    found = [folder / ".llmos" for folder in (here, *here.parents) if (folder / ".llmos").is_dir()][:1]
+    return [folder / "crash" for folder in found if access.writable(folder)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos_cli.core import access
 from llmos_cli.errors import UsageError
 from llmos_cli.ui import Ui
 
@@ -59,8 +60,11 @@ def goes_on_as_begun(rev: str, *others: Any) -> None:
 
 
 class Session:
-    def __init__(self, ui: Ui) -> None:
+    """`changes`: the command is about to change the workspace."""
+
+    def __init__(self, ui: Ui, *, changes: bool) -> None:
         self.ui = ui
+        self._changes = changes
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -69,9 +73,16 @@ class Session:
 
         workspace = Workspace.find()
         workspace.emit = self.ui.emit
+        if self._changes:
+            access.require_writable(workspace.dot)
         if self.ui.dry_run:
             workspace.oplog.rehearsing = True
         return workspace
+
+    def will_write(self, *files: Path | None) -> None:
+        """What the user wants written: in read-only mode anywhere but in the workspace."""
+        for file in files:
+            access.require_outside(self.workspace.root, file)
 
     def resolve(
         self,
@@ -97,10 +108,16 @@ class Session:
 
 
 @contextmanager
-def session(*, json: bool = False, quiet: bool = False, dry_run: bool = False) -> Iterator[Session]:
-    """With `dry_run` no ref and no config of the workspace moves, and the result says so; see `core/oplog.py`."""
-    ui = Ui(json=json, quiet=quiet, dry_run=dry_run)
+def session(
+    *, json: bool = False, quiet: bool = False, dry_run: bool | None = None, changes: bool | None = None
+) -> Iterator[Session]:
+    """With `dry_run` no ref and no config of the workspace moves, and the result says so; see `core/oplog.py`. What
+    changes something is refused here in read-only mode: a command that has `--dry-run`, unless that was said, or as `changes` says."""
+    changes = dry_run is False if changes is None else changes and not dry_run
+    if changes:
+        access.require_change()
+    ui = Ui(json=json, quiet=quiet, dry_run=bool(dry_run))
     try:
-        yield Session(ui)
+        yield Session(ui, changes=changes)
     finally:
         ui.close()

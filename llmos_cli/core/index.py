@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from llmos_cli.core import records
+from llmos_cli.core import access, records
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -199,7 +199,7 @@ class Index:
         anew._connected(anew._open_in_memory)
         if self._all() == anew._all():
             return True
-        self._connected(self._open_anew, again=True)
+        self._connected(self._open_in_memory if access.read_only() else self._open_anew, again=True)
         return False
 
     def _all(self) -> list[list[Any]]:
@@ -314,7 +314,7 @@ class Index:
             try:
                 return self._in_transaction(self._connected(self._open), work)
             except sqlite3.DatabaseError as error:
-                anew = self._open_in_memory if _unusable(error) else self._open_anew
+                anew = self._open_aside if _unusable(error) or access.read_only() else self._open_anew
             try:
                 return self._in_transaction(self._connected(anew, again=True), work)
             except sqlite3.DatabaseError:
@@ -339,8 +339,7 @@ class Index:
         return result
 
     def _open(self) -> sqlite3.Connection:
-        # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
-        db = sqlite3.connect(self._path, timeout=10, check_same_thread=False, isolation_level="IMMEDIATE")
+        db = self._connect("ro" if access.read_only() else "rwc")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, _SCHEMA):
             db.close()
@@ -349,6 +348,11 @@ class Index:
             _create(db)
         return db
 
+    def _connect(self, mode: Literal["ro", "rwc"]) -> sqlite3.Connection:
+        # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
+        place = f"{self._path.absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(place, timeout=10, check_same_thread=False, isolation_level="IMMEDIATE", uri=True)
+
     def _open_anew(self) -> sqlite3.Connection:
         try:
             self._path.unlink(missing_ok=True)
@@ -356,6 +360,14 @@ class Index:
         except OSError as error:
             raise sqlite3.OperationalError(str(error)) from error
         return self._open()
+
+    def _open_aside(self) -> sqlite3.Connection:
+        """In memory, beginning with what the file knows where it can be read: to learn the rest costs little then."""
+        db = self._open_in_memory()
+        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(self._connect("ro")) as file:
+            if file.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA:
+                file.backup(db)
+        return db
 
     def _open_in_memory(self) -> sqlite3.Connection:
         db = sqlite3.connect(":memory:", check_same_thread=False)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from llmos_cli.core import atomic
+from llmos_cli.core import access, atomic
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
@@ -95,6 +95,7 @@ class OperationLog:
         if self.rehearsing:
             yield
             return
+        access.require_change()
         with lock(self._dot / "locks" / "refs", emit=emit):
             self._finish_pending()
             yield

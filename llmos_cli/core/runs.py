@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, journal, storing
+from llmos_cli.core import access, atomic, journal, storing
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.oplog import Change
@@ -67,6 +67,7 @@ def begin(
 @contextlib.contextmanager
 def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) -> Iterator[Run]:
     """Reopen a run that ended without a result. Conflict when it is still running, UsageError when it is done."""
+    access.require_change()
     with lock(workspace.dot / "locks" / f"run-{record.id}", emit=workspace.emit):
         record = workspace.runs.find(record.id)
         _check_resumable(record)

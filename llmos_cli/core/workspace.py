@@ -13,7 +13,6 @@ No path in it is absolute: a workspace that was moved goes on working.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, revisions
+from llmos_cli.core import access, atomic, revisions
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Head, Refs
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, ignore
@@ -63,7 +62,6 @@ class Workspace:
         self.root = root
         self.dot = root / DOT
         self.configs = root / "configs"
-        self.cache = self.dot / "cache"
         self.name = root.name
         self.checkpoints = root / "checkpoints"
         self.refs = Refs(self.dot)
@@ -81,7 +79,7 @@ class Workspace:
             if (folder / DOT / "refs").is_dir():
                 _check_format(folder / "llmos.yaml")
                 found = cls(folder)
-                if (found.dot / "pending.json").exists() and os.access(found.dot, os.W_OK):
+                if (found.dot / "pending.json").exists() and found.writable:
                     found.oplog.settle()
                 return found
         raise NotFound(f"there is no workspace in {here} or above it", hint="`llmos init` makes one here")
@@ -89,6 +87,7 @@ class Workspace:
     @classmethod
     def create(cls, directory: Path) -> Workspace:
         """Make the skeleton. HEAD comes last: what was cut off before can be created again."""
+        access.require_change()
         root = cls.vacant(directory)
         for folder in ("configs", "checkpoints", "runs", f"{DOT}/refs/heads", f"{DOT}/tmp", f"{DOT}/cache"):
             with atomic.refusals(root):
@@ -105,6 +104,16 @@ class Workspace:
         if (root / DOT / HEAD).exists():
             raise UsageError(f"{root} is a workspace already", hint="`llmos status` shows it")
         return root
+
+    @cached_property
+    def writable(self) -> bool:
+        """False in read-only mode, on a read-only file system, and for those whom the folder's mode keeps out."""
+        return access.writable(self.dot)
+
+    @cached_property
+    def cache(self) -> Path:
+        """Where what is derived from data is kept: in the workspace where that can be written."""
+        return (self.dot if self.writable else access.own_folder(self.root)) / "cache"
 
     @cached_property
     def index(self) -> Index:
@@ -176,10 +185,10 @@ class Workspace:
         return self.index.metrics(checkpoint)
 
     def stage(self) -> AbstractContextManager[Path]:
-        """An empty folder on the workspace's own disk, gone afterwards unless it was committed."""
+        """An empty folder on the workspace's own disk (where that can be written), gone afterwards unless it was committed."""
         from llmos_cli.core import staging
 
-        return staging.stage(self.dot / "tmp")
+        return staging.stage((self.dot if self.writable else access.own_folder(self.root)) / "tmp")
 
     def begin(
         self,
@@ -195,6 +204,7 @@ class Workspace:
         which nothing may remove while it lives; `name` is what users call it."""
         from llmos_cli.core import runs
 
+        access.require_change()
         return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, name=name)
 
 

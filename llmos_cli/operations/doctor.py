@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from llmos_cli import device
+from llmos_cli.core import access
 from llmos_cli.core.objects import best_mode
 from llmos_cli.core.view import Cell, Group, Span, Table, View, size
 from llmos_cli.events import Emit, Note
@@ -92,7 +93,7 @@ def doctor(folder: Path, *, emit: Emit) -> DoctorResult:
     emit(Note("measuring arithmetic..."))
     chosen = device.pick()
     speeds = device.speed((torch.float32, torch.bfloat16), chosen)
-    writable = os.access(folder, os.W_OK)
+    writable = access.writable(folder)
     found = {
         "memory_free": device.memory_free(torch.device("cpu")),
         "disk_free": shutil.disk_usage(folder).free,

@@ -47,9 +47,15 @@ class Repaired:
     source: str
 
 
+_INDEX_DIFFERED = {
+    True: "the index differed from the files, and was made anew",
+    False: "the index differs from the files, and was not used: `llmos fsck` makes it anew where it may write",
+}
+
+
 @dataclass(frozen=True)
 class FsckResult:
-    """`index_differed` from the files, and was made anew; `repaired`: what was damaged before, and where good bytes were."""
+    """`index_differed` from the files, and was made anew where the workspace can be written; `repaired`: what was damaged before, and where good bytes were."""
 
     checkpoints: int
     files: int
@@ -57,6 +63,7 @@ class FsckResult:
     problems: tuple[Problem, ...]
     index_differed: bool = False
     repaired: tuple[Repaired, ...] = ()
+    index_made_anew: bool = False
 
     @property
     def sentence(self) -> str:
@@ -73,7 +80,7 @@ class FsckResult:
         return Group(
             [
                 Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
-                "the index differed from the files, and was made anew" if self.index_differed else "",
+                _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
                 f"{checked}: {verdict}",
             ]
@@ -87,7 +94,10 @@ def fsck(ws: Workspace, *, repair: bool = False, emit: Emit = ignore) -> FsckRes
     from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
 
     repaired = put_back(ws, [(each.checkpoint, each.file) for each in found.problems if each.file], emit)
-    return replace(_checked(ws, emit), index_differed=found.index_differed, repaired=tuple(repaired))
+    again = _checked(ws, emit)
+    return replace(
+        again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
+    )
 
 
 def _checked(ws: Workspace, emit: Emit) -> FsckResult:
@@ -104,12 +114,15 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     )
     hurt = _Hurt(ws)
     told = tuple(hurt.named(problem) for problem in problems)
-    return FsckResult(len(checked), hashes.files, hashes.bytes, told, index_differed=not ws.index.agrees())
+    differed = not ws.index.agrees()
+    return FsckResult(
+        len(checked), hashes.files, hashes.bytes, told, differed, index_made_anew=differed and ws.writable
+    )
 
 
 def _quiet(ws: Workspace) -> AbstractContextManager[None]:
     """Nobody is in the middle of moving a ref; where nothing can be written, nobody is."""
-    return ws.oplog.locked(ws.emit) if os.access(ws.dot, os.W_OK) else nullcontext()
+    return ws.oplog.locked(ws.emit) if ws.writable else nullcontext()
 
 
 class _Hashes:
