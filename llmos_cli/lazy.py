@@ -23,7 +23,7 @@ from llmos_cli import catalog
 from llmos_cli.errors import UsageError
 
 PANELS = {
-    "Start": ("init", "doctor", "config", "import"),
+    "Start": ("init", "doctor", "config", "data", "import"),
     "Stages": ("train", "tune", "prune", "quantize", "compress", "eval", "generate", "predict", "deploy", "export"),
     "History": (
         "status",

@@ -53,6 +53,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
     "clone": [("clone", "../far", "../copy")],
     "compress": [("compress", "-q", "--target-ratio", "0.5")],
+    "data": [("data", "snapshot", "--source", "notes.jsonl"), ("data", "snapshot", "--name", "again"), ("data", "rm", "kept", "--force")],
     "deploy": [("deploy", "--port", "0", "--name", "dry")],
     "export": [("export", "-o", "../out/model"), ("export", "-o", "../dense", "--dtype", "float32"), ("export", "-o", "../m.gguf", "--format", "gguf")],
     "fetch": [("fetch",)],
@@ -76,7 +77,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
 }  # fmt: skip
 
 SAME_WORDS = (
-    *("backup", "branch", "checkout", "clone", "export", "fetch", "gc", "init"),
+    *("backup", "branch", "checkout", "clone", "data", "export", "fetch", "gc", "init"),
     *("pull", "push", "redo", "remote", "restore", "rm", "sign", "tag", "undo"),
 )
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
@@ -89,6 +90,7 @@ TENSES = {
     "would get": "got",
     "would move": "moved",
     "would make": "made",
+    "would keep": "kept",
     "would back up": "backed up",
     "would restore": "restored",
     "would be deleted": "deleted",
@@ -114,6 +116,7 @@ def test_every_command_has_it_or_a_reason(llmos):
 def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., Workspace]) -> Path:
     """A workspace in which every case is possible: names, kept configs, an undone operation, something to collect."""
     from llmos_cli.operations.branch import branch
+    from llmos_cli.operations.data import snapshot
     from llmos_cli.operations.tag import tag
 
     ws = new_workspace(tmp_path_factory.mktemp("full") / "w")
@@ -124,6 +127,8 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     branch(ws, "other")
     committed(ws, "causal-lm", change=lambda model: _shake(model, 2))
     ws.oplog.undo()
+    snapshot(ws, "base", name="kept")
+    (ws.root / "notes.jsonl").write_text("".join(f'{{"text": "note {number}"}}\n' for number in range(60)))
     train.write_text(train.read_text() + "# edited\n")
     _share(ws, train)
     with (ws.root / "llmos.yaml").open("a") as settings:

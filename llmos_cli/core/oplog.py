@@ -21,7 +21,7 @@ from llmos_cli.core import access, atomic
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
-from llmos_cli.core.refs import HEAD, HEADS, RUNS, SYMBOLIC, Refs
+from llmos_cli.core.refs import DATA, HEAD, HEADS, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.errors import Conflict, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
@@ -250,11 +250,15 @@ class OperationLog:
         """What an old operation moved from or to may have been collected since."""
         for change in operation.changes:
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
-            if names_one and not (self._root / "checkpoints" / str(change.after)).is_dir():
+            if names_one and not self._place(change.what, str(change.after)).exists():
                 raise NotFound(
-                    f"cannot {operation.name}: checkpoint {_value(change.after)} is gone",
+                    f"cannot {operation.name}: {'snapshot' if change.what.startswith(DATA) else 'checkpoint'} {_value(change.after)} is gone",
                     hint="`llmos op log` lists the operations; `llmos undo ID` takes back another one",
                 )
+
+    def _place(self, ref: str, value: str) -> Path:
+        """Where that stands which a ref names."""
+        return self._dot / SNAPSHOTS / f"{value}.json" if ref.startswith(DATA) else self._root / "checkpoints" / value
 
     def _current(self, change: Change) -> str | None:
         if change.is_ref:

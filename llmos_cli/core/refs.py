@@ -5,6 +5,7 @@
     .llmos/refs/tags/NAME    tags: stay
     .llmos/refs/stages/NAME  what a stage of the pipeline made last
     .llmos/refs/runs/RUN     what a run committed: makes it findable, protects nothing
+    .llmos/refs/data/NAME    snapshots of data that were given a name (ids of snapshots, see `snapshots.py`, not of checkpoints)
     .llmos/refs/remotes/R/heads/NAME, .../R/tags/NAME      where those of the remote R were when it was last heard of
 
 This file reads and writes single refs. Whatever moves or removes one does so through the operation log (`oplog.py`),
@@ -27,6 +28,9 @@ HEADS = "refs/heads/"
 TAGS = "refs/tags/"
 STAGES = "refs/stages/"
 RUNS = "refs/runs/"
+DATA = "refs/data/"
+SNAPSHOTS = "snapshots"
+"""The folder of what `DATA` names."""
 REMOTES = "refs/remotes/"
 SYMBOLIC = "ref: "
 ID = re.compile(r"[0-9a-f]{64}")

@@ -5,7 +5,7 @@
       configs/              one YAML per verb, the user's to edit
       checkpoints/<id>/     plain model directories, read-only, each with its manifest.json
       runs/<id>/            what every operation did
-      .llmos/               HEAD refs/ objects/ operations.jsonl index.sqlite locks/ tmp/ cache/
+      .llmos/               HEAD refs/ objects/ snapshots/ operations.jsonl index.sqlite locks/ tmp/ cache/
 
 No path in it is absolute: a workspace that was moved goes on working.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmos_cli.core.oplog import OperationLog
     from llmos_cli.core.records import Runs
     from llmos_cli.core.runs import Run
+    from llmos_cli.core.snapshots import Snapshots
 
 FORMAT = 1
 DOT = ".llmos"
@@ -138,6 +139,12 @@ class Workspace:
         from llmos_cli.core.dropped import Dropped
 
         return Dropped(self.dot)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        from llmos_cli.core.snapshots import Snapshots
+
+        return Snapshots(self.dot)
 
     @cached_property
     def runs(self) -> Runs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,42 @@ def digests(rows: Rows, columns: Sequence[str] | None = None) -> list[bytes]:
 
 
 def of_values(values: Iterable[tuple[str, Any]]) -> bytes:
-    hasher = hashlib.sha256()
-    for name, value in values:
-        content = _bytes(value)
-        hasher.update(f"{name}:{len(content)}:".encode())
-        hasher.update(content)
-    return hasher.digest()
+    return hashlib.sha256(framed(values)).digest()
+
+
+def framed(values: Iterable[tuple[str, Any]]) -> bytes:
+    """What a row's digest is over, and how a snapshot keeps the row."""
+    return b"".join(
+        part
+        for name, value in values
+        for content in (_bytes(value),)
+        for part in (f"{name}:{len(content)}:".encode(), content)
+    )
+
+
+def value_of(content: bytes) -> Any:
+    """What `framed` made these bytes of a value from; ValueError where it made them of none."""
+    kind, rest = content[:1], content[1:]
+    if kind == b"s":
+        return rest.decode("utf-8", "surrogatepass")
+    if kind == b"b":
+        return rest
+    if kind == b"j":
+        return json.loads(rest)
+    if kind == b"a" and (told := _ARRAY.match(rest)):
+        shape = tuple(int(side) for side in told[2].split(b",") if side.strip())
+        return np.frombuffer(rest[told.end() :], _dtype(told[1].decode())).reshape(shape)
+    raise ValueError(f"a value begins with {kind!r}")
+
+
+_ARRAY = re.compile(rb"([<>|=][biufc]\d+)\(([\d, ]*)\)")
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"{name} is no type of numbers") from error
 
 
 def of_split(row_digests: Sequence[bytes]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Sources: from the `data` section of a config to named splits of rows under canonical names.
 
-`builtin:NAME` is the function `load` of `builtin_NAME.py` beside this file. Everything else is read by `files.py`: a
-file, a folder, a saved `datasets` directory, a hub id, an fsspec URL. Several sources are put one after the other.
+`builtin:NAME` is the function `load` of `builtin_NAME.py` beside this file, `snapshot:NAME` what `data snapshot` kept. Everything
+else is read by `files.py`: a file, a folder, a saved `datasets` directory, a hub id, an fsspec URL. Several sources are put one
+after the other. Where a source is gone, its last snapshot stands in.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.data import fingerprint, splits
+from llmos_cli.data import fingerprint, snapshots, splits
 from llmos_cli.data.rows import Rows, concatenated
-from llmos_cli.errors import UsageError
+from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.options.data import DataOptions, Source
 
 BUILTIN = "builtin:"
@@ -47,11 +48,31 @@ class Loaded:
 def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded:
     """The rows of `options.source` with `columns` (canonical names, the last one being the target of a classifier)."""
     sources = _sources(options)
+    told: tuple[str, ...] = ()
+    try:
+        rows = _read(sources, options, columns, cache=cache)
+    except NotFound as gone:
+        rows, told = _stand_in(gone, options, columns, cache=cache)
+    described, notes = _described(rows, sources)
+    return Loaded(", ".join(source.source for source in sources) or "data.splits", rows, described, (*told, *notes))
+
+
+def _read(sources: Sequence[Source], options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
     parts = {source.source: _one(source.source, options, columns, cache=cache) for source in sources}
     named = {name: _of_split(name, sources, parts, options) for name in splits.NAMES}
-    kept = {name: concatenated(rows) for name, rows in named.items() if rows}
-    described, notes = _described(kept, sources)
-    return Loaded(", ".join(source.source for source in sources) or "data.splits", kept, described, notes)
+    return {name: concatenated(rows) for name, rows in named.items() if rows}
+
+
+def _stand_in(
+    gone: NotFound, options: DataOptions, columns: Sequence[str], *, cache: Path
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The rows that were kept last of what the options ask for, and a sentence that says so."""
+    kept = snapshots.of_cache(cache)
+    found = snapshots.latest(kept, snapshots.asked(options, columns))
+    if found is None:
+        raise gone
+    told = f"{gone.message}: the rows of snapshot {found.id[:12]}, kept on {found.time[:10]}, stand in"
+    return snapshots.rows(kept, found, columns), (told,)
 
 
 def builtins() -> list[str]:
@@ -84,6 +105,8 @@ def _sources(options: DataOptions) -> list[Source]:
 def _one(source: str, options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
     if source.startswith(BUILTIN):
         return _builtin(source, columns, cache=cache)
+    if source.startswith(snapshots.PREFIX):
+        return _kept(source.removeprefix(snapshots.PREFIX), columns, cache=cache)
     from llmos_cli.data import files
 
     read = files.read(source, options, columns, cache=cache)
@@ -105,6 +128,11 @@ def _builtin(source: str, columns: Sequence[str], *, cache: Path) -> dict[str, R
             hint="Choose a data set that fits data.task.",
         )
     return {split: Rows({column: rows[column] for column in columns}) for split, rows in loaded.items()}
+
+
+def _kept(name: str, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
+    there = snapshots.of_cache(cache)
+    return snapshots.rows(there, there.find(name), columns)
 
 
 def _of_split(

@@ -34,7 +34,7 @@ class BackupResult:
 
 def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> BackupResult:
     place = remotes.named(ws, remote)
-    with remotes.turn(ws, place), ws.stage() as folder:
+    with remotes.turn(ws, place), ws.snapshots.still(ws.emit), ws.stage() as folder:
         there = remotes.opened(ws, place)
         files = backups.copied(ws, folder)
         made, entries = backups.described(ws, files, folder)

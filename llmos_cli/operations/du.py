@@ -31,8 +31,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class DuResult:
-    """Bytes on disk: `checkpoints` with everything shared counted once, `unused` objects that `gc` would remove, `runs`, and
-    `cache` (safe to delete). `storage`: reflink, hardlink, copy or None."""
+    """Bytes on disk: `checkpoints` with everything shared counted once, `unused` objects that `gc` would remove, `runs`, `data`
+    that was kept, and `cache` (safe to delete). `storage`: reflink, hardlink, copy or None."""
 
     usage: tuple[Usage, ...]
     checkpoints: int
@@ -40,6 +40,7 @@ class DuResult:
     runs: int
     cache: int
     storage: str | None
+    data: int
 
     def view(self) -> View:
         rows = [
@@ -60,6 +61,7 @@ class DuResult:
         totals = [
             f"checkpoints {size(self.checkpoints)}, {_how(self.storage)}",
             f"runs {size(self.runs)}",
+            *([f"data {size(self.data)} (`llmos data list`)"] if self.data else ()),
             f"cache {size(self.cache)} (safe to delete)",
         ]
         if self.unused:
@@ -97,7 +99,8 @@ def du(ws: Workspace) -> DuResult:
         )
     total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
     unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in count)
-    return DuResult(tuple(usage), total, unused, _bytes([ws.root / "runs"]), _bytes([ws.cache]), ws.storage)
+    runs, cache, data = (_bytes([folder]) for folder in (ws.root / "runs", ws.cache, ws.snapshots.directory))
+    return DuResult(tuple(usage), total, unused, runs, cache, ws.storage, data)
 
 
 def _bytes(folders: Iterable[Path]) -> int:

@@ -20,7 +20,7 @@ from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
-from llmos_cli.operations import evaluations, gate, lineage, processors
+from llmos_cli.operations import evaluations, gate, lineage, processors, snapshots
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.gate import Requirement, Verdict
@@ -170,10 +170,18 @@ class Exam:
 
 
 def prepare(ws: Workspace, checkpoint: Checkpoint, data: DataOptions, *, seed: int, emit: Emit) -> Exam:
-    """The data as this checkpoint's own tokenizer and labels read it."""
+    """The data as this checkpoint's own tokenizer and labels read it; where that is the data it was made with, kept, and not so
+    any more in its source, as it was kept."""
     task = of_checkpoint(checkpoint.manifest, checkpoint.config_json())
     data = data.model_copy(update={"task": task.name})
-    prepared = task.prepare(data, ModelOptions(), seed=seed, cache=ws.cache, processor=checkpoint.path)
+
+    def read(data: DataOptions) -> Prepared:
+        return task.prepare(data, ModelOptions(), seed=seed, cache=ws.cache, processor=checkpoint.path)
+
+    prepared = read(data)
+    if kept := snapshots.standing_in(ws, checkpoint.id, data, task.columns, prepared.fingerprint):
+        prepared = replace(read(kept.data), fingerprint={**prepared.fingerprint, **kept.fingerprint})
+        emit(Note(kept.told, level="warning"))
     for note in prepared.notes:
         emit(Note(note, level="warning"))
     return Exam(checkpoint, task, data, prepared)

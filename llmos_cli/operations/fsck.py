@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ from llmos_cli.core import manifest, records, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
-from llmos_cli.core.refs import HEAD, HEADS, ID, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, REMOTES, RUNS, SNAPSHOTS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -113,7 +114,7 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
     )
     hurt = _Hurt(ws)
-    told = tuple(hurt.named(problem) for problem in problems)
+    told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt))
     differed = not ws.index.agrees()
     return FsckResult(
         len(checked), hashes.files, hashes.bytes, told, differed, index_made_anew=differed and ws.writable
@@ -239,6 +240,23 @@ def _objects(
             yield Problem(
                 where, "has other bytes than its name says; no checkpoint reads it, `llmos fsck --repair` removes it"
             )
+
+
+def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
+    """Every piece of data that was kept hashed again, and every row counted; what hurts is that its checkpoints cannot be made again."""
+    kept = ws.snapshots
+    made = readers(ws) if kept.ids() else {}
+    for each in kept.ids():
+        try:
+            what = kept.wrong(kept.read(each))
+        except Corrupt as error:
+            what = error.message
+        if what:
+            yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())))
+    yield from (Problem(f".llmos/{SNAPSHOTS}/{path.name}", "llmos did not put it there") for path in kept.strange())
+    for name, value in kept.names().items():
+        if value not in kept:
+            yield Problem(DATA + name, f"names {value[:SHORT]}, which is missing")
 
 
 def _refs(ws: Workspace) -> Iterator[Problem]:
@@ -368,12 +386,11 @@ class _Hurt:
         }
 
     def named(self, problem: Problem) -> Problem:
-        hurts = (
-            tuple(name for name, line in self._lines.items() if problem.checkpoint in line)
-            if problem.checkpoint
-            else ()
-        )
-        return replace(problem, hurts=hurts)
+        return replace(problem, hurts=self.by([problem.checkpoint]))
+
+    def by(self, checkpoints: Iterable[str]) -> tuple[str, ...]:
+        """Those that have any of these."""
+        return tuple(name for name, line in self._lines.items() if not line.isdisjoint(checkpoints))
 
 
 def _readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:

@@ -18,6 +18,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import holders, needed, protected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.core.snapshots import readers
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
@@ -33,8 +34,8 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, signature, state, result (of a stage), remains (of removed weights) or leftover; `called`: what
-    made a checkpoint and who named it last; `size` in bytes."""
+    """`kind`: checkpoint, weights, object, snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
+    removed weights) or leftover; `called`: what made a checkpoint and who named it last, or what data it is; `size` in bytes."""
 
     kind: str
     name: str
@@ -88,6 +89,7 @@ def gc(
             *(_weights(ws, keep, unnamed | young) if keep else ()),
             *_remains(ws, unnamed),
             *_objects(ws),
+            *_snapshots(ws, unnamed, now, grace),
             *_signatures(ws),
             *_states(ws, now, grace),
             *_results(ws, now - grace),
@@ -186,6 +188,35 @@ def _unheld(ws: Workspace) -> Iterator[tuple[str, os.DirEntry[str]]]:
             yield name, entry
 
 
+def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float) -> Iterator[Garbage]:
+    """Of data that has no name and that no checkpoint was made with, and pieces that none holds; not while one is being taken."""
+    kept = ws.snapshots
+    if not kept.directory.is_dir():
+        return
+    with contextlib.suppress(LockTimeout), lock(kept.lock, wait=0):
+        gone = _unread(ws, unnamed, now, grace) if kept.ids() else set()
+        left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces}
+        for each in map(kept.read, sorted(gone)):
+            own = {sha256: length for sha256, length in each.pieces.items() if sha256 not in left}
+            left |= own.keys()  # what two of them share is counted once
+            yield Garbage(
+                "snapshot", each.id, "no name, and no checkpoint was made with it", sum(own.values()), each.source
+            )
+        for sha256, path in kept.stored():
+            if sha256 not in left:
+                yield Garbage("piece", sha256, "no snapshot holds it", path.stat().st_size)
+
+
+def _unread(ws: Workspace, unnamed: set[str], now: float, grace: float) -> set[str]:
+    read = {snapshot for snapshot, makers in readers(ws).items() if not unnamed.issuperset(makers)}
+    held = read | set(ws.snapshots.names().values()) | ws.oplog.protected(now - WINDOW)
+    return {
+        each
+        for each in ws.snapshots.ids()
+        if each not in held and now - ws.snapshots.path(each).stat().st_mtime >= grace
+    }
+
+
 def _signatures(ws: Workspace) -> Iterator[Garbage]:
     """Of checkpoints that are not here: those of others go with their checkpoint."""
     for name in signatures.signed(ws.dot):
@@ -235,6 +266,8 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
             shutil.rmtree(ws.root / "runs" / each.name / "state")
         elif each.kind == "signature":
             signatures.path(ws.dot, each.name).unlink(missing_ok=True)
+        elif each.kind == "snapshot":
+            ws.snapshots.remove(each.name)
         elif each.kind == "result":
             (ws.dot / each.name).unlink(missing_ok=True)
         elif each.kind == "leftover":
@@ -245,6 +278,10 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
     ws.objects.remove([name for name, _ in _unheld(ws)])
+    if any(each.kind in ("snapshot", "piece") for each in garbage):
+        with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
+            for _, path in [*ws.snapshots.unheld()]:
+                path.unlink(missing_ok=True)
 
 
 def _children_first(ws: Workspace, unnamed: set[str]) -> list[str]:

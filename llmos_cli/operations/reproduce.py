@@ -24,7 +24,7 @@ from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, duration,
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Corrupt, Interrupted, LlmosError, NotFound, UsageError, interrupted
 from llmos_cli.events import Emit, Note, ignore
-from llmos_cli.operations import lineage
+from llmos_cli.operations import lineage, snapshots
 from llmos_cli.operations.changed import Changed, changed
 from llmos_cli.operations.config import methods, root_of
 from llmos_cli.operations.pipeline.process import Processes, stopping
@@ -133,8 +133,10 @@ def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> Repro
 def check_data(ws: Workspace, line: Sequence[Manifest], emit: Emit = ignore) -> None:
     """Corrupt, naming source and split, where a step's data is not what it was made with."""
     for made in line:
-        # What read a checkpoint whose weights were removed is compared when that has been made again.
-        if made.made.operation in REDONE and not set(made.made.parents) & ws.dropped.all():
+        # What read a checkpoint whose weights were removed is compared when that has been made again; what was kept is read
+        # from its snapshot.
+        removed = set(made.made.parents) & ws.dropped.all()
+        if made.made.operation in REDONE and not removed and not snapshots.kept_of(ws, made):
             _check_data(ws, made, emit)
 
 
@@ -159,7 +161,7 @@ def _compare_data(made: Manifest, now: Mapping[str, Any]) -> None:
             )
             raise Corrupt(
                 f"the {split} split of {sources} is not what {short(made.id)} was made with: it had {before['rows']:,} rows and {told}",
-                hint="bring the data back as it was; its hashes are in `llmos show`",
+                hint="bring the data back as it was; its hashes are in `llmos show`, and `llmos data snapshot` would have kept it",
             )
 
 
@@ -196,8 +198,10 @@ def _config(made: Manifest) -> yaml12.Node:
 
 
 def _scratch(ws: Workspace, root: Path) -> Workspace:
-    """An empty workspace in which the files beside this one's own are found under the same paths."""
+    """An empty workspace in which the files beside this one's own, and what was kept of data, are found under the same paths."""
     scratch = Workspace.create(root)
+    if ws.snapshots.ids():
+        scratch.snapshots.directory.symlink_to(ws.snapshots.directory)
     for entry in ws.root.iterdir():
         if entry.name not in OUR_OWN:
             (root / entry.name).symlink_to(entry)
@@ -240,7 +244,7 @@ def _run(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Mappi
     """The command, as a process of its own: whatever this one has in memory is no part of what was recorded."""
     operation = made.made.operation
     file = scratch.root / "recorded.yaml"
-    atomic.write_text(file, json.dumps(_rooted(ws, _config(made).plain()), ensure_ascii=False))
+    atomic.write_text(file, json.dumps(_readable(ws, made, emit), ensure_ascii=False))
     words = [
         sys.executable,
         "-m",
@@ -296,6 +300,15 @@ def _failure(made: Manifest, ended: Ended) -> LlmosError:
         f"{made.made.operation} {short(made.id)} cannot be run again: {error.get('message') or ended.tail}",
         hint=str(error.get("hint") or "`llmos show` tells how it was made"),
     )
+
+
+def _readable(ws: Workspace, made: Manifest, emit: Emit) -> dict[str, Any]:
+    """Its config, with data that is found from the scratch workspace: the snapshot of it, if there is one."""
+    config = _rooted(ws, _config(made).plain())
+    if kept := snapshots.kept_of(ws, made):
+        emit(Note(f"its data is read from snapshot {short(kept)}"))
+        config["data"] = snapshots.reading(kept, config["data"])
+    return config
 
 
 def _rooted(ws: Workspace, config: dict[str, Any]) -> dict[str, Any]:

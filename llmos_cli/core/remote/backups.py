@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.processes import host
+from llmos_cli.core.refs import SNAPSHOTS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import DOT
@@ -53,7 +54,10 @@ def copied(ws: Workspace, folder: Path) -> dict[str, Path]:
     moment is copied to `folder`, under the lock of the refs, so that refs and the log of operations agree."""
     with ws.oplog.locked(ws.emit):
         files = {name: ws.root / name for name in _beside(ws)}
-        for name in (name for name in files if name.startswith(f"{DOT}/")):
+        # What is kept of data stays what its name says, as checkpoints do.
+        for name in (
+            name for name in files if name.startswith(f"{DOT}/") and not name.startswith(f"{DOT}/{SNAPSHOTS}/")
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files[name] = Path(shutil.copyfile(ws.root / name, folder / name))
     return files

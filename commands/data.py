@@ -1,0 +1,62 @@
+"""Keep the data that checkpoints were made with, and list what is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help=__doc__)
+
+
+@app.callback()
+def data() -> None:
+    pass
+
+
+@app.command()
+def snapshot(
+    rev: Annotated[str | None, typer.Argument(help="What was made with it; HEAD and its line when omitted.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="S", help="Keep this source, as training would read it now.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Call it so: `data.source: snapshot:NAME`.")] = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Keep every row that a checkpoint was made with, so that it can be made again when the source has changed or is gone."""
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        from llmos_cli.operations.data import snapshot as operation
+
+        result = operation(s.workspace, rev, source=source, name=name, dry_run=dry_run, emit=s.ui.emit)
+        s.ui.show(result)
+        if json and result.lost:
+            raise typer.Exit(5)  # what was lost is in the JSON: one document, not two
+        result.enforce()
+
+
+@app.command()
+def list(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    """List the snapshots: of what, how large, and how many checkpoints were made with each."""
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations.data import listed
+
+        s.ui.show(listed(s.workspace))
+
+
+@app.command()
+def rm(
+    snapshot: Annotated[str, typer.Argument(help="Its name, its id or the beginning of that.")],
+    force: Annotated[bool, typer.Option("-f", "--force", help="Though checkpoints were made with it.")] = False,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Remove a snapshot and its names."""
+    with session(json=json, quiet=quiet, dry_run=dry_run) as s:
+        from llmos_cli.operations.data import remove
+
+        s.ui.show(remove(s.workspace, snapshot, force=force, dry_run=dry_run))
