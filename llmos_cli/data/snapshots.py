@@ -97,8 +97,8 @@ def latest(snapshots: Snapshots, asked: str) -> Snapshot | None:
 
 
 def of_cache(cache: Path) -> Snapshots:
-    """Those of the workspace whose cache it is."""
-    return Snapshots(cache.parent)
+    """Those of the workspace whose cache it is; else of the one that we are in."""
+    return Snapshots(cache.parent if cache.parent.name == ".llmos" else Path.cwd() / ".llmos")
 
 
 class _Reader:

@@ -193,7 +193,8 @@ def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float) -> It
     kept = ws.snapshots
     if not kept.directory.is_dir():
         return
-    with contextlib.suppress(LockTimeout), lock(kept.lock, wait=0):
+    rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
+    with contextlib.suppress(LockTimeout), rehearsing or lock(kept.lock, wait=0):
         gone = _unread(ws, unnamed, now, grace) if kept.ids() else set()
         left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces}
         for each in map(kept.read, sorted(gone)):
