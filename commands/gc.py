@@ -13,6 +13,9 @@ def gc(
     expire: Annotated[
         str, typer.Option("--expire", metavar="AGE", help="Keep unnamed checkpoints this long: 30d, 12h, now.")
     ] = "30d",
+    window: Annotated[
+        str, typer.Option("--window", metavar="AGE", help="How far back undo reaches: what it needs is kept.")
+    ] = "30d",
     keep_last: Annotated[
         int | None,
         typer.Option(metavar="N", help="Keep the weights of the last N on each branch and of what is tagged."),
@@ -27,4 +30,13 @@ def gc(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.gc import gc as operation
 
-        s.ui.show(operation(s.workspace, expire=expire, keep_last=keep_last, keep_tagged=keep_tagged, dry_run=dry_run))
+        s.ui.show(
+            operation(
+                s.workspace,
+                expire=expire,
+                window=window,
+                keep_last=keep_last,
+                keep_tagged=keep_tagged,
+                dry_run=dry_run,
+            )
+        )

@@ -1,4 +1,4 @@
-"""Look at the log of operations that moved branches, tags, HEAD or configs."""
+"""Look at the log of operations that moved branches, tags, HEAD or configs, or removed something."""
 
 from __future__ import annotations
 

@@ -1,12 +1,19 @@
 """Which checkpoints had their weights removed: an empty file `.llmos/dropped/<id>` each, written before the weights go.
 
-The manifest stays, so that the line of ancestors stays whole. Files that are still beside it (a removal or a return that
-was cut off) count for nothing, and `gc` removes them.
+The manifest stays, so that the line of ancestors stays whole. Files that are still beside it count for nothing: `rm` leaves
+them, for its mark to be undone, until `gc` finds that the operation log's window has passed over it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+FOLDER = ".llmos/dropped/"
+
+
+def mark_of(checkpoint: str) -> str:
+    """What an operation that removes its weights changes: from nothing to an empty file."""
+    return FOLDER + checkpoint
 
 
 class Dropped:
@@ -44,6 +51,16 @@ class Dropped:
             for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
                 folder.rmdir()
             atomic.sync_directory(directory)
+
+    def whole(self, root: Path, checkpoint: str) -> bool:
+        """Whether its files are all still there, or it has its weights anyway: then taking the mark away is all there is to do."""
+        from llmos_cli.core import manifest
+
+        directory = root / "checkpoints" / checkpoint
+        if not directory.is_dir():
+            return False
+        tree = manifest.read(directory).tree
+        return all((path := directory / name).is_file() and path.stat().st_size == tree[name].size for name in tree)
 
     def restore(self, checkpoint: str) -> None:
         from llmos_cli.core import atomic

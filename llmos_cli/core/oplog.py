@@ -19,7 +19,7 @@ from typing import Literal
 
 from llmos_cli.core import access, atomic
 from llmos_cli.core.audit import Audit, Author, author
-from llmos_cli.core.dropped import Dropped
+from llmos_cli.core.dropped import FOLDER, Dropped
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import DATA, HEAD, HEADS, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.errors import Conflict, LlmosError, NotFound, UsageError
@@ -44,6 +44,11 @@ class Change:
     def is_ref(self) -> bool:
         return self.what == HEAD or self.what.startswith("refs/")
 
+    @property
+    def removes(self) -> str:
+        """The checkpoint whose mark of removed weights this sets or takes away; empty where it is another change."""
+        return self.what.removeprefix(FOLDER) if self.what.startswith(FOLDER) else ""
+
     def reversed(self) -> Change:
         return Change(self.what, self.after, self.before)
 
@@ -51,8 +56,8 @@ class Change:
 @dataclass(frozen=True)
 class Operation:
     """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
-    its last change names. `drops`: checkpoints whose weights it removed, which cannot be undone; `collects`: those that it
-    removed altogether, which nothing named and which is not logged. `by`: for the audit log, which a crash may keep waiting."""
+    its last change names. What it freed for good is no change: `drops` are checkpoints whose weights it removed, `collects` those
+    that it removed altogether, which nothing named. `by`: for the audit log, which a crash may keep waiting."""
 
     id: str
     name: str
@@ -104,8 +109,8 @@ class OperationLog:
         """`apply` for a caller that is inside `locked()`. With `run`, its ref is set to what the last change names too."""
         return self._apply_locked(_new(name, changes, run))
 
-    def remove_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
-        """Remove the weights of checkpoints, or checkpoints that nothing names, children before their parents."""
+    def free_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
+        """Remove the weights of checkpoints, and checkpoints that nothing names, children before their parents: for good."""
         return self._apply_locked(replace(_new(name, ()), drops=tuple(drops), collects=tuple(collects)))
 
     def note(self, what: str, *, emit: Emit = ignore) -> None:
@@ -119,14 +124,10 @@ class OperationLog:
         self.audit.append(what, author())
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
-        """Reverse the last operation that is still in force, or the one whose id begins with `which`."""
+        """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
         done, _ = self._stacks()
+        self._check_reversible(which)
         target = _pick(done, which, "undo")
-        if not target.changes:
-            raise UsageError(
-                f"operation {target.id} ({target.name}) cannot be undone",
-                hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
-            )
         changes = [change.reversed() for change in reversed(target.changes)]
         return self._apply(_new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
@@ -135,6 +136,21 @@ class OperationLog:
         _, undone = self._stacks()
         target = _pick(undone, None, "redo")
         return self._apply(_new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
+
+    def _check_reversible(self, which: str | None) -> None:
+        for operation in self.operations() if which else ():
+            if operation.id.startswith(which or "") and not operation.changes:
+                raise UsageError(
+                    f"operation {operation.id} ({operation.name}) cannot be undone: what it removed is gone for good",
+                    hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
+                )
+
+    def freed_since(self, identifier: str) -> set[str]:
+        """Checkpoints of which something was freed for good after that operation."""
+        freed: set[str] = set()
+        for operation in self.operations():
+            freed = set() if operation.id == identifier else freed | {*operation.drops, *operation.collects}
+        return freed
 
     def operations(self) -> Iterator[Operation]:
         """All operations, oldest first; a line cut off by a crash is skipped."""
@@ -152,15 +168,22 @@ class OperationLog:
         return [number for number, line in enumerate(lines[:-1], 1) if _parse(line) is None]
 
     def protected(self, since: float) -> set[str]:
-        """Ids that operations at or after `since` moved a ref from or to."""
+        """Ids that operations at or after `since` moved a ref from or to, or removed the weights of."""
         return {
             value
             for operation in self._since(since)
             for change in operation.changes
-            if change.is_ref
-            for value in (change.before, change.after)
+            for value in ((change.before, change.after) if change.is_ref else (change.removes,))
             if value and not value.startswith(SYMBOLIC)
         }
+
+    def removed(self, since: float) -> set[str]:
+        """Ids whose weights operations at or after `since` removed, and nothing has freed since: `undo` must find them again."""
+        found: set[str] = set()
+        for operation in self._since(since):
+            found |= {change.removes for change in operation.changes}
+            found -= {*operation.drops, *operation.collects}
+        return found - {""}
 
     def _since(self, since: float) -> Iterator[Operation]:
         """Older lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken
@@ -199,7 +222,7 @@ class OperationLog:
                 undone[operation.of] = done.pop(operation.of)
             elif operation.kind == "redo" and operation.of in undone:
                 done[operation.of] = undone.pop(operation.of)
-            elif operation.kind == "do":
+            elif operation.kind == "do" and operation.changes:
                 done[operation.id] = operation
                 undone.clear()
         return list(done.values()), list(undone.values())
@@ -215,6 +238,7 @@ class OperationLog:
         if self.rehearsing:
             return operation
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
+        marked = [checkpoint for checkpoint in operation.drops if checkpoint not in self._dropped]
         try:
             atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
         except LlmosError:
@@ -224,7 +248,7 @@ class OperationLog:
             self._carry_out(operation)
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
             if not self._logged(operation):
-                self._take_back(operation, committed)
+                self._take_back(operation, committed, marked)
             self._pending.unlink(missing_ok=True)
             raise
         return operation
@@ -240,6 +264,8 @@ class OperationLog:
     def _compare(self, operation: Operation) -> None:
         for change in operation.changes:
             now = self._current(change)
+            if now == change.after and change.removes:
+                continue  # weights that came back by themselves, from a remote, are as good as undone
             if now != change.before:
                 raise Conflict(
                     f"{_short(change.what)} is at {_value(now)} and not at {_value(change.before)} any more",
@@ -247,8 +273,13 @@ class OperationLog:
                 )
 
     def _check_there(self, operation: Operation) -> None:
-        """What an old operation moved from or to may have been collected since."""
+        """What an old operation moved from or to, or removed, may have been freed since."""
         for change in operation.changes:
+            if change.removes and change.after is None and not self._dropped.whole(self._root, change.removes):
+                raise NotFound(
+                    f"cannot {operation.name}: the weights of {_value(change.removes)} are gone for good, as `gc` freed them",
+                    hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
+                )
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
             if names_one and not self._place(change.what, str(change.after)).exists():
                 raise NotFound(
@@ -269,21 +300,39 @@ class OperationLog:
             return None
 
     def _carry_out(self, operation: Operation) -> None:
-        """Idempotent, since it is repeated after a crash. Weights go last: until then all of it can be taken back."""
+        """Idempotent, since it is repeated after a crash. Weights go last: until then all of it can be taken back. What nothing
+        names goes first, for half of that hurts nobody and makes the room that the log needs on a full disk."""
         self._set(operation.changes)
         if operation.run and operation.kind == "do":
             self._refs.write(RUNS + operation.run, operation.changes[-1].after)
+        with self._out_of_the_way():
+            self._collect(operation)
         for checkpoint in operation.drops:
             self._dropped.mark(checkpoint)
-        if not operation.collects and not self._logged(operation):
-            self._append(operation)
+        self._log(operation)
         recorded = self._recorded(operation)
-        try:
-            self._remove(operation)
+        with self._out_of_the_way():
+            self._drop(operation)
             if not recorded:
                 self._audit(operation)
-        finally:  # what cannot be removed must not be in everybody's way: `gc` tries again
+        atomic.remove(self._pending)
+
+    @contextlib.contextmanager
+    def _out_of_the_way(self) -> Iterator[None]:
+        """What cannot be removed must not be in everybody's way: `gc` tries again."""
+        try:
+            yield
+        except BaseException:
             atomic.remove(self._pending)
+            raise
+
+    def _log(self, operation: Operation) -> None:
+        try:
+            if not self._logged(operation):
+                self._append(operation)
+        except LlmosError:
+            if not operation.collects:  # what was removed made no room: then it is done, and cannot be said
+                raise
 
     def _recorded(self, operation: Operation) -> bool:
         """Recorded for the audit; what frees a full disk need not have room for that before."""
@@ -302,7 +351,7 @@ class OperationLog:
             return
         waiting = self._logged_after(head.logged) or [operation]
         for each in waiting if operation in waiting else [*waiting, operation]:
-            self.audit.append(each.name, each.by or Author(), operation=each.id, logged=not each.collects, at=each.time)
+            self.audit.append(each.name, each.by or Author(), operation=each.id, logged=True, at=each.time)
 
     def _logged_after(self, last: str) -> list[Operation]:
         """None where the log does not have `last`: it is older than the audit, or a new one."""
@@ -316,19 +365,21 @@ class OperationLog:
                 break
         return []
 
-    def _remove(self, operation: Operation) -> None:
+    def _drop(self, operation: Operation) -> None:
         for checkpoint in operation.drops:
             self._dropped.drop(self._root / "checkpoints" / checkpoint)
+
+    def _collect(self, operation: Operation) -> None:
         if operation.collects:
             from llmos_cli.core.removal import collect  # here: most operations remove nothing
 
             collect(self._root, self._dot, self._refs, operation.collects)
 
-    def _take_back(self, operation: Operation, committed: str | None) -> None:
+    def _take_back(self, operation: Operation, committed: str | None, marked: Sequence[str]) -> None:
         self._set([change.reversed() for change in operation.changes])
         if operation.run and operation.kind == "do":
             self._refs.write(RUNS + operation.run, committed)
-        for checkpoint in operation.drops:
+        for checkpoint in marked:
             self._dropped.restore(checkpoint)
 
     def _set(self, changes: Sequence[Change]) -> None:

@@ -57,3 +57,14 @@ def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
 def holders(ws: Workspace) -> Counter[str]:
     """SHA-256 -> in how many checkpoints that still have their weights a file with this content is."""
     return Counter(ws.index.holders(without=ws.dropped.all()))
+
+
+def undoable(ws: Workspace, since: float) -> set[str]:
+    """Checkpoints whose weights were removed, and which undoing an operation at or after `since` brings back."""
+    dropped = ws.dropped.all()
+    return dropped & ws.oplog.removed(since) if dropped else dropped
+
+
+def stored(ws: Workspace, since: float) -> Counter[str]:
+    """`holders`, with those that can still be undone."""
+    return Counter(ws.index.holders(without=ws.dropped.all() - undoable(ws, since)))

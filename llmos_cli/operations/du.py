@@ -16,7 +16,7 @@ from llmos_cli.operations.summary import SHORT
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes: `own` would be freed by `rm`, `shared` are in other checkpoints too; `stored` were new on this disk when it
+    """Bytes: `own` would be freed by removing it, `shared` are in other checkpoints too; `stored` were new on this disk when it
     was committed (None when its run is gone)."""
 
     id: str
@@ -31,11 +31,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class DuResult:
-    """Bytes on disk: `checkpoints` with everything shared counted once, `unused` objects that `gc` would remove, `runs`, `data`
-    that was kept, and `cache` (safe to delete). `storage`: reflink, hardlink, copy or None."""
+    """Bytes on disk: `checkpoints` with everything shared counted once, `undoable` those that only removed weights hold, which
+    `undo` can bring back, `unused` objects that `gc` would remove, `runs`, `data` that was kept, and `cache` (safe to delete).
+    `storage`: reflink, hardlink, copy or None."""
 
     usage: tuple[Usage, ...]
     checkpoints: int
+    undoable: int
     unused: int
     runs: int
     cache: int
@@ -64,6 +66,10 @@ class DuResult:
             *([f"data {size(self.data)} (`llmos data list`)"] if self.data else ()),
             f"cache {size(self.cache)} (safe to delete)",
         ]
+        if self.undoable:
+            totals.append(
+                f"removed weights {size(self.undoable)} (`llmos gc --window now` frees what undo could bring back)"
+            )
         if self.unused:
             totals.append(f"unused objects {size(self.unused)} (`llmos gc` removes them)")
         return Group([table if rows else "no checkpoints yet", Lines(totals)])
@@ -75,12 +81,15 @@ def du(ws: Workspace) -> DuResult:
     names, dropped = ws.refs.pointing(), ws.dropped.all()
     trials = {record.id for record in ws.runs.list() if record.operation == "trial"}
     usage, contents = [], {}
+    undoable: dict[str, int] = {}
     for entry in ws.index.entries():
         try:
             tree = ws.manifest(entry.id).tree
         except Corrupt:
             continue  # `fsck` tells
-        here = {} if entry.id in dropped else {file.sha256: file.size for file in tree.values()}
+        there = {file.sha256: file.size for file in tree.values()}
+        here = {} if entry.id in dropped else there
+        undoable |= there if entry.id in dropped and ws.dropped.whole(ws.root, entry.id) else {}
         own = sum(length for sha256, length in here.items() if nothing_shared or count[sha256] == 1)
         makers = ws.index.makers(entry.id)
         operation = "trial" if makers and makers[0][0] in trials else entry.operation
@@ -98,9 +107,11 @@ def du(ws: Workspace) -> DuResult:
             )
         )
     total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
-    unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in count)
+    held = {*count, *undoable}
+    unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in held)
+    kept = sum(length for sha256, length in undoable.items() if nothing_shared or sha256 not in contents)
     runs, cache, data = (_bytes([folder]) for folder in (ws.root / "runs", ws.cache, ws.snapshots.directory))
-    return DuResult(tuple(usage), total, unused, runs, cache, ws.storage, data)
+    return DuResult(tuple(usage), total, kept, unused, runs, cache, ws.storage, data)
 
 
 def _bytes(folders: Iterable[Path]) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from llmos_cli.core import manifest, records, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
-from llmos_cli.core.protection import with_ancestors
+from llmos_cli.core.oplog import WINDOW
+from llmos_cli.core.protection import undoable, with_ancestors
 from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, REMOTES, RUNS, SNAPSHOTS, STAGES, SYMBOLIC, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
@@ -102,7 +103,8 @@ def fsck(ws: Workspace, *, repair: bool = False, emit: Emit = ignore) -> FsckRes
 
 
 def _checked(ws: Workspace, emit: Emit) -> FsckResult:
-    checked = [_Checked(ws, name) for name in _names(ws.checkpoints)]
+    freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
+    checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
     objects = [(name, Path(entry.path)) for name, entry in ws.objects.names()]
     hashes = _Hashes([*(path for each in checked for path in each.files()), *(path for _, path in objects)], emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
@@ -157,11 +159,12 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 class _Checked:
-    """One checkpoint directory under examination."""
+    """One checkpoint directory under examination; `freed`: its weights were removed, and `undo` needs them no more."""
 
-    def __init__(self, ws: Workspace, name: str) -> None:
+    def __init__(self, ws: Workspace, name: str, *, freed: bool) -> None:
         self._ws = ws
         self.name = name
+        self._freed = freed
         self._directory = ws.checkpoints / name
         self._manifest: Manifest | None = None
         self._error = ""
@@ -196,7 +199,7 @@ class _Checked:
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
-        if self.name not in self._ws.dropped:
+        if not self._freed:
             yield from self._damaged(found, hashes)
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 

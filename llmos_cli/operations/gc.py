@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -15,14 +16,14 @@ from pathlib import Path
 
 from llmos_cli.core import manifest, signatures
 from llmos_cli.core.locks import lock
-from llmos_cli.core.oplog import WINDOW
-from llmos_cli.core.protection import holders, needed, protected, with_ancestors
+from llmos_cli.core.protection import holders, needed, protected, stored, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout, UsageError
+from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
 from llmos_cli.operations.rm import freed_by
 from llmos_cli.operations.summary import age
@@ -70,33 +71,36 @@ def gc(
     ws: Workspace,
     *,
     expire: str = "30d",
+    window: str = "30d",
     keep_last: int | None = None,
     keep_tagged: bool = False,
     dry_run: bool = False,
 ) -> GcResult:
     """`keep_last`, `keep_tagged`: of what is named, remove the weights of all but the last ones on each branch, what is tagged and
-    what is in use; their manifests stay. `keep_tagged` alone leaves each branch its last one."""
-    grace = duration(expire)
+    what is in use; their manifests stay. `keep_tagged` alone leaves each branch its last one. `window`: how far back `undo` reaches."""
+    grace, reach = duration(expire), duration(window)
     if keep_last is not None and keep_last < 1:
         raise UsageError(f"--keep-last {keep_last} would leave branches nothing", hint="keep 1 or more")
     keep = keep_last or (1 if keep_tagged else None)
     # Under the lock of the refs: what is unnamed now stays unnamed until it is gone.
     with ws.oplog.locked(ws.emit):
         now = time.time()
-        unnamed, young = _unnamed(ws, now, grace)
+        since = now - reach
+        unnamed, young = _unnamed(ws, now, grace, since)
+        remains = tuple(_remains(ws, unnamed, since))
         garbage = (
             *_checkpoints(ws, unnamed, now),
             *(_weights(ws, keep, unnamed | young) if keep else ()),
-            *_remains(ws, unnamed),
-            *_objects(ws),
-            *_snapshots(ws, unnamed, now, grace),
+            *remains,
+            *_objects(ws, remains, since),
+            *_snapshots(ws, unnamed, now, grace, since),
             *_signatures(ws),
             *_states(ws, now, grace),
             *_results(ws, now - grace),
             *_leftovers(ws, now),
         )
         if not dry_run:
-            _remove(ws, garbage, unnamed)
+            _remove(ws, garbage, unnamed, since)
     return GcResult(tuple(garbage), len(young), grace, dry_run)
 
 
@@ -110,9 +114,9 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _unnamed(ws: Workspace, now: float, grace: float) -> tuple[set[str], set[str]]:
+def _unnamed(ws: Workspace, now: float, grace: float, reach: float) -> tuple[set[str], set[str]]:
     """Checkpoints that may go, and those that nothing names either but that are still young (or ancestors of such)."""
-    kept = protected(ws, now - WINDOW)  # whatever the grace period: `undo` must find what it goes back to
+    kept = protected(ws, reach)  # whatever the grace period: `undo` must find what it goes back to
     unnamed = ws.index.ids() - kept
     # What was written since a living run began may be its own, whatever the grace period.
     since = min([now - grace, *(record.started for record in ws.runs.alive())])
@@ -165,37 +169,43 @@ def _called(ws: Workspace, checkpoint: str) -> str:
     return f"{made_by}, once {names[-1]}" if names else made_by
 
 
-def _remains(ws: Workspace, unnamed: set[str]) -> Iterator[Garbage]:
-    """Files of checkpoints without weights: a kill in the middle of their coming back left them."""
-    for name in sorted(ws.dropped.all() - unnamed):
+def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage]:
+    """Files of checkpoints without weights: what `rm` removed before the window of `undo`, or a kill in the middle of their
+    coming back left. What others have too is freed with those."""
+    told = set(holders(ws)) if ws.storage != "copy" else set()
+    for name in sorted(ws.dropped.all() - undoable(ws, reach) - unnamed):
         left = [path for path in (ws.checkpoints / name).rglob("*") if path.is_file() and path.name != manifest.NAME]
         if left:
-            yield Garbage("remains", name, "its weights were removed", sum(path.lstat().st_size for path in left))
+            tree = {file.sha256: file.size for file in ws.manifest(name).tree.values() if file.sha256 not in told}
+            told |= tree.keys() if ws.storage != "copy" else set()
+            yield Garbage("remains", name, "its weights were removed", sum(tree.values()), _called(ws, name))
 
 
-def _objects(ws: Workspace) -> Iterator[Garbage]:
+def _objects(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[Garbage]:
     """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
-    for name, entry in _unheld(ws):
-        yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
+    removed = {file.sha256 for each in remains for file in ws.manifest(each.name).tree.values()}
+    for name, entry in _unheld(ws, reach):
+        if name not in removed:
+            yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
 
 
-def _unheld(ws: Workspace) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """But for what has come since a living run began: it may be about to be held."""
-    held = holders(ws)
+    held = stored(ws, reach)
     since = min([record.started for record in ws.runs.alive()], default=math.inf)
     for name, entry in ws.objects.names():
         if name not in held and entry.stat().st_ctime < since:
             yield name, entry
 
 
-def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float) -> Iterator[Garbage]:
+def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach: float) -> Iterator[Garbage]:
     """Of data that has no name and that no checkpoint was made with, and pieces that none holds; not while one is being taken."""
     kept = ws.snapshots
     if not kept.directory.is_dir():
         return
     rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
     with contextlib.suppress(LockTimeout), rehearsing or lock(kept.lock, wait=0):
-        gone = _unread(ws, unnamed, now, grace) if kept.ids() else set()
+        gone = _unread(ws, unnamed, now - grace, reach) if kept.ids() else set()
         left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces}
         for each in map(kept.read, sorted(gone)):
             own = {sha256: length for sha256, length in each.pieces.items() if sha256 not in left}
@@ -208,14 +218,10 @@ def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float) -> It
                 yield Garbage("piece", sha256, "no snapshot holds it", path.stat().st_size)
 
 
-def _unread(ws: Workspace, unnamed: set[str], now: float, grace: float) -> set[str]:
+def _unread(ws: Workspace, unnamed: set[str], old: float, reach: float) -> set[str]:
     read = {snapshot for snapshot, makers in readers(ws).items() if not unnamed.issuperset(makers)}
-    held = read | set(ws.snapshots.names().values()) | ws.oplog.protected(now - WINDOW)
-    return {
-        each
-        for each in ws.snapshots.ids()
-        if each not in held and now - ws.snapshots.path(each).stat().st_mtime >= grace
-    }
+    held = read | set(ws.snapshots.names().values()) | ws.oplog.protected(reach)
+    return {each for each in ws.snapshots.ids() if each not in held and ws.snapshots.path(each).stat().st_mtime <= old}
 
 
 def _signatures(ws: Workspace) -> Iterator[Garbage]:
@@ -257,11 +263,10 @@ def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
             yield Garbage("leftover", path.name, f"untouched since {age(path.lstat().st_mtime, now)}", _bytes(path))
 
 
-def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> None:
-    if unnamed:
-        ws.oplog.remove_locked("gc", collects=_children_first(ws, unnamed))
-    if old := [each.name for each in garbage if each.kind == "weights"]:
-        ws.oplog.remove_locked(f"gc: weights of {len(old)} checkpoint{'s' if len(old) > 1 else ''}", drops=old)
+def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reach: float) -> None:
+    weights = [each.name for each in garbage if each.kind in ("weights", "remains")]
+    if said := _said(garbage):
+        ws.oplog.free_locked(f"gc: {said}", collects=_children_first(ws, unnamed), drops=weights)
     for each in garbage:
         if each.kind == "state":
             shutil.rmtree(ws.root / "runs" / each.name / "state")
@@ -273,16 +278,26 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str]) -> N
             (ws.dot / each.name).unlink(missing_ok=True)
         elif each.kind == "leftover":
             discard(ws.dot / "tmp" / each.name)
-        elif each.kind == "remains":
-            ws.dropped.drop(ws.checkpoints / each.name)
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
-    ws.objects.remove([name for name, _ in _unheld(ws)])
+    ws.objects.remove([name for name, _ in _unheld(ws, reach)])
     if any(each.kind in ("snapshot", "piece") for each in garbage):
         with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
             for _, path in [*ws.snapshots.unheld()]:
                 path.unlink(missing_ok=True)
+
+
+def _said(garbage: tuple[Garbage, ...]) -> str:
+    """For the log of operations: what somebody may miss, and not what only takes room."""
+    counts = Counter("weights" if each.kind == "remains" else each.kind for each in garbage)
+    told = {
+        "checkpoint": ("", "checkpoint"),
+        "weights": ("weights of ", "checkpoint"),
+        "state": ("state of ", "run"),
+        "snapshot": ("", "snapshot"),
+    }
+    return ", ".join(of + counted(counts[kind], noun) for kind, (of, noun) in told.items() if counts[kind])
 
 
 def _children_first(ws: Workspace, unnamed: set[str]) -> list[str]:

@@ -1,14 +1,15 @@
-"""op log: the operations that moved refs or changed configs, newest first."""
+"""op log: the operations that moved refs, changed configs or removed something, newest first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos_cli.core.oplog import Operation
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.log import aligned
-from llmos_cli.operations.summary import age
+from llmos_cli.operations.summary import SHORT, age
 from llmos_cli.operations.undo import told_change
 
 
@@ -32,5 +33,12 @@ def _row(operation: Operation) -> list[str | Span]:
         Span(operation.id, "id"),
         age(operation.time),
         operation.name,
-        ", ".join(map(told_change, operation.changes)),
+        ", ".join([*map(told_change, operation.changes), *_freed(operation)]),
     ]
+
+
+def _freed(operation: Operation) -> Iterator[str]:
+    if operation.drops:
+        yield f"freed for good: the weights of {', '.join(each[:SHORT] for each in operation.drops)}"
+    if operation.collects:
+        yield f"freed for good: {', '.join(each[:SHORT] for each in operation.collects)}"

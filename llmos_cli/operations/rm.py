@@ -1,11 +1,17 @@
-"""rm: drop the weights of checkpoints, and keep their manifests, so that lineage stays whole."""
+"""rm: drop the weights of checkpoints, and keep their manifests, so that lineage stays whole.
+
+From then on the weights count for nothing, and `undo` brings them back; `gc` frees their bytes once the operation log's window
+has passed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.manifest import Manifest
+from llmos_cli.core.oplog import WINDOW, Change
 from llmos_cli.core.protection import holders, users
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import Workspace
@@ -15,7 +21,7 @@ from llmos_cli.operations.summary import SHORT
 
 @dataclass(frozen=True)
 class Removed:
-    """`freed`: bytes given back to the disk; what other checkpoints share stays."""
+    """`freed`: bytes that `gc` gives back to the disk; what other checkpoints share stays."""
 
     id: str
     size: int
@@ -29,12 +35,15 @@ class RmResult:
 
     def view(self) -> View:
         verb = "would remove" if self.dry_run else "removed"
-        return Lines(
-            [
-                f"{verb} the weights of {each.id[:SHORT]}: {size(each.freed)} of {size(each.size)} freed"
-                for each in self.removed
-            ]
-        )
+        lines = [
+            f"{verb} the weights of {each.id[:SHORT]}: {size(each.freed)} of {size(each.size)} to be freed"
+            for each in self.removed
+        ]
+        if not self.dry_run:
+            lines.append(
+                f"`llmos undo` brings them back for {WINDOW / 86400:g} days, then `llmos gc` frees them (at once: `llmos gc --window now`)"
+            )
+        return Lines(lines)
 
 
 def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool = False) -> RmResult:
@@ -48,8 +57,10 @@ def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool
         removed = freed_by(ws, manifests)
         if not dry_run:
             name = f"rm {' '.join(checkpoint[:SHORT] for checkpoint in checkpoints)}"
-            ws.oplog.remove_locked(name, drops=checkpoints)
-            _remove_objects(ws, manifests)
+            dropped = ws.dropped.all()
+            marks = [Change(mark_of(each), None, "") for each in checkpoints if each not in dropped]
+            if marks:
+                ws.oplog.apply_locked(name, marks)
     return RmResult(removed, dry_run)
 
 
@@ -77,10 +88,3 @@ def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...
         )
         removed.append(Removed(manifest.id, manifest.size, freed))
     return tuple(removed)
-
-
-def _remove_objects(ws: Workspace, manifests: Sequence[Manifest]) -> None:
-    kept = holders(ws)
-    ws.objects.remove(
-        {entry.sha256 for manifest in manifests for entry in manifest.tree.values() if not kept[entry.sha256]}
-    )

@@ -8,23 +8,39 @@ from llmos_cli.core.oplog import Change, Operation
 from llmos_cli.core.refs import HEADS, SYMBOLIC
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.summary import SHORT
 
 
 @dataclass(frozen=True)
 class UndoResult:
+    """`gone`: checkpoints of which `gc` freed something since, for good: no undo brings that back."""
+
     operation: Operation
+    gone: tuple[str, ...] = ()
 
     def view(self) -> View:
-        return Lines([self.operation.name, *(f"  {told_change(change)}" for change in self.operation.changes)])
+        lines = [self.operation.name, *(f"  {told_change(change)}" for change in self.operation.changes)]
+        if self.gone:
+            freed = ", ".join(each[:SHORT] for each in self.gone)
+            lines.append(f"what `gc` freed since then does not come back: the weights of {freed}")
+        return Lines(lines)
 
 
 def undo(ws: Workspace, operation: str | None = None) -> UndoResult:
     """`operation`: the beginning of an id of `op log`; the last one that is still in force when absent."""
-    return UndoResult(ws.oplog.undo(operation, emit=ws.emit))
+    undone = ws.oplog.undo(operation, emit=ws.emit)
+    return UndoResult(undone, tuple(sorted(each for each in ws.oplog.freed_since(undone.of) if not _here(ws, each))))
+
+
+def _here(ws: Workspace, checkpoint: str) -> bool:
+    """A remote may have brought it again."""
+    return (ws.checkpoints / checkpoint).is_dir() and checkpoint not in ws.dropped
 
 
 def told_change(change: Change) -> str:
     """`main: 3f2a91c0dd12 -> 77c1aa0912fe`"""
+    if change.removes:
+        return f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
     name = change.what.removeprefix(HEADS).removeprefix("refs/")
     if not change.is_ref:
         return f"{name} {'restored' if change.after is not None else 'removed'}"

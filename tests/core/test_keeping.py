@@ -43,13 +43,27 @@ def test_rm_drops_weights_and_keeps_lineage(ws, commit):
     first, second = commit(a="same", b="12"), commit(a="same", b="345")
     result = rm(ws, [first.id[:12]])
     assert [(each.id, each.size, each.freed) for each in result.removed] == [(first.id, 6, 2)]
-    assert [path.name for path in first.path.iterdir()] == ["manifest.json"]
     assert [each.removed for each in log(ws).checkpoints] == [False, True]
     assert ws.checkpoint().id == second.id
     with pytest.raises(NotFound, match=f"the weights of {first.id[:12]} were removed"):
         ws.checkpoint("HEAD~1")
     assert fsck(ws).problems == ()
-    assert du(ws).unused == 0
+    assert (du(ws).undoable, du(ws).unused) == (2, 0)
+
+
+def test_gc_frees_what_was_removed_when_undo_reaches_it_no_more(ws, commit):
+    first, second = commit(a="same", b="12"), commit(a="same", b="345")
+    rm(ws, [first.id])
+    assert gc(ws, expire="now").garbage == ()
+    flip(first.path / "b")
+    assert [problem.where for problem in fsck(ws).problems] == [f"checkpoints/{first.id[:12]}/b"]
+    flip(first.path / "b")
+    assert [(each.kind, each.size) for each in gc(ws, window="now", dry_run=True).garbage] == [("remains", 2)]
+    grow_old(ws, first, second)
+    assert [(each.kind, each.name, each.size) for each in gc(ws).garbage] == [("remains", first.id, 2)]
+    assert [path.name for path in first.path.iterdir()] == ["manifest.json"]
+    assert fsck(ws).problems == () and gc(ws).garbage == ()
+    assert (du(ws).undoable, du(ws).unused, len(list(ws.objects.names()))) == (0, 0, 2)
 
 
 def test_rm_refuses_what_is_in_use_and_then_removes_nothing(ws, commit):

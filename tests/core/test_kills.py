@@ -101,6 +101,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "checkout --configs": ("checkout", "--configs", "base"),
     "rm": ("rm", "--force", "base", "other"),
     "gc": ("gc", "--expire", "now"),
+    "gc --window": ("gc", "--expire", "now", "--window", "now"),
     "undo": ("undo",),
     "redo": ("redo",),
     "trust": ("trust", "code.py"),

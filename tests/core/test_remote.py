@@ -183,6 +183,7 @@ def test_removed_weights_come_back_when_they_are_asked_for(ws: Workspace, commit
     assert fetch(ws).checkpoints == 0
     assert fetch(ws, weights=["HEAD~1"], dry_run=True).checkpoints == 1
     assert first.id in ws.dropped
+    gc(ws, window="now")  # until then they are still here
     fetched = fetch(ws, weights=["HEAD~1", "HEAD"])
     assert (fetched.checkpoints, fetched.files) == (1, 1)
     assert (ws.checkpoint("HEAD~1").path / "a").read_text() == "1"
