@@ -289,9 +289,7 @@ def _dangling(ref: str, checkpoint: str | None, ws: Workspace) -> str | None:
 def _bytes_of(ref: str, ws: Workspace) -> str | None:
     """Blanks around what a ref says are read over, but nobody of ours wrote them."""
     value, path = ws.refs.read(ref), ws.dot / ref
-    return (
-        None if value is None or path.read_text(encoding="utf-8") == f"{value}\n" else "has bytes too many or too few"
-    )
+    return None if value is None or path.read_bytes() == f"{value}\n".encode() else "has bytes too many or too few"
 
 
 def _operations(ws: Workspace) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
@@ -315,6 +315,7 @@ def damaged_at(data: bytes, where: int, how: str, bit: int) -> bytes:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(which=-1, where=16, how="flipped", bit=7)  # HEAD is no UTF-8 any more
 @given(
     which=st.integers(0),
     where=st.one_of(st.integers(0, 3), st.integers(0)),
