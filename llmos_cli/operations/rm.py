@@ -39,11 +39,8 @@ class RmResult:
             f"{verb} the weights of {each.id[:SHORT]}: {size(each.freed)} of {size(each.size)} to be freed"
             for each in self.removed
         ]
-        if not self.dry_run:
-            lines.append(
-                f"`llmos undo` brings them back for {WINDOW / 86400:g} days, then `llmos gc` frees them (at once: `llmos gc --window now`)"
-            )
-        return Lines(lines)
+        until = f"`llmos undo` brings them back for {WINDOW / 86400:g} days"
+        return Lines([*lines, f"{until}, then `llmos gc` frees them (at once: `llmos gc --window now`)"])
 
 
 def rm(ws: Workspace, revs: Sequence[str], *, force: bool = False, dry_run: bool = False) -> RmResult:
