@@ -12,9 +12,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -73,14 +74,18 @@ class Objects:
     def path(self, sha256: str) -> Path:
         return self.directory / sha256[:2] / sha256[2:]
 
-    def adopt(self, directory: Path, tree: Mapping[str, FileEntry]) -> int:
-        """Make the files of a staged directory share their bytes with equal ones stored before.
+    def adopt(self, directory: Path, tree: Mapping[str, FileEntry], shared: Container[str] = ()) -> int:
+        """Make the files of a staged directory share their bytes with equal ones stored before; those `shared` are such already.
 
         Afterwards all of them are read-only and synced. Returns the bytes that are new on this disk.
         """
         mode = self._probe()
         with refusals(self.directory):
-            new = sum(self._adopt_file(directory / name, entry, mode) for name, entry in tree.items())
+            if mode == "reflink":  # a name in the parent's inode becomes one that shares its extents alone
+                for name in (name for name in tree if name in shared):
+                    _replace(directory / name, self._duplicate(directory / name, mode))
+            own = {name: entry for name, entry in tree.items() if name not in shared}
+            new = sum(self._adopt_file(directory / name, entry, mode) for name, entry in own.items())
             self._sync(tree.values())
         return new
 
@@ -147,6 +152,16 @@ class Objects:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     yield folder.name + entry.name, entry
+
+
+def share(source: Path, target: Path) -> None:
+    """A second name for a file that nobody writes to any more; a copy where the file system gives none."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        shutil.copyfile(source, target)
 
 
 def best_mode(first: Path, second: Path) -> Mode:

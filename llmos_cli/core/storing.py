@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +31,12 @@ class Prepared:
 
 def prepare(ws: Workspace, staged: Path, made: Made) -> Prepared:
     """The long part of a commit: hash all files, share their bytes with equal ones, write the manifest. No lock is needed."""
-    tree = {path.relative_to(staged).as_posix(): entry for path, entry in _hashed(staged).items()}
+    names = _names(staged)
+    shared = _shared(ws, staged, names, made.parents)
+    hashed = hash_files(staged / name for name in names if name not in shared)
+    tree = shared | {path.relative_to(staged).as_posix(): entry for path, entry in hashed.items()}
     written = manifest.manifest(tree, made)
-    stored = ws.objects.adopt(staged, tree)
+    stored = ws.objects.adopt(staged, tree, shared)
     written.write(staged)
     return Prepared(staged, Checkpoint(written.id, ws.checkpoints / written.id, written), stored)
 
@@ -50,11 +55,28 @@ def publish(ws: Workspace, prepared: Prepared) -> int:
     return stored
 
 
-def _hashed(staged: Path) -> dict[Path, manifest.FileEntry]:
+def _names(staged: Path) -> list[str]:
     names = files_below(staged)
     if manifest.NAME in names:
         raise LlmosError(f"a checkpoint's own {manifest.NAME} is written by llmos", hint="give that file another name")
-    return hash_files(staged / name for name in names)
+    return names
+
+
+def _shared(ws: Workspace, staged: Path, names: Iterable[str], parents: Iterable[str]) -> dict[str, manifest.FileEntry]:
+    """Those that are a file of a parent under a second name (the same inode, not equal times): what it holds its manifest says,
+    and where a disk has damaged it since, `fsck` finds both by that."""
+    known: dict[tuple[int, int], manifest.FileEntry] = {}
+    for parent in (each for each in parents if (ws.checkpoints / each).is_dir()):
+        for name, entry in ws.manifest(parent).tree.items():
+            with contextlib.suppress(FileNotFoundError):
+                known[_inode(ws.checkpoints / parent / name)] = entry
+    found = {name: known.get(_inode(staged / name)) for name in names}
+    return {name: entry for name, entry in found.items() if entry and (staged / name).lstat().st_size == entry.size}
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _again(ws: Workspace, prepared: Prepared) -> int:

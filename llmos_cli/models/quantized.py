@@ -29,7 +29,7 @@ from llmos_cli.models import blocks, headers, packing
 from llmos_cli.models.architectures.base import SmallModel
 from llmos_cli.models.dequantize import CONFIG_KEY, INT8_KEY, is_quantized
 from llmos_cli.models.load import skeleton
-from llmos_cli.models.save import stored_names, write_streamed
+from llmos_cli.models.save import Shard, stored_names, write_streamed
 
 PACKED, PLAIN, FLOATS = "pack-quantized", "int-quantized", "float-quantized"
 """Words of packed codes; int8 codes as they are; 8-bit floats."""
@@ -178,9 +178,11 @@ def _write_weights(
     for name, entry in entries.items():
         by_file.setdefault(entry.file, []).append(name)
 
-    def read(group: list[str]) -> dict[str, Tensor]:
-        shard: dict[str, Tensor] = {}
-        with safe_open(entries[group[0]].file, "pt") as opened:
+    def read(group: list[str]) -> Shard:
+        file, shard = entries[group[0]].file, dict[str, Tensor]()
+        if not any(name in becoming or name in changed for name in group):
+            return file
+        with safe_open(file, "pt") as opened:
             for name in group:
                 value = opened.get_tensor(name)
                 if name in becoming:

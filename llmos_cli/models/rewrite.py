@@ -1,6 +1,6 @@
 """Writing a checkpoint that is another one with some weights changed: the same shards, types and companions.
 
-A shard of which nothing changed keeps its bytes, and so is stored once.
+A shard of which nothing changed is the other one's file under a second name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmos_cli.models import headers
-from llmos_cli.models.save import save_config, tensors, write_shards, write_streamed
+from llmos_cli.models.save import Shard, same_bits, save_config, tensors, write_shards, write_streamed
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -39,14 +39,15 @@ def rewritten(
     for name, entry in entries.items():
         by_file.setdefault(entry.file, []).append(name)
 
-    def read(group: list[str]) -> dict[str, Tensor]:
+    def read(group: list[str]) -> Shard:
         if group[0] in added:
-            return dict(added)
-        with safe_open(entries[group[0]].file, "pt") as opened:
-            return {
-                name: as_stored(changed[name], entries[name]) if name in changed else opened.get_tensor(name)
-                for name in group
-            }
+            return added
+        file = entries[group[0]].file
+        given = {name: as_stored(changed[name], entries[name]) for name in group if name in changed}
+        with safe_open(file, "pt") as opened:
+            if all(same_bits(opened.get_tensor(name), value) for name, value in given.items()):
+                return file
+            return {name: given[name] if name in given else opened.get_tensor(name) for name in group}
 
     groups = [by_file[file] for file in sorted(by_file)]
     write_streamed([*groups, [*added]] if added else groups, read, directory)

@@ -1,7 +1,8 @@
 """Writing a model as a checkpoint directory: one safetensors shard per block, names as transformers writes them.
 
 Equal tensors give equal bytes: metadata is exactly `{"format": "pt"}`, tensors stand sorted in each file (safetensors does
-that) and files in the model's own order, so that a stage that leaves a block alone leaves its shard's hash alone.
+that) and files in the model's own order, so that a stage that leaves a block alone leaves its shard's hash alone. A shard that
+is known to be another checkpoint's, to the bit, is that one's file under a second name, neither written nor hashed again.
 """
 
 from __future__ import annotations
@@ -15,24 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from llmos_cli.models import blocks
+from llmos_cli.core.objects import share
+from llmos_cli.models import blocks, headers
 from llmos_cli.models.headers import INDEX
 from llmos_cli.models.module import MODULE_KEY
 
 METADATA = {"format": "pt"}
 
+Shard = Mapping[str, Tensor] | Path
+"""Tensors to be written, or the file of another checkpoint that holds just these."""
 
-def save(model: PreTrainedModel, directory: Path, *, dtype: torch.dtype | None = None, processor: Any = None) -> None:
-    """Write weights, configuration and tokenizer. `dtype`: of the stored floating-point weights, as they are when None."""
+
+def save(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    processor: Any = None,
+    like: Path | None = None,
+) -> None:
+    """Write weights, configuration and tokenizer. `dtype`: of the stored floating-point weights, as they are when None; `like`: a
+    checkpoint some of whose shards may have stayed the same."""
     directory.mkdir(parents=True, exist_ok=True)
     save_config(model, directory, dtype=dtype)
-    write_shards(cast_floats(tensors(model), dtype), directory)
+    write_shards(cast_floats(tensors(model), dtype), directory, like=like)
     if processor is not None:
         processor.save_pretrained(directory)
 
@@ -88,26 +102,51 @@ def cast_floats(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[
     }
 
 
-def write_shards(state: Mapping[str, Tensor], directory: Path) -> None:
-    """One file per block, embeddings and head in their own, and the index."""
-    groups = blocks.shards(state)
-    write_streamed(groups, lambda group: {name: state[name] for name in group}, directory)
+def write_shards(state: Mapping[str, Tensor], directory: Path, *, like: Path | None = None) -> None:
+    """One file per block, embeddings and head in their own, and the index. `like`: as `save` says."""
+    entries = headers.of_directory(like) if like else {}
+
+    def read(group: list[str]) -> Shard:
+        shard = {name: state[name] for name in group}
+        file = entries[group[0]].file if group[0] in entries else None
+        return file if file and _holds(file, shard) else shard
+
+    write_streamed(blocks.shards(state), read, directory)
 
 
-def write_streamed(
-    groups: Iterable[list[str]], read: Callable[[list[str]], Mapping[str, Tensor]], directory: Path
-) -> None:
+def _holds(file: Path, shard: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds these tensors and no others."""
+    with safe_open(file, "pt") as opened:
+        return set(opened.keys()) == set(shard) and all(
+            same_bits(opened.get_tensor(name), value) for name, value in shard.items()
+        )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Unlike `torch.equal`, which takes -0 for 0 and no NaN for itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    first, second = (value.detach().cpu().contiguous().view(-1).view(torch.uint8) for value in (one, other))
+    return torch.equal(first, second)
+
+
+def write_streamed(groups: Iterable[list[str]], read: Callable[[list[str]], Shard], directory: Path) -> None:
     """Write each group of names as a shard, holding one at a time. `read` may return other names than it was asked for
     (a packed weight for a dense one)."""
     groups = list(groups)
-    weight_map: dict[str, str] = {}
-    size = count = 0
+    entries: dict[str, headers.Entry] = {}
     for number, group in enumerate(groups, 1):
-        shard = {name: value.detach().cpu().contiguous() for name, value in read(group).items()}
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file(shard, directory / file, metadata=METADATA)
-        weight_map |= dict.fromkeys(shard, file)
-        size += sum(value.nbytes for value in shard.values())
-        count += sum(math.prod(value.shape) for value in shard.values())
+        file = directory / f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        file.unlink(missing_ok=True)  # what is there may be another checkpoint's file too: it is not written into
+        shard = read(group)
+        if isinstance(shard, Path):
+            share(shard, file)
+        else:
+            laid_out = {name: value.detach().cpu().contiguous() for name, value in shard.items()}
+            save_file(laid_out, file, metadata=METADATA)
+        entries |= headers.of_file(file)
+    count = sum(math.prod(entry.shape) for entry in entries.values())
+    size = sum(entry.bytes for entry in entries.values())
+    weight_map = {name: entry.file.name for name, entry in entries.items()}
     index = {"metadata": {"total_parameters": count, "total_size": size}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

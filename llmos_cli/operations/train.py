@@ -205,7 +205,15 @@ def _commit(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with ws.stage() as folder:
-        write(ws, model, rounded, folder, dtype=stored_dtype(begin), processor=begin.prepared.processor)
+        write(
+            ws,
+            model,
+            rounded,
+            folder,
+            dtype=stored_dtype(begin),
+            processor=begin.prepared.processor,
+            parent=parent.path if parent else None,
+        )
         return run.commit(folder, made, move=move)
 
 

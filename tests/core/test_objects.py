@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core.objects import Objects, files_below, hash_file, hash_files
-from llmos_cli.core.workspace import Workspace
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.objects import Objects, files_below, hash_file, hash_files, share
+from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.operations.du import du
+from llmos_cli.operations.fsck import fsck
 
 TREES = st.dictionaries(st.sampled_from(["a", "b", "sub/c", "sub/d"]), st.binary(max_size=64), min_size=1)
 
@@ -99,3 +101,51 @@ def test_a_link_in_a_checkpoint_is_refused(ws: Workspace) -> None:
     (staged / "b").symlink_to("a")
     with pytest.raises(Exception, match="plain files only, and b is something else"):
         adopt(ws.objects, staged)
+
+
+@settings(max_examples=15, deadline=None)
+@given(TREES, TREES, st.sets(st.sampled_from(["a", "b", "sub/c", "sub/d"])))
+def test_files_of_a_parent_are_what_its_manifest_says_and_take_no_room(
+    before: dict[str, bytes], after: dict[str, bytes], kept: set[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        ws = Workspace.create(Path(root) / "w")
+        parent = committed(ws, stage(ws.dot, before))
+        staged = stage(ws.dot, {name: content for name, content in after.items() if name not in kept & set(before)})
+        for name in kept & set(before):
+            (staged / name).parent.mkdir(exist_ok=True)
+            share(parent.path / name, staged / name)
+        child = committed(ws, staged, parent)
+        expected = after | {name: before[name] for name in kept & set(before)}
+        assert {name: (child.path / name).read_bytes() for name in child.manifest.tree} == expected
+        assert {name: hash_file(child.path / name) for name in child.manifest.tree} == child.manifest.tree
+        new = {*expected.values()} - {*before.values()}
+        assert ws.index.makers(child.id)[-1][1] == sum(map(len, new))
+        assert not fsck(ws).problems
+
+
+def test_a_parents_file_that_a_disk_damaged_is_not_taken_for_good_by_its_child(ws: Workspace, commit: Any) -> None:
+    parent = commit(a="weights")
+    times = (parent.path / "a").stat()
+    (parent.path / "a").chmod(0o644)
+    (parent.path / "a").write_text("weighed")
+    os.utime(parent.path / "a", ns=(times.st_atime_ns, times.st_mtime_ns))
+    staged = stage(ws.dot, {"b": b"new"})
+    share(parent.path / "a", staged / "a")
+    child = committed(ws, staged, parent)
+    assert child.manifest.tree["a"] == parent.manifest.tree["a"]
+    assert {each.checkpoint for each in fsck(ws).problems} == {parent.id, child.id}
+
+
+def test_a_link_to_a_parents_file_is_no_file_of_it(ws: Workspace, commit: Any) -> None:
+    parent = commit(a="x")
+    staged = stage(ws.dot, {})
+    (staged / "a").symlink_to(parent.path / "a")
+    with pytest.raises(Exception, match="plain files only, and a is something else"):
+        committed(ws, staged, parent)
+
+
+def committed(ws: Workspace, staged: Path, parent: Checkpoint | None = None) -> Checkpoint:
+    made = Made("train", (parent.id,) if parent else (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
+    with ws.begin("train", config={}) as run:
+        return run.commit(staged, made)

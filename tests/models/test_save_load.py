@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.models import blocks, headers
 from llmos_cli.models.load import load, skeleton
-from llmos_cli.models.save import METADATA, save
+from llmos_cli.models.rewrite import rewritten
+from llmos_cli.models.save import METADATA, save, tensors
 from tests.models.conftest import CASES, FACTS, logits, make
 
 
@@ -45,6 +48,46 @@ def test_a_changed_block_changes_its_own_shard_alone(llama: PreTrainedModel, tmp
     before, after = hashes(tmp_path / "before"), hashes(tmp_path / "after")
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"model-00003-of-00004.safetensors"}
+
+
+def test_a_shard_that_stayed_the_same_to_the_bit_is_the_other_checkpoints_file(
+    llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        llama.get_parameter(name)[0, 0] = 0.0
+        llama.get_parameter(name)[0, 1] = float("nan")
+    save(llama, tmp_path / "before")
+    weight = tensors(llama)[name].clone()
+    rewritten({name: weight}, tmp_path / "before", tmp_path / "same")
+    save(llama, tmp_path / "again", like=tmp_path / "before")
+    weight[0, 0] = -0.0
+    rewritten({name: weight}, tmp_path / "before", tmp_path / "other")
+
+    assert shared(tmp_path / "before", tmp_path / "same") == shared(tmp_path / "before", tmp_path / "again") == 4
+    assert shared(tmp_path / "before", tmp_path / "other") == 3
+    assert torch.signbit(stored(tmp_path / "other", name)[0, 0])
+    assert (tmp_path / "before" / headers.INDEX).read_text() == (tmp_path / "same" / headers.INDEX).read_text()
+
+
+def test_what_is_written_where_a_shared_shard_was_leaves_the_other_checkpoint_alone(
+    llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    save(llama, tmp_path / "before")
+    before = hashes(tmp_path / "before")
+    rewritten({}, tmp_path / "before", tmp_path / "after")
+    save(make("llama", "causal-lm"), tmp_path / "after", dtype=torch.bfloat16)
+    assert hashes(tmp_path / "before") == before
+    assert shared(tmp_path / "before", tmp_path / "after") == 0
+
+
+def shared(one: Path, other: Path) -> int:
+    return sum(file.samefile(other / file.name) for file in headers.files(one))
+
+
+def stored(directory: Path, name: str) -> Tensor:
+    value: Tensor = load_file(headers.of_directory(directory)[name].file)[name]
+    return value
 
 
 def test_shards_hold_embeddings_blocks_head_and_tied_tensors_once(llama: PreTrainedModel, tmp_path: Path) -> None:

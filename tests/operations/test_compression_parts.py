@@ -39,8 +39,8 @@ def test_sparsegpt_gives_the_same_bytes_twice_and_leaves_other_shards_alone(line
     files = {path.name: path.read_bytes() for path in sorted((tmp_path / "first").iterdir())}
     assert files == {path.name: path.read_bytes() for path in sorted((tmp_path / "second").iterdir())}
     parent = line.checkpoint("base").path
-    same = [path.name for path in headers.files(parent) if path.read_bytes() == files[path.name]]
-    assert len(same) == len(headers.files(parent)) - 1, "only the pruned block's shard is new"
+    same = [path.name for path in headers.files(parent) if path.samefile(tmp_path / "first" / path.name)]
+    assert len(same) == len(headers.files(parent)) - 1, "only the pruned block's shard was written"
 
 
 def pruned_into(ws: Workspace, directory: Path, flags: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.device import compute_dtype
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
 from llmos_cli.events import Event, Metric, Note, Progress, Resumed
+from llmos_cli.models.headers import files
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
 from llmos_cli.operations.config import resolve
@@ -433,10 +434,12 @@ def test_a_plan_trains_nothing(workspace: Workspace) -> None:
 
 def test_a_frozen_backbone_keeps_its_weights(workspace: Workspace) -> None:
     trained(workspace, None, "model.tie_word_embeddings=false")
-    before = weights(workspace)
+    before, parent = weights(workspace), workspace.checkpoint()
     trained(workspace, "HEAD", "model.tie_word_embeddings=false", "model.freeze=backbone")
     changed = {name for name, value in weights(workspace).items() if not torch.equal(value, before[name])}
     assert changed == {"lm_head.weight"}
+    written = [path.name for path in files(parent.path) if not path.samefile(workspace.checkpoint().path / path.name)]
+    assert written == [files(parent.path)[-1].name], "frozen blocks are the parent's own files"
 
 
 def test_a_head_tied_to_the_embedding_is_untied_to_train_beside_a_frozen_backbone(workspace: Workspace) -> None:

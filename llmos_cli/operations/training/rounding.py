@@ -187,11 +187,19 @@ def _quantized(fake: Fake, learnt: Codes) -> Quantized:
 
 
 def write(
-    ws: Workspace, model: PreTrainedModel, rounded: Rounded, folder: Path, *, dtype: torch.dtype, processor: Any
+    ws: Workspace,
+    model: PreTrainedModel,
+    rounded: Rounded,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    processor: Any,
+    parent: Path | None = None,
 ) -> None:
-    """The trained checkpoint; one of codes is read back, and must hold the very weights that were trained."""
+    """The trained checkpoint; one of codes is read back, and must hold the very weights that were trained. What was frozen is
+    the `parent`'s own."""
     if not rounded.codes:
-        save(model, folder, dtype=dtype, processor=processor)
+        save(model, folder, dtype=dtype, processor=processor, like=parent)
         return
     with ws.stage() as dense:
         save(model, dense, dtype=dtype, processor=processor)
