@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llmos_cli.core.objects import files_below
+from llmos_cli.core.manifest import Made
+from llmos_cli.core.objects import files_below, share
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.fsck import fsck
@@ -39,6 +40,17 @@ def commit_here() -> None:
     """What is killed: a commit on the branch it finds, half of whose bytes are in the workspace already."""
     ws = Workspace.find()
     commit(ws, (ws.resolve(),), time="9", same="s" * 100, other="new")
+
+
+def commit_what_is_shared() -> None:
+    """A commit with a file of its parent's under a second name."""
+    ws = Workspace.find()
+    parent = ws.resolve()
+    with ws.begin("train", config={"seed": 1}) as run, ws.stage() as staged:
+        (staged / "folder").mkdir()
+        share(ws.checkpoints / parent / "folder" / "same", staged / "folder" / "same")
+        (staged / "other").write_text("new")
+        run.commit(staged, Made("train", (parent,), {"seed": 1}, {}, {}, 0, "9"))
 
 
 def commit_what_was_removed() -> None:
@@ -106,6 +118,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "redo": ("redo",),
     "trust": ("trust", "code.py"),
     "commit": (f"{__name__}:commit_here",),
+    "commit shared": (f"{__name__}:commit_what_is_shared",),
     "commit again": (f"{__name__}:commit_what_was_removed",),
 }
 QUICK = {"tag", "checkout", "commit"}
