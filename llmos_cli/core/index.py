@@ -1,7 +1,7 @@
 """The index: what the files say of checkpoints and runs, kept in SQLite so that `log` need not read thousands of them.
 
-A cache and nothing else. `refresh()` compares the times of `checkpoints/` and `runs/` with those it saw last, and reads
-only what is new. Deleted or damaged, it is made anew without a word; where it cannot be written, it lives in memory.
+A cache and nothing else (`database.py` says what becomes of a damaged one). It compares the times of `checkpoints/` and
+`runs/` with those it saw last, and reads only what is new.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmos_cli.core import access, records
+from llmos_cli.core import records
+from llmos_cli.core.database import Database, write
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -47,26 +48,17 @@ CREATE TABLE IF NOT EXISTS saved(checkpoint TEXT, run TEXT, at REAL, stored INTE
 _SETTLED = 2.0
 """A folder changed less than this many seconds ago may change again within one tick of its clock: not to be trusted yet."""
 
-_UNUSABLE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-}
-
 _LINE = """
 WITH RECURSIVE line(id) AS (SELECT value FROM json_each(?)
     UNION SELECT parent.value FROM line JOIN checkpoints USING (id), json_each(checkpoints.parents) AS parent)
 SELECT id FROM line
 """
+_HELD = "SELECT sha256 FROM held WHERE id NOT IN (SELECT value FROM json_each(?))"
 _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
 
 _RUNS_OF = "SELECT DISTINCT run FROM json_each(?) AS line JOIN used ON used.checkpoint = line.value"
 
-T = TypeVar("T")
+_IDS = re.compile("[0-9a-f]{64}")
 
 
 class Entry(NamedTuple):
@@ -85,25 +77,19 @@ class Index:
         self._checkpoints = root / "checkpoints"
         self._runs = root / "runs"
         self._locks = dot / "locks"
-        self._path = dot / "index.sqlite"
-        self._guard = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._owner = 0
+        self._dot = dot
+        self._database = Database(dot / "index.sqlite", _TABLES, _SCHEMA)
         self._still = False
-        self._fresh = False
+        self._fresh: sqlite3.Connection | None = None
 
     # What is asked
 
     def entry(self, checkpoint: str) -> Entry | None:
         rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
         if not rows and self._still:  # a ref that was read since may name what has come since
-            self._fresh = False
+            self._fresh = None
             rows = self._ask("SELECT * FROM checkpoints WHERE id = ?", checkpoint)
         return _entry(rows[0]) if rows else None
-
-    def ids(self) -> set[str]:
-        """Of all checkpoints."""
-        return {row[0] for row in self._ask("SELECT id FROM checkpoints")}
 
     def entries(self, limit: int = -1) -> list[Entry]:
         """The newest checkpoints first."""
@@ -112,6 +98,21 @@ class Index:
     def line(self, checkpoints: Iterable[str]) -> set[str]:
         """These checkpoints and all their ancestors; those that are missing are named too."""
         return {row[0] for row in self._ask(_LINE, json.dumps(list(checkpoints)))}
+
+    def outside(self, checkpoints: Iterable[str]) -> set[str]:
+        """All but these checkpoints and their ancestors."""
+        # Most are an ancestor: walking through all of them here takes half of the time that `_LINE` does.
+        parents = dict(self._ask("SELECT id, parents FROM checkpoints"))
+        waiting, found = list(checkpoints), set[str]()
+        while waiting:
+            if (each := waiting.pop()) not in found:
+                found.add(each)
+                waiting += _IDS.findall(parents.get(each, ""))
+        return parents.keys() - found
+
+    def held(self, without: Iterable[str] = ()) -> set[str]:
+        """SHA-256 of the files of all checkpoints but those `without`."""
+        return {sha256 for (sha256,) in self._ask(_HELD, json.dumps(list(without)))}
 
     def holders(self, without: Iterable[str] = ()) -> dict[str, int]:
         """SHA-256 -> in how many checkpoints, but for those `without`, a file with this content is."""
@@ -166,7 +167,7 @@ class Index:
     def note_all_file_times(self, times: Mapping[str, dict[str, int]]) -> None:
         """Of many checkpoints in one transaction: each costs a disk several syncs."""
         rows = [(checkpoint, json.dumps(each)) for checkpoint, each in times.items()]
-        self._do(lambda db: _write(db, "INSERT OR REPLACE INTO files VALUES (?, ?)", rows))
+        self._database.do(lambda db: write(db, "INSERT OR REPLACE INTO files VALUES (?, ?)", rows))
 
     def _record(self, run: str, text: str) -> RunRecord:
         value = json.loads(text)
@@ -177,29 +178,29 @@ class Index:
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
         """Many questions about one moment: inside the block the files are looked at once."""
-        self._do(self._refresh)
+        self._database.do(self._refresh)
         self._still = True
         try:
             yield
         finally:
             self._still = False
-        self._fresh = False
+        self._fresh = None
 
     def _ask(self, query: str, *values: Any) -> list[Any]:
         def ask(db: sqlite3.Connection) -> list[Any]:
-            if not (self._still and self._fresh):
+            if not (self._still and self._fresh is db):
                 self._refresh(db)
             return db.execute(query, values).fetchall()
 
-        return self._do(ask)
+        return self._database.do(ask)
 
     def agrees(self) -> bool:
         """Whether it says what the files say. Where it does not, it is made anew."""
-        anew = Index(self._checkpoints.parent, self._path.parent)
-        anew._connected(anew._open_in_memory)
+        anew = Index(self._checkpoints.parent, self._dot)
+        anew._database.live_in_memory()
         if self._all() == anew._all():
             return True
-        self._connected(self._open_in_memory if access.read_only() else self._open_anew, again=True)
+        self._database.begin_anew()
         return False
 
     def _all(self) -> list[list[Any]]:
@@ -223,7 +224,7 @@ class Index:
         fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
         if not fresh:
             self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
-        self._fresh = True
+        self._fresh = db
 
     def _refresh_folder(
         self, db: sqlite3.Connection, name: str, folder: Path, read: Callable[[sqlite3.Connection, set[str]], None]
@@ -236,7 +237,7 @@ class Index:
         read(db, _names(folder))
         settled = mtime if time.time() - mtime / 1e9 > _SETTLED else 0
         if row is None or row[0] != settled:
-            _write(db, "INSERT OR REPLACE INTO seen VALUES (?, ?)", [(name, settled)])
+            write(db, "INSERT OR REPLACE INTO seen VALUES (?, ?)", [(name, settled)])
         return True
 
     def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
@@ -245,10 +246,10 @@ class Index:
         new = {name: found for name in sorted(present - known) if (found := self._manifest(name)) is not None}
         rows = [_row(name, found) for name, found in new.items()]
         held = [(name, sha256) for name, found in new.items() for sha256 in {e.sha256 for e in found.tree.values()}]
-        _write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
-        _write(db, "INSERT OR REPLACE INTO held VALUES (?, ?)", held)
+        write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
+        write(db, "INSERT OR REPLACE INTO held VALUES (?, ?)", held)
         for table in ("checkpoints", "held", "files"):
-            _write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in known - present])
+            write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in known - present])
 
     def _manifest(self, name: str) -> Manifest | None:
         from llmos_cli.core import manifest  # here: most of the time nothing is new
@@ -262,7 +263,7 @@ class Index:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
         present = {name for name in names if not name.startswith(".")}
         for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run"), ("used", "run")):
-            _write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
+            write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
         unended = {run for (run,) in db.execute("SELECT id FROM runs WHERE open")}
         self._read_some_runs(db, sorted(present - known | present & (unended | self._resumed())))
 
@@ -286,107 +287,25 @@ class Index:
         events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
         after = records.fold(before, events)
         is_open = after.status in ("running", "died")
-        _write(
+        write(
             db,
             "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(run, after.operation, after.started, is_open, consumed, _stored(after), after.status == "done")],
         )
         metrics = [event for event in events if event.get("event") == "metric" and event.get("checkpoint")]
-        _write(
+        write(
             db,
             "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
             [(run, m["checkpoint"], m["name"], m.get("split", ""), m["at"], json.dumps(m)) for m in metrics],
         )
         used = {*after.parents, *after.checkpoints}
-        _write(db, "INSERT OR IGNORE INTO used VALUES (?, ?)", [(checkpoint, run) for checkpoint in sorted(used)])
+        write(db, "INSERT OR IGNORE INTO used VALUES (?, ?)", [(checkpoint, run) for checkpoint in sorted(used)])
         saved = [event for event in events if event.get("event") == "saved"]
-        _write(
+        write(
             db,
             "INSERT OR IGNORE INTO saved VALUES (?, ?, ?, ?)",
             [(event["checkpoint"], run, event["at"], event.get("stored", 0)) for event in saved],
         )
-
-    # How it survives
-
-    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Carry out `work`; on a damaged file with a new one, on one that cannot be used in memory."""
-        with self._guard:
-            try:
-                return self._in_transaction(self._connected(self._open), work)
-            except sqlite3.DatabaseError as error:
-                anew = self._open_aside if _unusable(error) or access.read_only() else self._open_anew
-            try:
-                return self._in_transaction(self._connected(anew, again=True), work)
-            except sqlite3.DatabaseError:
-                return self._in_transaction(self._connected(self._open_in_memory, again=True), work)
-
-    def _connected(self, opened: Callable[[], sqlite3.Connection], *, again: bool = False) -> sqlite3.Connection:
-        """The connection of this process: one must not be carried over a fork."""
-        if again or self._connection is None or self._owner != os.getpid():
-            self._connection, self._fresh = None, False
-            self._connection, self._owner = opened(), os.getpid()
-        return self._connection
-
-    def _in_transaction(self, db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Committed when it wrote; nothing is locked by reading alone."""
-        try:
-            result = work(db)
-            if db.in_transaction:
-                db.commit()
-        except BaseException:
-            db.rollback()
-            raise
-        return result
-
-    def _open(self) -> sqlite3.Connection:
-        db = self._connect("ro" if access.read_only() else "rwc")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA):
-            db.close()
-            raise sqlite3.DatabaseError("made by another version")
-        if version == 0:
-            _create(db)
-        return db
-
-    def _connect(self, mode: Literal["ro", "rwc"]) -> sqlite3.Connection:
-        # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
-        place = f"{self._path.absolute().as_uri()}?mode={mode}"
-        return sqlite3.connect(place, timeout=10, check_same_thread=False, isolation_level="IMMEDIATE", uri=True)
-
-    def _open_anew(self) -> sqlite3.Connection:
-        try:
-            self._path.unlink(missing_ok=True)
-            self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
-        except OSError as error:
-            raise sqlite3.OperationalError(str(error)) from error
-        return self._open()
-
-    def _open_aside(self) -> sqlite3.Connection:
-        """In memory, beginning with what the file knows where it can be read: to learn the rest costs little then."""
-        db = self._open_in_memory()
-        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(self._connect("ro")) as file:
-            if file.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA:
-                file.backup(db)
-        return db
-
-    def _open_in_memory(self) -> sqlite3.Connection:
-        db = sqlite3.connect(":memory:", check_same_thread=False)
-        _create(db)
-        return db
-
-
-def _unusable(error: sqlite3.DatabaseError) -> bool:
-    """Busy for too long, or not to be written or opened here: another file would fare no better."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNUSABLE
-
-
-def _create(db: sqlite3.Connection) -> None:
-    db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {_SCHEMA};COMMIT;")
-
-
-def _write(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    if rows:  # an empty executemany would still begin a transaction, and so take the lock
-        db.executemany(statement, rows)
 
 
 def _row(name: str, found: Manifest) -> tuple[Any, ...]:

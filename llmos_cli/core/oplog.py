@@ -27,7 +27,8 @@ from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
-_TIME = re.compile(rb'(?<!\\)"time": ([0-9.]+)[,}]')
+_TIME = re.compile(rb'"time": ([0-9.]+)[,}]')
+"""Of an operation alone: within a text that it holds, each quote has a backslash before it."""
 _TAIL = 1 << 20
 """More than one line can be: a config file before and after."""
 

@@ -36,12 +36,12 @@ def in_use(record: RunRecord) -> set[str]:
     return {*record.parents, *record.checkpoints, record.base_checkpoint} - {""}
 
 
-def protected(ws: Workspace, since: float) -> set[str]:
-    """All checkpoints that must stay, ancestors included: a branch is worth its whole line. `since`: where the operation
-    log's window begins, in seconds since the epoch."""
+def unprotected(ws: Workspace, since: float) -> set[str]:
+    """All checkpoints that need not stay: neither named nor an ancestor of what is, for a branch is worth its whole line.
+    `since`: where the operation log's window begins, in seconds since the epoch."""
     named = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values()}
     head = ws.head().checkpoint
-    return with_ancestors(ws, named | needed(ws) | ws.oplog.protected(since) | ({head} if head else set()))
+    return ws.index.outside(named | needed(ws) | ws.oplog.protected(since) | ({head} if head else set()))
 
 
 def needed(ws: Workspace) -> set[str]:
@@ -65,6 +65,6 @@ def undoable(ws: Workspace, since: float) -> set[str]:
     return dropped & ws.oplog.removed(since) if dropped else dropped
 
 
-def stored(ws: Workspace, since: float) -> Counter[str]:
-    """`holders`, with those that can still be undone."""
-    return Counter(ws.index.holders(without=ws.dropped.all() - undoable(ws, since)))
+def stored(ws: Workspace, since: float) -> set[str]:
+    """SHA-256 of what checkpoints hold that still have their weights, or get them back where an operation is undone."""
+    return ws.index.held(without=ws.dropped.all() - undoable(ws, since))

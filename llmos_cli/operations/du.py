@@ -108,7 +108,7 @@ def du(ws: Workspace) -> DuResult:
         )
     total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
     held = {*count, *undoable}
-    unused = sum(entry.stat().st_size for name, entry in ws.objects.names() if name not in held)
+    unused = sum(ws.objects.path(name).stat().st_size for name in ws.objects.names() - held)
     kept = sum(length for sha256, length in undoable.items() if nothing_shared or sha256 not in contents)
     runs, cache, data = (_bytes([folder]) for folder in (ws.root / "runs", ws.cache, ws.snapshots.directory))
     return DuResult(tuple(usage), total, kept, unused, runs, cache, ws.storage, data)

@@ -105,7 +105,7 @@ def fsck(ws: Workspace, *, repair: bool = False, emit: Emit = ignore) -> FsckRes
 def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
     checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
-    objects = [(name, Path(entry.path)) for name, entry in ws.objects.names()]
+    objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
     hashes = _Hashes([*(path for each in checked for path in each.files()), *(path for _, path in objects)], emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llmos_cli.core import manifest, signatures
 from llmos_cli.core.locks import lock
-from llmos_cli.core.protection import holders, needed, protected, stored, undoable, with_ancestors
+from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.staging import discard, leftovers
@@ -116,8 +116,7 @@ def duration(text: str) -> float:
 
 def _unnamed(ws: Workspace, now: float, grace: float, reach: float) -> tuple[set[str], set[str]]:
     """Checkpoints that may go, and those that nothing names either but that are still young (or ancestors of such)."""
-    kept = protected(ws, reach)  # whatever the grace period: `undo` must find what it goes back to
-    unnamed = ws.index.ids() - kept
+    unnamed = unprotected(ws, reach)  # whatever the grace period: `undo` must find what it goes back to
     # What was written since a living run began may be its own, whatever the grace period.
     since = min([now - grace, *(record.started for record in ws.runs.alive())])
     young = with_ancestors(ws, {name for name in unnamed if (ws.checkpoints / name).stat().st_mtime > since}) & unnamed
@@ -184,18 +183,18 @@ def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage
 def _objects(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[Garbage]:
     """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
     removed = {file.sha256 for each in remains for file in ws.manifest(each.name).tree.values()}
-    for name, entry in _unheld(ws, reach):
+    for name, length in _unheld(ws, reach):
         if name not in removed:
-            yield Garbage("object", name, "no checkpoint holds it", entry.stat().st_size)
+            yield Garbage("object", name, "no checkpoint holds it", length)
 
 
-def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """But for what has come since a living run began: it may be about to be held."""
-    held = stored(ws, reach)
+def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, int]]:
+    """With their sizes; but for what has come since a living run began: it may be about to be held."""
     since = min([record.started for record in ws.runs.alive()], default=math.inf)
-    for name, entry in ws.objects.names():
-        if name not in held and entry.stat().st_ctime < since:
-            yield name, entry
+    for name in sorted(ws.objects.names() - stored(ws, reach)):
+        with contextlib.suppress(FileNotFoundError):
+            if (status := ws.objects.path(name).stat()).st_ctime < since:
+                yield name, status.st_size
 
 
 def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach: float) -> Iterator[Garbage]:
@@ -281,7 +280,8 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reac
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
-    ws.objects.remove([name for name, _ in _unheld(ws, reach)])
+    if any(each.kind in ("checkpoint", "weights", "remains", "object") for each in garbage):
+        ws.objects.remove([name for name, _ in _unheld(ws, reach)])
     if any(each.kind in ("snapshot", "piece") for each in garbage):
         with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
             for _, path in [*ws.snapshots.unheld()]:

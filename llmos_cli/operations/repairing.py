@@ -126,7 +126,7 @@ def _put(ws: Workspace, good: Path, final: Path) -> None:
 
 def _forget_damaged_objects(ws: Workspace) -> None:
     """An object only saves space: a damaged one is worth nothing, and the next commit stores it anew."""
-    ws.objects.remove([name for name, entry in ws.objects.names() if hash_file(Path(entry.path)).sha256 != name])
+    ws.objects.remove([name for name in ws.objects.names() if hash_file(ws.objects.path(name)).sha256 != name])
 
 
 def _where(checkpoint: str, name: str) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from llmos_cli.core import manifest
+from llmos_cli.core.manifest import FileEntry, Made
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Metric
 
@@ -98,3 +103,24 @@ def test_works_in_a_forked_child(ws: Workspace, commit: Any) -> None:
     if not pid:
         os._exit(0 if len(ws.index.entries()) == 1 else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sets(st.integers(0, 7), max_size=3), max_size=8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7))
+)
+def test_what_is_outside_is_all_that_is_not_in_the_line(graph: list[set[int]], asked: set[int], gone: set[int]) -> None:
+    """`graph`: the parents of each checkpoint among those before it; some of them are not there any more."""
+    with tempfile.TemporaryDirectory() as root:
+        ws, ids = Workspace.create(Path(root) / "w"), list[str]()
+        for number, parents in enumerate(graph):
+            tree = {"a": FileEntry(f"{number:064x}", 1)}
+            made = Made("train", tuple(ids[each] for each in parents if each < number), {}, {}, {}, 0, "2026")
+            ids.append(manifest.manifest(tree, made).id)
+            if number not in gone:
+                (ws.checkpoints / ids[-1]).mkdir()
+                manifest.manifest(tree, made).write(ws.checkpoints / ids[-1])
+        roots = {ids[each] for each in asked if each < len(ids)}
+        present = {entry.id for entry in ws.index.entries()}
+        assert ws.index.outside(roots) == present - ws.index.line(roots)
+        assert ws.index.held() == {f"{number:064x}" for number in range(len(ids)) if number not in gone}
