@@ -50,10 +50,8 @@ def test_a_changed_block_changes_its_own_shard_alone(llama: PreTrainedModel, tmp
     assert changed == {"model-00003-of-00004.safetensors"}
 
 
-def test_a_shard_that_stayed_the_same_to_the_bit_is_the_other_checkpoints_file(
-    llama: PreTrainedModel, tmp_path: Path
-) -> None:
-    name = "model.layers.1.mlp.up_proj.weight"
+def test_a_shard_that_stayed_the_same_to_the_bit_is_the_other_checkpoints_file(tmp_path: Path) -> None:
+    llama, name = make("llama", "causal-lm"), "model.layers.1.mlp.up_proj.weight"
     with torch.no_grad():
         llama.get_parameter(name)[0, 0] = 0.0
         llama.get_parameter(name)[0, 1] = float("nan")
