@@ -7,6 +7,9 @@ INSTALLED := $(VENV)/.installed
 # Two workers of one thread each: on two cores more threads only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
 
+# What is compiled is kept: or every process of a test would compile llmos again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-all check format docs build clean
 
 install: $(INSTALLED)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,34 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     yield home
     if not measured.exists() and (home / "cache" / measured.name).exists():
         shutil.copy(home / "cache" / measured.name, measured)
+
+
+@pytest.fixture(scope="session")
+def _warmth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int]]:
+    """How to start a warm process; the warm interpreter itself begins with the first."""
+    from tests.warm import Warm
+
+    begun: list[Warm] = []
+
+    def start(*told: Any) -> int:
+        if not begun:
+            begun.append(Warm.start(tmp_path_factory.mktemp("home")))
+        return begun[0].fork_exec(*told)
+
+    yield start
+    for each in begun:
+        each.close()
+
+
+@pytest.fixture
+def warm(request: pytest.FixtureRequest, _warmth: Callable[..., int]) -> Iterator[None]:
+    """What the test starts of Python is forked from an interpreter that has imported the libraries (tests/warm.py), unless the
+    test is marked cold."""
+    from tests.warm import warmed
+
+    asked_cold = request.node.get_closest_marker("cold") is not None or sys.platform != "linux"
+    with contextlib.nullcontext() if asked_cold else warmed(_warmth):
+        yield
 
 
 @pytest.fixture

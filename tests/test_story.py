@@ -47,6 +47,8 @@ FAST = {
     "text-classification, lstm": Row("text-classification", RTN, CLASSES, LSTM, jobs="1"),
     "token-classification, bert": Row("token-classification", GPTQ, CLASSES, jobs="1"),
 }
+COLD = ("causal-lm, llama",)
+"""Whose trials, proof, deployment and engine are processes that import everything themselves."""
 SLOW = {
     "causal-lm, lstm": Row("causal-lm", RTN, LANGUAGE, LSTM),
     "image-classification, mlp": Row("image-classification", W8A8, CLASSES, {"arch": "mlp", "hidden_size": 32}),
@@ -99,10 +101,11 @@ def story(row: Row, new_workspace: Callable[..., Any], tmp_path: Path, llmos: Ll
 
 
 @pytest.mark.timeout(900)  # a minute of computing each; a busy machine stretches it
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     "row",
     [
-        *(pytest.param(row, id=name) for name, row in FAST.items()),
+        *(pytest.param(row, id=name, marks=pytest.mark.cold if name in COLD else ()) for name, row in FAST.items()),
         *(pytest.param(row, id=name, marks=pytest.mark.slow) for name, row in SLOW.items()),
     ],
 )

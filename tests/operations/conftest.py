@@ -176,3 +176,8 @@ def base(trained_workspaces: Callable[..., Path], tmp_path: Path, monkeypatch: p
         return Workspace.find()
 
     return copy
+
+
+@pytest.fixture(autouse=True)
+def _warm(warm: None) -> None:
+    """The processes of these tests would mostly import torch."""

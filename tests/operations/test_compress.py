@@ -110,6 +110,7 @@ def test_convolutions(base: Base, llmos: Any) -> None:
     )
 
 
+@pytest.mark.cold
 def test_lstms(base: Base, llmos: Any) -> None:
     ws = base("token-classification", LSTM)
     with ws.stage() as staged:

@@ -57,6 +57,7 @@ def saved(ws: Workspace) -> bool:
 @pytest.mark.parametrize(
     "number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
+@pytest.mark.cold
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(slow, begun, llmos, number, code):
     begun.send_signal(number)
     _, told = begun.communicate(timeout=60)
