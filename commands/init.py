@@ -18,6 +18,10 @@ def init(
             "--template", "-t", help="causal-lm, image-classification, text-classification or token-classification."
         ),
     ] = "causal-lm",
+    shared: Annotated[
+        str | None,
+        typer.Option("--shared", metavar="GROUP", help="Let all of that group work in it, whatever their umask."),
+    ] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -25,4 +29,4 @@ def init(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.init import init as operation
 
-        s.ui.show(operation(directory, template, dry_run=dry_run))
+        s.ui.show(operation(directory, template, shared=shared, dry_run=dry_run))

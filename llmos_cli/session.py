@@ -73,6 +73,7 @@ class Session:
 
         workspace = Workspace.find()
         workspace.emit = self.ui.emit
+        access.work_as_group(workspace.dot)
         if self._changes:
             access.require_writable(workspace.dot)
         if self.ui.dry_run:

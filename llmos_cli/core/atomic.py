@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,25 @@ def make_directory(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir()
         sync_directory(path.parent)
+
+
+def as_made_here(path: Path) -> None:
+    """Give a file the mode that any other gets here: libraries (safetensors) make theirs for their user alone."""
+    path.chmod(0o666 & ~umask())
+
+
+def read_only(path: Path) -> None:
+    """For all who may read what is made here, and nobody may write it."""
+    path.chmod(0o444 & ~umask())
+
+
+def umask() -> int:
+    """Of this process; to ask the system is to set it, which other threads would notice."""
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    os.umask(now := os.umask(0o077))
+    return now
 
 
 def sync_file(path: Path) -> None:

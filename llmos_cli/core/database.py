@@ -75,6 +75,9 @@ class Database:
 
     def _connect(self, mode: Literal["ro", "rwc"]) -> sqlite3.Connection:
         # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
+        if mode == "rwc" and not self._path.exists():  # SQLite would make it for its user alone, whatever the umask
+            with contextlib.suppress(OSError):
+                self._path.touch()
         place = f"{self._path.absolute().as_uri()}?mode={mode}"
         return sqlite3.connect(place, timeout=10, check_same_thread=False, isolation_level="IMMEDIATE", uri=True)
 

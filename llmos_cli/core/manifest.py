@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmos_cli.core import atomic
 from llmos_cli.errors import Corrupt, LlmosError
 
 NAME = "manifest.json"
@@ -81,7 +82,7 @@ class Manifest:
             file.write(self.text())
             file.flush()
             os.fsync(file.fileno())
-        path.chmod(0o444)
+        atomic.read_only(path)
 
 
 def manifest(tree: Mapping[str, FileEntry], made: Made) -> Manifest:

@@ -17,12 +17,14 @@ import stat
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from llmos_cli.core.atomic import make_directory, refusals, sync_directory, sync_file, write_text
+from llmos_cli.core.atomic import make_directory, read_only, refusals, sync_directory, sync_file, write_text
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.processes import scratch_name
+from llmos_cli.core.view import size
 from llmos_cli.errors import LlmosError
+from llmos_cli.events import Emit, Note, ignore
 
 Mode = Literal["reflink", "hardlink", "copy"]
 
@@ -65,6 +67,16 @@ def _walk(directory: str, prefix: str) -> Iterator[str]:
                 yield prefix + entry.name
 
 
+_DENIED = "another user of this workspace has them, and this system links nobody's files but one's own (fs.protected_hardlinks)"
+
+
+class _Adopted(NamedTuple):
+    """`stored`: bytes of a file that are new on this disk; `denied`: they would not be if the system let us link another's."""
+
+    stored: int
+    denied: bool = False
+
+
 class Objects:
     def __init__(self, dot: Path) -> None:
         self.directory = dot / "objects"
@@ -74,7 +86,9 @@ class Objects:
     def path(self, sha256: str) -> Path:
         return self.directory / sha256[:2] / sha256[2:]
 
-    def adopt(self, directory: Path, tree: Mapping[str, FileEntry], shared: Container[str] = ()) -> int:
+    def adopt(
+        self, directory: Path, tree: Mapping[str, FileEntry], shared: Container[str] = (), *, emit: Emit = ignore
+    ) -> int:
         """Make the files of a staged directory share their bytes with equal ones stored before; those `shared` are such already.
 
         Afterwards all of them are read-only and synced. Returns the bytes that are new on this disk.
@@ -85,30 +99,35 @@ class Objects:
                 for name in (name for name in tree if name in shared):
                     _replace(directory / name, self._duplicate(directory / name, mode))
             own = {name: entry for name, entry in tree.items() if name not in shared}
-            new = sum(self._adopt_file(directory / name, entry, mode) for name, entry in own.items())
+            adopted = [self._adopt_file(directory / name, entry, mode) for name, entry in own.items()]
             self._sync(tree.values())
-        return new
+        if denied := sum(each.stored for each in adopted if each.denied):
+            emit(Note(f"{size(denied)} are stored once more: {_DENIED}", "warning"))
+        return sum(each.stored for each in adopted)
 
-    def _adopt_file(self, staged: Path, entry: FileEntry, mode: Mode) -> int:
+    def _adopt_file(self, staged: Path, entry: FileEntry, mode: Mode) -> _Adopted:
         if not stat.S_ISREG(staged.lstat().st_mode):
             raise LlmosError(
                 f"a checkpoint holds plain files only, and {staged.name} is something else",
                 hint="copy what it points to in its place",
             )
-        staged.chmod(0o444)
+        read_only(staged)
         sync_file(staged)
         if mode == "copy":
-            return entry.size
+            return _Adopted(entry.size)
         stored = self.path(entry.sha256)
         # `gc` may take an object away at any moment: then this file is stored anew.
         with contextlib.suppress(FileNotFoundError):
             # Compared byte for byte, so that an object damaged on disk is never spread to a checkpoint whose bytes are good.
             if _same_bytes(stored, staged):
-                _replace(staged, self._duplicate(stored, mode))
-                return 0
+                try:
+                    _replace(staged, self._duplicate(stored, mode))
+                except PermissionError:  # it is another user's, and may be read and not linked
+                    return _Adopted(entry.size, denied=True)
+                return _Adopted(0)
         make_directory(stored.parent)
         _replace(stored, self._duplicate(staged, mode))
-        return entry.size
+        return _Adopted(entry.size)
 
     def _duplicate(self, source: Path, mode: Mode) -> Path:
         """A second name in the scratch folder for the bytes of `source`."""
@@ -117,7 +136,7 @@ class Objects:
             os.link(source, copy)
         else:
             _reflink(source, copy)
-            copy.chmod(0o444)
+            read_only(copy)
             sync_file(copy)
         return copy
 

@@ -22,8 +22,8 @@ class Process(NamedTuple):
         return cls(int(value["pid"]), float(value["started"]), str(value["host"]))
 
     def alive(self) -> bool:
-        """A process of another host counts as alive: nothing here can know better."""
-        return self.host != host() or start_time(self.pid) == self.started
+        """A process of another host counts as alive, and one that the system hides: nothing here can know better."""
+        return self.host != host() or start_time(self.pid) == self.started or _hidden(self.pid)
 
 
 def this_process() -> Process:
@@ -65,13 +65,27 @@ def _start_time_from_proc(pid: int) -> float | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The name in field 2 may hold spaces and parentheses; nothing after its last ")" does.
     fields = stat[stat.rindex(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):
         return None
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _hidden(pid: int) -> bool:
+    """Another user's process, of which a /proc that shows everybody their own alone (hidepid) says nothing: only that it is there
+    can be known, and a lock must not be taken from the living."""
+    if sys.platform != "linux" or os.access(f"/proc/{pid}/stat", os.R_OK):
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False
 
 
 def _start_time_from_psutil(pid: int) -> float | None:

@@ -174,7 +174,7 @@ class Run:
         Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`.
         """
         move = move and not self._workspace.keep_branch
-        prepared = storing.prepare(self._workspace, staged, made)
+        prepared = storing.prepare(self._workspace, staged, made, emit=self.emit)
         checkpoint, conflict = prepared.checkpoint, None
         with self._workspace.oplog.locked(self.emit):
             stored = storing.publish(self._workspace, prepared)

@@ -13,6 +13,7 @@ from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_file, hash_files
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
+from llmos_cli.events import Emit, ignore
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -29,14 +30,14 @@ class Prepared:
     stored: int
 
 
-def prepare(ws: Workspace, staged: Path, made: Made) -> Prepared:
+def prepare(ws: Workspace, staged: Path, made: Made, *, emit: Emit = ignore) -> Prepared:
     """The long part of a commit: hash all files, share their bytes with equal ones, write the manifest. No lock is needed."""
     names = _names(staged)
     shared = _shared(ws, staged, names, made.parents)
     hashed = hash_files(staged / name for name in names if name not in shared)
     tree = shared | {path.relative_to(staged).as_posix(): entry for path, entry in hashed.items()}
     written = manifest.manifest(tree, made)
-    stored = ws.objects.adopt(staged, tree, shared)
+    stored = ws.objects.adopt(staged, tree, shared, emit=emit)
     written.write(staged)
     return Prepared(staged, Checkpoint(written.id, ws.checkpoints / written.id, written), stored)
 

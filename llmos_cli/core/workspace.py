@@ -211,7 +211,7 @@ class Workspace:
         which nothing may remove while it lives; `name` is what users call it."""
         from llmos_cli.core import runs
 
-        access.require_change()
+        access.require_writable(self.dot)
         return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, name=name)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos_cli.core.atomic import refusals
+from llmos_cli.core.processes import scratch_name
 from llmos_cli.data.fingerprint import of_json
 
 
@@ -36,7 +36,8 @@ def place(cache: Path, kind: str, key: Any) -> Path:
 
 def _make(place: Path, build: Callable[[Path], None]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+    scratch = place.parent / scratch_name(".making")
+    scratch.mkdir()
     try:
         build(scratch)
         _claim(scratch, place)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from llmos_cli.core.atomic import as_made_here
 from llmos_cli.core.objects import share
 from llmos_cli.models import blocks, headers
 from llmos_cli.models.headers import INDEX
@@ -144,6 +145,7 @@ def write_streamed(groups: Iterable[list[str]], read: Callable[[list[str]], Shar
         else:
             laid_out = {name: value.detach().cpu().contiguous() for name, value in shard.items()}
             save_file(laid_out, file, metadata=METADATA)
+            as_made_here(file)
         entries |= headers.of_file(file)
     count = sum(math.prod(entry.shape) for entry in entries.values())
     size = sum(entry.bytes for entry in entries.values())

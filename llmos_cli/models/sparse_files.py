@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmos_cli.core.atomic import as_made_here
 from llmos_cli.core.objects import hash_file
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.models import headers, packing, sparse
@@ -56,6 +57,7 @@ def write(source: Path, target: Path) -> Written:
     for number, file in enumerate(files, 1):
         name = f"sparse-{number:05d}-of-{len(files):05d}.safetensors"
         save_file(_encoded(load_file(file), bits, records), target / name, metadata=METADATA)
+        as_made_here(target / name)
         described[file.name] = {"sha256": hash_file(file).sha256, "holds": name}
     told = {"format": FORMAT, "version": VERSION, "files": described, "tensors": records}
     (target / FILE).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")

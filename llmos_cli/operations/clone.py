@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core import config_edit
+from llmos_cli.core import appearing, config_edit
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
 from llmos_cli.core.view import Group, Lines, Span, View
-from llmos_cli.core.workspace import FORMAT, Workspace
-from llmos_cli.errors import LlmosError, NotFound, UsageError
+from llmos_cli.core.workspace import DOT, FORMAT, Workspace
+from llmos_cli.errors import LlmosError, NotFound
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import templates
 from llmos_cli.operations.fetch import Fetched, FetchResult, fetched
@@ -51,24 +52,25 @@ def clone(
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> CloneResult:
-    root = Workspace.vacant(directory)
-    if root.is_dir() and any(root.iterdir()):
-        raise UsageError(f"{root} has something in it", hint="clone into a folder that is empty or not there yet")
+    root, ready = appearing.place_for(directory, "clone", "cloning")
     place = described(Workspace(root), ORIGIN, url, encrypted=encrypted, key_file=key_file)
     plan = _plan(Workspace(root), place, emit)
     chosen = _branch(plan.branches, branch)
     if dry_run:
         return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
-    ws = _begun(root, place, chosen, emit)
+    if appearing.finish(ready, root):
+        return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
+    ws = _begun(ready, place, chosen, emit)
     try:
         found = fetched(ws, place, emit=emit)
     except (LlmosError, KeyboardInterrupt):
-        emit(Note(f"{os.path.relpath(root)} is begun: `llmos pull` in there goes on where this stopped", "warning"))
+        emit(Note(f"what came is kept in {os.path.relpath(ready)}: the same `llmos clone` goes on there", "warning"))
         raise
     at = found.branches.get(chosen, "")
     if at:
         ws.refs.write(HEADS + chosen, at)
     _configs(ws, at)
+    appearing.appear(ready, root)
     return CloneResult(os.path.relpath(root), found.result, chosen, at)
 
 
@@ -86,15 +88,21 @@ def _branch(branches: Mapping[str, str], wanted: str | None) -> str:
     return wanted or ("main" if "main" in branches or not branches else next(iter(branches)))
 
 
-def _begun(root: Path, place: RemoteSettings, branch: str, emit: Emit) -> Workspace:
-    """The skeleton, which knows its remote from the beginning: what is cut off from now on, `pull` completes."""
-    ws = Workspace.create(root)
-    ws.emit = emit
+def _begun(ready: Path, place: RemoteSettings, branch: str, emit: Emit) -> Workspace:
+    """The skeleton, or what an earlier clone that was cut off left there, if it was of the same remote."""
     settings = config_edit.edited(f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
-    write_text(root / SETTINGS, settings)
-    write_text(root / ".gitignore", GITIGNORE)
+    if ready.is_dir() and not (_text(ready / SETTINGS) == settings and (ready / DOT / HEAD).exists()):
+        shutil.rmtree(ready)
+    ws = Workspace(ready) if ready.is_dir() else Workspace.create(ready)
+    ws.emit = emit
+    write_text(ready / SETTINGS, settings)
+    write_text(ready / ".gitignore", GITIGNORE)
     write_text(ws.dot / HEAD, f"{SYMBOLIC}{HEADS}{branch}\n")
     return ws
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _configs(ws: Workspace, checkpoint: str) -> None:

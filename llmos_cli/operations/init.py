@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_cli.core import access
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import DOT, Workspace
@@ -42,10 +43,13 @@ class InitResult:
         return Group([Lines(told), Lines(steps)])
 
 
-def init(directory: Path, template: str, *, dry_run: bool = False) -> InitResult:
-    """Files that are there already are the user's: they stay."""
+def init(directory: Path, template: str, *, shared: str | None = None, dry_run: bool = False) -> InitResult:
+    """Files that are there already are the user's: they stay. `shared`: the group that is to work in it too."""
     texts = {f"configs/{name}": text for name, text in templates.read(template).items()} | {".gitignore": GITIGNORE}
     root = Workspace.vacant(directory)
+    if shared and not dry_run:
+        access.give_to_group([root, root / DOT], shared)
+        access.work_as_group(root)
     new = [name for name in texts if not (root / name).exists()]
     if not dry_run:
         for name in new:

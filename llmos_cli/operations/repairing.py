@@ -6,6 +6,7 @@ the disk shares nothing; a hard link is the same damage). Then the remotes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -108,16 +109,17 @@ def _is(path: Path, entry: FileEntry) -> bool:
 
 def _link_or_copy(ws: Workspace, source: Path, target: Path) -> None:
     if ws.storage == "hardlink":
-        os.link(source, target)
-    else:
-        shutil.copyfile(source, target)
+        with contextlib.suppress(PermissionError):  # another user's
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _put(ws: Workspace, good: Path, final: Path) -> None:
     """Under the lock of the refs, so that the checkpoint is not being removed meanwhile."""
     with ws.oplog.locked(ws.emit), atomic.refusals(final):
         if final.parent.is_dir() or final.parent.parent.is_dir():
-            good.chmod(0o444)
+            atomic.read_only(good)
             atomic.sync_file(good)
             atomic.make_directory(final.parent)
             good.replace(final)

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import atomic
+from llmos_cli.core import appearing, atomic
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.refs import HEAD
 from llmos_cli.core.remote import backups, receiving
 from llmos_cli.core.remote.backups import Backup
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import DOT, Workspace
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.cargo import counted
@@ -53,18 +53,17 @@ def restore(
     emit: Emit = ignore,
 ) -> RestoreResult:
     """`at`: the beginning of a backup's name; the last one when omitted."""
-    root = Workspace.vacant(directory)
-    if root.is_dir() and any(root.iterdir()):
-        raise UsageError(f"{root} has something in it", hint="restore into a folder that is empty or not there yet")
+    root, ready = appearing.place_for(directory, "restore", "restoring")
     place = remotes.described(Workspace(root), ORIGIN, url, encrypted=encrypted, key_file=key_file)
     there = remotes.opened(_rehearsing(root), place)
     there.must_be_begun()
     wanted = _chosen(backups.listed(there), url, at)
     files = backups.files_of(there, wanted)
-    # Beside its place, under a name that tells whose it is: what a kill leaves is found again and completed.
-    ws = Workspace(root.with_name(f".{root.name}.restoring")) if not dry_run else _rehearsing(root)
-    if not dry_run and not (ws.dot / HEAD).exists():
-        ws = Workspace.create(ws.root)
+    if not dry_run and appearing.finish(ready, root):
+        return _told(root, url, wanted, len(files), 0, dry_run=False)
+    ws = Workspace(ready) if not dry_run else _rehearsing(root)
+    if not (dry_run or (ws.dot / HEAD).exists()):
+        ws = Workspace.create(ready)
     with remotes.turn(ws, place):
         coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
         if not dry_run:
@@ -72,19 +71,13 @@ def restore(
             _bring(ws, coming, files)
     there.store.close()
     if not dry_run:
-        _appear(ws.root, root)
-    checkpoints = len(wanted.checkpoints)
-    return RestoreResult(
-        os.path.relpath(root),
-        url,
-        wanted.backup,
-        wanted.workspace,
-        wanted.host,
-        checkpoints,
-        len(files),
-        coming.bytes,
-        dry_run,
-    )
+        _appear(ready, root)
+    return _told(root, url, wanted, len(files), coming.bytes, dry_run=dry_run)
+
+
+def _told(root: Path, url: str, wanted: Backup, files: int, bytes: int, *, dry_run: bool) -> RestoreResult:
+    place, count = os.path.relpath(root), len(wanted.checkpoints)
+    return RestoreResult(place, url, wanted.backup, wanted.workspace, wanted.host, count, files, bytes, dry_run)
 
 
 def _rehearsing(root: Path) -> Workspace:
@@ -122,10 +115,6 @@ def _bring(ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileE
 
 
 def _appear(ready: Path, root: Path) -> None:
-    """Whole, at once."""
     for leftover in ("index.sqlite", "identity"):
         (ready / DOT / leftover).unlink(missing_ok=True)
-    if root.is_dir():
-        root.rmdir()
-    ready.rename(root)
-    atomic.sync_directory(root.parent)
+    appearing.appear(ready, root)

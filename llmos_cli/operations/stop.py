@@ -63,6 +63,10 @@ def send(record: RunRecord, number: signal.Signals) -> None:
         try:
             if start_time(record.pid) == record.pid_started:
                 signal.pidfd_send_signal(handle, number)
+        except PermissionError:
+            raise LlmosError(
+                f"{record.name or record.id} is another user's process", hint="who began it can stop it, and root"
+            ) from None
         finally:
             os.close(handle)
 

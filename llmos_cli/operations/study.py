@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from llmos_cli.core.processes import Process, this_process
@@ -41,6 +43,7 @@ def open_storage(url: str) -> BaseStorage:
     """Connect, and make the tables where there are none; UsageError for what is no storage."""
     try:
         if url.startswith("sqlite"):
+            _make_file(url)
             # Two searches may share the file: the second waits instead of failing.
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         return get_storage(url)
@@ -55,6 +58,13 @@ def open_storage(url: str) -> BaseStorage:
             f"the storage {without_password(url)} does not answer: {str(problem).splitlines()[0]}",
             hint="check tune.storage: its server, file and password",
         ) from problem
+
+
+def _make_file(url: str) -> None:
+    """SQLite itself would make it for its user alone, whatever the umask; an empty file is an empty database."""
+    file = Path(make_url(url).database or "")
+    if file.name and file.parent.is_dir() and not file.exists():
+        file.touch()
 
 
 def without_password(url: str) -> str:

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-VERBS = ("push", "fetch", "pull", "remote", "backup")
+VERBS = ("push", "fetch", "pull", "remote", "backup", "clone")
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
@@ -83,6 +83,40 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         if seen(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert seen(root) == after, f"killed before {call}"
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["anew", "into an empty folder"])
+def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    """There is none, and the same command makes it, or there is a whole one; nothing has to be removed by hand."""
+    root = scratch / "w"
+    words = ("-C", "new", "clone", "../far", ".") if empty else ("clone", "far", "new")
+
+    def begun() -> Path:
+        copied(template, root)
+        if empty:
+            (root / "new").mkdir()
+        return root / "new"
+
+    new = begun()
+    calls = forks.calls(words, root, root)
+    assert unsafe([call for call in calls if "far" not in str(call)], root, template) == []
+    after, there = state(new), listed(root)
+    assert after == state(root / "clone") or len(calls) > 40
+    for call in calls:
+        new = begun()
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came"
+        if (new / ".llmos").exists():
+            assert state(new) == after, f"killed before {call}"
+        else:
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        assert state(new) == after, f"killed before {call}"
+        assert fsck(Workspace.find(new)).problems == (), f"killed before {call}"
+        assert listed(root) - there <= {".new.cloning", ".new.cloning/whole"}, f"killed before {call}"
+
+
+def listed(root: Path) -> set[str]:
+    """What lies beside the workspaces."""
+    return {str(path.relative_to(root)) for path in [*root.glob(".*"), *root.glob(".*.cloning/*"), *root.glob("*")]}
 
 
 def seen(root: Path) -> dict[str, object]:

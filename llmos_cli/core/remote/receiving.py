@@ -259,7 +259,7 @@ def _staged(ws: Workspace, found: Manifest, target: Path, downloads: Path, weigh
         for name, entry in found.tree.items():
             here = local.get(entry.sha256)
             _place(downloads / entry.sha256, target / name) if here is None else _lend(here, target / name, entry)
-        stored = ws.objects.adopt(target, found.tree)
+        stored = ws.objects.adopt(target, found.tree, emit=ws.emit)
     found.write(target)
     return storing.Prepared(target, Checkpoint(found.id, ws.checkpoints / found.id, found), stored)
 

@@ -65,6 +65,7 @@ class Parts(Mapping[str, Tensor]):
         with atomic.refusals(file):
             contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(contiguous, unfinished, metadata={"record": json.dumps(record)})
+            atomic.as_made_here(unfinished)
             atomic.sync_file(unfinished)
             unfinished.replace(file)
             atomic.sync_directory(self.folder)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmos_cli import device
+from llmos_cli.core import atomic
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.methods.prune import shape
@@ -248,6 +249,7 @@ class Workshop:
             coded = quantize.heal_quantized(here, coded, self._healing(state), self.emit)
         self._write(here, {**coded, **embedded}, source, page.model)
         save_file({"logits": answers(here).contiguous()}, page.folder / LOGITS)
+        atomic.as_made_here(page.folder / LOGITS)
         return {
             "kl": mean_kl(here.model, here.exam.task, self.probes, self.dense),
             "size": sum(file.stat().st_size for file in headers.files(page.model)),

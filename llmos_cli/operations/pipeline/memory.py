@@ -111,7 +111,7 @@ class Memory:
         for name, sha256 in outputs.items():
             place(self.contents(sha256), root / name, scratch=self._scratch)
             if sha256.endswith("+x"):
-                (root / name).chmod(0o755)
+                (root / name).chmod(0o777 & ~atomic.umask())
         return True
 
 
