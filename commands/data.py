@@ -1,4 +1,4 @@
-"""Keep the data that checkpoints were made with, and list what is kept."""
+"""Check data, keep what checkpoints were made with, and list what is kept."""
 
 from __future__ import annotations
 
@@ -6,14 +6,50 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
+from llmos_cli.errors import GateFailed
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help=__doc__)
+
+Require = Annotated[
+    list[str] | None,
+    typer.Option(metavar="'WHAT OP NUMBER'", help="Such as 'pii == 0', 'duplicates <= 10', repeatable; else exit 3."),
+]
 
 
 @app.callback()
 def data() -> None:
     pass
+
+
+@app.command()
+def check(
+    source: Annotated[str | None, typer.Argument(help="A source; what training would read when omitted.")] = None,
+    pii: Annotated[bool, typer.Option("--pii", help="Look for personal data: addresses, numbers, keys.")] = False,
+    require: Require = None,
+    config: ConfigFiles = None,
+    sets: Sets = None,
+    unsets: Unsets = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Count rows that are empty, broken, there twice, or in two splits, and rows with personal data."""
+    with session(json=json, quiet=quiet) as s:
+        from llmos_cli.operations import gate
+
+        requirements = [gate.parse(text) for text in require or ()]
+        resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
+
+        from llmos_cli.operations.data_check import check as operation
+
+        personal = pii or any(each.metric.partition(".")[0] == "pii" for each in requirements)
+        result = operation(
+            s.workspace, resolved, source=source, personal=personal, requirements=requirements, emit=s.ui.emit
+        )
+        s.ui.show(result)
+        if json and not result.passed:
+            raise typer.Exit(GateFailed.exit_code)  # the verdicts are in the JSON: one document, not two
+        result.enforce()
 
 
 @app.command()

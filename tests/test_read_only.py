@@ -26,7 +26,7 @@ READING: dict[str, list[tuple[str, ...]]] = {
     "branch": [("branch",)],
     "completion": [("completion",)],
     "config": [("config", "show", "train"), ("config", "schema"), ("config", "check")],
-    "data": [("data", "list")],
+    "data": [("data", "list"), ("data", "check", "builtin:pydoc")],
     "diff": [("diff", "base", "other"), ("diff", "base", "other", "--no-tensors")],
     "doctor": [("doctor",)],
     "du": [("du",)],

@@ -27,7 +27,7 @@ PIECE = 1 << 22
 """Bytes in a piece, on average; none has more than four times as many, but for a single row that does."""
 _HELD = 4
 """Pieces in memory at a time."""
-_CHOOSING = {"source", "evaluate", "format", "columns", "splits", "validation_fraction", "test_fraction"}
+_CHOOSING = {"source", "evaluate", "format", "columns", "splits", "validation_fraction", "test_fraction", "mask_pii"}
 
 Store = Callable[[bytes], str]
 

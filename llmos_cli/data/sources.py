@@ -14,7 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.data import fingerprint, snapshots, splits
+from llmos_cli.data import fingerprint, pii, snapshots, splits
+from llmos_cli.data.masked import Masked, masked
+from llmos_cli.data.masked import told as what_was_masked
 from llmos_cli.data.rows import Rows, concatenated
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.options.data import DataOptions, Source
@@ -47,18 +49,26 @@ class Loaded:
 
 def load(options: DataOptions, columns: Sequence[str], *, cache: Path) -> Loaded:
     """The rows of `options.source` with `columns` (canonical names, the last one being the target of a classifier)."""
-    sources = _sources(options)
+    sources = listed(options)
     told: tuple[str, ...] = ()
+    seen: list[Masked] = []
     try:
-        rows = _read(sources, options, columns, cache=cache)
+        parts = {source.source: _one(source.source, options, columns, seen, cache=cache) for source in sources}
+        rows = _together(sources, parts, options)
     except NotFound as gone:
         rows, told = _stand_in(gone, options, columns, cache=cache)
-    described, notes = _described(rows, sources)
-    return Loaded(", ".join(source.source for source in sources) or "data.splits", rows, described, (*told, *notes))
+    described, notes = _described(rows, sources, masked=options.mask_pii)
+    return Loaded(
+        ", ".join(source.source for source in sources) or "data.splits",
+        rows,
+        described,
+        (*told, *notes, *what_was_masked(seen)),
+    )
 
 
-def _read(sources: Sequence[Source], options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
-    parts = {source.source: _one(source.source, options, columns, cache=cache) for source in sources}
+def _together(
+    sources: Sequence[Source], parts: Mapping[str, Mapping[str, Rows]], options: DataOptions
+) -> dict[str, Rows]:
     named = {name: _of_split(name, sources, parts, options) for name in splits.NAMES}
     return {name: concatenated(rows) for name, rows in named.items() if rows}
 
@@ -80,7 +90,8 @@ def builtins() -> list[str]:
     return sorted(path.stem.removeprefix("builtin_") for path in Path(__file__).parent.glob("builtin_*.py"))
 
 
-def _sources(options: DataOptions) -> list[Source]:
+def listed(options: DataOptions) -> list[Source]:
+    """The sources that the options name; UsageError where they name none, or evaluate on another."""
     given = options.source
     if given is None and options.splits:
         given = ""
@@ -102,15 +113,26 @@ def _sources(options: DataOptions) -> list[Source]:
     return sources
 
 
-def _one(source: str, options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
+def _one(
+    source: str, options: DataOptions, columns: Sequence[str], seen: list[Masked], *, cache: Path
+) -> dict[str, Rows]:
+    """Masked, where it is to be, before it is cut: rows that differ in what was masked alone fall together."""
+    read = raw(source, options, columns, cache=cache)
+    read = masked(read, seen) if options.mask_pii else read
+    if source.startswith((BUILTIN, snapshots.PREFIX)):
+        return read
+    return splits.completed(read, options, source=source or "data.splits", inputs=columns[:1])
+
+
+def raw(source: str, options: DataOptions, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
+    """The source's own splits as they stand there."""
     if source.startswith(BUILTIN):
         return _builtin(source, columns, cache=cache)
     if source.startswith(snapshots.PREFIX):
         return _kept(source.removeprefix(snapshots.PREFIX), columns, cache=cache)
     from llmos_cli.data import files
 
-    read = files.read(source, options, columns, cache=cache)
-    return splits.completed(read, options, source=source or "data.splits", inputs=columns[:1])
+    return files.read(source, options, columns, cache=cache)
 
 
 def _builtin(source: str, columns: Sequence[str], *, cache: Path) -> dict[str, Rows]:
@@ -148,13 +170,15 @@ def _of_split(
     ]
 
 
-def _described(kept: Mapping[str, Rows], sources: Sequence[Source]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _described(
+    kept: Mapping[str, Rows], sources: Sequence[Source], *, masked: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     rows = {name: fingerprint.digests(rows) for name, rows in kept.items()}
     described = {
         "sources": [source.model_dump() for source in sources],
         "splits": {name: fingerprint.of_split(digests) for name, digests in rows.items()},
     }
-    return described, tuple(_leaks(rows))
+    return described | ({"masked": {"rules": pii.RULES}} if masked else {}), tuple(_leaks(rows))
 
 
 def _leaks(rows: Mapping[str, Sequence[bytes]]) -> list[str]:

@@ -53,12 +53,12 @@ def recorded_data(ws: Workspace, checkpoint: str) -> dict[str, Any]:
 def effective_data(ws: Workspace, checkpoint: str, asked: DataOptions) -> DataOptions:
     """The recorded data with what `asked` sets explicitly on top; where it names its own source or files, only that.
 
-    Task and sequence length stay the checkpoint's in either case, unless `asked` says otherwise; of files for splits, which
+    Task, sequence length and masking stay the checkpoint's in either case, unless `asked` says otherwise; of files for splits, which
     stand in for the source, its columns too, and its format where they end as it does.
     """
     recorded = recorded_data(ws, checkpoint)
     if {"source", "splits"} & asked.model_fields_set and (asked.source is not None or asked.splits):
-        kept = ["task", "sequence_length"]
+        kept = ["task", "sequence_length", "mask_pii"]
         if asked.source is None:
             kept += ["columns", *(["format"] if _end_alike(recorded, asked.splits.values()) else [])]
         recorded = {name: recorded[name] for name in kept if name in recorded}

@@ -56,5 +56,7 @@ class DataOptions(Section):
     """Use at most this many training samples."""
     max_eval_samples: int | None = Field(None, ge=1)
     """Evaluate on at most this many samples (sequences for language models)."""
+    mask_pii: bool = False
+    """Put `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`, `[IP]`, `[SSN]`, `[SECRET]` in place of personal data in texts, wherever they are read; `llmos data check --pii` tells of it."""
     augment: bool = False
     """Vary training samples from epoch to epoch: images are shifted, turned and scaled a little, texts lose a tenth of their tokens."""
