@@ -12,12 +12,11 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from llmos_cli.core import journal, manifest
 from llmos_cli.core.manifest import FileEntry, Made, Manifest
-from llmos_cli.core.oplog import Change, Operation
+from llmos_cli.core.oplog import Change, Operation, written
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.refs import HEADS, RUNS
 from llmos_cli.events import Ended, Event, Metric, Saved, Started
@@ -47,7 +46,7 @@ def make(root: Path, *, checkpoints: int, runs: int) -> Path:
         run = _run(root, number * each, "train", at, [Saved(made.id, branch, made.size, made.size, at=at)])
         _ref(root, RUNS + run, made.id)
         change = Change(HEADS + branch, before.id if before else None, made.id)
-        log.append(json.dumps(asdict(Operation(f"{number:08x}", f"train on {branch}", (change,), at, run))) + "\n")
+        log.append(written(Operation(f"{number:08x}", f"train on {branch}", (change,), at, run)))
         for other in range(number * each + 1, (number + 1) * each):
             _run(root, other, "eval", times[other], [_metric(made, times[other])], (made.id,))
     for branch, tip in tips.items():

@@ -241,7 +241,7 @@ class OperationLog:
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
         marked = [checkpoint for checkpoint in operation.drops if checkpoint not in self._dropped]
         try:
-            atomic.write_text(self._pending, _line(operation), scratch=self._dot / "tmp")
+            atomic.write_text(self._pending, written(operation), scratch=self._dot / "tmp")
         except LlmosError:
             if not operation.collects:  # on a full disk `gc` goes without: half of a collection hurts nobody
                 raise
@@ -413,7 +413,7 @@ class OperationLog:
         with atomic.refusals(self.path):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                atomic.write_all(descriptor, (start + _line(operation)).encode())
+                atomic.write_all(descriptor, (start + written(operation)).encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -427,7 +427,7 @@ def _new(
     return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of, by=author())
 
 
-def _line(operation: Operation) -> str:
+def written(operation: Operation) -> str:
     told = {key: value for key, value in asdict(operation).items() if value or key not in ("drops", "collects", "by")}
     return json.dumps(told) + "\n"
 

@@ -76,10 +76,15 @@ class DuResult:
 
 
 def du(ws: Workspace) -> DuResult:
+    with ws.index.still():
+        return _used(ws)
+
+
+def _used(ws: Workspace) -> DuResult:
     count = holders(ws)
     nothing_shared = ws.storage == "copy"
     names, dropped = ws.refs.pointing(), ws.dropped.all()
-    trials = {record.id for record in ws.runs.list() if record.operation == "trial"}
+    trials = ws.index.runs_named("trial")
     usage, contents = [], {}
     undoable: dict[str, int] = {}
     for entry in ws.index.entries():

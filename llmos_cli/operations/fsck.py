@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +108,7 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
     checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
-    hashes = _Hashes([*(path for each in checked for path in each.files()), *(path for _, path in objects)], emit)
+    hashes = _Hashes({**{path: path.stat() for _, path in objects}, **_files(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
     with _quiet(ws):
@@ -131,11 +133,11 @@ def _quiet(ws: Workspace) -> AbstractContextManager[None]:
 class _Hashes:
     """Hashes of files, computed on all cores, of each inode once: hard links are one file."""
 
-    def __init__(self, paths: Sequence[Path], emit: Emit) -> None:
-        self._inodes = {path: _inode(path) for path in paths}
+    def __init__(self, files: Mapping[Path, os.stat_result], emit: Emit) -> None:
+        self._inodes = {path: _inode(status) for path, status in files.items()}
         one_each = {inode: path for path, inode in self._inodes.items()}
         self.files = len(one_each)
-        self.bytes = sum(path.stat().st_size for path in one_each.values())
+        self.bytes = sum(files[path].st_size for path in one_each.values())
         self._found: dict[tuple[int, int], FileEntry] = {}
         total = self.bytes // 1_000_000
         done, told_at = 0, time.monotonic()
@@ -153,9 +155,12 @@ class _Hashes:
         return self._found[self._inodes[path]]
 
 
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _files(checked: Sequence[_Checked]) -> dict[Path, os.stat_result]:
+    return {path: status for each in checked for path, status in each.files.values()}
 
 
 class _Checked:
@@ -169,6 +174,8 @@ class _Checked:
         self._manifest: Manifest | None = None
         self._error = ""
         self._read()
+        self.files = self._there()
+        """Those that are there to be hashed, by name."""
 
     def _read(self) -> None:
         if not ID.fullmatch(self.name) or not self._directory.is_dir():
@@ -179,12 +186,14 @@ class _Checked:
         except Corrupt as error:
             self._error = error.message
 
-    def files(self) -> Iterator[Path]:
-        """Those that are there to be hashed."""
+    def _there(self) -> dict[str, tuple[Path, os.stat_result]]:
+        found = {}
         for name in self._manifest.tree if self._manifest else ():
-            path = self._directory / name
-            if path.is_file() and not path.is_symlink():
-                yield path
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path = self._directory / name
+                if stat.S_ISREG((status := path.lstat()).st_mode):
+                    found[name] = path, status
+        return found
 
     def problems(self, hashes: _Hashes) -> Iterator[Problem]:
         if self._manifest is None:
@@ -204,13 +213,11 @@ class _Checked:
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 
     def _damaged(self, found: Manifest, hashes: _Hashes) -> Iterator[Problem]:
-        present = set(self.files())
         for name, entry in found.tree.items():
-            path = self._directory / name
-            if path not in present:
+            if name not in self.files:
                 yield self._problem(name, "is missing")
-            elif hashes[path] != entry:
-                yield self._problem(name, _difference(hashes[path], entry))
+            elif (now := hashes[self.files[name][0]]) != entry:
+                yield self._problem(name, _difference(now, entry))
 
     def _extra(self, tree: Mapping[str, FileEntry], what: str) -> Iterator[Problem]:
         for name in files_below(self._directory):
@@ -223,7 +230,7 @@ class _Checked:
 
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
-        return {path.relative_to(self._directory).as_posix(): path.stat().st_mtime_ns for path in self.files()}
+        return {name: status.st_mtime_ns for name, (_, status) in self.files.items()}
 
 
 def _difference(found: FileEntry, entry: FileEntry) -> str:
@@ -236,9 +243,9 @@ def _objects(
     ws: Workspace, objects: Sequence[tuple[str, Path]], checked: Sequence[_Checked], hashes: _Hashes
 ) -> Iterator[Problem]:
     """Damage to an inode that a checkpoint has too was told with the checkpoint."""
-    told = {_inode(path) for each in checked for path in each.files()}
+    told = {_inode(status) for status in _files(checked).values()}
     for name, path in objects:
-        if hashes[path].sha256 != name and _inode(path) not in told:
+        if hashes[path].sha256 != name and _inode(path.stat()) not in told:
             where = str(path.relative_to(ws.root))
             yield Problem(
                 where, "has other bytes than its name says; no checkpoint reads it, `llmos fsck --repair` removes it"
