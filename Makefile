@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-re
 # What is compiled is kept: or every process of a test would compile llmos again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all check format docs build clean
+.PHONY: install demo test test-all fuzz check format docs build clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,12 @@ test: $(INSTALLED)
 # With what takes minutes, needs root or a system tool; what is not here is a listed skip.
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+# Two minutes for each parser of what somebody else may have written; `make fuzz SECONDS=600` for longer.
+SECONDS ?= 120
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris==3.0.0"
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.fuzz $(SECONDS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

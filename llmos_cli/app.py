@@ -142,7 +142,9 @@ def _plainly(error: Exception) -> LlmosError:
         message, hint = _DISK[refused.errno]
         where = f": {refused.filename}" if refused.filename else ""
         return LlmosError(f"{message}{where}", hint=hint)
-    said = " ".join(str(error).split())[:300]
+    from llmos_cli.core.redaction import redacted
+
+    said = redacted(" ".join(str(error).split()))[:300]
     kept = _keep_traceback(error)
     return LlmosError(
         f"llmos failed unexpectedly: {type(error).__name__}: {said}"
@@ -176,11 +178,13 @@ def _keep_traceback(error: Exception) -> Path | None:
     import traceback
     from time import strftime
 
+    from llmos_cli.core.redaction import redacted
+
     for folder in (*_crash_folder_here(), cache_home() / "crash"):
         path = folder / f"{strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            path.write_text(redacted("".join(traceback.format_exception(error))), encoding="utf-8")
         except OSError:
             continue
         return path

@@ -20,6 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What Python raises over JSON that is none, or has another shape than was agreed: a size that is infinite and a hundred thousand
+brackets among them. Whoever reads what somebody else may have written catches all of these."""
+
 
 class LlmosError(Exception):
     """`message`: one sentence saying what and which; `hint`: how to go on; `final`: a run that it ended would end so again, so

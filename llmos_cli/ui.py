@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from llmos_cli.core.redaction import redacted
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, duration, number, short, size
 from llmos_cli.errors import ConfigError, LlmosError
 from llmos_cli.events import Event, Metric, Note, Progress, Resumed, Saved
@@ -39,7 +40,7 @@ class Ui:
         if self.json:
             self._out.line(to_json(result, **({"dry_run": True} if self.dry_run else {})))
             return
-        self._out.text(render(result.view(), colour=self._out.colour, width=self._out.width))
+        self._out.text(redacted(render(result.view(), colour=self._out.colour, width=self._out.width)))
         if self.dry_run:
             self._out.line("dry run: nothing was changed")
 
@@ -73,7 +74,7 @@ class Ui:
         if not (sys.stdin.isatty() and self._err.terminal):
             return False
         self._clear()
-        self._err.text(f"{question} [y/N] ")
+        self._err.text(f"{redacted(question)} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def error(self, error: LlmosError) -> None:
@@ -139,7 +140,7 @@ class _Stream:
         return shutil.get_terminal_size().columns
 
     def line(self, text: str) -> None:
-        self.text(text + "\n")
+        self.text(redacted(text) + "\n")
 
     def text(self, text: str) -> None:
         self._file.write(text)

@@ -19,11 +19,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from llmos_cli.core import atomic
 from llmos_cli.core.processes import host
 from llmos_cli.core.redaction import command_line, redacted
+from llmos_cli.errors import UNREADABLE
 
 NOTHING = "0" * 64
 _TAIL = 1 << 16
@@ -92,8 +92,9 @@ class Audit:
     def head(self) -> Head | None:
         """None where there is none, or none that makes sense."""
         try:
-            return Head(**json.loads(self._head.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            head = Head(**json.loads(self._head.read_bytes()))
+            return head if _typed(head, Head()) else None
+        except (FileNotFoundError, *UNREADABLE):
             return None
 
     def append(self, what: str, by: Author, *, operation: str = "", logged: bool = False, at: float = 0.0) -> None:
@@ -150,10 +151,21 @@ class Audit:
 
 def parse(line: bytes) -> Record | None:
     try:
-        value: dict[str, Any] = json.loads(line)
-        return Record(**value)
-    except (ValueError, TypeError):
+        record = Record(**json.loads(line))
+        return record if _typed(record, _EXAMPLE) else None
+    except UNREADABLE:
         return None
+
+
+_EXAMPLE = Record(0, 0.0, "", "", "", "", "", "")
+
+
+def _typed(found: Record | Head, example: Record | Head) -> bool:
+    """JSON may hold anything under a name; a whole number may stand for a time."""
+    return all(
+        type(getattr(found, name)) in (type(value), *((int,) if isinstance(value, float) else ()))
+        for name, value in asdict(example).items()
+    )
 
 
 @dataclass(frozen=True)

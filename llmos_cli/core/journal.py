@@ -15,6 +15,7 @@ from typing import Any
 
 from llmos_cli.core.atomic import refusals
 from llmos_cli.core.records import EVENTS
+from llmos_cli.core.redaction import hidden, redacted
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Resumed, Saved, Started
 
@@ -66,7 +67,7 @@ class Journal:
 
 def line(event: Event) -> str:
     """One line of JSON; a number that JSON has no word for (a loss that became NaN) is written as null."""
-    value = event.to_json()
+    value = hidden(event.to_json())
     try:
         return json.dumps(value, allow_nan=False) + "\n"
     except ValueError:
@@ -86,7 +87,7 @@ def _finite(value: Any) -> Any:
 def sentence(event: Event) -> str:
     """One line of `log.txt`: UTC time and what happened."""
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.at))
-    return f"{clock}  {' '.join(_words(event).split())}\n"
+    return f"{clock}  {' '.join(redacted(_words(event)).split())}\n"
 
 
 def _words(event: Event) -> str:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from llmos_cli.core import claims
 from llmos_cli.core.atomic import make_directory, refusals, write_all
 from llmos_cli.core.processes import Process, this_process
-from llmos_cli.errors import LockTimeout, UsageError
+from llmos_cli.core.redaction import command_line
+from llmos_cli.errors import UNREADABLE, LockTimeout, UsageError
 from llmos_cli.events import Emit, Note, ignore
 
 _SAY_AFTER = 1.0
@@ -127,7 +128,7 @@ def _name() -> bytes:
         "pid": process.pid,
         "started": process.started,
         "host": process.host,
-        "command": " ".join(sys.argv)[:200],
+        "command": command_line(sys.argv)[:200],
         "since": time.time(),
     }
     return json.dumps(holder).encode()
@@ -143,7 +144,7 @@ def _sign(descriptor: int) -> None:
 def _holder(path: Path) -> dict[str, object] | None:
     try:
         value = json.loads(path.read_bytes() or b"null")
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return None
     return value if isinstance(value, dict) else None
 

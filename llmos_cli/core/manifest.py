@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos_cli.core import atomic
-from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 
 NAME = "manifest.json"
 _EXACT = 2**53 - 1
@@ -108,7 +108,7 @@ def read(directory: Path) -> Manifest:
         return parse(path.read_bytes())
     except FileNotFoundError:
         raise Corrupt(f"{path} is missing", hint="`llmos fsck` tells what else is affected") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise Corrupt(f"{path} is not a manifest: {error}", hint="`llmos fsck` tells what else is affected") from error
 
 

@@ -21,8 +21,9 @@ from llmos_cli.core import access, atomic
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import FOLDER, Dropped
 from llmos_cli.core.locks import lock
+from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import DATA, HEAD, HEADS, RUNS, SNAPSHOTS, SYMBOLIC, Refs
-from llmos_cli.errors import Conflict, LlmosError, NotFound, UsageError
+from llmos_cli.errors import UNREADABLE, Conflict, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -234,6 +235,7 @@ class OperationLog:
 
     def _apply_locked(self, operation: Operation) -> Operation:
         self._compare(operation)
+        _check_secrets(operation)
         if operation.kind != "do":
             self._check_there(operation)
         if self.rehearsing:
@@ -278,7 +280,7 @@ class OperationLog:
         for change in operation.changes:
             if change.removes and change.after is None and not self._dropped.whole(self._root, change.removes):
                 raise NotFound(
-                    f"cannot {operation.name}: the weights of {_value(change.removes)} are gone for good, as `gc` freed them",
+                    f"cannot {operation.name}: the weights of {_value(change.removes)} are gone for good",
                     hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
                 )
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
@@ -424,7 +426,20 @@ class OperationLog:
 def _new(
     name: str, changes: Sequence[Change], run: str = "", kind: Literal["do", "undo", "redo"] = "do", of: str = ""
 ) -> Operation:
-    return Operation(os.urandom(4).hex(), name, tuple(changes), time.time(), run, kind, of, by=author())
+    return Operation(os.urandom(4).hex(), redacted(name), tuple(changes), time.time(), run, kind, of, by=author())
+
+
+def _check_secrets(operation: Operation) -> None:
+    """The log keeps configs as they were and as they are."""
+    for change in operation.changes:
+        if not change.what.endswith((".yaml", ".yml")):
+            continue
+        for text in (change.before, change.after):
+            if text is not None and redacted(text) != text:
+                raise UsageError(
+                    f"{change.what} holds a secret, which the log of operations would keep for everybody to read",
+                    hint="take it out: a variable such as LLMOS_TUNE__STORAGE can say it, or a file of yours that the tool reads",
+                )
 
 
 def written(operation: Operation) -> str:
@@ -438,9 +453,29 @@ def _parse(line: bytes) -> Operation | None:
         changes = tuple(Change(**change) for change in value.pop("changes"))
         drops, collects = tuple(value.pop("drops", ())), tuple(value.pop("collects", ()))
         by = Author(**value.pop("by")) if value.get("by") else None
-        return Operation(changes=changes, by=by, drops=drops, collects=collects, **value)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        operation = Operation(changes=changes, by=by, drops=drops, collects=collects, **value)
+        return operation if _sound(operation) else None
+    except UNREADABLE:
         return None
+
+
+def _sound(operation: Operation) -> bool:
+    texts = [
+        operation.id,
+        operation.name,
+        operation.run,
+        operation.kind,
+        operation.of,
+        *operation.drops,
+        *operation.collects,
+    ]
+    texts += [change.what for change in operation.changes]
+    contents = [content for change in operation.changes for content in (change.before, change.after)]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(content is None or isinstance(content, str) for content in contents)
+        and type(operation.time) in (int, float)
+    )
 
 
 def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.processes import Process
-from llmos_cli.errors import AmbiguousRevision, NotFound
+from llmos_cli.errors import UNREADABLE, AmbiguousRevision, NotFound
 
 if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
@@ -162,15 +162,47 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
         # A long training writes little else than progress, and only its last counts.
         if line.startswith(b'{"event": "progress"'):
             last_progress = line
-        elif (event := _parse(line)) is not None:
+        elif (event := parse(line)) is not None:
             yield event
-    if last_progress and (event := _parse(last_progress)) is not None:
+    if last_progress and (event := parse(last_progress)) is not None:
         yield event
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "started": {"run": str, "operation": str, "pid": int, "pid_started": (int, float), "host": str, "base": str},
+    "saved": {"checkpoint": str},
+    "metric": {"name": str, "value": (int, float, type(None))},
+    "progress": {"stage": str, "step": int},
+    "ended": {"status": str},
+}
+_TEXTS = ("name", "base", "base_checkpoint", "message", "split", "checkpoint", "operation", "host")
+_LISTS = ("argv", "parents")
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """None where it is no event: half of one, or one that no llmos wrote."""
     try:
-        event = json.loads(line)
-    except ValueError:
+        event: dict[str, Any] = json.loads(line)
+        return event if _sound(event) else None
+    except UNREADABLE:
         return None
-    return event if isinstance(event, dict) else None
+
+
+def _sound(event: Any) -> bool:
+    """What decides what a run is has the types that the index keeps."""
+    wanted = _FIELDS.get(event["event"], {})
+    lists = [event.get(name, []) for name in _LISTS]
+    for name in _TEXTS:
+        event.get(name, "").encode()  # a text, and no half of a character
+    return (
+        _is(event["at"], (int, float))
+        and all(_is(event[name], kind) for name, kind in wanted.items())
+        and all(isinstance(each, list) and all(isinstance(item, str) for item in each) for each in lists)
+        and all(_is(event.get(name, 0), int) for name in ("stored", "size", "exit_code"))
+    )
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return (
+        isinstance(value, kind) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) >= 2**63)
+    )

@@ -30,6 +30,7 @@ from llmos_cli.core.manifest import Made
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.processes import this_process
 from llmos_cli.core.records import EVENTS, RunRecord
+from llmos_cli.core.redaction import hidden, redacted, words
 from llmos_cli.core.refs import HEAD, HEADS, RUNS
 from llmos_cli.errors import Conflict, Interrupted, LlmosError, Terminated, UsageError
 from llmos_cli.events import Emit, Ended, Event, Saved, Started
@@ -54,9 +55,9 @@ def begin(
     run = _identifier(operation)
     started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)
     with workspace.stage() as folder:
-        atomic.write_text(folder / "config.yaml", _yaml(config))
+        atomic.write_text(folder / "config.yaml", _yaml(hidden(config)))
         for file in files:
-            atomic.write_bytes(_free(folder / "configs" / file.name), file.read_bytes())
+            atomic.write_text(_free(folder / "configs" / file.name), redacted(file.read_text(encoding="utf-8")))
         atomic.write_text(folder / EVENTS, journal.line(started))
         atomic.write_text(folder / "log.txt", journal.sentence(started))
         if not atomic.publish(folder, workspace.root / "runs" / run):
@@ -110,7 +111,7 @@ def _started(
         process.started,
         process.host,
         base,
-        argv=tuple(sys.argv if argv is None else argv),
+        argv=tuple(words(sys.argv if argv is None else argv)),
         base_checkpoint=base_checkpoint,
         parents=tuple(parents),
         name=name,
@@ -166,7 +167,7 @@ class Run:
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Go on with another config than the recorded one."""
-        atomic.write_text(self.path / "config.yaml", _yaml(config))
+        atomic.write_text(self.path / "config.yaml", _yaml(hidden(config)))
 
     def commit(self, staged: Path, made: Made, *, move: bool = True) -> Checkpoint:
         """Make the staged directory a checkpoint, whole or not at all, and move the branch that was current at the start.

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from llmos_cli.core.refs import ID
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import UNREADABLE, Corrupt
 
 FOLDER = "signatures"
 LIMIT = 16 << 20
 """Bytes: a model of 50,000 files has a signature of 13 MB."""
 _SUFFIX = ".sig"
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def parse(text: str, what: str) -> Bundle:
         if not (by_key or material["x509CertificateChain"]["certificates"]):
             raise ValueError("it has neither a key nor a certificate")
         key = str(material["publicKey"]["hint"]) if by_key else ""
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Corrupt(f"{what} is no signature of a model: {_told(error)}", hint=_AGAIN) from error
     return Bundle(text, "key" if by_key else "certificate", key, files)
 

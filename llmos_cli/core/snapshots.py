@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core import atomic
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import DATA, ID, SNAPSHOTS, Refs
-from llmos_cli.errors import AmbiguousRevision, Corrupt, NotFound
+from llmos_cli.errors import UNREADABLE, AmbiguousRevision, Corrupt, NotFound
 from llmos_cli.events import Emit, ignore
 
 if TYPE_CHECKING:
@@ -116,9 +116,6 @@ def _split(value: Mapping[str, Any]) -> KeptSplit:
     if not all(ID.fullmatch(piece.sha256) and piece.size >= 0 and piece.rows > 0 for piece in pieces):
         raise ValueError("a piece has no name, or no rows")
     return KeptSplit(int(value["rows"]), str(value["sha256"]), tuple(map(str, value["columns"])), pieces)
-
-
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def frames(piece: bytes, columns: Sequence[str]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

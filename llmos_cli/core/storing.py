@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, manifest
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_file, hash_files
+from llmos_cli.core.redaction import hidden
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
@@ -36,7 +37,7 @@ def prepare(ws: Workspace, staged: Path, made: Made, *, emit: Emit = ignore) -> 
     shared = _shared(ws, staged, names, made.parents)
     hashed = hash_files(staged / name for name in names if name not in shared)
     tree = shared | {path.relative_to(staged).as_posix(): entry for path, entry in hashed.items()}
-    written = manifest.manifest(tree, made)
+    written = manifest.manifest(tree, replace(made, config=hidden(made.config), data=hidden(made.data)))
     stored = ws.objects.adopt(staged, tree, shared, emit=emit)
     written.write(staged)
     return Prepared(staged, Checkpoint(written.id, ws.checkpoints / written.id, written), stored)

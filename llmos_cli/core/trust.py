@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.places import config_home
-from llmos_cli.errors import Corrupt, NotFound, Untrusted
+from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -133,7 +133,7 @@ def _read() -> dict[str, Trusted]:
     try:
         listed = json.loads(_file().read_text(encoding="utf-8"))
         return {str(root): {str(k): str(v) for k, v in files.items()} for root, files in listed.items()}
-    except (ValueError, AttributeError):
+    except UNREADABLE:
         raise Corrupt(f"{_file()} is not what llmos wrote", hint="remove it and trust again what you know") from None
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.errors import Corrupt, NotFound
+from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 
 INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
@@ -118,10 +118,13 @@ def stored_shape(entry: Entry) -> tuple[int, ...]:
 
 def _weight_map(directory: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((directory / INDEX).read_bytes())["weight_map"])
+        files = dict(json.loads((directory / INDEX).read_bytes())["weight_map"])
+        for name in files.values():
+            name.encode()  # a text, and one that a file can be called
+        return files
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as problem:
+    except UNREADABLE as problem:
         raise _corrupt(directory / INDEX, "it is not an index of tensors") from problem
 
 
@@ -140,7 +143,7 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
             raise _corrupt(file, f"its header claims {length} bytes")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as problem:
+        except UNREADABLE as problem:
             raise _corrupt(file, "its header is not JSON") from problem
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a table")
@@ -152,7 +155,7 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
         start, end = value["data_offsets"]
         entry = Entry(file, value["dtype"], tuple(value["shape"]), offset + start, offset + end)
         fits = entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype] and start >= 0
-    except (KeyError, TypeError, ValueError) as problem:
+    except UNREADABLE as problem:
         raise _corrupt(file, f"the header's entry for {name!r} makes no sense") from problem
     if not fits:
         raise _corrupt(file, f"{name!r} has {entry.bytes} bytes, not what its shape and type need")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core.oplog import Change
+from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, check_name
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
@@ -111,4 +112,4 @@ def _known(ws: Workspace, name: str, text: str) -> bool:
     if any(shipped.is_file() and shipped.read_text(encoding="utf-8") == text for shipped in templates):
         return True
     copies = (record.path / "configs" / name for record in ws.runs.list())
-    return any(copy.is_file() and copy.read_text(encoding="utf-8") == text for copy in copies)
+    return any(copy.is_file() and copy.read_text(encoding="utf-8") == redacted(text) for copy in copies)

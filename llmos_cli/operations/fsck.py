@@ -22,7 +22,7 @@ from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, REMOTES, RUNS, SNAPSHOTS,
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.audit import audited
 from llmos_cli.operations.summary import SHORT
@@ -164,7 +164,8 @@ def _files(checked: Sequence[_Checked]) -> dict[Path, os.stat_result]:
 
 
 class _Checked:
-    """One checkpoint directory under examination; `freed`: its weights were removed, and `undo` needs them no more."""
+    """One checkpoint directory under examination; `freed`: its weights were removed, and `undo` needs them no more. Where it could
+    bring them back but none of them came (from a backup, say), it has nothing to bring."""
 
     def __init__(self, ws: Workspace, name: str, *, freed: bool) -> None:
         self._ws = ws
@@ -208,7 +209,7 @@ class _Checked:
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
-        if not self._freed:
+        if not self._freed and not (self.name in self._ws.dropped and not any(self.files())):
             yield from self._damaged(found, hashes)
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 
@@ -377,7 +378,7 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except UNREADABLE:
         return False
     return True
 

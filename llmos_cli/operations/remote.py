@@ -222,4 +222,7 @@ def portable(ws: Workspace, url: str) -> str:
 
 def _text(ws: Workspace) -> str | None:
     path = ws.root / SETTINGS
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{SETTINGS} is not UTF-8 text", hint="a config is a YAML file") from None

@@ -20,6 +20,7 @@ from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
 from llmos_cli.operations.push import push
 from llmos_cli.operations.restore import restore
 from llmos_cli.operations.rm import rm
@@ -45,6 +46,7 @@ def lived(ws: Workspace, commit: Commit, far: Path) -> Workspace:
     branch(ws, "try/one")
     commit(a="unnamed", b="same", move=False)
     rm(ws, [first.id], force=True)
+    gc(ws, window="now")  # what undo could bring back stays here, and is in no backup
     commit(a="3", b="other")
     (ws.configs / "train.yaml").write_text("seed: 1\n")
     (ws.root / "my_model.py").write_text("class Mine: ...\n")

@@ -250,9 +250,9 @@ def test_a_number_without_a_json_word_is_null(tmp_path: Path) -> None:
 
 def test_reading_on_from_an_offset_skips_nonsense_and_the_unfinished_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"event": "note"}\ngarbage\n{"event": "sa')
+    path.write_bytes(b'{"event": "note", "at": 1.5}\ngarbage\n{"event": "sa')
     found, offset = read_events(path)
     assert [event["event"] for event in found] == ["note"]
     with path.open("ab") as file:
-        file.write(b'ved"}\n')
+        file.write(b'ved", "at": 1.5, "checkpoint": "x"}\n')
     assert [event["event"] for event in read_events(path, offset)[0]] == ["saved"]

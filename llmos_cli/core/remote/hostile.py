@@ -9,9 +9,9 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from llmos_cli.core import manifest, signatures
+from llmos_cli import errors
+from llmos_cli.core import manifest, records, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
 from llmos_cli.errors import Corrupt, LlmosError, UsageError
@@ -22,7 +22,7 @@ REF_LIMIT = 4096
 _LARGEST = 1 << 50
 _FILES = 1_000_000
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, LlmosError)
+UNREADABLE = (*errors.UNREADABLE, LlmosError)
 HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
 
 
@@ -131,52 +131,18 @@ def read_run(text: bytes) -> tuple[str, str, dict[str, FileEntry]]:
     return run, checkpoint, tree
 
 
-_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "started": {"run": str, "operation": str, "pid": int, "pid_started": (int, float), "host": str, "base": str},
-    "saved": {"checkpoint": str},
-    "metric": {"name": str, "value": (int, float, type(None))},
-    "progress": {"stage": str, "step": int},
-    "ended": {"status": str},
-}
-_TEXTS = ("name", "base", "base_checkpoint", "message", "split", "checkpoint", "operation", "host")
-_LISTS = ("argv", "parents")
-
-
 def check_events(path: Path, run: str) -> None:
     """The events of a run that is over, of which the index can make rows: else every later command would stumble over it."""
     ended = False
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line:
             continue
-        try:
-            event = json.loads(line)
-            sound = _sound(event)
-        except UNREADABLE:
-            sound = False
-        if not sound:
+        event = records.parse(line)
+        if event is None or event.get("status") == "running":
             raise Corrupt(f"line {number} of the events of run {run} on the remote makes no sense", hint=HINT)
         ended = event["event"] == "ended" or (ended and event["event"] != "started")
     if not ended:
         raise Corrupt(f"run {run} on the remote never ended", hint=HINT)
-
-
-def _sound(event: Any) -> bool:
-    wanted = _FIELDS.get(event["event"], {})
-    lists = [event.get(name, []) for name in _LISTS]
-    return (
-        _is(event["at"], (int, float))
-        and all(_is(event[name], kind) for name, kind in wanted.items())
-        and all(isinstance(event.get(name, ""), str) for name in _TEXTS)
-        and all(isinstance(each, list) and all(isinstance(item, str) for item in each) for each in lists)
-        and all(_is(event.get(name, 0), int) for name in ("stored", "size", "exit_code"))
-        and event.get("status") != "running"
-    )
-
-
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return (
-        isinstance(value, kind) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) >= 2**63)
-    )
 
 
 def _told(error: BaseException) -> str:

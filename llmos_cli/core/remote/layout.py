@@ -23,7 +23,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 
 FORMAT = 1
 FORMAT_FILE = "llmos.json"
@@ -90,7 +90,7 @@ def read_format(text: bytes, where: str) -> dict[str, str] | None:
         value = json.loads(text)
         number, ours, encryption = int(value["format"]), value["llmos"] == "remote", value.get("encryption")
         sound = encryption is None or all(isinstance(encryption[key], str) for key in ("salt", "check"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except UNREADABLE:
         ours, sound, number, encryption = False, False, 0, None
     if not (ours and sound):
         raise Corrupt(f"{FORMAT_FILE} in {where} is not that of a remote", hint="name the folder that was pushed to")

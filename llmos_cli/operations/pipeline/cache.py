@@ -19,7 +19,7 @@ from llmos_cli.core.remote import hostile, layout, receiving, sending
 from llmos_cli.core.remote.parallel import Meter
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import whole
-from llmos_cli.errors import Corrupt, NotFound
+from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.pipeline.memory import Memory, Result, result_of
@@ -87,7 +87,7 @@ class Cache:
         try:
             result = result_of(json.loads(text))
             sound = result.key == key and _sound(result, stage)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except UNREADABLE:
             sound = False
         if not sound:
             emit(Note(f"what the cache says of {stage.name} makes no sense, and is not believed", level="warning"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmos_cli.core import atomic
 from llmos_cli.core.objects import files_below, hash_file
-from llmos_cli.errors import NotFound
+from llmos_cli.errors import UNREADABLE, NotFound
 
 Tree = dict[str, str]
 """Path, relative to the workspace where it lies there -> SHA-256; of an executable file with `+x` after it."""
@@ -49,7 +49,7 @@ class Hashes:
 def _read(path: Path) -> dict[str, list[int | str]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, *UNREADABLE):
         return {}
     return found if isinstance(found, dict) else {}
 

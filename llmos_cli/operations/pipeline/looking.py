@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli import device
+from llmos_cli.core.redaction import hidden
 from llmos_cli.core.view import short
 from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit
@@ -115,7 +116,7 @@ def _reason(last: Last | None, key: str, found: Facts) -> str:
     if last is None:
         return "it never ran here"
     if last.key != key:
-        return why(last.facts, found)
+        return why(last.facts, hidden(found))
     return {"failed": "it failed", "done": "what it made is not remembered"}.get(last.status, "it was interrupted")
 
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmos_cli.core import atomic
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.processes import Process, scratch_name
+from llmos_cli.core.redaction import hidden
+from llmos_cli.errors import UNREADABLE
 from llmos_cli.operations.pipeline.files import Tree
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class Memory:
         return self.folder / "logs" / f"{stage}.txt"
 
     def _write(self, path: Path, value: Mapping[str, Any]) -> None:
-        atomic.write_text(path, json.dumps(value, indent=1, default=str) + "\n", scratch=self._scratch)
+        atomic.write_text(path, json.dumps(hidden(value), indent=1, default=str) + "\n", scratch=self._scratch)
 
     def keep_contents(self, root: Path, outputs: Tree) -> None:
         """Of files that a command made: nothing else could make them again at once."""
@@ -138,7 +140,7 @@ def result_of(value: dict[str, Any]) -> Result:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, *UNREADABLE):
         return None  # half a file is none: what it told of is done again
     return value if isinstance(value, dict) else None
 

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
 from llmos_cli.core.processes import Process, host, start_time
+from llmos_cli.core.redaction import redacted
 from llmos_cli.operations.pipeline.facts import Facts
 from llmos_cli.operations.pipeline.stages import EXPORT, Stage
 
@@ -126,6 +127,7 @@ class _Lines:
         self._file, self._hear, self.last = file, hear, ""
 
     def add(self, line: str) -> None:
+        line = redacted(line)
         if not self._file.closed:
             self._file.write(line + "\n")
             self._file.flush()
