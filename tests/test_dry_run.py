@@ -74,6 +74,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
     "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}")],
     "undo": [("undo",)],
+    "why": [("why", "base", "other", "-q")],
 }  # fmt: skip
 
 SAME_WORDS = (

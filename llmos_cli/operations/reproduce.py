@@ -6,34 +6,24 @@ is read first: where it is not what it was, nothing is computed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, trust, yaml12
-from llmos_cli.core import config as configs
+from llmos_cli.core import atomic
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, duration, number, short
 from llmos_cli.core.workspace import Checkpoint, Workspace
-from llmos_cli.errors import Corrupt, Interrupted, LlmosError, NotFound, UsageError, interrupted
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
-from llmos_cli.operations import lineage, snapshots
+from llmos_cli.operations import lineage, rerun, snapshots
 from llmos_cli.operations.changed import Changed, changed
-from llmos_cli.operations.config import methods, root_of
-from llmos_cli.operations.pipeline.process import Processes, stopping
+from llmos_cli.operations.rerun import REDONE
 
 if TYPE_CHECKING:
     from llmos_cli.operations.pipeline.process import Ended
-
-REDONE = ("train", "prune", "quantize", "compress")
-OUR_OWN = (".llmos", "checkpoints", "runs", "configs", "llmos.yaml")
 
 
 @dataclass(frozen=True)
@@ -117,13 +107,13 @@ def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> Repro
     check_data(ws, line, emit)
     steps: list[Step] = []
     with ws.stage() as staged:
-        scratch = _scratch(ws, staged / "workspace")
+        scratch = rerun.scratch(ws, staged / "workspace")
         for made in line:
             if made.made.operation in REDONE:
                 emit(Note(f"{made.made.operation} {short(made.id)} again"))
                 steps.append(_redone(ws, scratch, made, emit))
             else:
-                _lend(ws, scratch, made.id)
+                rerun.lend(ws, scratch, made.id)
                 steps.append(Step(made.id, made.made.operation, "taken"))
             if steps[-1].result == "diverged":
                 break
@@ -141,9 +131,9 @@ def check_data(ws: Workspace, line: Sequence[Manifest], emit: Emit = ignore) -> 
 
 
 def _check_data(ws: Workspace, made: Manifest, emit: Emit) -> None:
-    sources = ", ".join(_sources(made.made.data)) or "the data"
+    sources = ", ".join(rerun.sources(made.made.data)) or "the data"
     try:
-        now = _fingerprint(ws, made, emit)
+        now = rerun.fingerprint(ws, made, emit)
     except NotFound as error:
         raise Corrupt(
             f"{sources}, which {short(made.id)} was made with, is gone: {error.message}", hint=error.hint
@@ -152,7 +142,7 @@ def _check_data(ws: Workspace, made: Manifest, emit: Emit) -> None:
 
 
 def _compare_data(made: Manifest, now: Mapping[str, Any]) -> None:
-    sources = ", ".join(_sources(made.made.data)) or "the data"
+    sources = ", ".join(rerun.sources(made.made.data)) or "the data"
     for split, before in made.made.data.get("splits", {}).items():
         after = now.get("splits", {}).get(split)
         if after != before:
@@ -165,64 +155,14 @@ def _compare_data(made: Manifest, now: Mapping[str, Any]) -> None:
             )
 
 
-def _sources(data: Mapping[str, Any]) -> list[str]:
-    return [str(source.get("source") if isinstance(source, Mapping) else source) for source in data.get("sources", ())]
-
-
-def _fingerprint(ws: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
-    """Of the data as the step would read it now."""
-    from llmos_cli.operations.eval import prepare
-    from llmos_cli.operations.training.start import start
-    from llmos_cli.options.data import DataOptions
-
-    parent = ws.checkpoint(made.made.parents[0]) if made.made.parents else None
-    if made.made.operation == "train":
-        config: Any = configs.check(_config(made), root_of("train"), methods=methods)
-        teacher = ws.checkpoint(config.train.teacher) if config.train.teacher else None
-        return start(ws, parent, config, teacher).prepared.fingerprint
-    assert parent is not None, "what compresses begins from something"
-    data = DataOptions(**made.made.config["data"])
-    return prepare(ws, parent, data, seed=made.made.seed, emit=emit).prepared.fingerprint
-
-
-def _config(made: Manifest) -> yaml12.Node:
-    """As a config file says it; what a compression found out by itself is no option, and what `auto` chose by measuring is one."""
-    operation, environment = made.made.operation, made.made.environment
-    told = {key: value for key, value in made.made.config.items() if key in root_of(operation).model_fields}
-    sections = {name: dict(told.get(name) or {}) for name in {operation, "heal"} if name in told}
-    sections[operation].pop("chosen", None)
-    learning = sections[operation] if operation == "train" else sections.get("heal", {})
-    learning |= {"precision": environment["precision"]} if "precision" in environment else {}
-    learning |= {"compile": "off"} if environment.get("compiled") is False else {}
-    return yaml12.from_plain({**told, **sections, "seed": made.made.seed}, f"the manifest of {short(made.id)}")
-
-
-def _scratch(ws: Workspace, root: Path) -> Workspace:
-    """An empty workspace in which the files beside this one's own, and what was kept of data, are found under the same paths."""
-    scratch = Workspace.create(root)
-    if ws.snapshots.ids():
-        scratch.snapshots.directory.symlink_to(ws.snapshots.directory)
-    for entry in ws.root.iterdir():
-        if entry.name not in OUR_OWN:
-            (root / entry.name).symlink_to(entry)
-    return scratch
-
-
-def _lend(ws: Workspace, scratch: Workspace, checkpoint: str) -> None:
-    """A checkpoint as it is, for what cannot be made again or was only looked at; with its line."""
-    for each in lineage.line(ws, checkpoint):
-        place = scratch.checkpoints / each.id
-        if not place.exists():
-            place.symlink_to(ws.checkpoints / each.id)
-
-
 def _redone(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Step:
-    teacher = (made.made.config.get("train") or {}).get("teacher")
-    if made.made.operation == "train" and teacher:
-        _lend(ws, scratch, ws.resolve(teacher))
     started = time.time()
-    said = _run(ws, scratch, made, emit)
-    again = scratch.checkpoint(str(said["checkpoint"]))
+    if kept := snapshots.kept_of(ws, made):
+        emit(Note(f"its data is read from snapshot {short(kept)}"))
+    ended = rerun.run(ws, scratch, rerun.job(ws, made), emit)
+    if ended.code:
+        raise _failure(made, ended)
+    again = scratch.checkpoint(str(ended.said["checkpoint"]))
     _compare_data(made, again.manifest.made.data)
     seconds = time.time() - started
     expected = made.made.environment.get("determinism") or {}
@@ -240,96 +180,12 @@ def _redone(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> St
     return step
 
 
-def _run(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
-    """The command, as a process of its own: whatever this one has in memory is no part of what was recorded."""
-    operation = made.made.operation
-    file = scratch.root / "recorded.yaml"
-    atomic.write_text(file, json.dumps(_readable(ws, made, emit), ensure_ascii=False))
-    words = [
-        sys.executable,
-        "-m",
-        "llmos_cli",
-        operation,
-        *made.made.parents[:1],
-        "-c",
-        str(file),
-        "--keep-branch",
-        "--json",
-    ]
-    processes = Processes()
-    with _trusting(ws, scratch, made), stopping(processes):
-        ended = processes.run(
-            words,
-            cwd=scratch.root,
-            env=_alone(made),
-            log=scratch.dot / "reproduce.txt",
-            hear=lambda line: emit(Note(line)),
-            began=lambda process: None,
-        )
-    if processes.stopped:
-        raise Interrupted(interrupted().message, hint="begin again when you like: nothing was changed")
-    if ended.code:
-        raise _failure(made, ended)
-    return ended.said
-
-
-@contextmanager
-def _trusting(ws: Workspace, scratch: Workspace, made: Manifest) -> Iterator[None]:
-    """A model's own module, where it is trusted here, is so in the scratch workspace too, for as long as it takes."""
-    reference = (made.made.config.get("model") or {}).get("module")
-    if not reference:
-        yield
-        return
-    file = ws.root / reference.partition(":")[0]
-    content = trust.require(ws, file)
-    recorded = made.tree.get(file.name)
-    if recorded is not None and hashlib.sha256(content).hexdigest() != recorded.sha256:
-        raise Corrupt(
-            f"{file.name} is not what {short(made.id)} was made with", hint="its checkpoint has the file as it was then"
-        )
-    trust.trust(scratch, file)
-    try:
-        yield
-    finally:
-        trust.revoke(scratch, str(file.resolve()))
-
-
 def _failure(made: Manifest, ended: Ended) -> LlmosError:
     error = ended.said.get("error") or {}
     return LlmosError(
         f"{made.made.operation} {short(made.id)} cannot be run again: {error.get('message') or ended.tail}",
         hint=str(error.get("hint") or "`llmos show` tells how it was made"),
     )
-
-
-def _readable(ws: Workspace, made: Manifest, emit: Emit) -> dict[str, Any]:
-    """Its config, with data that is found from the scratch workspace: the snapshot of it, if there is one."""
-    config = _rooted(ws, _config(made).plain())
-    if kept := snapshots.kept_of(ws, made):
-        emit(Note(f"its data is read from snapshot {short(kept)}"))
-        config["data"] = snapshots.reading(kept, config["data"])
-    return config
-
-
-def _rooted(ws: Workspace, config: dict[str, Any]) -> dict[str, Any]:
-    """With paths that lead out of the workspace made absolute: the scratch one lies elsewhere."""
-
-    def rooted(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("../"):
-            return str((ws.root / value).resolve())
-        if isinstance(value, dict):
-            return {key: rooted(item) for key, item in value.items()}
-        return [rooted(item) for item in value] if isinstance(value, list) else value
-
-    return {**config, "data": rooted(config.get("data") or {})}
-
-
-def _alone(made: Manifest) -> dict[str, str]:
-    """The environment without settings of the user's, and as many threads as then."""
-    kept = {name: value for name, value in os.environ.items() if not (name.startswith("LLMOS_") and "__" in name)}
-    kept.pop("LLMOS_SEED", None)
-    threads = made.made.environment.get("threads")
-    return {**kept, **({"OMP_NUM_THREADS": str(threads)} if isinstance(threads, int) else {})}
 
 
 def _environment(made: Manifest, again: Manifest) -> list[Changed]:
