@@ -31,6 +31,7 @@ PANELS = {
         "show",
         "diff",
         "bisect",
+        "why",
         "tag",
         "branch",
         "checkout",
