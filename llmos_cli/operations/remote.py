@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import atomic, yaml12
+from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
-from llmos_cli.core.remote.key import make_key, read_key
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import FORMAT, Workspace

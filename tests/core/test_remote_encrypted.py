@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos_cli.core.remote import layout, vault
+from llmos_cli.core.cipher import PIECE, encrypted_size
+from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.store import Content
-from llmos_cli.core.remote.vault import PIECE, Vault
+from llmos_cli.core.remote.vault import Vault
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, Untrusted
 from llmos_cli.operations import remote as remotes
@@ -230,7 +231,7 @@ def test_a_known_answer() -> None:
     cipher = AESGCM(derived(derived(KEY, SALT, b"llmos contents"), salt, b"llmos file " + stored.encode()))
     sealed = b"llmos-v1" + salt + cipher.encrypt(bytes(11) + b"\x01", b"content", None)
     assert b"".join(at(Path("/nowhere"))._opened(stored, iter((sealed,)), 0)) == b"content"
-    assert vault._sealed_size(7) == len(sealed)
+    assert encrypted_size(7) == len(sealed)
 
 
 def test_settings_of_an_encrypted_remote(ws: Workspace, far: Path) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmos_cli.core import signatures
+from llmos_cli.core.cipher import NAME, SALT
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
 from llmos_cli.core.remote.store import Store
-from llmos_cli.core.remote.vault import SALT, Vault
+from llmos_cli.core.remote.vault import Vault
 from llmos_cli.errors import Corrupt, NotFound, Untrusted, UsageError
 
 _WHO = "ask who can write there"
@@ -70,7 +71,7 @@ class Remote:
         if self._key is not None:
             salt = os.urandom(SALT)
             encryption = {
-                "cipher": "AES-256-GCM",
+                "cipher": NAME,
                 "salt": salt.hex(),
                 "check": Vault(self.store, self._key, salt).check(),
             }
