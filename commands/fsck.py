@@ -7,20 +7,21 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import Corrupt
-from llmos_cli.session import JsonFlag, QuietFlag, session
+from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, session
 
 
 def fsck(
     repair: Annotated[
         bool, typer.Option("--repair", help="Put back what is good in another checkpoint or on a remote.")
     ] = False,
+    key_file: KeyOfSeal = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, changes=repair) as s:
         from llmos_cli.operations.fsck import fsck as operation
 
-        result = operation(s.workspace, repair=repair, emit=s.ui.emit)
+        result = operation(s.workspace, repair=repair, key_file=key_file, emit=s.ui.emit)
         s.ui.show(result)
         if result.problems:
             raise Corrupt(

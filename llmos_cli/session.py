@@ -38,6 +38,10 @@ KeyOfRemote = Annotated[
     Path | None, typer.Option("--key-file", metavar="FILE", help="Of an encrypted remote: the key is in FILE.")
 ]
 EncryptedRemote = Annotated[bool, typer.Option("--encrypted", help="Of an encrypted remote: the key is in LLMOS_KEY.")]
+KeyOfSeal = Annotated[
+    Path | None,
+    typer.Option("--key-file", metavar="FILE", help="Of what is sealed: the key is in FILE, not in LLMOS_KEY."),
+]
 KeepBranchFlag = Annotated[bool, typer.Option("--keep-branch", help="Leave the branch where it is.")]
 HealFlag = Annotated[int | None, typer.Option(metavar="N", help="Then learn from the parent for N steps.")]
 MaxKlFlag = Annotated[float | None, typer.Option(help="Commit nothing above this KL to the parent (exit 3).")]

@@ -77,6 +77,15 @@ class Ui:
         self._err.text(f"{redacted(question)} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
+    def secret(self, question: str) -> str | None:
+        """Ask on the terminal for what must not be seen; None where nobody can answer."""
+        if not (sys.stdin.isatty() and self._err.terminal):
+            return None
+        import getpass
+
+        self._clear()
+        return getpass.getpass(question)
+
     def error(self, error: LlmosError) -> None:
         self._clear()
         if self.json:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmos_cli import catalog
+from llmos_cli.core.manifest import Made
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError
 from llmos_cli.lazy import commands_below
@@ -69,22 +70,27 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "run": [("run",)],
     "restore": [("restore", "../far", "../back")],
     "rm": [("rm", "-f", "HEAD"), ("rm", "{unnamed}")],
+    "seal": [("seal", "--with-lineage", "--key-file", "../seal.key")],
     "sign": [("sign", "--key", "key.pem")],
     "tag": [("tag", "new"), ("tag", "-d", "base"), ("tag", "-f", "base", "HEAD")],
     "train": [("train", *SHORT_TRAINING), ("train", "base", *SHORT_TRAINING)],
     "tune": [("tune", "-q", "--apply"), ("tune", "-q", "--sampler", "grid", "-s", "tune.space={train.batch_size: [2, 4]}")],
     "undo": [("undo",)],
+    "unseal": [("unseal", "sealed", "--key-file", "seal.key")],
     "why": [("why", "base", "other", "-q")],
 }  # fmt: skip
 
 SAME_WORDS = (
     *("backup", "branch", "checkout", "clone", "data", "export", "fetch", "gc", "init"),
-    *("pull", "push", "redo", "remote", "restore", "rm", "sign", "tag", "undo"),
+    *("pull", "push", "redo", "remote", "restore", "rm", "seal", "sign", "tag", "undo", "unseal"),
 )
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
 
 TENSES = {
+    "would seal": "sealed",
+    "would open": "opened",
+    "would be made": "was made",
     "would remove": "removed",
     "would free": "freed",
     "would send": "sent",
@@ -129,6 +135,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     committed(ws, "causal-lm", change=lambda model: _shake(model, 2))
     ws.oplog.undo()
     snapshot(ws, "base", name="kept")
+    _sealed(ws)
     (ws.root / "notes.jsonl").write_text("".join(f'{{"text": "note {number}"}}\n' for number in range(60)))
     train.write_text(train.read_text() + "# edited\n")
     _share(ws, train)
@@ -142,6 +149,18 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
         (run.state / "training.pt").write_bytes(b"never resumed")
         raise LlmosError("cut off", hint="")
     return ws.root
+
+
+def _sealed(ws: Workspace) -> None:
+    from llmos_cli.operations.seal import seal
+    from llmos_cli.operations.tag import tag
+
+    made = Made("import", (), {}, {}, {}, 0, "2026-11-22T10:45:01Z")
+    with ws.begin("import", config={}) as run, ws.stage() as staged:
+        (staged / "secret").write_text("secret")
+        tag(ws, "sealed", run.commit(staged, made, move=False).id)
+    (ws.root / "seal.key").write_text("5" * 64)
+    seal(ws, "sealed", key_file=None, ask=lambda _: "5" * 64)
 
 
 def _share(ws: Workspace, train: Path) -> None:

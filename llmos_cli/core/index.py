@@ -55,6 +55,7 @@ SELECT id FROM line
 """
 _HELD = "SELECT sha256 FROM held WHERE id NOT IN (SELECT value FROM json_each(?))"
 _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
+_HAVING = "SELECT DISTINCT id FROM held WHERE sha256 IN (SELECT value FROM json_each(?))"
 
 _RUNS_OF = "SELECT DISTINCT run FROM json_each(?) AS line JOIN used ON used.checkpoint = line.value"
 
@@ -117,6 +118,10 @@ class Index:
     def holders(self, without: Iterable[str] = ()) -> dict[str, int]:
         """SHA-256 -> in how many checkpoints, but for those `without`, a file with this content is."""
         return dict(self._ask(_HOLDERS, json.dumps(list(without))))
+
+    def having(self, sha256s: Iterable[str]) -> set[str]:
+        """Checkpoints with a file of one of these contents, whether it is there or not."""
+        return {row[0] for row in self._ask(_HAVING, json.dumps(list(sha256s)))}
 
     def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
         rows = self._ask("SELECT event FROM metrics WHERE checkpoint = ? ORDER BY at", checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from llmos_cli.core import atomic
@@ -19,12 +20,34 @@ def read_key(file: Path | None, what: str) -> bytes:
         return _parsed(text, VARIABLE)
     if file is None:
         raise Untrusted(f"{what} is encrypted, and {VARIABLE} is not set", hint=f"{VARIABLE}=$(cat KEYFILE) llmos ...")
+    return _in_file(file, what)
+
+
+def _in_file(file: Path, what: str) -> bytes:
     try:
         return _parsed(file.read_text(encoding="ascii", errors="replace"), str(file))
     except OSError as error:
         raise Untrusted(
             f"the key of {what} cannot be read from {file}: {error.strerror}", hint=f"put it there, or into {VARIABLE}"
         ) from None
+
+
+Ask = Callable[[str], str | None]
+"""Asks for a secret on the terminal; None where there is none."""
+
+
+def given_key(file: Path | None, ask: Ask, *, twice: bool = False) -> bytes:
+    """That of a command line's `--key-file`; else LLMOS_KEY; else what is typed, `twice` where a slip of the hand would cost a model."""
+    if file is not None:
+        return _in_file(file, "it")
+    if os.environ.get(VARIABLE) is not None:
+        return read_key(None, "it")
+    if (typed := ask("key (64 hexadecimal digits): ")) is None:
+        raise Untrusted("there is no key", hint=f"--key-file FILE says where it is, or {VARIABLE} has it")
+    key = _parsed(typed, "what was typed")
+    if twice and _parsed(ask("the same again: ") or "", "what was typed") != key:
+        raise Untrusted("the two keys that were typed differ", hint="nothing was changed; a file is safer: --key-file")
+    return key
 
 
 def make_key(file: Path) -> None:

@@ -23,6 +23,7 @@ from llmos_cli.core.dropped import FOLDER, Dropped
 from llmos_cli.core.locks import lock
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import DATA, HEAD, HEADS, RUNS, SNAPSHOTS, SYMBOLIC, Refs
+from llmos_cli.core.sealed import Sealed
 from llmos_cli.errors import UNREADABLE, Conflict, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 
@@ -30,6 +31,9 @@ WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
 _TIME = re.compile(rb'"time": ([0-9.]+)[,}]')
 """Of an operation alone: within a text that it holds, each quote has a backslash before it."""
+_LISTS = ("drops", "collects", "seals", "unseals")
+_LEFT_OUT = (*_LISTS, "by")
+"""Of a line, where they are empty."""
 _TAIL = 1 << 20
 """More than one line can be: a config file before and after."""
 
@@ -59,7 +63,8 @@ class Change:
 class Operation:
     """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
     its last change names. What it freed for good is no change: `drops` are checkpoints whose weights it removed, `collects` those
-    that it removed altogether, which nothing named. `by`: for the audit log, which a crash may keep waiting."""
+    that it removed altogether, which nothing named. `seals`, `unseals`: those that it encrypted, or opened, which takes their key,
+    so that no undo does it. `by`: for the audit log, which a crash may keep waiting."""
 
     id: str
     name: str
@@ -70,6 +75,8 @@ class Operation:
     of: str = ""
     drops: tuple[str, ...] = ()
     collects: tuple[str, ...] = ()
+    seals: tuple[str, ...] = ()
+    unseals: tuple[str, ...] = ()
     by: Author | None = None
 
 
@@ -82,6 +89,7 @@ class OperationLog:
         self._dot = dot
         self._refs = refs
         self._dropped = Dropped(dot)
+        self._sealed = Sealed(root, dot)
         self.audit = Audit(dot)
         self.path = dot / "operations.jsonl"
         self._pending = dot / "pending.json"
@@ -92,7 +100,7 @@ class OperationLog:
 
     def settle(self, emit: Emit = ignore) -> None:
         """Finish what a killed process left half done, before anybody builds on what the refs say."""
-        if self._pending.exists():
+        if self._pending.exists() or self._sealed.waits():
             with self.locked(emit):
                 pass
 
@@ -105,6 +113,7 @@ class OperationLog:
         access.require_change()
         with lock(self._dot / "locks" / "refs", emit=emit):
             self._finish_pending()
+            self._sealed.tidy()
             yield
 
     def apply_locked(self, name: str, changes: Sequence[Change], *, run: str = "") -> Operation:
@@ -114,6 +123,10 @@ class OperationLog:
     def free_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
         """Remove the weights of checkpoints, and checkpoints that nothing names, children before their parents: for good."""
         return self._apply_locked(replace(_new(name, ()), drops=tuple(drops), collects=tuple(collects)))
+
+    def seal_locked(self, name: str, *, seals: Sequence[str] = (), unseals: Sequence[str] = ()) -> Operation:
+        """Seal checkpoints whose seals are expected, or open those whose files were offered (`sealed.py`)."""
+        return self._apply_locked(replace(_new(name, ()), seals=tuple(seals), unseals=tuple(unseals)))
 
     def note(self, what: str, *, emit: Emit = ignore) -> None:
         """Record for the audit what moved no ref here: something left the workspace, or came."""
@@ -130,6 +143,7 @@ class OperationLog:
         done, _ = self._stacks()
         self._check_reversible(which)
         target = _pick(done, which, "undo")
+        _check_keyless(target)
         changes = [change.reversed() for change in reversed(target.changes)]
         return self._apply(_new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
@@ -141,7 +155,7 @@ class OperationLog:
 
     def _check_reversible(self, which: str | None) -> None:
         for operation in self.operations() if which else ():
-            if operation.id.startswith(which or "") and not operation.changes:
+            if operation.id.startswith(which or "") and (operation.drops or operation.collects):
                 raise UsageError(
                     f"operation {operation.id} ({operation.name}) cannot be undone: what it removed is gone for good",
                     hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
@@ -227,6 +241,8 @@ class OperationLog:
             elif operation.kind == "do" and operation.changes:
                 done[operation.id] = operation
                 undone.clear()
+            elif operation.seals or operation.unseals:
+                _add_seal(done, operation)
         return list(done.values()), list(undone.values())
 
     def _apply(self, operation: Operation, emit: Emit) -> Operation:
@@ -278,7 +294,7 @@ class OperationLog:
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""
         for change in operation.changes:
-            if change.removes and change.after is None and not self._dropped.whole(self._root, change.removes):
+            if change.removes and change.after is None and not self._whole(change.removes):
                 raise NotFound(
                     f"cannot {operation.name}: the weights of {_value(change.removes)} are gone for good",
                     hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
@@ -289,6 +305,10 @@ class OperationLog:
                     f"cannot {operation.name}: {'snapshot' if change.what.startswith(DATA) else 'checkpoint'} {_value(change.after)} is gone",
                     hint="`llmos op log` lists the operations; `llmos undo ID` takes back another one",
                 )
+
+    def _whole(self, checkpoint: str) -> bool:
+        """Whether what was removed is still there: its files, or those that they were sealed to."""
+        return checkpoint in self._sealed or self._dropped.whole(self._root, checkpoint)
 
     def _place(self, ref: str, value: str) -> Path:
         """Where that stands which a ref names."""
@@ -312,6 +332,10 @@ class OperationLog:
             self._collect(operation)
         for checkpoint in operation.drops:
             self._dropped.mark(checkpoint)
+        for checkpoint in operation.seals:
+            self._sealed.close(checkpoint)
+        for checkpoint in operation.unseals:
+            self._sealed.open(checkpoint)
         self._log(operation)
         recorded = self._recorded(operation)
         with self._out_of_the_way():
@@ -371,6 +395,10 @@ class OperationLog:
     def _drop(self, operation: Operation) -> None:
         for checkpoint in operation.drops:
             self._dropped.drop(self._root / "checkpoints" / checkpoint)
+        for checkpoint in operation.seals:
+            self._sealed.clear(checkpoint)
+        if opened := (*operation.drops, *operation.unseals):
+            self._sealed.forget(opened)
 
     def _collect(self, operation: Operation) -> None:
         if operation.collects:
@@ -384,6 +412,10 @@ class OperationLog:
             self._refs.write(RUNS + operation.run, committed)
         for checkpoint in marked:
             self._dropped.restore(checkpoint)
+        for checkpoint in operation.seals:
+            self._sealed.reopen(checkpoint)
+        for checkpoint in operation.unseals:
+            self._sealed.shut(checkpoint)
 
     def _set(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -443,7 +475,7 @@ def _check_secrets(operation: Operation) -> None:
 
 
 def written(operation: Operation) -> str:
-    told = {key: value for key, value in asdict(operation).items() if value or key not in ("drops", "collects", "by")}
+    told = {key: value for key, value in asdict(operation).items() if value or key not in _LEFT_OUT}
     return json.dumps(told) + "\n"
 
 
@@ -451,9 +483,9 @@ def _parse(line: bytes) -> Operation | None:
     try:
         value = json.loads(line)
         changes = tuple(Change(**change) for change in value.pop("changes"))
-        drops, collects = tuple(value.pop("drops", ())), tuple(value.pop("collects", ()))
+        value |= {each: tuple(value.get(each, ())) for each in _LISTS}
         by = Author(**value.pop("by")) if value.get("by") else None
-        operation = Operation(changes=changes, by=by, drops=drops, collects=collects, **value)
+        operation = Operation(changes=changes, by=by, **value)
         return operation if _sound(operation) else None
     except UNREADABLE:
         return None
@@ -468,6 +500,8 @@ def _sound(operation: Operation) -> bool:
         operation.of,
         *operation.drops,
         *operation.collects,
+        *operation.seals,
+        *operation.unseals,
     ]
     texts += [change.what for change in operation.changes]
     contents = [content for change in operation.changes for content in (change.before, change.after)]
@@ -490,6 +524,25 @@ def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
             hint="`llmos op log` lists the operations",
         )
     return found[0]
+
+
+def _add_seal(done: dict[str, Operation], operation: Operation) -> None:
+    """Opening what was sealed is its undo, and sealing it again its redo: the two of them leave nothing to take back."""
+    opposite = (operation.unseals, operation.seals)
+    for each in reversed(done.values()):
+        if (each.seals, each.unseals) == opposite:
+            del done[each.id]
+            return
+    done[operation.id] = operation
+
+
+def _check_keyless(target: Operation) -> None:
+    if target.seals or target.unseals:
+        verb, told = ("unseal", "opens it again, with its key") if target.seals else ("seal", "seals it again")
+        raise UsageError(
+            f"operation {target.id} ({target.name}) takes a key, and cannot be undone without one",
+            hint=f"`llmos {verb} {(target.seals or target.unseals)[0][:12]}` {told}; `llmos undo ID` undoes another of `llmos op log`",
+        )
 
 
 def _short(what: str) -> str:

@@ -28,6 +28,8 @@ def users(ws: Workspace, checkpoint: str) -> list[str]:
 
 
 def _called(record: RunRecord) -> str:
+    if not record.alive:
+        return f"{record.id}, which can be resumed"
     return f"deployment {record.name or record.id}" if record.operation == "deploy" else f"the running {record.id}"
 
 
@@ -46,8 +48,16 @@ def unprotected(ws: Workspace, since: float) -> set[str]:
 
 def needed(ws: Workspace) -> set[str]:
     """By runs that live or can be resumed, deployments among them."""
-    records = [record for record in ws.index.undone_records() if record.alive or (record.path / "state").is_dir()]
-    return {checkpoint for record in records for checkpoint in in_use(record)}
+    return {checkpoint for record in _unfinished(ws) for checkpoint in in_use(record)}
+
+
+def readers(ws: Workspace, checkpoint: str) -> list[str]:
+    """Runs that live or can be resumed and have read a checkpoint or made it, in words."""
+    return [_called(record) for record in _unfinished(ws) if checkpoint in {*record.parents, *record.checkpoints}]
+
+
+def _unfinished(ws: Workspace) -> list[RunRecord]:
+    return [record for record in ws.index.undone_records() if record.alive or (record.path / "state").is_dir()]
 
 
 def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
@@ -55,8 +65,8 @@ def with_ancestors(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
 
 
 def holders(ws: Workspace) -> Counter[str]:
-    """SHA-256 -> in how many checkpoints that still have their weights a file with this content is."""
-    return Counter(ws.index.holders(without=ws.dropped.all()))
+    """SHA-256 -> in how many checkpoints that still have their weights, in the clear, a file with this content is."""
+    return Counter(ws.index.holders(without=ws.dropped.all() | ws.sealed.all()))
 
 
 def undoable(ws: Workspace, since: float) -> set[str]:
@@ -66,5 +76,5 @@ def undoable(ws: Workspace, since: float) -> set[str]:
 
 
 def stored(ws: Workspace, since: float) -> set[str]:
-    """SHA-256 of what checkpoints hold that still have their weights, or get them back where an operation is undone."""
-    return ws.index.held(without=ws.dropped.all() - undoable(ws, since))
+    """SHA-256 of what checkpoints hold that still have their weights in the clear, or get them back where an operation is undone."""
+    return ws.index.held(without=(ws.dropped.all() - undoable(ws, since)) | ws.sealed.all())

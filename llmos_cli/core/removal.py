@@ -10,6 +10,7 @@ from llmos_cli.core.atomic import remove, sync_directory
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.refs import RUNS, Refs
+from llmos_cli.core.sealed import Sealed
 from llmos_cli.core.staging import discard
 
 
@@ -23,6 +24,7 @@ def collect(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str]) -> No
         if (signature := signatures.path(dot, checkpoint)).exists():
             remove(signature)
         _collect_one(root / "checkpoints" / checkpoint, dot)
+    Sealed(root, dot).forget(checkpoints)
 
 
 def _collect_one(directory: Path, dot: Path) -> None:

@@ -13,7 +13,7 @@ from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_file, hash_files
 from llmos_cli.core.redaction import hidden
 from llmos_cli.core.workspace import Checkpoint
-from llmos_cli.errors import Corrupt, LlmosError, NotFound
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted
 from llmos_cli.events import Emit, ignore
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ def publish(ws: Workspace, prepared: Prepared) -> int:
     """
     final, stored = prepared.checkpoint, prepared.stored
     if not final.path.is_dir():
-        ws.dropped.restore(final.id)  # a mark that outlived its checkpoint
+        ws.dropped.restore(final.id)  # a mark that outlived its checkpoint, as a seal may
+        ws.sealed.forget([final.id])
     if not atomic.publish(prepared.staged, final.path):
         stored = _again(ws, prepared) if final.id in ws.dropped else 0
-    ws.index.note_file_times(final.id, _times(final))
+    if not ws.closed(final.id):  # a sealed one stays so, whoever makes it again
+        ws.index.note_file_times(final.id, _times(final))
     return stored
 
 
@@ -89,6 +91,7 @@ def _again(ws: Workspace, prepared: Prepared) -> int:
             atomic.make_directory((final.path / name).parent)
             (prepared.staged / name).replace(final.path / name)
             atomic.sync_directory((final.path / name).parent)
+    ws.sealed.forget([final.id])  # it may have been removed while it was sealed
     ws.dropped.restore(final.id)
     return prepared.stored
 
@@ -100,11 +103,24 @@ def verify(ws: Workspace, checkpoint: Checkpoint) -> None:
             f"the weights of {checkpoint.id[:12]} were removed",
             hint=f"`llmos show {checkpoint.id[:12]}` tells how it was made",
         )
+    if checkpoint.id in ws.sealed:
+        raise sealed(checkpoint.id)
     known = ws.index.file_times(checkpoint.id)
     for name in checkpoint.manifest.tree:
         _verify_file(checkpoint, name, known.get(name))
     if (times := _times(checkpoint)) != known:
         ws.index.note_file_times(checkpoint.id, times)
+
+
+def bare(ws: Workspace, checkpoint: str) -> bool:
+    """Whether nothing lies beside the manifest."""
+    return files_below(ws.checkpoints / checkpoint) == [manifest.NAME]
+
+
+def sealed(checkpoint: str) -> Untrusted:
+    """What is said where a sealed checkpoint would be read."""
+    short = checkpoint[:12]
+    return Untrusted(f"checkpoint {short} is sealed", hint=f"`llmos unseal {short} --key-file FILE` opens it")
 
 
 def verify_content(checkpoint: Checkpoint) -> None:

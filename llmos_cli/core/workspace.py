@@ -5,7 +5,7 @@
       configs/              one YAML per verb, the user's to edit
       checkpoints/<id>/     plain model directories, read-only, each with its manifest.json
       runs/<id>/            what every operation did
-      .llmos/               HEAD refs/ objects/ snapshots/ operations.jsonl index.sqlite locks/ tmp/ cache/
+      .llmos/               HEAD refs/ objects/ sealed/ snapshots/ operations.jsonl index.sqlite locks/ tmp/ cache/
 
 No path in it is absolute: a workspace that was moved goes on working.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmos_cli.core.oplog import OperationLog
     from llmos_cli.core.records import Runs
     from llmos_cli.core.runs import Run
+    from llmos_cli.core.sealed import Sealed
     from llmos_cli.core.snapshots import Snapshots
 
 FORMAT = 1
@@ -80,10 +81,15 @@ class Workspace:
             if (folder / DOT / "refs").is_dir():
                 _check_format(folder / "llmos.yaml")
                 found = cls(folder)
-                if (found.dot / "pending.json").exists() and found.writable:
+                if found.unsettled and found.writable:
                     found.oplog.settle()
                 return found
         raise NotFound(f"there is no workspace in {here} or above it", hint="`llmos init` makes one here")
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a process that was killed may have left something half done, or decrypted."""
+        return (self.dot / "pending.json").exists() or self.sealed.waits()
 
     @classmethod
     def create(cls, directory: Path) -> Workspace:
@@ -147,6 +153,12 @@ class Workspace:
         return Snapshots(self.dot)
 
     @cached_property
+    def sealed(self) -> Sealed:
+        from llmos_cli.core.sealed import Sealed
+
+        return Sealed(self.root, self.dot)
+
+    @cached_property
     def runs(self) -> Runs:
         from llmos_cli.core.records import Runs
 
@@ -186,6 +198,10 @@ class Workspace:
         found = Checkpoint(identifier, self.checkpoints / identifier, self.manifest(identifier))
         storing.verify(self, found)
         return found
+
+    def closed(self, checkpoint: str) -> str:
+        """Why the weights of a checkpoint cannot be read: `removed`, `sealed`, or empty where they can."""
+        return "removed" if checkpoint in self.dropped else "sealed" if checkpoint in self.sealed else ""
 
     def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
         """The latest numbers that any run measured on a checkpoint (a full id), by (name, split)."""

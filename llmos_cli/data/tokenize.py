@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llmos_cli.core.sealed import TOKENIZERS
 from llmos_cli.data.cache import entry
 from llmos_cli.errors import NotFound, UsageError
 
@@ -41,7 +42,7 @@ def bpe(
     def build(directory: Path) -> None:
         _trained(texts, vocab_size, classifies).save(str(directory / "tokenizer.json"))
 
-    directory = entry(cache, "tokenizers", ["bpe/1", vocab_size, classifies, key], build)
+    directory = entry(cache, TOKENIZERS, ["bpe/1", vocab_size, classifies, key], build)
     from transformers import PreTrainedTokenizerFast
 
     special = {"pad_token": PAD, "cls_token": CLASS} if classifies else {"pad_token": END, "bos_token": END}

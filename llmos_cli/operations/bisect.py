@@ -42,7 +42,7 @@ class Judged:
 @dataclass(frozen=True)
 class BisectResult:
     """`first` breaks the gate and what comes before it does not; None when the end of the line holds. `suspects`: of the line,
-    what cannot be judged (its weights were removed) and stands right before `first`, where it may have broken already."""
+    what cannot be judged (its weights were removed, or are sealed) and stands right before `first`, where it may have broken already."""
 
     requirements: Sequence[str]
     length: int
@@ -68,7 +68,7 @@ class BisectResult:
         lines: list[Line] = [[first, f" is the first that does not hold: {count}"]]
         if self.suspects:
             hidden = ", ".join(map(short, self.suspects))
-            lines.append(f"or {hidden} before it, whose weights were removed")
+            lines.append(f"or {hidden} before it, whose weights were removed or are sealed")
         if self.before is not None:
             lines.append(Span(f"`llmos diff {short(self.before)} {short(self.first)}` shows what it changed", "dim"))
         return lines
@@ -85,9 +85,9 @@ def bisect(
 ) -> BisectResult:
     """Along the line of the one revision in `revs`, or along those given, oldest first."""
     whole = list(dict.fromkeys(map(ws.resolve, revs))) if len(revs) > 1 else _line(ws, revs[0], since)
-    line = [checkpoint for checkpoint in whole if checkpoint not in ws.dropped]
+    line = [checkpoint for checkpoint in whole if not ws.closed(checkpoint)]
     if not line:
-        raise NotFound("of this line no weights are left", hint="`llmos log` shows it")
+        raise NotFound("of this line no weights can be read", hint="`llmos log` shows which were removed, or sealed")
     measure = _measuring(ws, line, requirements, resolved, emit)
     judged: list[Judged] = []
 

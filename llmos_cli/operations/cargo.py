@@ -26,7 +26,7 @@ class MovedRef:
 
 @dataclass(frozen=True)
 class Cargo:
-    """`checkpoints` with weights, `lineage` manifests alone; `bytes` of the files that moved."""
+    """`checkpoints` with weights, `lineage` manifests alone, `sealed` encrypted; `bytes` of the files that moved."""
 
     remote: str
     url: str
@@ -38,12 +38,14 @@ class Cargo:
     bytes: int
     dry_run: bool
     signatures: int = 0
+    sealed: int = 0
 
     def parts(self) -> list[str]:
         """Of what kinds how much, but for refs; empty where no file moved."""
-        told = [f"{counted(self.checkpoints, 'checkpoint')} ({self.files} files, {size(self.bytes)})"]
+        several = (self.checkpoints, "checkpoint"), (self.sealed, "sealed checkpoint")
+        told = " and ".join(counted(count, what) for count, what in several if count)
         return [
-            *(told if self.checkpoints else ()),
+            *([f"{told} ({self.files} files, {size(self.bytes)})"] if told else ()),
             *([counted(self.lineage, "manifest") + " without weights"] if self.lineage else ()),
             *([counted(self.runs, "run")] if self.runs else ()),
             *([counted(self.signatures, "signature")] if self.signatures else ()),

@@ -146,11 +146,9 @@ def _told(metric: Metric | None) -> tuple[float | None, tuple[float, float] | No
 
 
 def _compare_weights(ws: Workspace, ids: Sequence[str], emit: Emit) -> list[WeightDiff] | None:
-    removed = [identifier for identifier in ids if identifier in ws.dropped]
-    if removed:
-        emit(
-            Note(f"the weights of {', '.join(map(short, removed))} were removed: only the rest is compared", "warning")
-        )
+    closed = [f"{short(identifier)} are {why}" for identifier in ids if (why := ws.closed(identifier))]
+    if closed:
+        emit(Note(f"the weights of {' and of '.join(dict.fromkeys(closed))}: only the rest is compared", "warning"))
         return None
     from llmos_cli.operations.weights import compare
 

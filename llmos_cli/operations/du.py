@@ -16,8 +16,8 @@ from llmos_cli.operations.summary import SHORT
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes: `own` would be freed by removing it, `shared` are in other checkpoints too; `stored` were new on this disk when it
-    was committed (None when its run is gone)."""
+    """Bytes: `own` would be freed by removing it, `shared` are in other checkpoints too, those of a sealed one as they are encrypted;
+    `stored` were new on this disk when it was committed (None when its run is gone)."""
 
     id: str
     names: tuple[str, ...]
@@ -27,6 +27,7 @@ class Usage:
     shared: int
     stored: int | None
     removed: bool
+    sealed: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def du(ws: Workspace) -> DuResult:
 def _used(ws: Workspace) -> DuResult:
     count = holders(ws)
     nothing_shared = ws.storage == "copy"
-    names, dropped = ws.refs.pointing(), ws.dropped.all()
+    names, dropped, sealed = ws.refs.pointing(), ws.dropped.all(), ws.sealed.all()
+    count += ws.sealed.named(without=dropped)
     trials = ws.index.runs_named("trial")
     usage, contents = [], {}
     undoable: dict[str, int] = {}
@@ -92,9 +94,11 @@ def _used(ws: Workspace) -> DuResult:
             tree = ws.manifest(entry.id).tree
         except Corrupt:
             continue  # `fsck` tells
+        tree = ws.sealed.seal(entry.id).tree if entry.id in sealed else tree
         there = {file.sha256: file.size for file in tree.values()}
         here = {} if entry.id in dropped else there
-        undoable |= there if entry.id in dropped and ws.dropped.whole(ws.root, entry.id) else {}
+        whole = entry.id in sealed or (entry.id in dropped and ws.dropped.whole(ws.root, entry.id))
+        undoable |= there if entry.id in dropped and whole else {}
         own = sum(length for sha256, length in here.items() if nothing_shared or count[sha256] == 1)
         makers = ws.index.makers(entry.id)
         operation = "trial" if makers and makers[0][0] in trials else entry.operation
@@ -109,6 +113,7 @@ def _used(ws: Workspace) -> DuResult:
                 sum(here.values()) - own,
                 makers[0][1] if makers else None,
                 entry.id in dropped,
+                entry.id in sealed - dropped,
             )
         )
     total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
@@ -128,6 +133,8 @@ def _bytes(folders: Iterable[Path]) -> int:
 def _stored(usage: Usage) -> str:
     if usage.removed:
         return "removed"
+    if usage.sealed:
+        return "sealed"
     return "—" if usage.stored is None else size(usage.stored)
 
 

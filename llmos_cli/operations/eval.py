@@ -195,8 +195,8 @@ def _teachers(ws: Workspace, checkpoint: Checkpoint, emit: Emit) -> dict[str, Ch
     for name, identifier in named.items():
         if identifier is None or identifier == checkpoint.id:
             continue
-        if identifier in ws.dropped:
-            emit(Note(f"no {name}: the weights of {identifier[:12]} were removed", level="warning"))
+        if closed := ws.closed(identifier):
+            emit(Note(f"no {name}: the weights of {identifier[:12]} are {closed}", level="warning"))
         elif _comparable(checkpoint, teacher := ws.checkpoint(identifier)):
             teachers[name] = teacher
     return teachers
@@ -309,5 +309,5 @@ def _classes(outcome: Outcome, facts: Mapping[str, Any]) -> Sequence[ClassRow]:
 def _base_parameters(ws: Workspace, checkpoint: Checkpoint) -> int:
     """Of the nearest uncompressed ancestor, from the shapes in its files; from its own where those are gone."""
     base = lineage.uncompressed(ws, checkpoint.id).id
-    path = ws.checkpoint(base).path if base not in ws.dropped else checkpoint.path
+    path = checkpoint.path if ws.closed(base) else ws.checkpoint(base).path
     return headers.parameters(path)

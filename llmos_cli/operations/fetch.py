@@ -94,7 +94,7 @@ def fetched(
 
 def _check_weights(there: Remote, weights: Sequence[str]) -> None:
     for each in weights:
-        if not there.has_weights(each):
+        if not (there.has_weights(each) or there.has_seal(each)):
             raise NotFound(
                 f"{there.name} does not have the weights of {each[:12]}", hint="`llmos remote list` shows the others"
             )
@@ -108,12 +108,13 @@ def _result(
         place.url,
         tuple(moved),
         len(coming.whole),
-        len(coming.lineage),
+        len(coming.lineage) - len(coming.sealed),
         len(coming.runs),
         len(coming.objects),
         coming.bytes,
         dry_run,
         len(coming.signatures),
+        len(coming.sealed),
     )
 
 

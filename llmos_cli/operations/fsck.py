@@ -59,7 +59,8 @@ _INDEX_DIFFERED = {
 
 @dataclass(frozen=True)
 class FsckResult:
-    """`index_differed` from the files, and was made anew where the workspace can be written; `repaired`: what was damaged before, and where good bytes were."""
+    """`index_differed` from the files, and was made anew where the workspace can be written; `repaired`: what was damaged before, and where good bytes were;
+    `sealed`: how many checkpoints are, `opened`: how many of them the key at hand opens, which were decrypted and compared too."""
 
     checkpoints: int
     files: int
@@ -68,6 +69,8 @@ class FsckResult:
     index_differed: bool = False
     repaired: tuple[Repaired, ...] = ()
     index_made_anew: bool = False
+    sealed: int = 0
+    opened: int = 0
 
     @property
     def sentence(self) -> str:
@@ -86,31 +89,44 @@ class FsckResult:
                 Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
-                f"{checked}: {verdict}",
+                Lines([f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]),
             ]
         )
 
+    def _told_sealed(self) -> str:
+        """What this says of what cannot be read."""
+        rest = self.sealed - self.opened
+        inside = [f"{self.opened} decrypted and compared with the manifest"] if self.opened else []
+        inside += [f"{rest} not decrypted: --key-file or LLMOS_KEY would"] if rest else []
+        return f"{self.sealed} sealed, {', '.join(inside)}"
 
-def fsck(ws: Workspace, *, repair: bool = False, emit: Emit = ignore) -> FsckResult:
-    found = _checked(ws, emit)
+
+def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, emit: Emit = ignore) -> FsckResult:
+    """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set."""
+    found = _checked(ws, key_file, emit)
     if not (repair and found.problems):
         return found
     from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
 
     repaired = put_back(ws, [(each.checkpoint, each.file) for each in found.problems if each.file], emit)
-    again = _checked(ws, emit)
+    again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
     )
 
 
-def _checked(ws: Workspace, emit: Emit) -> FsckResult:
+def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
+    from llmos_cli.operations.fsck_sealed import Sealing  # here: it knows of problems, which stand in this file
+
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
+    sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
     checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
-    hashes = _Hashes({**{path: path.stat() for _, path in objects}, **_files(checked)}, emit)
+    stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
+    hashes = _Hashes({**stored, **_files(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
-    problems += [*_objects(ws, objects, checked, hashes), *_runs(ws)]
+    problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
+    sealing.must_fit(key_file)
     with _quiet(ws):
         problems += [*_refs(ws), *_operations(ws), *_signatures(ws), *_audit(ws)]
     bad = {problem.checkpoint for problem in problems}
@@ -121,7 +137,14 @@ def _checked(ws: Workspace, emit: Emit) -> FsckResult:
     told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt))
     differed = not ws.index.agrees()
     return FsckResult(
-        len(checked), hashes.files, hashes.bytes, told, differed, index_made_anew=differed and ws.writable
+        len(checked),
+        hashes.files,
+        hashes.bytes,
+        told,
+        differed,
+        index_made_anew=differed and ws.writable,
+        sealed=sealing.count,
+        opened=sealing.opened,
     )
 
 
@@ -209,7 +232,11 @@ class _Checked:
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
                 yield self._problem("", f"its parent {parent[:SHORT]} is missing")
-        if not self._freed and not (self.name in self._ws.dropped and not any(self.files())):
+        if self.name in self._ws.sealed and not self._freed:
+            open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
+            yield from (replace(each, file="") for each in open_)
+            return
+        if not self._freed and not (self.name in self._ws.dropped and not any(self.files)):
             yield from self._damaged(found, hashes)
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 

@@ -20,12 +20,13 @@ from llmos_cli.core.protection import holders, needed, stored, undoable, unprote
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.staging import discard, leftovers
+from llmos_cli.core.storing import bare
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout, UsageError
 from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
-from llmos_cli.operations.rm import freed_by
+from llmos_cli.operations.rm import everyone, freed_by, freed_with
 from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -35,7 +36,7 @@ _OLD = 30 * 86400.0
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
+    """`kind`: checkpoint, weights, object, sealed (file), seal, open (files of a sealed checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
     removed weights) or leftover; `called`: what made a checkpoint and who named it last, or what data it is; `size` in bytes."""
 
     kind: str
@@ -93,6 +94,7 @@ def gc(
             *(_weights(ws, keep, unnamed | young) if keep else ()),
             *remains,
             *_objects(ws, remains, since),
+            *_sealed(ws),
             *_snapshots(ws, unnamed, now, grace, since),
             *_signatures(ws),
             *_states(ws, now, grace),
@@ -126,12 +128,9 @@ def _unnamed(ws: Workspace, now: float, grace: float, reach: float) -> tuple[set
 def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garbage]:
     if not unnamed:
         return
-    left = holders(ws)
-    dropped = ws.dropped.all()
+    left = everyone(ws)
     for name in sorted(unnamed):
-        tree = {} if name in dropped else {entry.sha256: entry.size for entry in ws.manifest(name).tree.values()}
-        left.subtract(tree.keys())
-        freed = sum(length for sha256, length in tree.items() if ws.storage == "copy" or left[sha256] <= 0)
+        freed = freed_with(ws, ws.manifest(name), left)
         since = age((ws.checkpoints / name).stat().st_mtime, now)
         yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed, _called(ws, name))
 
@@ -173,11 +172,25 @@ def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage
     coming back left. What others have too is freed with those."""
     told = set(holders(ws)) if ws.storage != "copy" else set()
     for name in sorted(ws.dropped.all() - undoable(ws, reach) - unnamed):
-        left = [path for path in (ws.checkpoints / name).rglob("*") if path.is_file() and path.name != manifest.NAME]
-        if left:
+        if name in ws.sealed:
+            yield Garbage("remains", name, "its weights were removed", ws.sealed.seal(name).size, _called(ws, name))
+        elif not bare(ws, name):
             tree = {file.sha256: file.size for file in ws.manifest(name).tree.values() if file.sha256 not in told}
             told |= tree.keys() if ws.storage != "copy" else set()
             yield Garbage("remains", name, "its weights were removed", sum(tree.values()), _called(ws, name))
+
+
+def _sealed(ws: Workspace) -> Iterator[Garbage]:
+    """Encrypted files that no seal names, seals of which the checkpoint is gone, and what somebody put beside the manifest of a
+    sealed one."""
+    for sha256, entry in ws.sealed.unnamed():
+        yield Garbage("sealed", sha256, "no seal names it", entry.stat().st_size)
+    for name in sorted(ws.sealed.all()):
+        if not (ws.checkpoints / name).is_dir():
+            yield Garbage("seal", name, "its checkpoint is gone", ws.sealed.seal(name).size)
+        elif not bare(ws, name):
+            length = _bytes(ws.checkpoints / name) - (ws.checkpoints / name / manifest.NAME).stat().st_size
+            yield Garbage("open", name, "is sealed, and these files are in the clear", length)
 
 
 def _objects(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[Garbage]:
@@ -271,6 +284,12 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reac
             shutil.rmtree(ws.root / "runs" / each.name / "state")
         elif each.kind == "signature":
             signatures.path(ws.dot, each.name).unlink(missing_ok=True)
+        elif each.kind == "sealed":
+            ws.sealed.path(each.name).unlink(missing_ok=True)
+        elif each.kind == "seal":
+            ws.sealed.forget([each.name])
+        elif each.kind == "open":
+            ws.dropped.drop(ws.checkpoints / each.name)
         elif each.kind == "snapshot":
             ws.snapshots.remove(each.name)
         elif each.kind == "result":

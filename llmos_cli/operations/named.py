@@ -36,7 +36,8 @@ class NamedList:
     def _row(self, ref: Named) -> list[str | Span]:
         mark = ("* " if ref.name == self.current else "  ") if self.kind == "branch" else ""
         made = ref.checkpoint
-        return [mark + ref.name, short(made.id), made.made_by, age(made.time), told(made.metrics)]
+        sealed = " (sealed)" if made.sealed else ""
+        return [mark + ref.name, short(made.id), made.made_by + sealed, age(made.time), told(made.metrics)]
 
 
 def listed(ws: Workspace, prefix: str) -> Iterator[tuple[str, Summary]]:

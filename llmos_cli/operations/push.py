@@ -66,12 +66,13 @@ def push(
         place.url,
         moved,
         len(missing.whole),
-        len(missing.lineage),
+        len({each.id for each in missing.lineage} - {each.checkpoint for each in missing.sealed}),
         len(missing.runs),
         len(missing.objects),
         missing.bytes,
         dry_run,
         len(missing.signatures),
+        len(missing.sealed),
     )
 
 

@@ -30,11 +30,10 @@ def repair(ws: Workspace, damaged: Sequence[tuple[str, str]], emit: Emit) -> lis
     places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
     found = [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
-    for checkpoint, name in _files(ws, damaged):
-        entry = ws.manifest(checkpoint).tree[name]
+    for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):
-                _put(ws, staged / "good", ws.checkpoints / checkpoint / name)
+                _put(ws, staged / "good", path)
                 found.append(Repaired(_where(checkpoint, name), source))
     _forget_damaged_objects(ws)
     for each in places:
@@ -62,17 +61,20 @@ def _repair_manifest(ws: Workspace, checkpoint: str, places: Sequence[Remote]) -
     return False
 
 
-def _files(ws: Workspace, damaged: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Those that a manifest which can be read lists; of one that has just come back, all that are not what it says."""
+def _files(ws: Workspace, damaged: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, FileEntry, Path]]:
+    """Those that a manifest which can be read lists, and where they are; of one that has just come back, all that are not what it
+    says. Of a sealed checkpoint they are the encrypted ones: the remote that has it has those."""
     for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in damaged):
         try:
-            tree = ws.manifest(checkpoint).tree
+            sealed = checkpoint in ws.sealed
+            tree = ws.sealed.seal(checkpoint).tree if sealed else ws.manifest(checkpoint).tree
         except Corrupt:
             continue
         whole = (checkpoint, manifest.NAME) in damaged
         for name, entry in tree.items() if checkpoint not in ws.dropped else ():
-            if (checkpoint, name) in damaged or (whole and not _is(ws.checkpoints / checkpoint / name, entry)):
-                yield checkpoint, name
+            path = ws.sealed.path(entry.sha256) if sealed else ws.checkpoints / checkpoint / name
+            if (checkpoint, name) in damaged or (whole and not _is(path, entry)):
+                yield checkpoint, name, entry, path
 
 
 def _good_copy(ws: Workspace, entry: FileEntry, target: Path, places: Sequence[Remote]) -> str | None:

@@ -123,10 +123,10 @@ def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> Repro
 def check_data(ws: Workspace, line: Sequence[Manifest], emit: Emit = ignore) -> None:
     """Corrupt, naming source and split, where a step's data is not what it was made with."""
     for made in line:
-        # What read a checkpoint whose weights were removed is compared when that has been made again; what was kept is read
-        # from its snapshot.
-        removed = set(made.made.parents) & ws.dropped.all()
-        if made.made.operation in REDONE and not removed and not snapshots.kept_of(ws, made):
+        # What read a checkpoint that cannot be read is compared when that has been made again; what was kept is read from its
+        # snapshot.
+        closed = any(map(ws.closed, made.made.parents))
+        if made.made.operation in REDONE and not closed and not snapshots.kept_of(ws, made):
             _check_data(ws, made, emit)
 
 
@@ -205,7 +205,7 @@ def _measured(ws: Workspace, scratch: Workspace, made: Manifest, again: Checkpoi
         if (name, split) in now and now[name, split].value != metric.value and name not in ("latency", "throughput")
     }
     step = replace(step, files=files, metrics=numbers)
-    if made.id in ws.dropped:
+    if ws.closed(made.id):
         return step
     from llmos_cli.operations.weights import compare
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core import atomic, trust, yaml12
 from llmos_cli.core import config as configs
 from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.storing import sealed
 from llmos_cli.core.view import short
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, Interrupted, interrupted
@@ -109,6 +110,8 @@ def scratch(ws: Workspace, root: Path) -> Workspace:
 
 def lend(ws: Workspace, to: Workspace, checkpoint: str) -> None:
     """A checkpoint as it is, for what cannot be made again or was only looked at; with its line."""
+    if checkpoint in ws.sealed:
+        raise sealed(checkpoint)
     for each in lineage.line(ws, checkpoint):
         place = to.checkpoints / each.id
         if not place.exists():

@@ -6,6 +6,7 @@ has passed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,16 +73,21 @@ def _check_unused(ws: Workspace, checkpoints: Sequence[str]) -> None:
 
 def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:
     """In the order of removing: what two of them share is freed with the second."""
-    count = holders(ws)
-    dropped = ws.dropped.all()
-    removed = []
-    for manifest in manifests:
-        tree = {} if manifest.id in dropped else {entry.sha256: entry.size for entry in manifest.tree.values()}
-        count.subtract(tree.keys())
-        freed = (
-            manifest.size
-            if ws.storage == "copy" and tree
-            else sum(n for sha256, n in tree.items() if count[sha256] <= 0)
-        )
-        removed.append(Removed(manifest.id, manifest.size, freed))
-    return tuple(removed)
+    count = everyone(ws)
+    return tuple(Removed(manifest.id, manifest.size, freed_with(ws, manifest, count)) for manifest in manifests)
+
+
+def everyone(ws: Workspace) -> Counter[str]:
+    """SHA-256 -> in how many checkpoints that have their weights a file is, of sealed ones as it is encrypted."""
+    return holders(ws) + ws.sealed.named(without=ws.dropped.all())
+
+
+def freed_with(ws: Workspace, manifest: Manifest, count: Counter[str]) -> int:
+    """Bytes that go with a checkpoint, after those that were taken from `count` before it; its own are taken now."""
+    closed = ws.closed(manifest.id)
+    if ws.storage == "copy" and not closed:
+        return manifest.size
+    files = {} if closed == "removed" else ws.sealed.seal(manifest.id).tree if closed else manifest.tree
+    held = {entry.sha256: entry.size for entry in files.values()}
+    count.subtract(held.keys())
+    return sum(size for sha256, size in held.items() if count[sha256] <= 0)

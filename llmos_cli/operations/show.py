@@ -68,7 +68,8 @@ class ShowResult:
         if self.runs:
             yield f"run        {', '.join(self.runs)}"
         new = f", {size(self.stored)} newly stored" if self.stored is not None else ""
-        yield f"size       {size(checkpoint.size)}{new}" + (" (its weights were removed)" if checkpoint.removed else "")
+        closed = {checkpoint.removed: " (its weights were removed)", checkpoint.sealed: " (sealed)"}.get(True, "")
+        yield f"size       {size(checkpoint.size)}{new}{closed}"
 
     def _sections(self) -> dict[str, Mapping[str, Any]]:
         return {"config": self.config, "data": self.data, "environment": self.environment}

@@ -19,7 +19,8 @@ SHORT = 12
 
 @dataclass(frozen=True)
 class Summary:
-    """`time` is ISO 8601 in UTC, `size` the bytes of its files, `removed` whether its weights were removed."""
+    """`time` is ISO 8601 in UTC, `size` the bytes of its files, `removed` whether its weights were removed, `sealed`
+    whether they are encrypted."""
 
     id: str
     operation: str = "?"
@@ -30,6 +31,7 @@ class Summary:
     removed: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    sealed: bool = False
 
     @property
     def made_by(self) -> str:
@@ -37,7 +39,7 @@ class Summary:
 
     @property
     def told_size(self) -> str:
-        return "removed" if self.removed else size(self.size)
+        return "removed" if self.removed else "sealed" if self.sealed else size(self.size)
 
 
 def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | None = None) -> Summary:
@@ -46,6 +48,7 @@ def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | N
     named = tuple((ws.refs.pointing() if names is None else names).get(checkpoint, ()))
     if entry is None:
         return Summary(checkpoint, names=named)
+    closed = ws.closed(checkpoint)
     return Summary(
         entry.id,
         entry.operation,
@@ -53,9 +56,10 @@ def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | N
         entry.time,
         entry.size,
         entry.parents,
-        checkpoint in ws.dropped,
+        closed == "removed",
         main_metrics(ws.metrics(checkpoint)),
         named,
+        closed == "sealed",
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.core.tracing import Call
 
 _CACHE = re.compile(
-    r"\.llmos/(tmp|locks|cache|index\.sqlite[^/]*)(/|$)|/uploads(/|$)|/log\.txt$|/state(/|$)|\.lock$|/\.file_[^/]*$"
+    r"\.llmos/(tmp|locks|cache|index\.sqlite[^/]*|sealed/waiting/opening[^/]*)(/|$)|/uploads(/|$)|/log\.txt$|/state(/|$)|\.lock$|/\.file_[^/]*$"
 )
 """May be lost: unfinished things, who holds a lock, what is made anew from the files, a run's story told a second time."""
 _SHARED = re.compile(r"/objects(/|$)|/runs/[^/]+/events\.jsonl$")

@@ -69,6 +69,7 @@ class State:
     removed: set[str]
     configs: dict[str, str]
     trusted: dict[str, str]
+    sealed: set[str]
 
 
 def state(root: Path) -> State:
@@ -86,4 +87,5 @@ def state(root: Path) -> State:
         ws.dropped.all(),
         {path.name: path.read_text() for path in ws.configs.iterdir()},
         trust.trusted(ws),
+        ws.sealed.all(),
     )

@@ -1,9 +1,10 @@
-"""A second implementation of the workspace, written from docs/format.md alone and with nothing but the standard library."""
+"""A second implementation of the workspace, written from docs/format.md alone, with the standard library (and AES from cryptography)."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import time
@@ -43,6 +44,51 @@ class Other:
                 wrong.append(name)
         return wrong
 
+    def opened(self, checkpoint: str, key: bytes) -> dict[str, bytes]:
+        """The files of a sealed checkpoint."""
+        line = (self.dot / "sealed" / f"{checkpoint}.json").read_text().removesuffix("\n")
+        seal = json.loads(line)
+        unsigned = json.dumps({**seal, "hash": ""}, sort_keys=True)
+        assert hashlib.sha256(unsigned.encode()).hexdigest() == seal["hash"] and seal["checkpoint"] == checkpoint
+        salt, tree = bytes.fromhex(seal["salt"]), self.manifest(checkpoint)["tree"]
+        assert hmac.new(hkdf(key, salt, "llmos names"), b"check", "sha256").hexdigest() == seal["check"]
+        found = {}
+        for name, entry in seal["tree"].items():
+            data = (self.dot / "sealed" / entry["sha256"][:2] / entry["sha256"][2:]).read_bytes()
+            assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} and data[:8] == b"llmos-v1"
+            aes = self.aes(key, salt, data[8:40], tree[name]["sha256"])
+            pieces = [data[at : at + (1 << 20) + 16] for at in range(40, len(data), (1 << 20) + 16)]
+            nonces = [number.to_bytes(11, "big") + bytes([piece is pieces[-1]]) for number, piece in enumerate(pieces)]
+            found[name] = b"".join(map(aes.decrypt, nonces, pieces, [None] * len(pieces)))
+        return found
+
+    def seal(self, checkpoint: str, key: bytes) -> None:
+        """Of files smaller than one piece."""
+        salt, tree = os.urandom(32), {}
+        for name, entry in self.manifest(checkpoint)["tree"].items():
+            content, own = (self.root / "checkpoints" / checkpoint / name).read_bytes(), os.urandom(32)
+            aes = self.aes(key, salt, own, entry["sha256"])
+            data = b"llmos-v1" + own + aes.encrypt(bytes(11) + b"\1", content, None)
+            sha256 = hashlib.sha256(data).hexdigest()
+            tree[name] = {"sha256": sha256, "size": len(data)}
+            place = self.dot / "sealed" / sha256[:2] / sha256[2:]
+            place.parent.mkdir(parents=True)
+            written(place, data)
+            synced(place.parent)
+        check = hmac.new(hkdf(key, salt, "llmos names"), b"check", "sha256").hexdigest()
+        seal = {"checkpoint": checkpoint, "cipher": "AES-256-GCM", "salt": salt.hex(), "check": check, "tree": tree}
+        digest = hashlib.sha256(json.dumps({**seal, "hash": ""}, sort_keys=True).encode()).hexdigest()
+        with self.locked():
+            self.replace(
+                f"sealed/waiting/{checkpoint}.json", json.dumps({**seal, "hash": digest}, sort_keys=True) + "\n"
+            )
+            self.replace("pending.json", self.line(f"seal {checkpoint}", [], seals=[checkpoint]))
+
+    def aes(self, key: bytes, salt: bytes, own: bytes, sha256: str) -> Any:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        return AESGCM(hkdf(hkdf(key, salt, "llmos contents"), own, f"llmos file sealed/{sha256}"))
+
     def run_status(self, run: str) -> str:
         lines = (self.root / "runs" / run / "events.jsonl").read_text().splitlines()
         told = [event for event in map(json.loads, lines) if event["event"] in ("started", "ended")]
@@ -70,17 +116,7 @@ class Other:
 
     def operate(self, name: str, changes: list[tuple[str, str | None, str | None]]) -> None:
         assert not (self.dot / "pending.json").exists() and all(self.ref(what) == before for what, before, _ in changes)
-        told = [dict(zip(("what", "before", "after"), change, strict=True)) for change in changes]
-        operation = {
-            "id": os.urandom(4).hex(),
-            "name": name,
-            "changes": told,
-            "time": time.time(),
-            "run": "",
-            "kind": "do",
-            "of": "",
-        }
-        line = json.dumps(operation) + "\n"
+        line = self.line(name, changes)
         self.replace("pending.json", line)
         for what, _, after in changes:
             self.replace(what, f"{after}\n")
@@ -89,6 +125,11 @@ class Other:
             os.fsync(log.fileno())
         (self.dot / "pending.json").unlink()
         synced(self.dot)
+
+    def line(self, name: str, changes: list[tuple[str, str | None, str | None]], **more: list[str]) -> str:
+        told = [dict(zip(("what", "before", "after"), change, strict=True)) for change in changes]
+        operation = {"id": os.urandom(4).hex(), "name": name, "changes": told, "time": time.time()}
+        return json.dumps({**operation, "run": "", "kind": "do", "of": "", **more}) + "\n"
 
     def replace(self, name: str, text: str) -> None:
         new = self.scratch(".file")
@@ -114,6 +155,11 @@ def identify(manifest: dict[str, Any]) -> str:
     content = {"made": manifest["made"], "tree": manifest["tree"]}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def hkdf(key: bytes, salt: bytes, info: str) -> bytes:
+    """RFC 5869, of the 32 bytes that one round gives."""
+    return hmac.digest(hmac.digest(salt, key, "sha256"), info.encode() + b"\1", "sha256")
 
 
 def written(path: Path, data: bytes) -> None:
@@ -183,3 +229,19 @@ def test_an_operation_it_began_is_finished_by_llmos(ws: Workspace, llmos) -> Non
     assert llmos("tag", "next").code == 0
     assert other.ref("refs/tags/late") == other.ref("refs/tags/next") == first
     assert not (other.dot / "pending.json").exists()
+
+
+def test_it_opens_what_llmos_sealed_and_llmos_what_it_sealed(
+    ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the tool cryptography")
+    monkeypatch.setenv("LLMOS_KEY", "5" * 64)
+    files = {"a": "x" * (2 << 20), "b": "y" * ((1 << 20) + 1), "c": "", "d": "small"}
+    first, second = commit(**files).id, commit(scratch=True, d="other", e="more").id
+    assert llmos("seal", first).code == 0
+    other = Other(ws.root)
+    assert other.opened(first, bytes.fromhex("5" * 64)) == {name: text.encode() for name, text in files.items()}
+    other.seal(second, bytes.fromhex("5" * 64))
+    assert "2 sealed, 2 decrypted and compared" in llmos("fsck").out
+    assert {path.name for path in (ws.root / "checkpoints" / second).iterdir()} == {"manifest.json"}
+    assert llmos("unseal", second).code == 0 and other.damaged(second) == []

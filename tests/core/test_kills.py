@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from llmos_cli.core.manifest import Made
-from llmos_cli.core.objects import files_below, share
+from llmos_cli.core.objects import files_below, hash_file, share
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.rm import rm
+from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from tests.core.durability import unsafe
@@ -33,6 +34,8 @@ MODULES = [
     *(f"llmos_cli.operations.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
     *(f"llmos_cli.commands.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
     *("llmos_cli.operations.init", "llmos_cli.commands.init"),
+    *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in ("seal", "unseal")),
+    *("cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.kdf.hkdf"),
 ]
 
 
@@ -75,6 +78,11 @@ def template(scratch: Path) -> Path:
     removed = commit(ws, (first,), move=False, time="5", same="s" * 100, other="removed")
     commit(ws, (removed,), move=False, time="6", other="child of what is removed")
     rm(ws, [removed])
+    for name in ("secret", "sealed", "both"):
+        tag(ws, name, commit(ws, (), move=False, time="7", same=name * 100, other=f"{name} too"))
+    for name in ("sealed", "both"):
+        seal(ws, name, ask=lambda _: KEY)
+    rm(ws, ["both"], force=True)
     branch(ws, "spare", "base")
     (ws.configs / "train.yaml").write_text("seed: 2\n")
     commit(ws, (second,), time="7", same="s" * 100, other="third")
@@ -117,11 +125,27 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "undo": ("undo",),
     "redo": ("redo",),
     "trust": ("trust", "code.py"),
+    "seal": ("seal", "secret"),
+    "unseal": ("unseal", "sealed"),
+    "rm sealed": ("rm", "--force", "sealed"),
     "commit": (f"{__name__}:commit_here",),
     "commit shared": (f"{__name__}:commit_what_is_shared",),
     "commit again": (f"{__name__}:commit_what_was_removed",),
 }
 QUICK = {"tag", "checkout", "commit"}
+KEY = "5" * 64
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_KEY", KEY)
+
+
+def in_the_clear(root: Path) -> list[Path]:
+    """Files, wherever they are, with what a sealed checkpoint holds."""
+    ws = Workspace(root)
+    secret = {entry.sha256 for each in ws.sealed.all() for entry in ws.manifest(each).tree.values()}
+    return [path for path in root.rglob("*") if path.is_file() and hash_file(path).sha256 in secret]
 
 
 def told_of(name: str, now: State, after: State) -> State:
@@ -148,6 +172,7 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         copied(template, root)
         assert forks.killed(words, root, call) or call.aside, f"{call} never came"
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
+        assert not in_the_clear(root), f"killed before {call}"
         assert told_of(name, state(root), after) in (before, after), f"killed before {call}"
         if state(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"

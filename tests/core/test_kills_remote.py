@@ -16,6 +16,7 @@ from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.push import push
+from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
 from tests.core.durability import unsafe
 from tests.core.killing import commit, settle, state
@@ -54,6 +55,8 @@ def template(scratch: Path) -> Path:
     second = commit(ws, (first,), time="2", same="s" * 100, other="second")
     tag(ws, "base")
     push(ws)
+    tag(ws, "secret", commit(ws, (first,), move=False, time="4", other="secret", same="secret too"))
+    seal(ws, "secret", ask=lambda _: "5" * 64)
     commit(ws, (second,), time="3", same="s" * 100, other="third")
     branch(ws, "other", "HEAD")
     for each in (ws, Workspace.find(ws.root / "clone")):

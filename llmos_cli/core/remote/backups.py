@@ -31,7 +31,7 @@ from llmos_cli.errors import Conflict, Corrupt
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-_OWN = ("objects", "tmp", "locks", "cache", "crash", "identity", "storage", "pending.json")
+_OWN = ("objects", "sealed", "tmp", "locks", "cache", "crash", "identity", "storage", "pending.json")
 """Of `.llmos/`: made anew wherever a workspace stands, or of no use elsewhere."""
 _INDEX = "index.sqlite"
 _NAME = re.compile(r"\d{8}-\d{6}-\d{6}")

@@ -14,6 +14,8 @@ from llmos_cli import errors
 from llmos_cli.core import manifest, records, signatures
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
+from llmos_cli.core.seal import Seal, belongs
+from llmos_cli.core.seal import parse as parse_seal
 from llmos_cli.errors import Corrupt, LlmosError, UsageError
 
 MANIFEST_LIMIT = 64 << 20
@@ -40,6 +42,18 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
         raise Corrupt(f"{what} on the remote names a parent that is no id", hint=HINT)
     check_tree(found.tree, what)
     return found
+
+
+def read_seal(text: bytes, found: Manifest) -> Seal:
+    """That of the checkpoint: encrypted files of the sizes that its own must have then."""
+    what = f"the seal of {found.id[:12]}"
+    try:
+        seal = parse_seal(text, found.id)
+    except UNREADABLE as error:
+        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
+    if not belongs(seal, found):
+        raise Corrupt(f"{what} on the remote lists other files than the manifest", hint=HINT)
+    return seal
 
 
 def read_signature(text: bytes, checkpoint: str) -> str:

@@ -3,7 +3,8 @@
     llmos.json               {"llmos": "remote", "format": 1}
     objects/aa/bb...         a file's bytes under their SHA-256
     checkpoints/<id>.json    a manifest all of whose objects are there
-    lineage/<id>.json        a manifest alone: its weights were removed before it was sent
+    lineage/<id>.json        a manifest alone: its weights were removed before it was sent, or are sealed
+    sealed/<id>.json         a seal, where the checkpoint was sealed when it was sent: its encrypted files are objects
     signatures/<id>.json     {"checkpoint", "bundle"}: who vouches for a checkpoint
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
     results/<key>.json       what a stage of a pipeline made (`llmos run --cache-dir`)
@@ -30,6 +31,7 @@ FORMAT_FILE = "llmos.json"
 OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
+SEALED = "sealed"
 SIGNATURES = "signatures"
 RUNS = "runs"
 RESULTS = "results"
@@ -50,6 +52,10 @@ def checkpoint_name(checkpoint: str) -> str:
 
 def lineage_name(checkpoint: str) -> str:
     return f"{LINEAGE}/{checkpoint}.json"
+
+
+def seal_name(checkpoint: str) -> str:
+    return f"{SEALED}/{checkpoint}.json"
 
 
 def signature_name(checkpoint: str) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,9 @@ from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK
+from llmos_cli.core.seal import Seal
 from llmos_cli.core.workspace import Checkpoint
-from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.errors import Conflict, Corrupt, LlmosError
 from llmos_cli.events import Emit
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class ReceivedRun:
 
 @dataclass(frozen=True)
 class Receiving:
-    """What is to come: `whole` with weights, `lineage` manifests alone; parents first. `objects`: SHA-256 -> bytes, those that
+    """What is to come: `whole` with weights, `lineage` manifests alone, or with encrypted files if they are `sealed` (by id);
+    parents first. `objects`: SHA-256 -> bytes, those that
     are nowhere here."""
 
     whole: tuple[Manifest, ...]
@@ -50,6 +52,7 @@ class Receiving:
     runs: tuple[ReceivedRun, ...]
     objects: Mapping[str, int]
     signatures: Mapping[str, str]
+    sealed: Mapping[str, Seal] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -75,8 +78,12 @@ def lacking(
     local = _local(ws, wanted)
     objects = {sha256: size for sha256, size in wanted.items() if sha256 not in local}
     objects |= {entry.sha256: entry.size for run in found for entry in run.tree.values()}
+    seals = [remote.seal(each) for each in lineage if remote.has_seal(each.id)]
+    encrypted = {entry.sha256: entry.size for each in seals for entry in each.tree.values()}
+    objects |= {sha256: size for sha256, size in encrypted.items() if not ws.sealed.path(sha256).exists()}
     _check_sizes(remote, objects)
-    return Receiving(whole, lineage, found, objects, _signatures(ws, remote, here | {each.id for each in new}))
+    signed = _signatures(ws, remote, here | {each.id for each in new})
+    return Receiving(whole, lineage, found, objects, signed, {each.checkpoint: each for each in seals})
 
 
 def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) -> Receiving:
@@ -281,7 +288,9 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
     """Give all of it its place. The refs must be locked until one of them names it, so that nobody collects it."""
     bare = {each.id for each in receiving.lineage}
     for each in prepared:
-        if each.checkpoint.id in bare:
+        if seal := receiving.sealed.get(each.checkpoint.id):
+            _publish_sealed(ws, each, seal)
+        elif each.checkpoint.id in bare:
             if each.checkpoint.path.exists():
                 continue  # another fetch brought it, perhaps with its weights
             atomic.write_bytes(ws.dot / "dropped" / each.checkpoint.id, b"", scratch=ws.dot / "tmp")
@@ -290,6 +299,24 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
             storing.publish(ws, each)
     for checkpoint, text in receiving.signatures.items():
         atomic.write_text(signatures.path(ws.dot, checkpoint), text, scratch=ws.dot / "tmp")
+
+
+def _publish_sealed(ws: Workspace, prepared: storing.Prepared, seal: Seal) -> None:
+    """The encrypted files, the seal, and then what it seals. What is here with its weights stays as it is."""
+    if prepared.checkpoint.path.exists() and ws.closed(seal.checkpoint) != "removed":
+        return
+    arrived = [e.sha256 for e in seal.tree.values() if (ws.dot / "tmp" / FOLDER / e.sha256).exists()]
+    for each in arrived:
+        atomic.read_only(ws.dot / "tmp" / FOLDER / each)
+    ws.sealed.keep(ws.dot / "tmp" / FOLDER, arrived)
+    if ws.sealed.lacks(seal):
+        raise Conflict(
+            f"files of {seal.checkpoint[:12]} that were here were removed meanwhile", hint="try again: they come, too"
+        )
+    ws.sealed.expect(seal)
+    ws.sealed.close(seal.checkpoint)
+    ws.dropped.restore(seal.checkpoint)
+    atomic.publish(prepared.staged, prepared.checkpoint.path)
 
 
 def publish_runs(ws: Workspace, receiving: Receiving) -> None:

@@ -17,6 +17,7 @@ from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
 from llmos_cli.core.remote.store import Store
 from llmos_cli.core.remote.vault import Vault
+from llmos_cli.core.seal import Seal
 from llmos_cli.errors import Corrupt, NotFound, Untrusted, UsageError
 
 _WHO = "ask who can write there"
@@ -114,6 +115,10 @@ class Remote:
         return self.store.names(layout.LINEAGE) if self.is_begun else set()
 
     @cached_property
+    def sealed(self) -> set[str]:
+        return self.store.names(layout.SEALED) if self.is_begun else set()
+
+    @cached_property
     def runs(self) -> set[str]:
         return self.store.names(layout.RUNS) if self.is_begun else set()
 
@@ -126,6 +131,15 @@ class Remote:
 
     def has_manifest(self, checkpoint: str) -> bool:
         return self.has_weights(checkpoint) or self._is_in(self.lineage, layout.lineage_name(checkpoint))
+
+    def has_seal(self, checkpoint: str) -> bool:
+        return bool(self.sealed) and self._is_in(self.sealed, layout.seal_name(checkpoint))
+
+    def seal(self, manifest: Manifest) -> Seal:
+        """Of a checkpoint that has one there."""
+        return hostile.read_seal(
+            self.store.read(layout.seal_name(manifest.id), hostile.MANIFEST_LIMIT) or b"", manifest
+        )
 
     def has_signature(self, checkpoint: str) -> bool:
         return bool(self.signatures) and self._is_in(self.signatures, layout.signature_name(checkpoint))

@@ -23,6 +23,7 @@ from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK, Content, whole
+from llmos_cli.core.seal import Seal
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit
 
@@ -42,7 +43,7 @@ class SentRun:
 
 @dataclass(frozen=True)
 class Sending:
-    """What is to go: `whole` have their weights here, `lineage` only their manifests; parents come first. `objects`: SHA-256 ->
+    """What is to go: `whole` have their weights here, `lineage` only their manifests, some of them `sealed`; parents come first. `objects`: SHA-256 ->
     where its bytes are and how many."""
 
     whole: tuple[Manifest, ...]
@@ -50,6 +51,7 @@ class Sending:
     runs: tuple[SentRun, ...]
     objects: dict[str, tuple[Path, int]]
     signatures: Mapping[str, str]
+    sealed: tuple[Seal, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -57,22 +59,33 @@ class Sending:
 
     @property
     def empty(self) -> bool:
-        return not (self.whole or self.lineage or self.runs or self.signatures)
+        return not (self.whole or self.lineage or self.sealed or self.runs or self.signatures)
 
 
 def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sending:
     """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them."""
     with ws.index.still():
         new, known = _new(ws, remote, checkpoints)
-        dropped = ws.dropped.all()
-        line = parents_first(ws, new)
-        weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
-        bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
+        weights, bare, sealed = _parted(ws, remote, parents_first(ws, new))
         runs = list(_runs(ws, remote, checkpoints))
         signed = any(signatures.signed(ws.dot))
         vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
-    objects = _objects(ws, remote, weights, _files(runs), known)
-    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching)
+    objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed), known)
+    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed))
+
+
+def _parted(ws: Workspace, remote: Remote, line: Sequence[str]) -> tuple[list[Manifest], list[Manifest], list[Seal]]:
+    """What the remote lacks: manifests with weights, manifests alone, and seals, which stand beside such a manifest."""
+    closed = {each: ws.closed(each) for each in line}
+    weights = [ws.manifest(each) for each in line if not closed[each] and not remote.has_weights(each)]
+    bare = [ws.manifest(each) for each in line if closed[each] and not remote.has_manifest(each)]
+    sealed = [each for each in line if closed[each] == "sealed" and not remote.has_weights(each)]
+    return weights, bare, [ws.sealed.seal(each) for each in sealed if not remote.has_seal(each)]
+
+
+def _encrypted(ws: Workspace, seals: Iterable[Seal]) -> dict[str, tuple[Path, int]]:
+    entries = [entry for each in seals for entry in each.tree.values()]
+    return {entry.sha256: (ws.sealed.path(entry.sha256), entry.size) for entry in entries}
 
 
 def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -126,11 +139,9 @@ def everything(
 ) -> Sending:
     """What it lacks of all these checkpoints, whoever names them, and of the objects `beside` them."""
     with ws.index.still():
-        dropped = ws.dropped.all()
-        line = parents_first(ws, set(checkpoints))
-        weights = [ws.manifest(each) for each in line if each not in dropped and not remote.has_weights(each)]
-        bare = [ws.manifest(each) for each in line if each in dropped and not remote.has_manifest(each)]
-    return Sending(tuple(weights), tuple(bare), (), _objects(ws, remote, weights, beside, ()), {})
+        weights, bare, sealed = _parted(ws, remote, parents_first(ws, set(checkpoints)))
+    objects = _objects(ws, remote, weights, {**beside, **_encrypted(ws, sealed)}, ())
+    return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed))
 
 
 def _files(runs: Sequence[SentRun]) -> dict[str, tuple[Path, int]]:
@@ -182,6 +193,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
 
     in_parallel(send_object, list(sending.objects.items()), meter)
     meter.end()
+    for seal in sending.sealed:  # before the manifest: a manifest alone says that the weights were removed
+        remote.store.put(layout.seal_name(seal.checkpoint), whole(seal.text().encode()), lambda _: None)
     for each in sending.lineage:
         _write(remote, layout.lineage_name(each.id), each.to_json())
     for each in sending.whole:

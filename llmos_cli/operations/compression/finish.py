@@ -86,7 +86,7 @@ def _proven(ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outco
     exam = subject.exam
     base = lineage.uncompressed(ws, subject.checkpoint.id).id
     ancestors = {"kl_parent": subject.checkpoint.path}
-    if base not in ws.dropped:
+    if not ws.closed(base):
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
         outcome.logits, is_standard(subject.model), outcome.folder, subject.checkpoint.path, ancestors, exam.task, exam.prepared,

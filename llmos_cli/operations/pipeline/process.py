@@ -217,5 +217,5 @@ def environment(ws: Workspace, stage: Stage, facts: Facts, threads: int) -> dict
         given |= stage.variables
         if stage.options.rev:
             checkpoint = facts["revisions"][stage.options.rev]
-            given |= {"LLMOS_REV": checkpoint, "LLMOS_CHECKPOINT": str(ws.checkpoints / checkpoint)}
+            given |= {"LLMOS_REV": checkpoint, "LLMOS_CHECKPOINT": str(ws.checkpoint(checkpoint).path)}
     return given

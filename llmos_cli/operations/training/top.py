@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.core import atomic
+from llmos_cli.core.sealed import TEACHERS
 from llmos_cli.data import cache as store
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress
 from llmos_cli.tasks.base import UNSCORED, Split
 from llmos_cli.tasks.scoring import CHUNK, batches, forward
 
-KIND = "teachers"
+KIND = TEACHERS
 BATCH = 16
 """Samples that the teacher is asked of at once."""
 NOTHING = -1e30
