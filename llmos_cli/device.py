@@ -268,6 +268,17 @@ def give_back() -> None:
         trim(0)
 
 
+def give_back_at_once() -> None:
+    """From now on whatever is larger than a megabyte goes back to the system when it is freed, not only when it is asked for: glibc
+    would keep arrays of up to 32 MB. Memory that is taken anew has to be cleared anew: an eighth more CPU time."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(M_MMAP_THRESHOLD, 1 << 20)
+
+
+M_MMAP_THRESHOLD = -3
+
+
 def memory_free(device: torch.device | None = None) -> int:
     """Bytes that can still be had: on the CPU, what the machine and every cgroup around this process have left."""
     if device is not None and device.type == "cuda":

@@ -7,6 +7,10 @@ costs a third as much.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -21,12 +25,15 @@ def alive(hessian_II: Tensor) -> Tensor:
 
 def damped(hessian_II: Tensor, share: float) -> Tensor:
     """H with dead inputs' diagonal at the mean of the living, and `share` of that mean added to all."""
-    living_I = alive(hessian_II)
-    diagonal_I = hessian_II.diagonal()
-    mean = diagonal_I[living_I].mean() if living_I.any() else torch.ones((), device=hessian_II.device)
     damped_II = hessian_II.clone()
-    damped_II.diagonal().add_(torch.where(living_I, 0, mean) + share * mean)
+    damped_II.diagonal().add_(_added(hessian_II.diagonal(), share))
     return damped_II
+
+
+def _added(diagonal_I: Tensor, share: float) -> Tensor:
+    living_I = diagonal_I > 0
+    mean = diagonal_I[living_I].mean() if living_I.any() else diagonal_I.new_ones(())
+    return torch.where(living_I, 0, mean) + share * mean
 
 
 def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
@@ -44,20 +51,61 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
     raise _singular()
 
 
-def upper_factor(hessian_II: Tensor, damping: float, columns_I: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """R upper triangular with R R^T = H damped, its columns in the order `columns_I`, and that H in its own order; damping grows
-    tenfold until R exists."""
+@dataclass(frozen=True)
+class Factor:
+    """H, damped, as C D C^T, its columns in the order `columns_I`: `carry_II` is C^T, lower triangular with ones on its diagonal,
+    and `cost_I` the diagonal of D. With R as above R = C sqrt(D): column j of C says how j makes up for those before it, D_jj is
+    what an error in j costs."""
+
+    carry_II: Tensor
+    cost_I: Tensor
+    columns_I: Tensor
+
+    def solve(self, right_IK: Tensor) -> Tensor:
+        """H^-1 B of `right_IK`, both in H's own order."""
+        half_IK = torch.linalg.solve_triangular(
+            self.carry_II.T, right_IK[self.columns_I], upper=True, unitriangular=True
+        )
+        half_IK /= self.cost_I[:, None]
+        solved_IK = torch.linalg.solve_triangular(self.carry_II, half_IK, upper=False, unitriangular=True)
+        found_IK: Tensor = solved_IK[self.columns_I.argsort()]
+        return found_IK
+
+
+@contextmanager
+def factored(hessian_II: Tensor, damping: float, columns_I: Tensor | None = None) -> Iterator[Factor]:
+    """H's factor; within it H itself is damped as much, and afterwards as it was: of a wide layer H is the largest thing in memory.
+    Damping grows tenfold until the factor exists."""
     if not torch.isfinite(hessian_II).all():
         raise _overflow()
     order_I = torch.arange(len(hessian_II), device=hessian_II.device) if columns_I is None else columns_I
-    backwards_I = order_I.flip(0)
-    while damping <= 10:
-        damped_II = damped(hessian_II.float(), damping)
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II[backwards_I[:, None], backwards_I])
-        if not failed and torch.isfinite(lower_II).all():
-            return lower_II.flip(0, 1), damped_II
-        damping *= 10
+    undamped_I = hessian_II.diagonal().clone()
+    try:
+        while damping <= 10:
+            hessian_II.diagonal().copy_(undamped_I).add_(_added(undamped_I, damping))
+            if (found := _factor(hessian_II, order_I)) is not None:
+                yield found
+                return
+            damping *= 10
+    finally:
+        hessian_II.diagonal().copy_(undamped_I)
     raise _singular()
+
+
+def _factor(hessian_II: Tensor, order_I: Tensor) -> Factor | None:
+    """From the last column to the first, so that its Cholesky factor read backwards is upper triangular; in one place but for the
+    turning round."""
+    backwards_I = order_I.flip(0)
+    # A symmetric matrix stands in its rows as it does in its columns, which is how LAPACK wants it.
+    lower_II = hessian_II[backwards_I[:, None], backwards_I].mT
+    failed = torch.empty((), dtype=torch.int32, device=hessian_II.device)
+    torch.linalg.cholesky_ex(lower_II, out=(lower_II, failed))
+    if failed or not torch.isfinite(lower_II).all():
+        return None
+    carry_II = lower_II.mT.flip(0, 1)
+    diagonal_I = carry_II.diagonal().clone()
+    carry_II /= diagonal_I[:, None]
+    return Factor(carry_II, diagonal_I.square(), order_I)
 
 
 def quadratic(rows_OI: Tensor, hessian_II: Tensor) -> Tensor:
@@ -83,18 +131,12 @@ def _singular() -> LlmosError:
     return LlmosError("the Hessian of the calibration inputs cannot be inverted", hint="use more calibration samples")
 
 
-def moved_target(
-    weight_OI: Tensor, drift_II: Tensor | None, upper_II: Tensor, share: float, columns_I: Tensor | None = None
-) -> Tensor:
+def moved_target(weight_OI: Tensor, drift_II: Tensor | None, factor: Factor, share: float) -> Tensor:
     """What a layer whose inputs have drifted from X_ref to X should aim at to answer as before, `share` of the way:
 
-    argmin_T |X_ref W^T - X T^T|^2 = W (1 + H^-1 D)^T with drift D = X^T (X_ref - X); `upper_II` and `columns_I` as of `upper_factor`.
+    argmin_T |X_ref W^T - X T^T|^2 = W (1 + H^-1 D)^T with drift D = X^T (X_ref - X).
     """
     if share == 0 or drift_II is None:
         return weight_OI
-    columns_I = torch.arange(len(upper_II), device=upper_II.device) if columns_I is None else columns_I
-    drift_IO = (drift_II @ weight_OI.T)[columns_I]
-    half_IO = torch.linalg.solve_triangular(upper_II, drift_IO, upper=True)
-    move_IO = torch.linalg.solve_triangular(upper_II.T, half_IO, upper=False)
-    moved_OI: Tensor = weight_OI + share * move_IO[columns_I.argsort()].T
+    moved_OI: Tensor = weight_OI + factor.solve(drift_II @ weight_OI.T).mul_(share).T
     return moved_OI

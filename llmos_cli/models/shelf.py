@@ -1,7 +1,8 @@
-"""A model whose blocks lie in their files until it is their turn: peak memory is one block and what stands outside the blocks.
+"""A model whose blocks lie in their files until it is their turn: peak memory is one block and little that stands outside the blocks.
 
 Its modules are there all along, their parameters without storage; buffers that no file holds (rotary tables) are real. Weights
 are fp32 in memory, as `load` gives them, dequantized where the files hold codes, so that a block here computes the same bits.
+Embeddings and heads stay in their files, and are read as they are used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.models import dequantize, headers
-from llmos_cli.models.blocks import Block, blocks
+from llmos_cli.models.blocks import Block, blocks, head_names
 from llmos_cli.models.load import load_config, model_class
+from llmos_cli.models.on_file import OnFile, can_stay
 from llmos_cli.models.save import stored_names
 
 
@@ -77,18 +79,39 @@ class Shelf:
         with self._weights([slot]) as weights:
             return weights[slot.stored].clone()
 
+    def put(self, name: str, value: Tensor) -> None:
+        """Another value for a tensor that stands outside the blocks."""
+        first = place(self.model, self.slots[name].names[0], value)
+        for other in self.slots[name].names[1:]:
+            place(self.model, other, first)
+
     def _of(self, index: int | None) -> list[Slot]:
         return [slot for slot in dict.fromkeys(self.slots.values()) if slot.block == index]
 
     def _fill(self, index: int | None) -> None:
         slots = self._of(index)
-        with self._weights(slots) as weights:
+        lying = {slot: self.entries[slot.stored] for slot in slots if self._stays_on_file(slot)}
+        for slot, entry in lying.items():
+            self.put(slot.names[0], OnFile(entry))
+        with self._weights([slot for slot in slots if slot not in lying]) as weights:
             for slot in slots:
-                # A copy: what is read is a window on the file, which must not be written to and is not aligned.
-                value = device.move(weights[slot.stored].clone(), self.on)
-                first = place(self.model, slot.names[0], value)
-                for name in slot.names[1:]:
-                    place(self.model, name, first)
+                if slot not in lying:
+                    # A copy: what is read is a window on the file, which must not be written to and is not aligned.
+                    self.put(slot.names[0], device.move(weights[slot.stored].clone(), self.on))
+
+    def _stays_on_file(self, slot: Slot) -> bool:
+        """A weight that is looked up or is a head's, and that no method compresses."""
+        owners = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in slot.names}
+        heads, entry = set(head_names(self.model)), self.entries.get(slot.stored)
+        return (
+            slot.block is None
+            and entry is not None
+            and all(
+                can_stay(owner, entry, self.on)
+                and (isinstance(owner, nn.Embedding) or name.rpartition(".")[0] in heads)
+                for name, owner in owners.items()
+            )
+        )
 
     @contextmanager
     def _weights(self, slots: list[Slot]) -> Iterator[Mapping[str, Tensor]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,6 +42,8 @@ from llmos_cli.tasks.scoring import Interval
 PROOF_SPLITS = ("test", "validation")
 """Where a result is judged: the first of these that the data has."""
 PARITY_SAMPLES = 4
+PARITY_LOGITS = 2**23
+"""Of a large vocabulary fewer samples are enough, and their logits are in memory three times over (32 MB in fp32)."""
 PARITY_TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit: fp32 sums in another order, and nothing more."""
 BF16_BYTES = 2
@@ -106,10 +109,11 @@ class Proof:
 
 @dataclass(frozen=True)
 class Exhibits:
-    """What a proof needs: what the result in memory answered to the split's first samples (`logits`), the result on disk, and
+    """What a proof needs: what the result in memory answered (`logits`) to the samples `asked`, the result on disk, and
     whom it is compared with. `standard`: an architecture that stock transformers has; `ancestors`: `kl_parent` and the like ->
     directory."""
 
+    asked: Batch
     logits: Tensor
     standard: bool
     staged: Path
@@ -160,10 +164,10 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
         parity = _compared(exhibits, logits, "llmos, block by block", fresh=False)
         _check(parity)
         if exhibits.memory.reload:
-            with reloading(exhibits, split) as answer:
+            with reloading(exhibits) as answer:
                 parity = answer()
     else:
-        with reloading(exhibits, split) as answer:
+        with reloading(exhibits) as answer:
             outcomes = _side_by_side(exhibits, split, emit=emit)
             parity = answer()
     _check(parity)
@@ -206,11 +210,11 @@ def _check(parity: Parity) -> None:
 
 
 @contextmanager
-def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]]:
+def reloading(exhibits: Exhibits) -> Iterator[Callable[[], Parity]]:
     """Start the fresh process at once, so that its imports run beside the evaluation; what is yielded waits for its answer."""
     with TemporaryDirectory() as folder:
         given, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
-        save_file({name: value.contiguous() for name, value in parity_inputs(split).items()}, given)
+        save_file({name: value.contiguous() for name, value in exhibits.asked.items()}, given)
         command = [sys.executable, "-P", fresh.__file__, str(exhibits.staged), str(given), str(answered)]
         ours = [] if exhibits.standard else ["--ours"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(device.threads())}
@@ -223,9 +227,11 @@ def reloading(exhibits: Exhibits, split: Split) -> Iterator[Callable[[], Parity]
                 process.kill()
 
 
-def parity_inputs(split: Split) -> Batch:
+def parity_inputs(split: Split, model: PreTrainedModel) -> Batch:
     """The held-out samples that the result in memory and the one read back are compared on."""
-    rows = range(min(PARITY_SAMPLES, len(split)))
+    vocabulary = getattr(model.get_output_embeddings(), "out_features", 1)
+    positions = split.batch([0]).get("input_ids", torch.empty(1)).numel()
+    rows = range(min(PARITY_SAMPLES, len(split), max(1, PARITY_LOGITS // (vocabulary * positions))))
     return {name: value for name, value in split.batch(rows).items() if name != "labels"}
 
 
@@ -259,7 +265,7 @@ def _compared(exhibits: Exhibits, logits: Tensor, reader: str, *, fresh: bool) -
 def _block_by_block(
     exhibits: Exhibits, split: Split, memory: Memory, *, emit: Emit
 ) -> tuple[tuple[Outcome, Outcome], Tensor]:
-    """The same outcomes with one block in memory at a time, and what the result's files answer to `parity_inputs`."""
+    """The same outcomes with one block in memory at a time, and what the result's files answer to the samples asked."""
     teachers = list(dict.fromkeys(exhibits.ancestors.values()))
     # Logits of both models, and what is made of them, are in memory at once: an eighth of it each.
     fitting = memory.allowed // (8 * exhibits.logits[0].nbytes)
@@ -269,7 +275,7 @@ def _block_by_block(
         result=exhibits.staged,
         parent=exhibits.parent,
         teachers=teachers,
-        asked=parity_inputs(split),
+        asked=exhibits.asked,
         batch_size=max(1, min(exhibits.batch_size, fitting)),
         spill=memory.spill,
         emit=emit,

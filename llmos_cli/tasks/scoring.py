@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from llmos_cli import events
 from llmos_cli.tasks.base import Batch, Outcome, Scored, Split, Task
 
-CHUNK = 2**23
-"""Logits whose softmax is in memory at once, in evaluation (32 MB in fp32)."""
+CHUNK = 2**21
+"""Logits whose softmax is in memory at once, in evaluation (8 MB in fp32)."""
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from llmos_cli.methods import quantize as methods
 from llmos_cli.models.load import load
 from llmos_cli.operations import quantize
 from llmos_cli.operations.compression.coded import Coded
-from llmos_cli.operations.compression.keeping import asked_of, keeping
+from llmos_cli.operations.compression.keeping import keeping
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import Change, sweep
 from llmos_cli.operations.config import resolve
@@ -80,7 +80,7 @@ def quantized(
         quantize.write_codes(ws, kept, coded, module, folder / "out")
         there = kept.logits()
     model = load(folder / "out")
-    here = scoring.forward(model, asked_of(parent)).float()
+    here = scoring.forward(model, parent.asked).float()
     assert torch.isfinite(here).all()
     return model, changes, float((here - there).abs().max() / there.abs().max().clamp_min(1e-6))
 

@@ -105,8 +105,9 @@ def test_the_dense_rotation_answers_as_its_parent(language_model: Workspace, tmp
     ws, cpu = language_model, torch.device("cpu")
     exam = prepare(ws, ws.checkpoint(), resolve(ws, "train").config.data, seed=0, emit=ignore)
     folder = rotated(ws, exam, "hadamard", tmp_path / "turned", seed=0, emit=ignore)
-    asked = parity_inputs(exam.prepared.splits["test"])
-    before, after = (answers(Shelf(path, cpu), asked) for path in (exam.checkpoint.path, folder))
+    shelves = [Shelf(path, cpu) for path in (exam.checkpoint.path, folder)]
+    asked = parity_inputs(exam.prepared.splits["test"], shelves[0].model)
+    before, after = (answers(shelf, asked) for shelf in shelves)
     assert (before - after).abs().max() < 1e-4 * before.abs().max()
     assert rotated(ws, exam, "off", tmp_path / "off", seed=0, emit=ignore) == exam.checkpoint.path
 

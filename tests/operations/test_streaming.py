@@ -27,7 +27,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
-from llmos_cli.operations.compression.keeping import asked_of, keeping
+from llmos_cli.operations.compression.keeping import keeping
 from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
@@ -161,7 +161,7 @@ def compressed(
             prune.write_pruned(kept, folder / "out")
         else:
             quantize.write_codes(ws, kept, coded, module, folder / "out")
-        return kept.logits(), kept.changes, asked_of(parent)
+        return kept.logits(), kept.changes, parent.asked
 
 
 KILLED = """\

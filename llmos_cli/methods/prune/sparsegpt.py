@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llmos_cli.core.section import Section
-from llmos_cli.methods.hessian import alive, inverse_factor, moved_target, upper_factor
+from llmos_cli.methods.hessian import alive, factored, inverse_factor, moved_target
 from llmos_cli.methods.patterns import Target, keep_best_of_rows, keep_n_of_m
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -31,8 +31,8 @@ def needs(options: Options) -> frozenset[Need]:
 def prune(weight_OI: Tensor, statistics: Statistics, target: Target, options: Options) -> Tensor:
     """Equations 3 to 5 of the paper, on U, the upper factor of the inverse Hessian: removing w_j costs w_j^2 / U_jj^2."""
     born_zero_OI = weight_OI == 0
-    upper_II, _ = upper_factor(statistics.hessian_II, options.damping)
-    weight_OI = moved_target(weight_OI.float(), statistics.drift_II, upper_II, options.asymmetry).clone()
+    with factored(statistics.hessian_II, options.damping) as factor:
+        weight_OI = moved_target(weight_OI.float(), statistics.drift_II, factor, options.asymmetry).clone()
     U_II = inverse_factor(statistics.hessian_II, options.damping)
     # What is zero already, or never sees an input, goes first.
     worth_OI = alive(statistics.hessian_II) & ~born_zero_OI

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from llmos_cli.core.section import Section
-from llmos_cli.methods.hessian import alive, inverse_factor, moved_target, upper_factor
+from llmos_cli.methods.hessian import alive, factored, inverse_factor, moved_target
 from llmos_cli.methods.structure import Ranking, Reader
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -127,8 +127,9 @@ def _sound(block_RR: Tensor) -> Tensor:
 
 def refit(weight_OI: Tensor, kept_I: Tensor, statistics: Statistics, options: Options) -> Tensor:
     """The matrix that answers on the inputs `kept_I` (bool) as nearly as can be as it did on all: W H[:, K] H[K, K]^-1, else 0."""
-    upper_II, hessian_II = upper_factor(statistics.hessian_II, options.damping)
-    target_OI = moved_target(weight_OI, statistics.drift_II, upper_II, options.asymmetry)
-    refitted_OI = torch.zeros_like(weight_OI)
-    refitted_OI[:, kept_I] = torch.linalg.solve(hessian_II[kept_I][:, kept_I], (target_OI @ hessian_II[:, kept_I]).T).T
+    refitted_OI, hessian_II = torch.zeros_like(weight_OI), statistics.hessian_II
+    with factored(hessian_II, options.damping) as factor:
+        target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
+        right_KO = (target_OI @ hessian_II[:, kept_I]).T
+        refitted_OI[:, kept_I] = torch.linalg.solve(hessian_II[kept_I][:, kept_I], right_KO).T
     return refitted_OI

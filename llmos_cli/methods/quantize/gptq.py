@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
-from llmos_cli.methods.hessian import damped, moved_target, quadratic, upper_factor
+from llmos_cli.methods.hessian import Factor, damped, factored, moved_target, quadratic
 from llmos_cli.models.kernels import rounding as kernels
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -55,13 +55,13 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
     weight_OI = weight_OI.float()
     keep_OI = weight_OI != 0
     columns_I = in_order(statistics.hessian_II, options)
-    upper_II, hessian_II = upper_factor(statistics.hessian_II, options.damping, columns_I)
-    target_OI = moved_target(weight_OI, statistics.drift_II, upper_II, options.asymmetry, columns_I)
-    scales = searched(target_OI.where(keep_OI, 0), grid, upper_II.diagonal().square()[columns_I.argsort()])
-    codes = column_by_column(target_OI, keep_OI, scales, grid, upper_II, columns_I, options.block)
-    codes = settled(codes, target_OI, keep_OI, hessian_II, grid, options)
-    plain = nearest(weight_OI, widest(weight_OI, grid), grid)
-    return better_rows(codes, plain, target_OI, hessian_II)
+    with factored(statistics.hessian_II, options.damping, columns_I) as factor:
+        target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
+        scales = searched(target_OI.where(keep_OI, 0), grid, factor.cost_I[columns_I.argsort()])
+        codes = column_by_column(target_OI, keep_OI, scales, grid, factor, options.block)
+        codes = settled(codes, target_OI, keep_OI, statistics.hessian_II, grid, options)
+        plain = nearest(weight_OI, widest(weight_OI, grid), grid)
+        return better_rows(codes, plain, target_OI, statistics.hessian_II)
 
 
 def in_order(hessian_II: Tensor, options: Options) -> Tensor:
@@ -72,19 +72,13 @@ def in_order(hessian_II: Tensor, options: Options) -> Tensor:
 
 
 def column_by_column(
-    target_OI: Tensor,
-    keep_OI: Tensor,
-    scales: Scales,
-    grid: Grid,
-    upper_II: Tensor,
-    columns_I: Tensor,
-    block: int,
+    target_OI: Tensor, keep_OI: Tensor, scales: Scales, grid: Grid, factor: Factor, block: int
 ) -> Codes:
-    """The nearest plane over `columns_I`, in whose order `upper_II` comes."""
+    """The nearest plane over the columns in the factor's order."""
+    columns_I = factor.columns_I
     target_IO = target_OI.T[columns_I].contiguous()
     keep_IO = _pruned(keep_OI, columns_I)
-    carry_II = (upper_II / upper_II.diagonal()).T.contiguous()
-    steps_IO, _ = in_turn(target_IO, target_IO, carry_II, keep_IO, scales, columns_I // grid.group, grid, block)
+    steps_IO, _ = in_turn(target_IO, target_IO, factor.carry_II, keep_IO, scales, columns_I // grid.group, grid, block)
     return Codes.of_steps(steps_IO[columns_I.argsort()].T.contiguous(), scales)
 
 

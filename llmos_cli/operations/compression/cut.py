@@ -31,7 +31,6 @@ from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, subject
 from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.operations.heal import HEAL, Healing, heal
-from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
 
@@ -135,7 +134,6 @@ def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:
 
 def answers(subject: Subject) -> Tensor:
     """What the result in memory answers, for its files to be compared with."""
-    prepared = subject.exam.prepared
-    inputs = device.move(parity_inputs(prepared.splits[proof_split(prepared)]), subject.model.device)
+    inputs = device.move(subject.asked, subject.model.device)
     with torch.inference_mode():
         return scoring.forward(subject.model.eval(), inputs).float().cpu()

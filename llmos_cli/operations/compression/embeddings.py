@@ -33,7 +33,10 @@ def round_embeddings(subject: Subject, group_size: int) -> dict[str, Coded]:
     for name, matrix in outside(subject.model).items():
         grid = Grid(BITS, usable_group(matrix.inputs, group_size), stored_dtype(name, entries, usual))
         codes = _rounded(matrix, grid)
-        matrix.write(codes.dequantized())
+        if subject.shelf:
+            subject.shelf.put(name, matrix.shaped(codes.dequantized()))
+        else:
+            matrix.write(codes.dequantized())
         found[name] = Coded(matrix, codes, grid)
     return found
 

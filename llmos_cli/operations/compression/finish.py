@@ -89,7 +89,7 @@ def _proven(ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outco
     if not ws.closed(base):
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
-        outcome.logits, is_standard(subject.model), outcome.folder, subject.checkpoint.path, ancestors, exam.task, exam.prepared,
+        subject.asked, outcome.logits, is_standard(subject.model), outcome.folder, subject.checkpoint.path, ancestors, exam.task, exam.prepared,
         proof_split(exam.prepared), BATCH, frozenset(subject.matrices),
         untimed="" if options.latency else f"latency was not measured: {resolved.verb}.latency is off",
     )  # fmt: skip

@@ -33,9 +33,7 @@ from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change
 from llmos_cli.operations.compression.witness import Witness, witnessing
-from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.tasks import scoring
-from llmos_cli.tasks.base import Batch
 
 CODES, SCALES, ZEROS = ":codes", ":scales", ":zeros"
 
@@ -100,14 +98,8 @@ def keeping(
 ) -> Iterator[Keeping]:
     """While the blocks of `subject` are compressed and the result is written: `folder` is where they are kept."""
     with ExitStack() as stack:
-        witness = stack.enter_context(witnessing(subject.shelf, asked_of(subject))) if subject.shelf else None
+        witness = stack.enter_context(witnessing(subject.shelf, subject.asked)) if subject.shelf else None
         yield Keeping(subject, folder, {} if coded is None else coded, rounds_inputs=rounds_inputs, witness=witness)
-
-
-def asked_of(subject: Subject) -> Batch:
-    """The held-out samples that the result in memory and the one read back are compared on."""
-    prepared = subject.exam.prepared
-    return parity_inputs(prepared.splits[proof_split(prepared)])
 
 
 class Keeping(Keeper):
@@ -181,12 +173,12 @@ class Keeping(Keeper):
         self._leave(index, list(record["changes"]))
 
     def logits(self) -> Tensor:
-        """What the result, as it was computed, answers to `asked_of`."""
+        """What the result, as it was computed, answers to the samples asked."""
         if self.witness:
             return self.witness.logits()
         model = self.subject.model
         with torch.inference_mode():
-            return scoring.forward(model.eval(), device.move(asked_of(self.subject), model.device)).float().cpu()
+            return scoring.forward(model.eval(), device.move(self.subject.asked, model.device)).float().cpu()
 
     def stored(self) -> Mapping[str, Tensor]:
         """The tensors of finished blocks that hold no codes, by their names in the files; of a model that streams."""

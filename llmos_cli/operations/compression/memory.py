@@ -17,6 +17,8 @@ from llmos_cli.options.verbs import Compressing
 
 ACTIVATIONS = 0.25
 """Share of the budget that calibration's activations may take before they go to disk."""
+OUTPUTS = 1 / 32
+"""Share that one layer's outputs may take; of the widest there are several at a time."""
 FP32_BYTES = 4
 CUTTING, HEALING, HEALING_CODES = 3, 5, 9
 """Times a model's weights in fp32 that are in memory: parent, result and what replaces it; healed, its gradients and the optimizer's
@@ -61,6 +63,12 @@ def budget(options: Compressing) -> int:
 def spill(options: Compressing, folder: Path) -> Spill:
     """Where activations are kept: past their share of the budget in `folder`."""
     return Spill(int(ACTIVATIONS * budget(options)), folder)
+
+
+def room(options: Compressing) -> int | None:
+    """Bytes that one layer's outputs may take in calibration; None without a budget, for what happens to be free must not decide
+    what the result is."""
+    return int(OUTPUTS * budget(options)) if options.memory_budget else None
 
 
 def proving(options: Compressing, directory: Path, models: int, folder: Path) -> Memory | None:

@@ -15,6 +15,7 @@ from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
 from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
+from llmos_cli.operations.compression.memory import room
 from llmos_cli.operations.compression.subject import Calibration, Subject, calibration, precision_of, precision_told
 from llmos_cli.operations.config import methods
 from llmos_cli.options.verbs import ROOTS, Compressing
@@ -68,6 +69,7 @@ def calibrated(
         seed=resolved.config.seed,
         source=options.calibration,
         cache=ws.cache,
+        room=room(options),
     )
     same_calibration(run.state, samples.record)
     return replace(samples, dtype=precision_of(options, model.checkpoint))

@@ -52,7 +52,7 @@ def rotated(ws: Workspace, exam: Exam, kind: Kind, folder: Path, *, seed: int, e
         written = write(shelf, folder, stream, seed)
     except Unfit as unfit:
         raise _refusal(shelf.model, unfit) from unfit
-    asked = parity_inputs(exam.prepared.splits[proof_split(exam.prepared)])
+    asked = parity_inputs(exam.prepared.splits[proof_split(exam.prepared)], shelf.model)
     _check_parity(shelf, Shelf(folder, shelf.on), asked)
     emit(Note(_told(written)))
     return folder

@@ -26,9 +26,10 @@ from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.eval import Exam, prepare
+from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import Compressing, PruneOptions, QuantizeOptions
-from llmos_cli.tasks.base import Batch, Prepared
+from llmos_cli.tasks.base import Batch, Prepared, Split
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -62,6 +63,19 @@ class Subject:
         return self.exam.checkpoint
 
     @property
+    def asked(self) -> Batch:
+        """The held-out samples that the result in memory and the one read back are compared on."""
+        prepared = self.exam.prepared
+        return parity_inputs(prepared.splits[proof_split(prepared)], self.model)
+
+    @property
+    def widest(self) -> int:
+        """Inputs or outputs of its widest matrix."""
+        return max(
+            (max(matrix.inputs, matrix.shape.numel() // matrix.inputs) for matrix in self.matrices.values()), default=1
+        )
+
+    @property
     def device(self) -> torch.device:
         return self.shelf.on if self.shelf else self.model.device
 
@@ -78,10 +92,14 @@ def subject(
 ) -> Subject:
     """Load the parent and prepare the data it was made with, or what the config says of it.
 
-    `streams`: of its blocks only the names, which is said in a note where it cannot be. `rewritten` may give another directory
+    `streams`: of its blocks only the names, which is said in a note where it cannot be; under a `memory_budget` with no memory kept
+    for later. `rewritten` may give another directory
     for the parent's, which answers the same.
     """
     check_dense(checkpoint)
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    if streams and options.memory_budget:
+        device.give_back_at_once()
     data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
     source = rewritten(exam) if rewritten else checkpoint.path
@@ -101,6 +119,7 @@ def check_dense(checkpoint: Checkpoint) -> None:
 
 
 def _shelf(exam: Exam, source: Path, emit: Emit) -> Shelf | None:
+    device.give_back()  # what reading and tokenizing the data took
     shelf = Shelf(source, device.pick())
     reason = f"its files hold {shelf.lost[0]} in another form" if shelf.lost else _obstacle(shelf, exam)
     if reason:
@@ -175,11 +194,13 @@ def calibration(
     seed: int,
     source: str | None = None,
     cache: Path | None = None,
+    room: int | None = None,
 ) -> Calibration:
     """`samples` of the training split, drawn by `seed`: evaluation never sees them. None are read where none are needed.
 
     `source`: where they come from instead, read with the help of `cache`; those that share text with what evaluation looks at are
-    passed over.
+    passed over. `room`: bytes that the widest layer's outputs may take, of as many
+    samples as are run together; the record is the same whatever that is.
     """
     if not needs and not labelled:
         return Calibration([], {"samples": 0})
@@ -194,8 +215,11 @@ def calibration(
         record = {"source": source, "passed_over": passed, "data": dict(prepared.fingerprint)}
     if not drawn:
         raise UsageError(f"evaluation looks at all of {source}", hint="calibrate on another source")
-    batches = [split.batch(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH)]
+    batches = _batches(split, drawn, BATCH)
     digest = hashlib.sha256(b"".join(_bytes(batch) for batch in batches)).hexdigest()
+    if room is not None:
+        positions = batches[0]["input_ids"].shape[1] if "input_ids" in batches[0] else 1
+        batches = _batches(split, drawn, min(BATCH, max(1, room // (4 * subject.widest * positions))))
     on = subject.device
     return Calibration(
         [device.move({name: value for name, value in batch.items() if name != "labels"}, on) for batch in batches],
@@ -208,6 +232,10 @@ def _elsewhere(exam: Exam, source: str, cache: Path, seed: int) -> Prepared:
     """Another source, as the checkpoint's own tokenizer and labels read it."""
     data = exam.data.model_copy(update={"source": source, "evaluate": None, "splits": {}, "format": None})
     return exam.task.prepare(data, ModelOptions(), seed=seed, cache=cache, processor=exam.checkpoint.path)
+
+
+def _batches(split: Split, rows: Sequence[int], size: int) -> list[Batch]:
+    return [split.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _bytes(batch: Batch) -> bytes:
