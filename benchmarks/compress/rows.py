@@ -121,7 +121,7 @@ def memory(form: Form) -> Row:
     )
 
 
-BUDGET = 0.3
+BUDGET = 0.1
 TIGHT = f"llmos gptq, {BUDGET} GB"
 """Told how much it may take beside one block; else it may take half of what is free, and holds both models while it proves the result."""
 GONE = 0.3
