@@ -51,6 +51,7 @@ def _move(ready: Path, root: Path) -> None:
     for name in sorted(names, key=lambda name: (name == DOT, name)):
         (ready / name).rename(root / name)
         atomic.sync_directory(root)
+        atomic.sync_directory(ready)
     (ready / _WHOLE).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         ready.rmdir()

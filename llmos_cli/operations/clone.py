@@ -95,6 +95,7 @@ def _begun(ready: Path, place: RemoteSettings, branch: str, emit: Emit) -> Works
         shutil.rmtree(ready)
     ws = Workspace(ready) if ready.is_dir() else Workspace.create(ready)
     ws.emit = emit
+    ws.oplog.settle(emit)
     write_text(ready / SETTINGS, settings)
     write_text(ready / ".gitignore", GITIGNORE)
     write_text(ws.dot / HEAD, f"{SYMBOLIC}{HEADS}{branch}\n")

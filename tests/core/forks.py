@@ -2,18 +2,22 @@
 
     python -m tests.core.forks      reads one JSON request a line on stdin, answers one JSON line each on stdout
 
+A command that computes for seconds before it commits is run once as far as the function that `until` names, and forked there
+for every kill: what is killed is the command in the midst of its work, and the work is done once.
+
 The child stops itself before its first step: whoever asked attaches a tracer and lets it go on. What then runs is `llmos`
 with its real entry point, and every call it makes is its own.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
 def main() -> None:
@@ -23,20 +27,26 @@ def main() -> None:
         request = json.loads(line)
         pid = os.fork()
         if not pid:
-            child(request)
+            child(request, answers)
+        answer(answers, pid, stopped=not request.get("until"))
+
+
+def answer(answers: TextIO, pid: int, *, stopped: bool) -> None:
+    if stopped:
         os.waitpid(pid, os.WUNTRACED)
         answers.write(json.dumps({"pid": pid}) + "\n")
-        _, status = os.waitpid(pid, 0)
-        answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
+    _, status = os.waitpid(pid, 0)
+    answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
 
 
-def child(request: dict[str, Any]) -> None:
+def child(request: dict[str, Any], answers: TextIO) -> None:
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
-    said = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    say_to(request["said"])
+    if request.get("until"):
+        fork_at(request["until"], request["said"], answers)
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
     try:
         code = run(request["words"])
     except SystemExit as end:
@@ -44,6 +54,46 @@ def child(request: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def say_to(file: str) -> None:
+    """What is printed from now on goes there."""
+    said = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+
+
+def fork_at(place: str, said: str, answers: TextIO) -> None:
+    """At the first call of `module:function` this process waits, and a child of it goes on for every line of stdin."""
+    name, _, attribute = place.partition(":")
+    module = importlib.import_module(name)
+    function = getattr(module, attribute)
+
+    def forked(*args: Any, **named: Any) -> Any:
+        setattr(module, attribute, function)
+        reopen()
+        answers.write(json.dumps({"pid": os.getpid()}) + "\n")
+        for line in sys.stdin:
+            if json.loads(line).get("end"):
+                os._exit(0)
+            pid = os.fork()
+            if not pid:
+                say_to(said)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return function(*args, **named)
+            answer(answers, pid, stopped=True)
+        return None
+
+    setattr(module, attribute, forked)
+
+
+def reopen() -> None:
+    """A run writes to files that it has open; where the workspace is put back as it was, they are others by then."""
+    from llmos_cli.core.journal import Journal
+
+    for each in gc.get_objects():
+        if isinstance(each, Journal):
+            each.close()
 
 
 def run(words: list[str]) -> int:

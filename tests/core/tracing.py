@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +90,26 @@ class Forks:
         """Its exit code when the kernel answers `call` with an error instead of doing it."""
         return self.run(words, folder, f"{call.name}:error={errno}:when={call.nth}")
 
-    def _traced(self, words: Sequence[str], folder: Path, how: Sequence[str]) -> int:
+    @contextmanager
+    def until(self, place: str, words: Sequence[str], folder: Path) -> Iterator[None]:
+        """Within the block the command has come to `module:function`, and is forked there by whatever else is asked."""
+        assert "pid" in self._ask(**self._request(words, folder), until=place), self.said
+        try:
+            yield
+        finally:
+            self._ask(end=True)
+
+    def _request(self, words: Sequence[str], folder: Path) -> dict[str, object]:
         ours = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("LLMOS_")}
-        pid = self._ask(words=list(words), folder=str(folder), environment=ours, said=str(self._scratch / "said"))[
-            "pid"
-        ]
+        return {
+            "words": list(words),
+            "folder": str(folder),
+            "environment": ours,
+            "said": str(self._scratch / "said"),
+        }
+
+    def _traced(self, words: Sequence[str], folder: Path, how: Sequence[str]) -> int:
+        pid = self._ask(**self._request(words, folder))["pid"]
         with subprocess.Popen(["strace", "-f", "-p", str(pid), *how], stderr=subprocess.PIPE, text=True) as tracer:
             assert tracer.stderr
             attached = tracer.stderr.readline()
