@@ -49,8 +49,7 @@ def lock(path: Path, wait: float | None = None, emit: Emit = ignore) -> Iterator
     finally:
         if held.claimed:
             claims.release(path)
-        # Emptied first: a file without a name inside is nobody's, even if a forked child still has it open.
-        os.ftruncate(held.descriptor, 0)
+        _empty(path, held.descriptor)
         if held.flocked:
             fcntl.flock(held.descriptor, fcntl.LOCK_UN)
         os.close(held.descriptor)
@@ -94,6 +93,11 @@ def _try(path: Path) -> _Held | None:
         if flocked:  # without it two waiters could take over at once
             _take_over_if_dead(path, claims.path_of(path))
         return None
+    if not _empty(path, descriptor):
+        if claimed:
+            claims.release(path)
+        os.close(descriptor)
+        return None
     _sign(descriptor)
     return _Held(descriptor, flocked, claimed)
 
@@ -134,8 +138,18 @@ def _name() -> bytes:
     return json.dumps(holder).encode()
 
 
+def _empty(path: Path, descriptor: int) -> bool:
+    """A file without a name inside is nobody's, even if a forked child still has it open. Copy-on-write needs room even to shorten a
+    file: where there is none the file goes (False), which needs none, for with a dead process's name in it somebody would take it over."""
+    try:
+        os.ftruncate(descriptor, 0)
+    except OSError:
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
 def _sign(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     with contextlib.suppress(OSError):  # the lock is held without a name too, and on a full disk `gc` must get it
         write_all(descriptor, _name())

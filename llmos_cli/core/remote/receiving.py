@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic, signatures, storing
+from llmos_cli.core import atomic, signatures, storing, view
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
 from llmos_cli.core.refs import RUNS
@@ -183,7 +183,7 @@ def _check_room(ws: Workspace, needed: int) -> None:
     free = shutil.disk_usage(ws.root).free
     if needed > free:
         raise LlmosError(
-            f"{needed / 1e9:,.1f} GB are to come, and this disk has {free / 1e9:,.1f} GB left",
+            f"{view.size(needed)} are to come, and this disk has {view.size(free)} left",
             hint="`llmos gc --dry-run` lists what could go",
         )
 
