@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -90,24 +91,41 @@ def _warmth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         each.close()
 
 
-@pytest.fixture
-def warm(request: pytest.FixtureRequest, _warmth: Callable[..., int]) -> Iterator[None]:
-    """What the test starts of Python is forked from an interpreter that has imported the libraries (tests/warm.py), unless the
-    test is marked cold."""
+@pytest.fixture(scope="module")
+def warm(_warmth: Callable[..., int]) -> Iterator[None]:
+    """What the module's tests start of Python is forked from an interpreter that has imported the libraries (tests/warm.py), but
+    for tests marked cold."""
     from tests.warm import warmed
 
-    asked_cold = request.node.get_closest_marker("cold") is not None or sys.platform != "linux"
-    with contextlib.nullcontext() if asked_cold else warmed(_warmth):
+    with warmed(_warmth) if sys.platform == "linux" else contextlib.nullcontext():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _cold(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("cold") is None:
+        yield
+        return
+    from tests.warm import cold, warmed
+
+    with warmed(cold):
+        yield
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder, one for all workers, of what tests compile."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
+
+
 @pytest.fixture
-def compiled(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def compiled(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within the test our own C++ of the mathematics is compiled, once a session, and used."""
     from llmos_cli.models.kernels import calls
 
     monkeypatch.delenv("LLMOS_COMPILE")
-    monkeypatch.setenv("LLMOS_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "compiled"))
+    monkeypatch.setenv("LLMOS_CACHE_HOME", str(libraries))
     calls.obstacle.cache_clear()
     yield
     calls.obstacle.cache_clear()
@@ -192,6 +210,14 @@ LONGEST_FIRST = (
     "test_bad_input",
 )
 """Files that take a minute or so: begun first, so that no worker is left alone with one of them at the end."""
+
+
+gc.disable()  # while tests are collected: what is imported stays, and looking through it again and again is a third of the time
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

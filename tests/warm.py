@@ -257,7 +257,7 @@ def _run(words: Sequence[str]) -> None:
     program = _program(words)
     assert program is not None
     kind, rest, beside = program
-    if kind == "-m" and rest[0] == "llmos_cli":
+    if kind == "-m":
         _pass_on()
     sys.argv = [kind or rest[0], *rest[1:]]
     sys.modules["__main__"] = ModuleType("__main__")

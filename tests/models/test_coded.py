@@ -89,12 +89,16 @@ def in_our_order(codes: Codes, dtype: torch.dtype) -> dict[str, list[float]]:
     return {name: [rank(name)] * len(choice.ROWS) for name in forms.usable(codes, dtype)}
 
 
-def test_codes_are_less_memory_while_a_batch_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(
-        "LLMOS_COMPILE"
-    )  # torch's products are slower for many rows, and a dense copy is held beside them
-    if native.obstacle() == "LLMOS_COMPILE is off":
-        native.obstacle.cache_clear()
+def test_codes_are_less_memory_while_a_batch_is_answered(
+    tmp_path: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch's products are slower for many rows, and a dense copy is held beside them
+    monkeypatch.delenv("LLMOS_COMPILE")
+    with monkeypatch.context() as patch:
+        patch.setenv("LLMOS_CACHE_HOME", str(libraries))
+        if native.obstacle() == "LLMOS_COMPILE is off":
+            native.obstacle.cache_clear()
+            native.obstacle()
     # How fast each form was found, on a machine that others use too, is not what this is about: ours before torch's before dense.
     monkeypatch.setattr(choice, "measured", in_our_order)
     wide = make("llama", "causal-lm", {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2})

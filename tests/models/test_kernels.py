@@ -23,10 +23,13 @@ ROUNDED_ONCE, IN_BF16 = 1e-5, 1e-2
 
 
 @pytest.fixture(autouse=True)
-def with_a_compiler(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_a_compiler(own_home: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMOS_COMPILE")
-    if native.obstacle() == "LLMOS_COMPILE is off":  # another test's answer; a library is loaded once
-        native.obstacle.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("LLMOS_CACHE_HOME", str(libraries))
+        if native.obstacle() == "LLMOS_COMPILE is off":  # another test's answer; a library is loaded once
+            native.obstacle.cache_clear()
+            native.obstacle()
 
 
 def layer(

@@ -178,6 +178,6 @@ def base(trained_workspaces: Callable[..., Path], tmp_path: Path, monkeypatch: p
     return copy
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _warm(warm: None) -> None:
     """The processes of these tests would mostly import torch."""

@@ -153,6 +153,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return False
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _warm(warm: None) -> None:
     """The processes of these tests would mostly import torch."""
