@@ -53,12 +53,13 @@ def train(
 
             s.ui.show(several(s.workspace, rev, config or [], sets or [], unsets or [], jobs=jobs, emit=s.ui.emit))
         elif dry_run:
+            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
             from llmos_cli.operations.training.plan import plan
 
-            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
             s.ui.show(plan(s.workspace, rev, resolved, emit=s.ui.emit))
         else:
+            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
+            # Only now: a mistake in the config is told before torch is imported.
             from llmos_cli.operations.train import train as operation_train
 
-            resolved = s.resolve("train", files=config, sets=sets, unsets=unsets)
             s.ui.show(operation_train(s.workspace, rev, resolved, emit=s.ui.emit))

@@ -128,6 +128,24 @@ for words in sys.argv[1:]:
     assert ran.returncode == 0, ran.stderr
 
 
+MISTAKEN = ("train", "train --dry-run", "tune", "prune", "quantize", "compress --target-ratio 0.5", "eval", "deploy")
+
+
+def test_a_mistake_in_a_config_is_told_before_anything_slow_is_imported(workspace):
+    script = """
+import sys, contextlib, io
+from llmos_cli import app
+for words in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = app.run([*words.split(), "-s", f"{words.split()[0]}.nonsense=1"])
+    assert code == 2 and ".nonsense" in said.getvalue(), f"{words}: {said.getvalue()}"
+    slow = {"torch", "transformers", "datasets", "optuna", "numpy"} & set(sys.modules)
+    assert not slow, f"{words}: {slow}"
+"""
+    ran = subprocess.run([sys.executable, "-c", script, *MISTAKEN], cwd=workspace.root, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 def _imported(body: list[ast.stmt]) -> list[str]:
     """Modules imported at the top of a file; `if TYPE_CHECKING` costs nothing."""
     names: list[str] = []
