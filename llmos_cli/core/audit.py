@@ -4,8 +4,10 @@
     .llmos/audit.head    {"number", "hash", "logged", "operation"} of the last one, apart: so a log that lost its end is found out
 
 Records are only ever added, one for each operation of `oplog.py` and for what leaves the workspace: nothing is undone by them.
-The record is synced before the head, so after a crash the log is one record ahead of its head, or ends in half a record; the
-next record settles either. Whoever may write both files can write another history: the head, noted elsewhere, shows that too.
+The record is synced before the head, so after a crash the log is one record ahead of its head, or ends in half a record. Nothing
+is ever cut off, not even that: where a file system shows an old size, it could be somebody's whole record. The half stays on a line
+of its own, which counts for nothing. Whoever may write both files can write another history: so each user's own folder has the head
+that `audit --verify` last saw there (`noted.py`), and one that was noted elsewhere can be asked for.
 """
 
 from __future__ import annotations
@@ -109,32 +111,29 @@ class Audit:
         self._point_at(Head(number, record.hash, operation if logged else head.operation, operation))
 
     def settled(self) -> Head:
-        """The head, brought to what a crash kept it from: half a record goes, a whole one counts. A log that somebody has
-        tampered with is gone on with where the head says it ended, so that it stays found out."""
+        """The head, brought to what a crash kept it from: half a record is passed over, a whole one counts. A log that somebody
+        has tampered with is gone on with where the head says it ended, so that it stays found out."""
         head = self.head() or Head()
-        lines = self._last_lines()
-        if lines and lines[-1]:
-            os.truncate(self.path, self.path.stat().st_size - len(lines[-1]))
-        last = parse(lines[-2]) if len(lines) > 1 else None
+        last = next((record for line in self._tail().split(b"\n")[::-1] if (record := parse(line)) is not None), None)
         if last is not None and (last.number, last.before) == (head.number + 1, head.hash) and last.sealed() == last:
             head = Head(last.number, last.hash, head.operation, last.operation)
         return head
 
-    def _last_lines(self) -> list[bytes]:
-        """The last piece is what follows the last newline: nothing, but for a crash."""
+    def _tail(self) -> bytes:
         try:
             with open(self.path, "rb") as file:
                 file.seek(max(os.fstat(file.fileno()).st_size - _TAIL, 0))
-                return file.read().split(b"\n")
+                return file.read()
         except FileNotFoundError:
-            return []
+            return b""
 
     def _write(self, record: Record) -> None:
         first = not self.path.exists()
+        start = b"" if self._tail()[-1:] in (b"", b"\n") else b"\n"  # half a record: ours must not be glued to it
         with atomic.refusals(self.path):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                atomic.write_all(descriptor, json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+                atomic.write_all(descriptor, start + _line(record) + b"\n")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -145,8 +144,11 @@ class Audit:
         atomic.write_text(self._head, json.dumps(asdict(head)) + "\n", scratch=self._scratch)
 
     def lines(self) -> list[bytes]:
-        """All of them; the last piece is what follows the last newline."""
-        return self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        return self.path.read_bytes().split(b"\n") if self.path.exists() else []
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(asdict(record), sort_keys=True).encode()
 
 
 def parse(line: bytes) -> Record | None:
@@ -170,55 +172,71 @@ def _typed(found: Record | Head, example: Record | Head) -> bool:
 
 @dataclass(frozen=True)
 class Checked:
-    """`records` that are sound, all of them where `wrong` is empty; `number` is that of the first that is not. `torn`: a crash
-    cut the last one off, or kept the head from it, which the next operation settles."""
+    """`records` that are sound, all of them where `wrong` is empty; `number` is that of the first that is not. `torn`: lines of
+    which a crash left half a record, in whose place the next one stands; `ahead`: it kept the head from the last record."""
 
     records: tuple[Record, ...]
     number: int = 0
     wrong: str = ""
-    torn: bool = False
+    torn: tuple[int, ...] = ()
+    ahead: bool = False
 
     @property
     def sentence(self) -> str:
         return f"record {self.number} {self.wrong}"
 
+    @property
+    def head(self) -> str:
+        return self.records[-1].hash if self.records else NOTHING
+
 
 def check(audit: Audit, operations: Sequence[tuple[str, str]] = ()) -> Checked:
     """Every record against the one before, the last one against the head, and all against the `operations` (id, name) that were
     made since there are audits: but for the last of those, which a crash may have kept from being recorded."""
-    *lines, rest = audit.lines()
     records: list[Record] = []
-    before = NOTHING
-    for number, line in enumerate(lines, 1):
+    torn: list[int] = []
+    *lines, rest = audit.lines() or [b""]
+    for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
+        before = records[-1].hash if records else NOTHING
         record = parse(line)
-        if wrong := _wrong(record, line, number, before):
-            return Checked(tuple(records), number, wrong)
-        assert record is not None
-        records.append(record)
-        before = record.hash
-    return _against_head(audit, records, bool(rest), operations)
+        if record is None and _is_half(line, before):
+            torn.append(number)
+        elif wrong := _wrong(record, line, len(records) + 1, before):
+            return Checked(tuple(records), len(records) + 1, wrong, tuple(torn))
+        elif record is not None:
+            records.append(record)
+    return _against_head(audit, Checked(tuple(records), torn=tuple(torn)), operations)
+
+
+def _is_half(line: bytes, before: str) -> bool:
+    """As far as it goes the beginning of what would have followed; a record that was damaged leaves one missing all the same."""
+    begins = f'{{"before": "{before}"'.encode()
+    return line[: len(begins)] == begins[: len(line)]
 
 
 def _wrong(record: Record | None, line: bytes, number: int, before: str) -> str:
     if record is None:
         return "is no record"
-    if record.sealed() != record or json.dumps(asdict(record), sort_keys=True).encode() != line:
+    if record.sealed() != record or _line(record) != line:
         return "was edited: its hash is another"
     if record.number != number:
         return f"is number {record.number}: one was removed, added or moved"
     return "" if record.before == before else "does not follow the one before, which was replaced"
 
 
-def _against_head(audit: Audit, records: list[Record], torn: bool, operations: Sequence[tuple[str, str]]) -> Checked:
-    sound = tuple(records)
-    head = audit.head() or Head()
-    ahead = len(records) == head.number + 1 and records[-1].before == head.hash
+def _against_head(audit: Audit, sound: Checked, operations: Sequence[tuple[str, str]]) -> Checked:
+    records, head = sound.records, audit.head() or Head()
+    ahead = bool(records) and (len(records), records[-1].before) == (head.number + 1, head.hash)
     if len(records) < head.number:
-        return Checked(sound, len(records) + 1, f"is missing, and all after it: there were {head.number}")
-    if not ahead and (len(records), records[-1].hash if records else NOTHING) != (head.number, head.hash):
-        return Checked(sound, len(records), f"is not the last one that was written: that was number {head.number}")
+        return replace(sound, number=len(records) + 1, wrong=f"is missing, and all after it: there were {head.number}")
+    if not ahead and (len(records), sound.head) != (head.number, head.hash):
+        return replace(
+            sound, number=len(records), wrong=f"is not the last one that was written: that was number {head.number}"
+        )
     known = {record.operation for record in records}
     for identifier, name in operations[:-1]:
         if identifier not in known:
-            return Checked(sound, len(records) + 1, f"should be there: operation {identifier} (`{name}`) has none")
-    return Checked(sound, torn=torn or ahead)
+            return replace(
+                sound, number=len(records) + 1, wrong=f"should be there: operation {identifier} (`{name}`) has none"
+            )
+    return replace(sound, ahead=ahead)

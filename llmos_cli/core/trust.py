@@ -87,6 +87,7 @@ def revoke(ws: Workspace, name: str) -> list[str]:
             raise NotFound(f"{name} is not trusted here", hint="`llmos trust --list` shows what is")
         listed[str(ws.root)] = {found: known for found, known in here.items() if found not in gone}
         _write(listed)
+    _note(ws, f"trust --revoke {name}")
     return gone
 
 
@@ -100,7 +101,14 @@ def _list(ws: Workspace, name: str, content: bytes) -> str:
         listed = _read()
         listed.setdefault(str(ws.root), {})[found] = name
         _write(listed)
+    _note(ws, f"trust {name} ({found[:12]})")
     return found
+
+
+def _note(ws: Workspace, what: str) -> None:
+    """Where the workspace cannot be written nobody else will hear of it: it is the user's own list that changed."""
+    if ws.writable:
+        ws.oplog.note(what)
 
 
 def _content(path: Path) -> bytes:

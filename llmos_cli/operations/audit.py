@@ -6,11 +6,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from llmos_cli.core import audit as records
+from llmos_cli.core import noted
 from llmos_cli.core.audit import Checked, Record
 from llmos_cli.core.view import Cell, Line, Lines, Span, Table, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.summary import age
+from llmos_cli.operations.summary import SHORT, age
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,26 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class VerifiedAudit:
-    """`head`: the hash that stands for all records; who notes it elsewhere can tell that nobody wrote them anew. `torn`: a
-    crash cut the last one off."""
+    """`head`: the hash that stands for all records; who notes it elsewhere can tell that nobody wrote them anew (`--head`).
+    `torn`: lines of which a crash left half a record; `ahead`: it kept the head from the last one. `since`: the number of the
+    record up to which this user had verified the log before."""
 
     records: int
     head: str
-    torn: bool
+    torn: tuple[int, ...]
+    ahead: bool
+    since: int
 
     def view(self) -> View:
         lines: list[Line] = [
             ["each of ", str(self.records), " records follows the one before; head ", Span(self.head, "id")]
         ]
+        if self.since:
+            lines.append([f"the first {self.since} are those that you verified before"])
         if self.torn:
-            lines.append(["the last one was cut off by a crash: the next operation settles that"])
+            lines.append([f"half a record that a crash left is passed over: line {', '.join(map(str, self.torn))}"])
+        if self.ahead:
+            lines.append(["a crash kept the head from the last one: the next operation settles that"])
         return Lines(lines)
 
 
@@ -52,17 +60,30 @@ def audit(ws: Workspace, *, limit: int | None = None) -> AuditResult:
     return AuditResult(tuple(found[::-1][:limit]))
 
 
-def verify(ws: Workspace) -> VerifiedAudit:
-    """Corrupt, naming the first record that is not as it was written."""
+def verify(ws: Workspace, *, head: str = "") -> VerifiedAudit:
+    """Corrupt, naming the first record that is not as it was written; or where the log is not the one whose `head` was noted, or
+    that this user verified before. From now on it is."""
     with ws.oplog.locked(ws.emit) if ws.writable else nullcontext():
         checked = audited(ws)
     if checked.wrong:
+        raise Corrupt(f"the audit log is not what was written: {checked.sentence}", hint=_BACKUP)
+    if head and not any(record.hash.startswith(head) for record in checked.records):
+        raise Corrupt(f"the audit log was written anew: no record has the hash {head[:SHORT]}", hint=_BACKUP)
+    before = noted.seen(ws.root)
+    if before is not None and [each.hash for each in checked.records[before.number - 1 : before.number]] != [
+        before.hash
+    ]:
         raise Corrupt(
-            f"the audit log is not what was written: {checked.sentence}",
-            hint="a backup has it as it was; who can write to .llmos can do this",
+            f"the audit log was written anew: record {before.number} is not the one that you verified",
+            hint=f"{_BACKUP}; where another workspace stands here now, take it out of {noted.file()}",
         )
-    head = checked.records[-1].hash if checked.records else records.NOTHING
-    return VerifiedAudit(len(checked.records), head, checked.torn)
+    now = noted.Seen(len(checked.records), checked.head)
+    if checked.records and now != before:
+        noted.note(ws.root, now)
+    return VerifiedAudit(now.number, now.hash, checked.torn, checked.ahead, before.number if before else 0)
+
+
+_BACKUP = "a backup has it as it was; who can write to .llmos can do this"
 
 
 def audited(ws: Workspace) -> Checked:

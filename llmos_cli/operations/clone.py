@@ -70,6 +70,7 @@ def clone(
     if at:
         ws.refs.write(HEADS + chosen, at)
     _configs(ws, at)
+    ws.oplog.note(f"clone {url}")
     appearing.appear(ready, root)
     return CloneResult(os.path.relpath(root), found.result, chosen, at)
 

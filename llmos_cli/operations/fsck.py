@@ -109,6 +109,8 @@ def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, e
     from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
 
     repaired = put_back(ws, [(each.checkpoint, each.file) for each in found.problems if each.file], emit)
+    if repaired:
+        ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
     again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
@@ -236,7 +238,7 @@ class _Checked:
             open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
             yield from (replace(each, file="") for each in open_)
             return
-        if not self._freed and not (self.name in self._ws.dropped and not any(self.files)):
+        if not self._freed and not (self.name in self._ws.dropped and not self.files):
             yield from self._damaged(found, hashes)
         yield from self._extra(found.tree, "does not belong to the checkpoint")
 

@@ -102,6 +102,7 @@ def delete(
         if not dry_run:
             _move(there, [(before, None) for before in gone], force=force)
             _remember(ws, place.name, {**known, **{each.ref: RemoteRef(each.ref, 0, None) for each in gone}})
+            ws.oplog.note(f"push --delete {', '.join(each.ref.removeprefix('refs/') for each in gone)} to {place.name}")
         there.store.close()
     told = {each.ref.removeprefix("refs/"): str(each.value) for each in gone}
     return DeleteResult(place.name, place.url, told, dry_run)

@@ -69,6 +69,7 @@ def restore(
         if not dry_run:
             receiving.receive(ws, there, coming, emit)
             _bring(ws, coming, files)
+            ws.oplog.note(f"restore {wanted.backup} from {url}")
     there.store.close()
     if not dry_run:
         _appear(ready, root)

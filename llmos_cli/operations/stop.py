@@ -41,7 +41,9 @@ def stop(ws: Workspace, name: str, *, timeout: float = 60.0, kill: bool = False)
         raise LlmosError(f"{called} runs on {record.host}", hint=f"run `llmos stop {called}` there")
     start = time.monotonic()
     send(record, signal.SIGTERM)
-    if not ended(record, timeout):
+    gone = ended(record, timeout)
+    ws.oplog.note(f"stop {called}{'' if gone or not kill else ' --kill'}", emit=ws.emit)
+    if not gone:
         if not kill:
             raise LlmosError(
                 f"{called} has not ended within {timeout:g} s (process {record.pid})",

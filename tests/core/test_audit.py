@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +20,15 @@ from hypothesis import strategies as st
 from llmos_cli.core.audit import Audit, Author, check, parse
 from llmos_cli.core.redaction import HIDDEN, command_line
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import LlmosError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.audit import audit, audited
+from llmos_cli.operations.backup import backup
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
-from llmos_cli.operations.push import push
+from llmos_cli.operations.push import delete, push
 from llmos_cli.operations.rm import rm
+from llmos_cli.operations.stop import stop
 from llmos_cli.operations.tag import delete_tag, tag
 from llmos_cli.operations.undo import undo
 from tests.conftest import Llmos
@@ -108,11 +117,23 @@ def test_half_a_record_is_a_crash_and_is_settled(log, written, cut: int) -> None
     longer = log.path.read_bytes()
     log.path.write_bytes(longer[: min(len(whole) + cut, len(longer))])
     (log.path.parent / "audit.head").write_bytes(written[1])
+    left = log.path.read_bytes()
     torn = check(log)
-    assert (torn.wrong, torn.torn) == ("", log.path.read_bytes() != whole)
+    complete = len(left) >= len(longer) - 1  # but for its newline it is all there
+    assert (torn.wrong, torn.ahead, bool(torn.torn)) == ("", complete, left != whole and not complete)
     log.append("tag next", Author("me", "here", "llmos tag next"))
-    assert not (settled := check(log)).wrong and not settled.torn
-    assert settled.records[-1].what == "tag next"
+    assert log.path.read_bytes().startswith(left), "nothing is ever cut off"
+    settled = check(log)
+    assert (settled.wrong, settled.ahead, settled.torn) == ("", False, torn.torn)
+    assert [each.what for each in settled.records[COUNT:]] == [*(["tag last"] if complete else []), "tag next"]
+
+
+@given(st.integers(1, COUNT), st.binary(min_size=1, max_size=40).filter(lambda each: b"\n" not in each))
+def test_nonsense_between_two_records(log, written, at: int, nonsense: bytes) -> None:
+    """Half a record begins as the next one would; whatever else stands there was put there."""
+    half = nonsense == b'{"before": "'[: len(nonsense)]
+    lines = [*written[0][:at], nonsense, *written[0][at:]]
+    assert wrong(log, lines, written[1]) == (0 if half else at + 1)
 
 
 def test_what_was_tampered_with_stays_found_out(log, written) -> None:
@@ -156,6 +177,69 @@ def test_who_did_what(ws: Workspace, commit: Commit, tmp_path: Path, llmos: Llmo
     assert "llmos tag base" in llmos("audit").out
     assert len(llmos("audit", "-n", "2", "--json").json["records"]) == 2
     assert first.id == ws.resolve() and fsck(ws).problems == ()
+
+
+def test_who_trusted_stopped_repaired_deleted_cloned_and_restored(
+    ws: Workspace, commit: Commit, tmp_path: Path, llmos: Llmos, monkeypatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    first = commit(a="1")
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    backup(ws)
+    (ws.root / "code.py").write_text("x = 1\n")
+    assert llmos("trust", "code.py").code == llmos("trust", "--revoke", "code.py").code == 0
+    served = os.fork()
+    if not served:
+        with contextlib.suppress(LlmosError), ws.begin("deploy", config={}, name="chat"):
+            time.sleep(60)
+        os._exit(0)
+    threading.Thread(target=os.waitpid, args=(served, 0)).start()
+    while not ws.runs.alive():
+        time.sleep(0.01)
+    stop(ws, "chat")
+    (first.path / "a").unlink()
+    shutil.rmtree(ws.objects.directory)
+    assert llmos("fsck", "--repair").code == 0
+    delete(ws, ["main"])
+    digest = hashlib.sha256(b"x = 1\n").hexdigest()[:12]
+    assert [each.what for each in audit(ws, limit=5).records[::-1]] == [
+        f"trust code.py ({digest})",
+        "trust --revoke code.py",
+        "stop chat",
+        f"fsck --repair: checkpoints/{first.id[:12]}/a",
+        "push --delete heads/main to origin",
+    ]
+    assert audited(ws).wrong == ""
+    for verb in ("restore", "clone"):
+        assert llmos(verb, tmp_path / "far", tmp_path / verb).code == 0
+        other = Workspace.find(tmp_path / verb)
+        assert audit(other, limit=1).records[0].what.startswith(f"{verb} ") and audited(other).wrong == ""
+
+
+def test_a_history_that_was_written_anew_is_found_by_who_verified_before(
+    ws: Workspace, commit: Commit, llmos: Llmos, monkeypatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1")
+    tag(ws, "one")
+    first = llmos("audit", "--verify", "--json").json
+    tag(ws, "two")
+    again = llmos("audit", "--verify")
+    assert f"the first {first['records']} are those that you verified before" in again.out
+    assert llmos("audit", "--verify", "--head", first["head"]).code == 0
+    assert llmos("audit", "--verify", "--head", "ab" * 32).code == 5
+    # By somebody who knows how: the log, its head and the log of operations, all of them consistent.
+    lines = [line for line in ws.oplog.path.read_bytes().splitlines() if b'"tag one"' not in line]
+    ws.oplog.path.write_bytes(b"\n".join(lines) + b"\n")
+    (ws.dot / "audit.head").unlink()
+    ws.oplog.audit.path.unlink()
+    for operation in ws.oplog.operations():
+        ws.oplog.audit.append(operation.name, Author("me", "here", "llmos"), operation=operation.id, logged=True)
+    assert audited(ws).wrong == ""
+    found = llmos("audit", "--verify")
+    assert (found.code, "is not the one that you verified" in found.err) == (5, True)
+    assert llmos("audit", "--verify", "--head", first["head"]).code == 5
 
 
 TAMPERINGS: dict[str, Callable[[Path], object]] = {

@@ -16,6 +16,7 @@ from llmos_cli.core.remote import layout
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.audit import audit
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
@@ -28,7 +29,7 @@ from llmos_cli.operations.tag import tag
 from tests.core.conftest import Commit, commit_to
 from tests.core.test_remote import every, killed_before
 
-OWN = ("objects", "tmp", "locks", "cache", "identity", "storage")
+OWN = ("objects", "tmp", "locks", "cache", "identity", "storage", "audit.jsonl", "audit.head")
 
 
 @pytest.fixture
@@ -72,11 +73,13 @@ def restored(far: Path, name: str = "back", at: str | None = None, key_file: str
 
 
 def test_all_of_it_comes_back(lived: Workspace, far: Path) -> None:
-    before = files(lived)  # that it was backed up is told afterwards
+    before, recorded = files(lived), lived.oplog.audit.path.read_bytes()  # that it was backed up is told afterwards
     made = backup(lived)
     assert made.checkpoints == 4
     back = restored(far)
     assert files(back) == before
+    assert back.oplog.audit.path.read_bytes().startswith(recorded)
+    assert [each.what for each in audit(back, limit=1).records] == [f"restore {made.backup} from {far}"]
     assert fsck(back).problems == fsck(lived).problems == ()
     assert [record.id for record in back.runs.list()] == [record.id for record in lived.runs.list()]
     assert back.oplog.undo().changes == lived.oplog.undo().changes

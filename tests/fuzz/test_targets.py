@@ -23,6 +23,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("an_index", DEEP),
     ("the_audit_log", DEEP + b"\n\0" + DEEP),
     ("the_audit_log", b'\0{"number": "x", "hash": null}'),
+    ("the_audit_log", b'\0{"number": -1, "hash": "x"}'),
     ("the_op_log", DEEP + b"\n"),
     ("events", DEEP + b"\n"),
     ("a_signature", DEEP),
