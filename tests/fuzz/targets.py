@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.core import audit, manifest, records, signatures, yaml12
+from llmos_cli.core import audit, manifest, records, seal, signatures, yaml12
+from llmos_cli.core.cipher import MAGIC, SALT
 from llmos_cli.core.config import read_file
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, Refs
 from llmos_cli.core.remote import backups, hostile, layout
-from llmos_cli.core.remote.vault import MAGIC, SALT, Vault
+from llmos_cli.core.remote.vault import Vault
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data.files import read as read_rows
 from llmos_cli.models import headers
@@ -133,6 +134,10 @@ def a_signature(data: bytes) -> object:
     return signatures.parse(data.decode(errors="replace"), "it")
 
 
+def a_seal(data: bytes) -> object:
+    return seal.parse(data, "0" * 64)
+
+
 def events(data: bytes) -> object:
     found, _ = records.read_events(at("r/events.jsonl", data))
     return records.fold(records.RunRecord("r", FOLDER / "r"), found)
@@ -169,7 +174,7 @@ TARGETS: dict[str, Target] = {
     each.__name__: each
     for each in (
         *(a_manifest, a_ref, the_op_log, the_audit_log, a_yaml, a_yaml_text, settings, of_a_remote, a_listing),
-        *(a_sealed_file, a_signature, events, a_safetensors_header, an_index, words, a_search_space),
+        *(a_sealed_file, a_signature, a_seal, events, a_safetensors_header, an_index, words, a_search_space),
     )
 }
 SLOW: dict[str, Target] = {"rows": rows}
@@ -275,6 +280,7 @@ def seeds(name: str) -> list[bytes]:
         "a_listing": [b"config.json\nmodel-1.safetensors\na/b", b"../a", b"/etc/passwd", b"A\na"],
         "a_sealed_file": [b"x" * 40, b"l" + MAGIC],
         "a_signature": [b'{"verificationMaterial": {"publicKey": {"hint": "x"}}, "dsseEnvelope": {"payload": "e30="}}'],
+        "a_seal": [seal.Seal("0" * 64, "1" * 64, "2" * 64, {"a": manifest.FileEntry("3" * 64, 5)}).text().encode()],
         "events": [small[-1]],
         "a_safetensors_header": [text + bytes(4), b"\0" + bytes(7), struct.pack("<Q", 2**63) + b"{}"],
         "an_index": [b'{"weight_map": {"a": "x.safetensors"}}'],
