@@ -122,9 +122,12 @@ class Objects:
             if _same_bytes(stored, staged):
                 try:
                     _replace(staged, self._duplicate(stored, mode))
+                    return _Adopted(0)
                 except PermissionError:  # it is another user's, and may be read and not linked
                     return _Adopted(entry.size, denied=True)
-                return _Adopted(0)
+                except OSError as error:
+                    if error.errno != errno.EMLINK:  # it has all the names that a file may have: ours takes its place
+                        raise
         make_directory(stored.parent)
         _replace(stored, self._duplicate(staged, mode))
         return _Adopted(entry.size)

@@ -96,6 +96,23 @@ def test_equal_files_share_their_bytes(ws: Workspace, commit: Any) -> None:
     assert du(ws).checkpoints == 6
 
 
+@pytest.mark.slow
+def test_a_file_with_all_the_names_it_may_have_is_stored_anew(ws: Workspace, tmp_path: Path, commit: Any) -> None:
+    most = os.pathconf(tmp_path, "PC_LINK_MAX")
+    commit(a="same")
+    stored = ws.objects.path(*ws.objects.names())
+    try:
+        for number in range(most):
+            os.link(stored, tmp_path / str(number))
+    except OSError as error:
+        assert error.errno == errno.EMLINK
+    if ws.storage != "hardlink" or stored.stat().st_nlink < most:
+        pytest.skip("this file system gives a file as many names as one likes")
+    again, once_more = commit(a="same", b="1"), commit(a="same", b="2")
+    assert (again.path / "a").samefile(once_more.path / "a")
+    assert fsck(ws).problems == ()
+
+
 def test_a_link_in_a_checkpoint_is_refused(ws: Workspace) -> None:
     staged = stage(ws.dot, {"a": b"x"})
     (staged / "b").symlink_to("a")
