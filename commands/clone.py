@@ -18,6 +18,7 @@ def clone(
     ] = None,
     key_file: KeyOfRemote = None,
     encrypted: EncryptedRemote = False,
+    data: Annotated[bool, typer.Option("--data", help="Bring kept data too (`llmos data snapshot`).")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -27,5 +28,14 @@ def clone(
 
         key = str(key_file or "")
         s.ui.show(
-            operation(url, directory, branch=branch, encrypted=encrypted, key_file=key, dry_run=dry_run, emit=s.ui.emit)
+            operation(
+                url,
+                directory,
+                branch=branch,
+                encrypted=encrypted,
+                key_file=key,
+                data=data,
+                dry_run=dry_run,
+                emit=s.ui.emit,
+            )
         )

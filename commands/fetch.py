@@ -19,6 +19,7 @@ def fetch(
         list[str] | None,
         typer.Option("--weights", metavar="REV", help="Bring back the weights of REV, removed here; repeatable."),
     ] = None,
+    data: Annotated[bool, typer.Option("--data", help="Bring kept data too (`llmos data snapshot`).")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -26,4 +27,4 @@ def fetch(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.fetch import fetch as operation
 
-        s.ui.show(operation(s.workspace, remote, weights=weights or (), dry_run=dry_run, emit=s.ui.emit))
+        s.ui.show(operation(s.workspace, remote, weights=weights or (), data=data, dry_run=dry_run, emit=s.ui.emit))

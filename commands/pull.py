@@ -16,6 +16,7 @@ def pull(
         Path | None,
         typer.Option(metavar="KEY", help="Move on to what this public key or certificate vouches for, or not at all."),
     ] = None,
+    data: Annotated[bool, typer.Option("--data", help="Bring kept data too (`llmos data snapshot`).")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -23,4 +24,4 @@ def pull(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.pull import pull as operation
 
-        s.ui.show(operation(s.workspace, remote, trusted=require_signature, dry_run=dry_run, emit=s.ui.emit))
+        s.ui.show(operation(s.workspace, remote, trusted=require_signature, data=data, dry_run=dry_run, emit=s.ui.emit))

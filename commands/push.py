@@ -28,6 +28,7 @@ def push(
         bool, typer.Option("-f", "--force", help="Move branches and tags that are elsewhere there.")
     ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete these branches and tags there.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Send kept data too (`llmos data snapshot`).")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -44,6 +45,13 @@ def push(
             return
         s.ui.show(
             operations.push(
-                s.workspace, revs or (), everything=all, remote=remote, force=force, dry_run=dry_run, emit=s.ui.emit
+                s.workspace,
+                revs or (),
+                everything=all,
+                remote=remote,
+                force=force,
+                data=data,
+                dry_run=dry_run,
+                emit=s.ui.emit,
             )
         )

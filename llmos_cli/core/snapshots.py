@@ -95,6 +95,13 @@ def read_by(made: Made) -> Iterator[str]:
             yield identify(splits)
 
 
+def read_in(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
+    """Of the data that these checkpoints were made with, what is kept here."""
+    kept = set(ws.snapshots.ids())
+    made = (ws.manifest(each).made for each in checkpoints) if kept else ()
+    return {snapshot for each in made for snapshot in read_by(each)} & kept
+
+
 def readers(ws: Workspace) -> dict[str, list[str]]:
     """Snapshot, kept or not -> the checkpoints whose data it is."""
     found: dict[str, list[str]] = {}
@@ -113,8 +120,10 @@ def parse(text: bytes) -> Snapshot:
 
 def _split(value: Mapping[str, Any]) -> KeptSplit:
     pieces = tuple(Piece(str(p["sha256"]), int(p["size"]), int(p["rows"])) for p in value["pieces"])
-    if not all(ID.fullmatch(piece.sha256) and piece.size >= 0 and piece.rows > 0 for piece in pieces):
-        raise ValueError("a piece has no name, or no rows")
+    if not value["columns"] or not all(
+        ID.fullmatch(piece.sha256) and piece.size >= 0 and piece.rows > 0 for piece in pieces
+    ):
+        raise ValueError("it has no columns, or a piece no name or no rows")
     return KeptSplit(int(value["rows"]), str(value["sha256"]), tuple(map(str, value["columns"])), pieces)
 
 
@@ -126,8 +135,11 @@ def frames(piece: bytes, columns: Sequence[str]) -> Iterator[tuple[int, int, lis
         for mark in marks:
             if not piece.startswith(mark, at):
                 raise ValueError(f"no column stands at byte {at}")
-            colon = piece.index(b":", at + len(mark))
-            at = colon + 1 + int(piece[at + len(mark) : colon])
+            colon = piece.index(b":", at + len(mark), at + len(mark) + 20)
+            length = piece[at + len(mark) : colon]
+            if not length.isdigit():  # nor a sign: a row that led backwards would never end
+                raise ValueError(f"no length stands at byte {at + len(mark)}")
+            at = colon + 1 + int(length)
             values.append((colon + 1, at))
         if at > len(piece):
             raise ValueError("the last row is cut off")

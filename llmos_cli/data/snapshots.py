@@ -124,7 +124,7 @@ class _Reader:
             content, places = self._opened(index)
             begin, end = places[row - self._ends[index] + self._pieces[index].rows][column]
             return fingerprint.value_of(content[begin:end])
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, RecursionError) as error:
             raise Corrupt(
                 f"row {row + 1} of a snapshot makes no sense: {error}", hint="`llmos fsck` tells more"
             ) from error

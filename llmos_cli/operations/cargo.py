@@ -26,7 +26,7 @@ class MovedRef:
 
 @dataclass(frozen=True)
 class Cargo:
-    """`checkpoints` with weights, `lineage` manifests alone, `sealed` encrypted; `bytes` of the files that moved."""
+    """`checkpoints` with weights, `lineage` manifests alone, `sealed` encrypted; `bytes` of the files that moved; `snapshots` of data."""
 
     remote: str
     url: str
@@ -39,6 +39,7 @@ class Cargo:
     dry_run: bool
     signatures: int = 0
     sealed: int = 0
+    snapshots: int = 0
 
     def parts(self) -> list[str]:
         """Of what kinds how much, but for refs; empty where no file moved."""
@@ -49,6 +50,7 @@ class Cargo:
             *([counted(self.lineage, "manifest") + " without weights"] if self.lineage else ()),
             *([counted(self.runs, "run")] if self.runs else ()),
             *([counted(self.signatures, "signature")] if self.signatures else ()),
+            *([counted(self.snapshots, "data snapshot")] if self.snapshots else ()),
         ]
 
 

@@ -49,12 +49,13 @@ def clone(
     branch: str | None = None,
     encrypted: bool = False,
     key_file: str = "",
+    data: bool = False,
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> CloneResult:
     root, ready = appearing.place_for(directory, "clone", "cloning")
     place = described(Workspace(root), ORIGIN, url, encrypted=encrypted, key_file=key_file)
-    plan = _plan(Workspace(root), place, emit)
+    plan = _plan(Workspace(root), place, data, emit)
     chosen = _branch(plan.branches, branch)
     if dry_run:
         return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
@@ -62,7 +63,7 @@ def clone(
         return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
     ws = _begun(ready, place, chosen, emit)
     try:
-        found = fetched(ws, place, emit=emit)
+        found = fetched(ws, place, data=data, emit=emit)
     except (LlmosError, KeyboardInterrupt):
         emit(Note(f"what came is kept in {os.path.relpath(ready)}: the same `llmos clone` goes on there", "warning"))
         raise
@@ -75,11 +76,11 @@ def clone(
     return CloneResult(os.path.relpath(root), found.result, chosen, at)
 
 
-def _plan(nowhere: Workspace, place: RemoteSettings, emit: Emit) -> Fetched:
+def _plan(nowhere: Workspace, place: RemoteSettings, data: bool, emit: Emit) -> Fetched:
     """What would come, read before anything is made."""
     nowhere.oplog.rehearsing = True
     opened(nowhere, place).must_be_begun()
-    return fetched(nowhere, place, dry_run=True, emit=ignore)
+    return fetched(nowhere, place, data=data, dry_run=True, emit=ignore)
 
 
 def _branch(branches: Mapping[str, str], wanted: str | None) -> str:

@@ -62,16 +62,24 @@ def fetch(
     remote: str | None = None,
     *,
     weights: Sequence[str] = (),
+    data: bool = False,
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> FetchResult:
-    """`weights`: revisions whose weights were removed here, and are to come back."""
+    """`weights`: revisions whose weights were removed here, and are to come back; `data`: so are the rows that the remote keeps of
+    what its lines were made with."""
     again = [ws.resolve(rev) for rev in weights]
-    return fetched(ws, remotes.named(ws, remote), weights=again, dry_run=dry_run, emit=emit).result
+    return fetched(ws, remotes.named(ws, remote), weights=again, data=data, dry_run=dry_run, emit=emit).result
 
 
 def fetched(
-    ws: Workspace, place: RemoteSettings, *, weights: Sequence[str] = (), dry_run: bool = False, emit: Emit = ignore
+    ws: Workspace,
+    place: RemoteSettings,
+    *,
+    weights: Sequence[str] = (),
+    data: bool = False,
+    dry_run: bool = False,
+    emit: Emit = ignore,
 ) -> Fetched:
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
@@ -79,7 +87,9 @@ def fetched(
         refs = there.refs()
         _check_refs(there, refs)
         _check_weights(there, weights)
-        coming = receiving.lacking(ws, there, [each.value for each in refs.values() if each.value], weights=weights)
+        tips = [each.value for each in refs.values() if each.value]
+        coming = receiving.lacking(ws, there, tips, weights=weights)
+        coming = receiving.with_data(ws, coming, there, tips) if data else coming
         tags = list(_new_tags(ws, there, refs, emit))
         result = _result(place, coming, [*_moved(ws, there, refs), *map(_new, tags)], dry_run)
         if not dry_run:
@@ -115,6 +125,7 @@ def _result(
         dry_run,
         len(coming.signatures),
         len(coming.sealed),
+        len(coming.snapshots),
     )
 
 
@@ -163,10 +174,11 @@ def _moved(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef]) -> Itera
 def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list[Change], emit: Emit) -> None:
     receiving.receive(ws, there, coming, emit)
     with receiving.staged(ws, coming) as prepared:
+        receiving.publish_snapshots(ws, coming)
         with ws.oplog.locked(ws.emit):
             receiving.publish(ws, prepared, coming)
             if tags:
                 ws.oplog.apply_locked(f"fetch {there.name}", tags)
-            elif coming.checkpoints or coming.signatures:
+            elif coming.checkpoints or coming.signatures or coming.snapshots:
                 ws.oplog.note_locked(f"fetch {there.name}")
         receiving.publish_runs(ws, coming)

@@ -41,6 +41,7 @@ def pull(
     remote: str | None = None,
     *,
     trusted: Path | None = None,
+    data: bool = False,
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> PullResult:
@@ -49,7 +50,7 @@ def pull(
     head = ws.head()
     if head.branch is None:
         raise UsageError("HEAD is on no branch that could follow", hint="`llmos checkout BRANCH`, or `llmos fetch`")
-    theirs = fetched(ws, named(ws, remote), dry_run=dry_run, emit=emit)
+    theirs = fetched(ws, named(ws, remote), data=data, dry_run=dry_run, emit=emit)
     result, target, before = theirs.result, theirs.branches.get(head.branch), head.checkpoint
     if target is None:
         raise NotFound(

@@ -37,10 +37,12 @@ def push(
     *,
     everything: bool = False,
     remote: str | None = None,
+    data: bool = False,
     force: bool = False,
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> PushResult:
+    """`data`: the rows that were kept of what these lines were made with go along."""
     place = remotes.named(ws, remote)
     wanted = _all(ws) if everything else _named(ws, revs or (HEAD,))
     with remotes.turn(ws, place):
@@ -49,7 +51,7 @@ def push(
         moves = list(
             _moves(ws, there, known, {**wanted, **_tags(ws, wanted, known)}, set(wanted), force=force, emit=emit)
         )
-        missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())))
+        missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())), data=data)
         if not dry_run:
             if moves or not missing.empty:
                 sending.send(there, missing, emit)
@@ -73,6 +75,7 @@ def push(
         dry_run,
         len(missing.signatures),
         len(missing.sealed),
+        len(missing.snapshots),
     )
 
 

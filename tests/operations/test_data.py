@@ -211,3 +211,63 @@ def test_nothing_is_half_kept_on_a_full_disk(made: Workspace, llmos, monkeypatch
     monkeypatch.setattr(atomic, "_write_synced", whole)
     assert llmos("gc", "-q").code == 0 and not [*made.snapshots.stored()]
     assert llmos("data", "snapshot", "-q").code == 0 and fsck(made).problems == ()
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["plain", "encrypted"])
+def test_it_travels_where_it_is_asked_to(made: Workspace, llmos, tmp_path: Path, key: bool, monkeypatch):
+    far, keyed = str(tmp_path / "far"), ("--key-file", str(tmp_path / "key")) if key else ()
+    assert llmos("data", "snapshot", "-q").code == 0
+    kept = snapshot_of(made)
+    assert llmos("remote", "add", "origin", far, *keyed).code == 0
+    assert llmos("push", "-q").code == 0
+    assert llmos("clone", far, tmp_path / "bare", "--data", *keyed).code == 0
+    assert Workspace(tmp_path / "bare").snapshots.ids() == [], "a push alone sends no data"
+    sent = llmos("push", "--data", "--json", "-q").json
+    assert (sent["snapshots"], sent["checkpoints"]) == (1, 0) and sent["bytes"] > 0
+    assert "has all of it already" in llmos("push", "--data").out
+    told = llmos("clone", far, tmp_path / "there", "--data", *keyed)
+    assert told.code == 0 and "1 data snapshot" in told.out
+    there = Workspace(tmp_path / "there")
+    assert there.snapshots.read(kept) == made.snapshots.read(kept) and fsck(there).problems == ()
+    monkeypatch.chdir(there.root)  # where there is no rows.csv
+    judged = llmos("eval", "-q", "--fresh")
+    assert judged.code == 0 and f"the rows of snapshot {kept[:12]}" in judged.err
+    monkeypatch.chdir(tmp_path / "bare")
+    assert llmos("fetch", "--data", "--json").json["snapshots"] == 1
+    assert llmos("fetch", "--data", "--json").json["snapshots"] == 0
+    assert Workspace(tmp_path / "bare").snapshots.ids() == [kept]
+
+
+def test_what_a_remote_says_of_data_is_not_believed(made: Workspace, llmos, tmp_path: Path):
+    (made.root / "notes.csv").write_text("text,label\n" + "".join(f"note {at},{at % 2}\n" for at in range(99)))
+    assert llmos("data", "snapshot", "-q").code == 0
+    kept = snapshot_of(made)
+    assert llmos("remote", "add", "origin", str(tmp_path / "far")).code == 0
+    assert llmos("push", "-q", "--data").code == 0
+    described = tmp_path / "far" / "snapshots" / f"{kept}.json"
+    whole = json.loads(described.read_text())
+    pieces = [piece for split in whole["splits"].values() for piece in split["pieces"]]
+    lies = {
+        "altered": whole | {"id": "0" * 64},
+        "another": whole | {"source": "a\x1b[2Jb"},
+        "makes no sense": whole | {"splits": {"train": {"rows": 1}}},
+        "is not what it says": json.loads(json.dumps(whole)),
+    }
+    lies["is not what it says"]["splits"]["train"]["pieces"] = [pieces[-1]]
+    for what, lie in lies.items():
+        described.write_text(json.dumps(lie))
+        told = llmos("clone", tmp_path / "far", tmp_path / "there", "--data")
+        assert told.code == 5 and ("was altered" if what == "another" else what) in told.err, told.err
+        assert not (tmp_path / "there").exists()
+    described.write_text(json.dumps(whole))
+    assert llmos("clone", tmp_path / "far", tmp_path / "there", "--data").code == 0
+
+
+@pytest.mark.parametrize(
+    "piece", [b"text:-9:sx", b"text:+1:s", b"text:1_0:s", b"text:9:s", b"label:1:s", b"text:", b"text:" + b"9" * 99]
+)
+def test_a_row_that_is_none(piece: bytes):
+    from llmos_cli.core.snapshots import frames
+
+    with pytest.raises(ValueError):
+        list(frames(piece, ("text",)))

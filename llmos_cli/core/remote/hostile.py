@@ -7,15 +7,16 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmos_cli import errors
-from llmos_cli.core import manifest, records, signatures
+from llmos_cli.core import manifest, records, signatures, snapshots
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
 from llmos_cli.core.seal import Seal, belongs
 from llmos_cli.core.seal import parse as parse_seal
+from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.errors import Corrupt, LlmosError, UsageError
 
 MANIFEST_LIMIT = 64 << 20
@@ -23,6 +24,8 @@ MANIFEST_LIMIT = 64 << 20
 REF_LIMIT = 4096
 _LARGEST = 1 << 50
 _FILES = 1_000_000
+_PIECE = 1 << 32
+"""Bytes of a piece of a snapshot, which is read as a whole."""
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
 UNREADABLE = (*errors.UNREADABLE, LlmosError)
 HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
@@ -68,6 +71,25 @@ def read_signature(text: bytes, checkpoint: str) -> str:
     if named != checkpoint or len(bundle) > signatures.LIMIT:
         raise Corrupt(f"{what} on the remote is that of another, or larger than one can be", hint=HINT)
     return str(bundle)
+
+
+def read_snapshot(text: bytes, snapshot: str) -> Snapshot:
+    """What says that it is this snapshot; whether its pieces are its rows is known when they are here."""
+    what = f"snapshot {snapshot[:12]}"
+    try:
+        found = snapshots.parse(text)
+        right = snapshots.identify(found.fingerprint) == found.id == snapshot
+        sound = found.source.isprintable() and all(map(str.isidentifier, _words(found)))
+    except UNREADABLE as error:
+        raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
+    if not (right and sound and all(size <= _PIECE for size in found.pieces.values())):
+        raise Corrupt(f"{what} on the remote was altered, or no snapshot can be so", hint=HINT)
+    return found
+
+
+def _words(found: Snapshot) -> Iterator[str]:
+    for name, split in found.splits.items():
+        yield from (name, *split.columns)
 
 
 def check_tree(tree: Mapping[str, FileEntry], what: str) -> None:

@@ -7,6 +7,7 @@
     sealed/<id>.json         a seal, where the checkpoint was sealed when it was sent: its encrypted files are objects
     signatures/<id>.json     {"checkpoint", "bundle"}: who vouches for a checkpoint
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
+    snapshots/<id>.json      rows of data that a checkpoint was made with; their pieces are objects (`push --data`)
     results/<key>.json       what a stage of a pipeline made (`llmos run --cache-dir`)
     refs/<ref>/00000007      {"ref", "value"}: what a branch or tag was moved to for the seventh time
     backups/<time>.json      what a whole workspace was at one moment; see `backups.py`
@@ -34,6 +35,7 @@ LINEAGE = "lineage"
 SEALED = "sealed"
 SIGNATURES = "signatures"
 RUNS = "runs"
+SNAPSHOTS = "snapshots"
 RESULTS = "results"
 REFS = "refs"
 BACKUPS = "backups"
@@ -64,6 +66,10 @@ def signature_name(checkpoint: str) -> str:
 
 def run_name(run: str) -> str:
     return f"{RUNS}/{run}.json"
+
+
+def snapshot_name(snapshot: str) -> str:
+    return f"{SNAPSHOTS}/{snapshot}.json"
 
 
 def result_name(key: str) -> str:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, signatures, storing, view
+from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
+from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK
 from llmos_cli.core.seal import Seal
+from llmos_cli.core.snapshots import Snapshot, read_by
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import Conflict, Corrupt, LlmosError
 from llmos_cli.events import Emit
@@ -53,6 +56,7 @@ class Receiving:
     objects: Mapping[str, int]
     signatures: Mapping[str, str]
     sealed: Mapping[str, Seal] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -84,6 +88,19 @@ def lacking(
     _check_sizes(remote, objects)
     signed = _signatures(ws, remote, here | {each.id for each in new})
     return Receiving(whole, lineage, found, objects, signed, {each.checkpoint: each for each in seals})
+
+
+def with_data(ws: Workspace, coming: Receiving, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
+    """With the snapshots that the remote has of the data that these checkpoints, and those to come, were made with."""
+    here = with_ancestors(ws, [each for each in checkpoints if (ws.checkpoints / each).is_dir()])
+    made = [*coming.checkpoints, *(ws.manifest(each) for each in here)]
+    wanted = {snapshot for each in made for snapshot in read_by(each.made) if snapshot not in ws.snapshots}
+    rows = tuple(remote.snapshot(each) for each in sorted(wanted) if remote.has_snapshot(each))
+    pieces = {
+        sha256: size for each in rows for sha256, size in each.pieces.items() if not ws.snapshots.has(sha256, size)
+    }
+    _check_sizes(remote, pieces)
+    return replace(coming, objects={**coming.objects, **pieces}, snapshots=rows)
 
 
 def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) -> Receiving:
@@ -317,6 +334,19 @@ def _publish_sealed(ws: Workspace, prepared: storing.Prepared, seal: Seal) -> No
     ws.sealed.close(seal.checkpoint)
     ws.dropped.restore(seal.checkpoint)
     atomic.publish(prepared.staged, prepared.checkpoint.path)
+
+
+def publish_snapshots(ws: Workspace, receiving: Receiving) -> None:
+    """Pieces first; Corrupt, and no snapshot, where they are not the rows whose fingerprint it is."""
+    downloads = ws.dot / "tmp" / FOLDER
+    with lock(ws.snapshots.lock, emit=ws.emit) if receiving.snapshots else contextlib.nullcontext():
+        for each in receiving.snapshots:
+            for sha256 in each.pieces:
+                if (downloads / sha256).exists():
+                    ws.snapshots.store((downloads / sha256).read_bytes())
+            if what := ws.snapshots.wrong(each):
+                raise Corrupt(f"snapshot {each.id[:12]} on the remote is not what it says: {what}", hint=hostile.HINT)
+            ws.snapshots.write(each)
 
 
 def publish_runs(ws: Workspace, receiving: Receiving) -> None:

@@ -18,6 +18,7 @@ from llmos_cli.core.remote.parallel import in_parallel
 from llmos_cli.core.remote.store import Store
 from llmos_cli.core.remote.vault import Vault
 from llmos_cli.core.seal import Seal
+from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.errors import Corrupt, NotFound, Untrusted, UsageError
 
 _WHO = "ask who can write there"
@@ -125,6 +126,18 @@ class Remote:
     @cached_property
     def signatures(self) -> set[str]:
         return self.store.names(layout.SIGNATURES) if self.is_begun else set()
+
+    @cached_property
+    def snapshots(self) -> set[str]:
+        return self.store.names(layout.SNAPSHOTS) if self.is_begun else set()
+
+    def has_snapshot(self, snapshot: str) -> bool:
+        return bool(self.snapshots) and self._is_in(self.snapshots, layout.snapshot_name(snapshot))
+
+    def snapshot(self, snapshot: str) -> Snapshot:
+        """Of one that is there."""
+        text = self.store.read(layout.snapshot_name(snapshot), hostile.MANIFEST_LIMIT)
+        return hostile.read_snapshot(text or b"", snapshot)
 
     def has_weights(self, checkpoint: str) -> bool:
         return self._is_in(self.checkpoints, layout.checkpoint_name(checkpoint))

@@ -24,6 +24,7 @@ from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK, Content, whole
 from llmos_cli.core.seal import Seal
+from llmos_cli.core.snapshots import Snapshot, read_in
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit
 
@@ -52,6 +53,7 @@ class Sending:
     objects: dict[str, tuple[Path, int]]
     signatures: Mapping[str, str]
     sealed: tuple[Seal, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -59,19 +61,21 @@ class Sending:
 
     @property
     def empty(self) -> bool:
-        return not (self.whole or self.lineage or self.sealed or self.runs or self.signatures)
+        return not (self.whole or self.lineage or self.sealed or self.runs or self.signatures or self.snapshots)
 
 
-def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Sending:
-    """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them."""
+def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: bool = False) -> Sending:
+    """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them; with `data`, of the
+    snapshots of what they were made with."""
     with ws.index.still():
         new, known = _new(ws, remote, checkpoints)
         weights, bare, sealed = _parted(ws, remote, parents_first(ws, new))
         runs = list(_runs(ws, remote, checkpoints))
         signed = any(signatures.signed(ws.dot))
         vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
-    objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed), known)
-    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed))
+    rows = _snapshots(ws, remote, checkpoints) if data else ()
+    objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed) | _pieces(ws, rows), known)
+    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed), tuple(rows))
 
 
 def _parted(ws: Workspace, remote: Remote, line: Sequence[str]) -> tuple[list[Manifest], list[Manifest], list[Seal]]:
@@ -86,6 +90,15 @@ def _parted(ws: Workspace, remote: Remote, line: Sequence[str]) -> tuple[list[Ma
 def _encrypted(ws: Workspace, seals: Iterable[Seal]) -> dict[str, tuple[Path, int]]:
     entries = [entry for each in seals for entry in each.tree.values()]
     return {entry.sha256: (ws.sealed.path(entry.sha256), entry.size) for entry in entries}
+
+
+def _snapshots(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> list[Snapshot]:
+    kept = read_in(ws, with_ancestors(ws, checkpoints))
+    return [ws.snapshots.read(each) for each in sorted(kept) if not remote.has_snapshot(each)]
+
+
+def _pieces(ws: Workspace, rows: Iterable[Snapshot]) -> dict[str, tuple[Path, int]]:
+    return {sha256: (ws.snapshots.piece(sha256), size) for each in rows for sha256, size in each.pieces.items()}
 
 
 def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -201,6 +214,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
         _write(remote, layout.checkpoint_name(each.id), each.to_json())
     for checkpoint, bundle in sending.signatures.items():
         _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
+    for kept in sending.snapshots:
+        remote.store.put(layout.snapshot_name(kept.id), whole(kept.text().encode()), lambda _: None)
     in_parallel(partial(_send_run, remote), sending.runs)
 
 
