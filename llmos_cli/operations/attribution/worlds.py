@@ -45,6 +45,11 @@ class Worlds:
     data: Mapping[str, Mapping[str, Any]]
 
     @cached_property
+    def here(self) -> Mapping[str, Any]:
+        """Asked once: every checkpoint of the workspace is compared with it."""
+        return environment()
+
+    @cached_property
     def since_before(self) -> Sequence[WorldChange]:
         """What has changed since A was made."""
         return self._since(self.pair.tails[0])
@@ -70,14 +75,13 @@ class Worlds:
         """Whether a recorded step was taken in the world of today, as far as records tell."""
         now = self.data.get(_section(step))
         made = step.like
-        return not list(_environment(made, environment())) and now is not None and _making(now) == _recorded(made)
+        return not list(_environment(made, self.here)) and now is not None and _making(now) == _recorded(made)
 
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a recipe makes beside what it says."""
-        here = environment()
         return {
             "source": source(),
-            "environment": {name: here[name] for name in (*CODE, *MACHINE)},
+            "environment": {name: self.here[name] for name in (*CODE, *MACHINE)},
             "data": {key: _making(value) for key, value in self.data.items()},
         }
 
@@ -87,7 +91,7 @@ class Worlds:
         for made in tail:
             now = self.data.get(_section(steps[made.id]))
             data = _data(made, _recorded(made), _making(now)) if now is not None else ()
-            for each in (*_environment(made, environment()), *data):
+            for each in (*_environment(made, self.here), *data):
                 found[each.changed.key] = each
         return list(found.values())
 
