@@ -19,7 +19,7 @@ from llmos_cli.core.view import short
 from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import lineage, processors, rerun
-from llmos_cli.operations.attribution.recipes import Pair, Recipe, Slot, Step, identity, is_valid, step
+from llmos_cli.operations.attribution.recipes import Pair, Recipe, Slot, Step, identity, is_valid, step, untimed
 from llmos_cli.operations.attribution.worlds import Worlds
 from llmos_cli.operations.evaluations import key_of
 
@@ -128,7 +128,7 @@ class Points:
         parent = self._lent(recipe[:begun])
         for at in range(begun, len(recipe)):
             each = recipe[at]
-            job = rerun.Job(each.operation, each.config, parent, each.threads, each.like.id, each.like.tree)
+            job = rerun.Job(each.operation, untimed(each), parent, each.threads, each.like.id, each.like.tree)
             ended = rerun.run(self.ws, self.scratch, job, self.emit)
             if ended.code:
                 told = ended.said.get("error") or {}

@@ -133,6 +133,13 @@ def seeded(recipe: Recipe, seed: int) -> Recipe:
     return tuple(Step(s.operation, {**s.config, "seed": seed}, s.threads, s.like) for s in recipe)
 
 
+def untimed(of: Step) -> Mapping[str, Any]:
+    """Its config, without the measuring of time that compressing ends with: what is made is the same."""
+    if "latency" not in DECIDE_NOTHING[of.operation]:
+        return of.config
+    return {**of.config, of.operation: {**of.config[of.operation], "latency": False}}
+
+
 def is_valid(recipe: Recipe) -> bool:
     """Whether today's options allow it: half of one config and half of another may contradict itself."""
     try:
