@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos_cli.core.cipher import PIECE, encrypted_size
@@ -109,6 +109,7 @@ def test_a_remote_that_stops_being_encrypted_is_not_trusted(ws: Workspace, commi
             act(ws)
 
 
+@settings(deadline=None)
 @given(
     size=st.sampled_from([0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE - 5]),
     start=st.integers(0, 3 * PIECE),
