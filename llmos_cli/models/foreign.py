@@ -8,6 +8,7 @@ architecture comes as Python files is refused.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def find(source: str, *, file: str | None = None, revision: str | None = None) -
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        _check_links(path)
         return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})
     if path.is_file():
         if path.suffix not in (".safetensors", ".gguf", *PICKLES):
@@ -131,6 +133,24 @@ def _convert_sparse(
         _copy(foreign.others(), dense)
         whole = replace(foreign, directory=dense, weights=tuple(headers.files(dense)))
         return convert(whole, target, task=task, dtype=dtype, seed=seed)
+
+
+def _check_links(directory: Path) -> None:
+    """Untrusted where a link leads out of the folder: in an unpacked archive it may lead to a key of the user's, which would be
+    imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those."""
+    inside = directory.resolve()
+    blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
+    for link in (file for file in directory.iterdir() if file.is_symlink() and _counts(file)):
+        target = Path(os.path.realpath(link))
+        if not (target.is_relative_to(inside) or target.is_relative_to(blobs)):
+            raise Untrusted(
+                f"{link.name} in {directory} is a link that leads out of it, to {target}",
+                hint="copy what it points to in its place, if that is what you mean",
+            )
+
+
+def _counts(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".gguf", ".json", *PICKLES) or any(fnmatch(file.name, kept) for kept in KEPT)
 
 
 def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from llmos_cli.errors import LlmosError, NotFound, Untrusted, UsageError
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 from llmos_cli.models import headers, unpickle
 from llmos_cli.models.foreign import Converted, convert, find
 from llmos_cli.models.load import load
+from llmos_cli.operations.training import state
 from tests.models.conftest import logits, make
 
 
@@ -75,6 +77,32 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(upstream: Path, tmp_path: 
         bring(file, tmp_path / "ours")
     assert raised.value.exit_code == 5
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_hostile_state_of_a_training_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    torch.save({"position": Hostile(tmp_path / "mark")}, tmp_path / state.FILE)
+    with pytest.raises(Corrupt, match="cannot be read"):
+        state.step(tmp_path)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("a key")
+    (upstream / name).unlink(missing_ok=True)
+    (upstream / name).symlink_to(secret)
+    with pytest.raises(Untrusted, match=rf"{name} in .* is a link that leads out of it"):
+        find(str(upstream))
+
+
+def test_links_of_the_hubs_cache_are_its_files(upstream: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for number, file in enumerate(sorted(file for file in upstream.iterdir() if file.is_file())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    assert find(str(snapshot)).weights
 
 
 def test_other_pickles_are_refused_in_their_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,6 +285,13 @@ def test_a_deployment_can_require_one(ws, model, keys, llmos: Llmos) -> None:
     assert llmos("deploy", "--dry-run", "--require-signature", keys / "key.pub").code == 0
     assert llmos("deploy", "--require-signature", keys / "other.pub").code == 5
     assert ws.runs.list()[0].operation != "deploy"
+    changed = model.path / next(iter(model.manifest.tree))
+    times = changed.stat()
+    changed.chmod(0o644)
+    changed.write_bytes(bytes(byte ^ 1 for byte in changed.read_bytes()))
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))  # what only sizes and times would not tell
+    assert llmos("deploy", "--require-signature", keys / "key.pub").code == 5
+    assert llmos("verify", "--key", keys / "key.pub").code == 5
 
 
 def test_without_the_extra_it_is_asked_for(ws, model, keys, llmos: Llmos, monkeypatch) -> None:

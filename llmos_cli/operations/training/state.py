@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -142,6 +143,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 def _read(file: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, ValueError) as problem:
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as problem:  # the last: it holds more than tensors
         raise Corrupt(f"the state in {file} cannot be read", hint="start again without --resume") from problem
     return content
