@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmos_cli.errors import LlmosError
-from llmos_cli.models.statistics import STRIPES
+from llmos_cli.models.statistics import STRIPES, Statistics
 
 
 def alive(hessian_II: Tensor) -> Tensor:
@@ -73,31 +73,46 @@ class Factor:
 
 
 @contextmanager
-def factored(hessian_II: Tensor, damping: float, columns_I: Tensor | None = None) -> Iterator[Factor]:
-    """H's factor; within it H itself is damped as much, and afterwards as it was: of a wide layer H is the largest thing in memory.
-    Damping grows tenfold until the factor exists."""
-    if not torch.isfinite(hessian_II).all():
-        raise _overflow()
-    order_I = torch.arange(len(hessian_II), device=hessian_II.device) if columns_I is None else columns_I
+def factored(statistics: Statistics, damping: float, *, by_size: bool = False) -> Iterator[Factor]:
+    """The factor of a Hessian, made once for all matrices that share it; `by_size`: columns in the order of their inputs' size,
+    largest first. Within it the Hessian itself is damped as much, and afterwards as it was: of a wide layer it is the largest thing
+    in memory."""
+    hessian_II, known, asked = statistics.hessian_II, statistics.worked_out, (damping, by_size)
     undamped_I = hessian_II.diagonal().clone()
+    if asked not in known:
+        known[asked] = _first_factor(hessian_II, damping, by_size)
+    factor, added_I = known[asked]
     try:
-        while damping <= 10:
-            hessian_II.diagonal().copy_(undamped_I).add_(_added(undamped_I, damping))
-            if (found := _factor(hessian_II, order_I)) is not None:
-                yield found
-                return
-            damping *= 10
+        hessian_II.diagonal().copy_(undamped_I + added_I)
+        yield factor
     finally:
         hessian_II.diagonal().copy_(undamped_I)
+
+
+def _first_factor(hessian_II: Tensor, damping: float, by_size: bool) -> tuple[Factor, Tensor]:
+    """With what was added to the diagonal [I]: damping grows tenfold until the factor exists."""
+    if not torch.isfinite(hessian_II).all():
+        raise _overflow()
+    diagonal_I = hessian_II.diagonal()
+    while damping <= 10:
+        added_I = _added(diagonal_I, damping)
+        size_I = diagonal_I + added_I
+        order_I = (
+            size_I.argsort(descending=True, stable=True) if by_size else torch.arange(len(size_I)).to(size_I.device)
+        )
+        if (found := _factor(hessian_II, added_I, order_I)) is not None:
+            return found, added_I
+        damping *= 10
     raise _singular()
 
 
-def _factor(hessian_II: Tensor, order_I: Tensor) -> Factor | None:
+def _factor(hessian_II: Tensor, added_I: Tensor, order_I: Tensor) -> Factor | None:
     """From the last column to the first, so that its Cholesky factor read backwards is upper triangular; in one place but for the
     turning round."""
     backwards_I = order_I.flip(0)
     # A symmetric matrix stands in its rows as it does in its columns, which is how LAPACK wants it.
     lower_II = hessian_II[backwards_I[:, None], backwards_I].mT
+    lower_II.diagonal().add_(added_I[backwards_I])
     failed = torch.empty((), dtype=torch.int32, device=hessian_II.device)
     torch.linalg.cholesky_ex(lower_II, out=(lower_II, failed))
     if failed or not torch.isfinite(lower_II).all():

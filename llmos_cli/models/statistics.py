@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Statistics:
     square_I: Tensor = field(default_factory=lambda: torch.empty(0))
     hessian_II: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     drift_II: Tensor | None = None
+    worked_out: dict[Any, Any] = field(default_factory=dict)
+    """What a method made of the sums, by what it asked: for the other matrices that share them."""
 
     @property
     def norm_I(self) -> Tensor:

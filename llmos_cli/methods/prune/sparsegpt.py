@@ -31,7 +31,7 @@ def needs(options: Options) -> frozenset[Need]:
 def prune(weight_OI: Tensor, statistics: Statistics, target: Target, options: Options) -> Tensor:
     """Equations 3 to 5 of the paper, on U, the upper factor of the inverse Hessian: removing w_j costs w_j^2 / U_jj^2."""
     born_zero_OI = weight_OI == 0
-    with factored(statistics.hessian_II, options.damping) as factor:
+    with factored(statistics, options.damping) as factor:
         weight_OI = moved_target(weight_OI.float(), statistics.drift_II, factor, options.asymmetry).clone()
     U_II = inverse_factor(statistics.hessian_II, options.damping)
     # What is zero already, or never sees an input, goes first.

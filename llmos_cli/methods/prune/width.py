@@ -128,7 +128,7 @@ def _sound(block_RR: Tensor) -> Tensor:
 def refit(weight_OI: Tensor, kept_I: Tensor, statistics: Statistics, options: Options) -> Tensor:
     """The matrix that answers on the inputs `kept_I` (bool) as nearly as can be as it did on all: W H[:, K] H[K, K]^-1, else 0."""
     refitted_OI, hessian_II = torch.zeros_like(weight_OI), statistics.hessian_II
-    with factored(hessian_II, options.damping) as factor:
+    with factored(statistics, options.damping) as factor:
         target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
         right_KO = (target_OI @ hessian_II[:, kept_I]).T
         refitted_OI[:, kept_I] = torch.linalg.solve(hessian_II[kept_I][:, kept_I], right_KO).T

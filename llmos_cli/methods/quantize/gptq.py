@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llmos_cli.core.section import Section
 from llmos_cli.methods.grid import Codes, Grid, Scales, nearest, searched, widest
-from llmos_cli.methods.hessian import Factor, damped, factored, moved_target, quadratic
+from llmos_cli.methods.hessian import Factor, factored, moved_target, quadratic
 from llmos_cli.models.kernels import rounding as kernels
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -54,21 +54,13 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
     """Codes of least objective; weights of exactly 0 stay 0 and their part is made up for by the others."""
     weight_OI = weight_OI.float()
     keep_OI = weight_OI != 0
-    columns_I = in_order(statistics.hessian_II, options)
-    with factored(statistics.hessian_II, options.damping, columns_I) as factor:
+    with factored(statistics, options.damping, by_size=options.act_order) as factor:
         target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
-        scales = searched(target_OI.where(keep_OI, 0), grid, factor.cost_I[columns_I.argsort()])
+        scales = searched(target_OI.where(keep_OI, 0), grid, factor.cost_I[factor.columns_I.argsort()])
         codes = column_by_column(target_OI, keep_OI, scales, grid, factor, options.block)
         codes = settled(codes, target_OI, keep_OI, statistics.hessian_II, grid, options)
         plain = nearest(weight_OI, widest(weight_OI, grid), grid)
         return better_rows(codes, plain, target_OI, statistics.hessian_II)
-
-
-def in_order(hessian_II: Tensor, options: Options) -> Tensor:
-    """[I]: the columns as they will be walked."""
-    if not options.act_order:
-        return torch.arange(len(hessian_II), device=hessian_II.device)
-    return damped(hessian_II, options.damping).diagonal().argsort(descending=True, stable=True)
 
 
 def column_by_column(

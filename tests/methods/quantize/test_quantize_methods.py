@@ -106,20 +106,21 @@ def test_gptq_is_the_literal_algorithm() -> None:
         error_O = (left_OI[:, column] - value_O) / inverse[0, 0]
         left_OI[:, column:] -= error_O[:, None] * inverse[0]
         wanted_OI[:, column] = value_O.float()
-    with factored(seen(rows_NI).hessian_II, 0.01) as factor:
+    with factored(seen(rows_NI), 0.01) as factor:
         ours = gptq.column_by_column(weight_OI, torch.ones(5, 12, dtype=torch.bool), scales, grid, factor, block=5)
     torch.testing.assert_close(ours.dequantized(), wanted_OI)
 
 
 def test_what_an_error_costs_is_the_factor_s_diagonal() -> None:
     """The sum of D_jj (w_j - q_j)^2 that the columns are walked by is the objective itself, and H damped only meanwhile."""
-    rows_NI, weight_OI, grid, order_I = inputs(64, 12), weights(5, 12), Grid(3, 4), torch.randperm(12)
-    hessian_II = seen(rows_NI).hessian_II
+    rows_NI, weight_OI, grid, statistics = inputs(64, 12), weights(5, 12), Grid(3, 4), seen(inputs(64, 12))
+    hessian_II = statistics.hessian_II
     before_II = hessian_II.clone()
     codes = nearest(weight_OI, widest(weight_OI, grid), grid)
     error_OI = weight_OI - codes.dequantized()
-    with factored(hessian_II, 0.01, order_I) as factor:
-        lower_II, cost_I = factor.carry_II, factor.cost_I
+    with factored(statistics, 0.01, by_size=True) as factor:
+        lower_II, cost_I, order_I = factor.carry_II, factor.cost_I, factor.columns_I
+        assert (hessian_II.diagonal()[order_I].diff() <= 0).all()
         torch.testing.assert_close(hessian_II, damped(before_II, 0.01))
         torch.testing.assert_close((lower_II.T * cost_I) @ lower_II, hessian_II[order_I][:, order_I])
         assert (lower_II.triu() == torch.eye(12)).all()
@@ -127,6 +128,8 @@ def test_what_an_error_costs_is_the_factor_s_diagonal() -> None:
         torch.testing.assert_close(walked_O, gptq.objective(codes, weight_OI, hessian_II))
         torch.testing.assert_close(factor.solve(hessian_II @ weight_OI.T), weight_OI.T, rtol=1e-3, atol=1e-3)
     assert torch.equal(hessian_II, before_II)
+    with factored(statistics, 0.01, by_size=True) as again, factored(seen(rows_NI), 0.01) as other:
+        assert again is factor and torch.equal(other.columns_I, torch.arange(12))
 
 
 def test_order_and_blocks_only_change_what_they_should() -> None:
@@ -200,8 +203,8 @@ def test_the_moved_target_answers_like_the_original() -> None:
     reference_NI, weight_OI = inputs(80, 6), weights(4, 6)
     drifted_NI = reference_NI @ (torch.eye(6) + 0.1 * weights(6, 6, seed=2))  # invertible: can be made up for wholly
     statistics = seen(drifted_NI, reference_NI)
-    for columns_I in (torch.arange(6), torch.tensor([3, 0, 5, 1, 2, 4])):
-        with factored(statistics.hessian_II, 1e-6, columns_I) as factor:
+    for by_size in (False, True):
+        with factored(statistics, 1e-6, by_size=by_size) as factor:
             target_OI = moved_target(weight_OI, statistics.drift_II, factor, 1.0)
         torch.testing.assert_close(drifted_NI @ target_OI.T, reference_NI @ weight_OI.T, rtol=1e-2, atol=1e-2)
 
