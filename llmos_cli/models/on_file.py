@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
@@ -36,6 +36,11 @@ class OnFile(torch.Tensor):
         made = torch.Tensor._make_wrapper_subclass(cls, entry.shape, dtype=torch.float32)  # type: ignore[attr-defined]
         made.entry = entry
         return made
+
+    @staticmethod
+    def can_be(entry: headers.Entry) -> bool:
+        """Whether the file holds a matrix of floats: of codes something has to be made first."""
+        return len(entry.shape) == 2 and entry.dtype in DTYPES
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnFile({self.entry})"
@@ -108,9 +113,3 @@ def _stored(entry: headers.Entry) -> NDArray[np.uint8]:
 def _tensor(rows: NDArray[np.uint8], entry: headers.Entry) -> Tensor:
     """In fp32; a copy, as a window may lie anywhere in a word."""
     return torch.from_numpy(np.array(rows)).view(DTYPES[entry.dtype]).float()
-
-
-def can_stay(module: nn.Module, entry: headers.Entry, on: torch.device) -> bool:
-    """Whether the weight of a layer need not be read before it is used: an embedding's rows, a head's outputs."""
-    looked_up = isinstance(module, nn.Embedding | nn.Linear)
-    return looked_up and on.type == "cpu" and len(entry.shape) == 2 and entry.dtype in DTYPES

@@ -20,7 +20,7 @@ from llmos_cli import device
 from llmos_cli.models import dequantize, headers
 from llmos_cli.models.blocks import Block, blocks, head_names
 from llmos_cli.models.load import load_config, model_class
-from llmos_cli.models.on_file import OnFile, can_stay
+from llmos_cli.models.on_file import OnFile
 from llmos_cli.models.save import stored_names
 
 
@@ -48,10 +48,13 @@ class Shelf:
         slots = _slots(self.model, self.stack, self.entries)
         self.lost = [slot.names[0] for slot in slots if not slot.stored]
         self.slots = {name: slot for slot in slots for name in slot.names}
+        self._on_file = _used_in_place(self.model, slots, self.entries) if on.type == "cpu" else set()
         if not self.lost:
             for name, buffer in self.model.named_buffers():
                 stays = name not in self.slots or self.slots[name].block is None
                 place(self.model, name, device.move(buffer, on if stays else torch.device("meta")))
+            for slot in self._on_file:
+                self.put(slot.names[0], OnFile(self.entries[slot.stored]))
             self._fill(None)
 
     @contextmanager
@@ -89,29 +92,11 @@ class Shelf:
         return [slot for slot in dict.fromkeys(self.slots.values()) if slot.block == index]
 
     def _fill(self, index: int | None) -> None:
-        slots = self._of(index)
-        lying = {slot: self.entries[slot.stored] for slot in slots if self._stays_on_file(slot)}
-        for slot, entry in lying.items():
-            self.put(slot.names[0], OnFile(entry))
-        with self._weights([slot for slot in slots if slot not in lying]) as weights:
+        slots = [slot for slot in self._of(index) if slot not in self._on_file]
+        with self._weights(slots) as weights:
             for slot in slots:
-                if slot not in lying:
-                    # A copy: what is read is a window on the file, which must not be written to and is not aligned.
-                    self.put(slot.names[0], device.move(weights[slot.stored].clone(), self.on))
-
-    def _stays_on_file(self, slot: Slot) -> bool:
-        """A weight that is looked up or is a head's, and that no method compresses."""
-        owners = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in slot.names}
-        heads, entry = set(head_names(self.model)), self.entries.get(slot.stored)
-        return (
-            slot.block is None
-            and entry is not None
-            and all(
-                can_stay(owner, entry, self.on)
-                and (isinstance(owner, nn.Embedding) or name.rpartition(".")[0] in heads)
-                for name, owner in owners.items()
-            )
-        )
+                # A copy: what is read is a window on the file, which must not be written to and is not aligned.
+                self.put(slot.names[0], device.move(weights[slot.stored].clone(), self.on))
 
     @contextmanager
     def _weights(self, slots: list[Slot]) -> Iterator[Mapping[str, Tensor]]:
@@ -180,6 +165,21 @@ def _slots(model: PreTrainedModel, stack: Sequence[Block], entries: Mapping[str,
         owners = {_owner(name, stack) for name in names}
         slots.append(Slot(tuple(names), found[0] if found else "", owners.pop() if len(owners) == 1 else None))
     return slots
+
+
+def _used_in_place(model: PreTrainedModel, slots: Sequence[Slot], entries: Mapping[str, headers.Entry]) -> set[Slot]:
+    """Those whose weights are looked up or are a head's and nothing else: no method compresses them where they stand."""
+    heads = set(head_names(model))
+
+    def serves(name: str) -> bool:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        return leaf == "weight" and (
+            isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and owner in heads)
+        )
+
+    outside = (slot for slot in slots if slot.block is None and slot.stored in entries)
+    return {slot for slot in outside if OnFile.can_be(entries[slot.stored]) and all(map(serves, slot.names))}
 
 
 def _tied(model: nn.Module) -> list[list[str]]:
