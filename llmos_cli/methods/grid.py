@@ -6,6 +6,7 @@ Shapes: O outputs, I inputs, g inputs in a group, G = I / g groups. Codes and ze
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +88,14 @@ class Codes:
         if scales.zero_OG is not None:
             codes_OI = (steps_OI.unflatten(1, (scales.zero_OG.shape[1], -1)) + scales.zero_OG[:, :, None]).flatten(1)
         return cls(codes_OI.to(kind), *scales)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Codes]) -> Codes:
+        """Of a matrix whose rows were worked on part by part."""
+        zeros = [part.zero_OG for part in parts if part.zero_OG is not None]
+        codes_OI = torch.cat([part.codes_OI for part in parts])
+        scale_OG = torch.cat([part.scale_OG for part in parts])
+        return cls(codes_OI, scale_OG, torch.cat(zeros) if zeros else None)
 
 
 @dataclass(frozen=True)

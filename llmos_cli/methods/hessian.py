@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmos_cli.errors import LlmosError
+from llmos_cli.models.matrices import finite
 from llmos_cli.models.statistics import STRIPES, Statistics
 
 
@@ -38,14 +39,14 @@ def _added(diagonal_I: Tensor, share: float) -> Tensor:
 
 def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
     """U upper triangular with U^T U = (H + damping * mean(diag H) * 1)^-1; damping grows tenfold until it exists."""
-    if not torch.isfinite(hessian_II).all():
+    if not finite(hessian_II):
         raise _overflow()
     upper_II: Tensor
     while damping <= 10:
         lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II.float(), damping))
         if not failed:
             upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
-        if not failed and torch.isfinite(upper_II).all():
+        if not failed and finite(upper_II):
             return upper_II
         damping *= 10
     raise _singular()
@@ -91,7 +92,7 @@ def factored(statistics: Statistics, damping: float, *, by_size: bool = False) -
 
 def _first_factor(hessian_II: Tensor, damping: float, by_size: bool) -> tuple[Factor, Tensor]:
     """With what was added to the diagonal [I]: damping grows tenfold until the factor exists."""
-    if not torch.isfinite(hessian_II).all():
+    if not finite(hessian_II):
         raise _overflow()
     diagonal_I = hessian_II.diagonal()
     while damping <= 10:
@@ -107,20 +108,35 @@ def _first_factor(hessian_II: Tensor, damping: float, by_size: bool) -> tuple[Fa
 
 
 def _factor(hessian_II: Tensor, added_I: Tensor, order_I: Tensor) -> Factor | None:
-    """From the last column to the first, so that its Cholesky factor read backwards is upper triangular; in one place but for the
-    turning round."""
+    """From the last column to the first, so that its Cholesky factor read backwards is upper triangular; all in one place."""
     backwards_I = order_I.flip(0)
     # A symmetric matrix stands in its rows as it does in its columns, which is how LAPACK wants it.
     lower_II = hessian_II[backwards_I[:, None], backwards_I].mT
     lower_II.diagonal().add_(added_I[backwards_I])
     failed = torch.empty((), dtype=torch.int32, device=hessian_II.device)
     torch.linalg.cholesky_ex(lower_II, out=(lower_II, failed))
-    if failed or not torch.isfinite(lower_II).all():
+    if failed or not finite(lower_II.mT):
         return None
-    carry_II = lower_II.mT.flip(0, 1)
+    carry_II = lower_II.mT
+    _turn_round(carry_II.view(-1))
     diagonal_I = carry_II.diagonal().clone()
     carry_II /= diagonal_I[:, None]
     return Factor(carry_II, diagonal_I.square(), order_I)
+
+
+PART = 1 << 20
+"""Numbers that are turned round at once."""
+
+
+def _turn_round(flat_N: Tensor) -> None:
+    """The last first, in place."""
+    half = len(flat_N) // 2
+    for start in range(0, half, PART):
+        count = min(PART, half - start)
+        first, last = flat_N[start : start + count], flat_N[len(flat_N) - start - count : len(flat_N) - start]
+        turned = first.flip(0)
+        first.copy_(last.flip(0))
+        last.copy_(turned)
 
 
 def quadratic(rows_OI: Tensor, hessian_II: Tensor) -> Tensor:

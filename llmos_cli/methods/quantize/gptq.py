@@ -52,15 +52,23 @@ def needs(options: Options) -> frozenset[Need]:
 
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:
     """Codes of least objective; weights of exactly 0 stay 0 and their part is made up for by the others."""
-    weight_OI = weight_OI.float()
-    keep_OI = weight_OI != 0
     with factored(statistics, options.damping, by_size=options.act_order) as factor:
-        target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
-        scales = searched(target_OI.where(keep_OI, 0), grid, factor.cost_I[factor.columns_I.argsort()])
-        codes = column_by_column(target_OI, keep_OI, scales, grid, factor, options.block)
-        codes = settled(codes, target_OI, keep_OI, statistics.hessian_II, grid, options)
-        plain = nearest(weight_OI, widest(weight_OI, grid), grid)
-        return better_rows(codes, plain, target_OI, statistics.hessian_II)
+        parts = weight_OI.float().split(max(1, AT_ONCE // weight_OI.shape[1]))
+        return Codes.joined([_of_rows(part_OI, statistics, grid, options, factor) for part_OI in parts])
+
+
+AT_ONCE = 1 << 20
+"""Weights that are worked on at once, some six times over: rows are independent of each other."""
+
+
+def _of_rows(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options, factor: Factor) -> Codes:
+    keep_OI = weight_OI != 0
+    target_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
+    scales = searched(target_OI.where(keep_OI, 0), grid, factor.cost_I[factor.columns_I.argsort()])
+    codes = column_by_column(target_OI, keep_OI, scales, grid, factor, options.block)
+    codes = settled(codes, target_OI, keep_OI, statistics.hessian_II, grid, options)
+    plain = nearest(weight_OI, widest(weight_OI, grid), grid)
+    return better_rows(codes, plain, target_OI, statistics.hessian_II)
 
 
 def column_by_column(

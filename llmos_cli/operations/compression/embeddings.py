@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -88,5 +87,4 @@ def _embedding(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _rounded(matrix: Matrix, grid: Grid) -> Codes:
-    parts = [nearest(part_OI, widest(part_OI, grid), grid) for part_OI in matrix.read().split(SLICE)]
-    return Codes(torch.cat([part.codes_OI for part in parts]), torch.cat([part.scale_OG for part in parts]))
+    return Codes.joined([nearest(part_OI, widest(part_OI, grid), grid) for part_OI in matrix.read().split(SLICE)])

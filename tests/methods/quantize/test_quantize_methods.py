@@ -132,11 +132,15 @@ def test_what_an_error_costs_is_the_factor_s_diagonal() -> None:
         assert again is factor and torch.equal(other.columns_I, torch.arange(12))
 
 
-def test_order_and_blocks_only_change_what_they_should() -> None:
+def test_order_and_blocks_and_parts_only_change_what_they_should() -> None:
     rows_NI, weight_OI, grid = inputs(64, 16), weights(8, 16), Grid(bits=4, group=8)
     whole = gptq.quantize(weight_OI, seen(rows_NI), grid, gptq.Options(block=16))
     parts = gptq.quantize(weight_OI, seen(rows_NI), grid, gptq.Options(block=3))
     torch.testing.assert_close(whole.dequantized(), parts.dequantized())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gptq, "AT_ONCE", 3 * 16)
+        rows = gptq.quantize(weight_OI, seen(rows_NI), grid, gptq.Options(block=16))
+    torch.testing.assert_close(whole.dequantized(), rows.dequantized())
 
 
 @settings(deadline=None, max_examples=25)
