@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_map
 from llmos_cli.models import headers
 from llmos_cli.models.rewrite import DTYPES
 
-STRIPE = 1 << 22
-"""Weights of a head that are in memory at once (16 MB in fp32)."""
+STRIPE = 1 << 20
+"""Weights of a head that are in memory at once (4 MB in fp32)."""
 
 
 class OnFile(torch.Tensor):
