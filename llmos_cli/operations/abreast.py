@@ -49,17 +49,22 @@ def abreast(
     rows = list(scoring.batches(len(split), batch_size))
     before: list[dict[str, Tensor]] = []
     after: dict[Path, list[dict[str, Tensor]]] = {path: [] for path in teachers}
+
+    def judge(number: int, first: int) -> None:
+        """A function, so that the logits of one batch are gone before the next one's come."""
+        batch = device.move(split.batch(rows[number]), device.pick())
+        logits = {path: walk.logits(number, batch) for path, walk in walks.items()}
+        before.append(scoring.columns(task, batch, logits[parent], None, first))
+        for teacher in teachers:
+            after[teacher].append(scoring.columns(task, batch, logits[result], logits[teacher], first))
+
     with ExitStack() as stack:
         walks = {path: stack.enter_context(walking(path, spill)) for path in dict.fromkeys([result, parent, *teachers])}
         for place, (path, walk) in enumerate(walks.items(), 1):
             stage = "the result" if path == result else "the parent" if path == parent else "the original"
             walk.through(split, rows, asked, f"evaluate {stage} block by block ({place} of {len(walks)})", emit)
         for number, range_ in enumerate(rows):
-            batch = device.move(split.batch(range_), device.pick())
-            logits = {path: walk.logits(number, batch) for path, walk in walks.items()}
-            before.append(scoring.columns(task, batch, logits[parent], None, range_.start))
-            for teacher in teachers:
-                after[teacher].append(scoring.columns(task, batch, logits[result], logits[teacher], range_.start))
+            judge(number, range_.start)
         answered = walks[result].logits(len(rows), device.move(asked, device.pick())).float().cpu()
     return Abreast(
         scoring.outcome(split, before), {path: scoring.outcome(split, kept) for path, kept in after.items()}, answered
