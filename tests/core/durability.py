@@ -18,7 +18,7 @@ _CACHE = re.compile(
 """May be lost: unfinished things, who holds a lock, what is made anew from the files, a run's story told a second time."""
 _SHARED = re.compile(r"/objects(/|$)|/runs/[^/]+/events\.jsonl$")
 """Stored several at once, before anything names them; and what a run tells as it goes."""
-_SPARE = re.compile(r"\.llmos/objects(/|$)")
+_SPARE = re.compile(r"\.llmos/(snapshots/)?objects(/|$)")
 """Lost or back again, an object hurts nobody: but what it holds must be right."""
 
 

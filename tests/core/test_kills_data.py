@@ -1,0 +1,77 @@
+"""Killed just before any call by which `data snapshot`, `data rm` or `gc` changes the disk: a snapshot is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.fsck import fsck
+from tests.core.durability import unsafe
+from tests.core.tracing import Forks, copied
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace")
+
+MODULES = [
+    "llmos_cli.app",
+    *("llmos_cli.commands.data", "llmos_cli.operations.data", "llmos_cli.data.files", "llmos_cli.tasks.causal_lm"),
+    *("llmos_cli.commands.gc", "llmos_cli.operations.gc", "fsspec.implementations.local"),
+]
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "data snapshot": ("data", "snapshot", "--source", "notes", "-q"),
+    "data snapshot again": ("data", "snapshot", "--source", "kept", "-q"),
+    "data rm": ("data", "rm", "{kept}", "-q"),
+    "gc": ("gc", "--expire", "now", "-q"),
+}
+
+
+@pytest.fixture(scope="module")
+def template(scratch: Path, request: pytest.FixtureRequest) -> Path:
+    """Two folders of texts, some of them the same; of one the rows are kept."""
+    from llmos_cli.data import snapshots
+    from llmos_cli.data.sources import load
+    from llmos_cli.options.data import DataOptions
+
+    ws = Workspace.create(scratch / "template")
+    (ws.configs / "train.yaml").write_text("data: {task: causal-lm}\n")
+    for folder, first in (("kept", 0), ("notes", 20)):
+        (ws.root / folder).mkdir()
+        for at in range(first, first + 40):
+            (ws.root / folder / f"{at}.txt").write_text(f"note {at}\n" * 20)
+    loaded = load(DataOptions(source="kept"), ("text",), cache=ws.cache)
+    made = snapshots.kept(loaded.splits, source="kept", asked="", store=ws.snapshots.store)
+    ws.snapshots.write(made)
+    ws.snapshots.store(b"what a kill left")
+    return ws.root
+
+
+def words(name: str, root: Path) -> tuple[str, ...]:
+    (kept, *_) = Workspace(root).snapshots.ids()
+    return tuple(word.format(kept=kept) for word in COMMANDS[name])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    root = copied(template, scratch / "w")
+    assert unsafe(forks.calls(words(name, template), root, root), root, template) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    told, root = words(name, template), scratch / "w"
+    before = Workspace(copied(template, root)).snapshots.ids()
+    calls = forks.calls(told, root, root)
+    after = Workspace(root).snapshots.ids()
+    assert len(calls) > 5 and (after != before) is (name != "data snapshot again")
+    for call in calls:
+        ws = Workspace(copied(template, root))
+        assert forks.killed(told, root, call) or call.aside, f"{call} never came"
+        assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
+        assert ws.snapshots.ids() in (before, after), f"killed before {call}"
+        assert all(ws.snapshots.wrong(each) == "" for each in ws.snapshots.all())
+        if ws.snapshots.ids() != after:
+            assert forks.run(told, root) == 0, f"killed before {call}: {forks.said}"
+            assert ws.snapshots.ids() == after
