@@ -96,6 +96,7 @@ class Warm:
             "session": bool(new_session),
             "group": group,
             "ignored": [number for number in STANDARD if signal.getsignal(number) == signal.SIG_IGN],
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         }
         return self._ask(request, [place if given == -1 else given for place, given in places.items()])
 
@@ -226,6 +227,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     for number in STANDARD:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in request["ignored"] else usual)
+    # Not ours: who started us may just have blocked some, as multiprocessing does while it starts its tracker.
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
 
 
 def _close_all_but(kept: Sequence[int]) -> None:
