@@ -266,12 +266,14 @@ def tidy_up(story: Story) -> None:
     assert "try" in story.run("rm", "try", code=2)["error"]["message"]
     story.run("branch", "--delete", "try")
     story.run("rm", pruned)
-    assert not (story.root / "checkpoints" / pruned / "config.json").exists()
+    weights = story.root / "checkpoints" / pruned / "config.json"
+    assert weights.exists(), "`undo` could bring it back"
     assert story.run("show", pruned)["checkpoint"]["removed"]
     story.run("tag", "oops")
     story.run("undo")
     assert story.run("path", "oops", code=4)["error"]["code"] == 4
-    assert story.run("gc", "--expire", "now")["garbage"], "the trials' checkpoints"
+    assert story.run("gc", "--expire", "now", "--window", "now")["garbage"], "the trials' checkpoints"
+    assert not weights.exists()
     assert [each["operation"] for each in story.run("log")["checkpoints"]] == story.operations
     assert story.run("fsck")["problems"] == []
 
