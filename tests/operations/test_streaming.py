@@ -354,7 +354,7 @@ def test_a_dry_run_says_what_a_compression_block_by_block_holds(
     model = load(ws.checkpoint("HEAD").path)
     block = size(4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters()))
     planned = llmos(verb, "--dry-run", "-s", f"{verb}.memory_budget=0.004", "--json")
-    assert f"one block in memory at a time, {block} beside " in planned.json["memory"]
+    assert f"one block in memory at a time, {block}, embeddings" in planned.json["memory"]
     assert "of activations at most 1.0 MB, the rest on disk" in planned.json["memory"]
 
 

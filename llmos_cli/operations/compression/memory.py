@@ -41,13 +41,12 @@ def whole(options: Compressing, directory: Path, copies: int, doing: str, *, emi
 
 def streaming(options: Compressing, directory: Path) -> str:
     """What a compression holds that has one block in memory at a time, in words, from the headers alone."""
-    sizes: dict[str | None, int] = {}
+    sizes: dict[str, int] = {}
     for name, shape in headers.dense_shapes(headers.of_directory(directory)).items():
-        block = shard_of(name)
-        sizes[block] = sizes.get(block, 0) + FP32_BYTES * math.prod(shape)
-    outside = sizes.pop(None, 0)
+        if block := shard_of(name):
+            sizes[block] = sizes.get(block, 0) + FP32_BYTES * math.prod(shape)
     return (
-        f"one block in memory at a time, {size(max(sizes.values(), default=0))} beside {size(outside)} that stand outside the blocks; "
+        f"one block in memory at a time, {size(max(sizes.values(), default=0))}, embeddings and heads in their files; "
         f"of activations at most {size(ACTIVATIONS * budget(options))}, the rest on disk"
     )
 
