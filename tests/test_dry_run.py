@@ -141,6 +141,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., 
     _share(ws, train)
     with (ws.root / "llmos.yaml").open("a") as settings:
         settings.write("pipeline: {base: {verb: train}}\n")
+    (ws.dot / "pipeline").mkdir()
     key = ec.generate_private_key(ec.SECP256R1())
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (ws.root / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from llmos_cli.core.remote import backups, sending
@@ -34,7 +35,8 @@ class BackupResult:
 
 def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> BackupResult:
     place = remotes.named(ws, remote)
-    with remotes.turn(ws, place), ws.snapshots.still(ws.emit), ws.stage() as folder:
+    still = nullcontext() if ws.oplog.rehearsing else ws.snapshots.still(ws.emit)
+    with remotes.turn(ws, place), still, ws.stage() as folder:
         there = remotes.opened(ws, place)
         files = backups.copied(ws, folder)
         made, entries = backups.described(ws, files, folder)
