@@ -124,6 +124,13 @@ def test_what_reads_changes_nothing(words, root, llmos: Llmos, mode, tmp_path):
     assert whole(root) == before
 
 
+@pytest.mark.parametrize("source", ["snapshot:kept", "notes.jsonl"])
+def test_below_its_root_data_are_those_of_the_workspace(source, root, llmos: Llmos, mode, monkeypatch):
+    monkeypatch.chdir(root / "configs")
+    ran = llmos("data", "check", source, "-s", "data.task=causal-lm")
+    assert ran.code == 0, ran.err
+
+
 @pytest.mark.parametrize(("name", "words"), CHANGING, ids=named)
 def test_what_changes_is_refused_in_one_sentence(name, words, root, llmos: Llmos, mode, tmp_path):
     before = whole(root.parent)

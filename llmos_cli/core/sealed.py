@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FOLDER = "sealed"
 TEACHERS, TOKENIZERS = "teachers", "tokenizers"
 """Of the cache: what teachers said, and the tokenizers that checkpoints have too. They go when a checkpoint is sealed."""
+OUTPUTS = "pipeline/objects"
+"""Of `.llmos/`: contents of files that a pipeline's commands wrote; a checkpoint's own may be among them."""
 _SUFFIX = ".json"
 _FETCHED = "fetch"
 
@@ -128,6 +130,7 @@ class Sealed:
             for each in contents:
                 for left in (each, f"{each}.part"):
                     (self._dot / "tmp" / _FETCHED / left).unlink(missing_ok=True)
+                (self._dot / OUTPUTS / each).unlink(missing_ok=True)
         for kind in (TEACHERS, TOKENIZERS):
             discard(self._dot / "cache" / kind)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmos_cli.core.access import own_folder
 from llmos_cli.core.atomic import refusals
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.data.fingerprint import of_json
@@ -32,6 +33,15 @@ def entry(cache: Path, kind: str, key: Any, build: Callable[[Path], None]) -> Pa
 def place(cache: Path, kind: str, key: Any) -> Path:
     """Where the entry is, or would be."""
     return cache / kind / of_json(key)[:32]
+
+
+def workspace_of(cache: Path) -> Path:
+    """The folder that relative paths start from: the workspace whose cache it is, which is at or above where we are when the cache
+    is in the user's own folder (the workspace cannot be written); else where we are."""
+    if cache.parent.name == ".llmos":
+        return cache.parent.parent
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if own_folder(folder) == cache.parent), here)
 
 
 def _make(place: Path, build: Callable[[Path], None]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.data import conll
+from llmos_cli.data.cache import workspace_of
 from llmos_cli.data.columns import canonical
 from llmos_cli.data.documents import Documents
 from llmos_cli.data.places import (
@@ -51,11 +52,6 @@ def read(source: str, options: DataOptions, columns: Sequence[str], *, cache: Pa
         if len(rows) == 0:
             raise UsageError(f"the {name} split of {source or options.splits} has no rows", hint="Is the file empty?")
     return splits
-
-
-def workspace_of(cache: Path) -> Path:
-    """The folder that relative paths start from: the workspace of a cache at `.llmos/cache`, else where we are."""
-    return cache.parent.parent if cache.parent.name == ".llmos" else Path.cwd()
 
 
 def _other_file(

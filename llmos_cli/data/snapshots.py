@@ -18,6 +18,7 @@ from typing import Any
 
 from llmos_cli.core.snapshots import KeptSplit, Piece, Snapshot, Snapshots, frames, identify
 from llmos_cli.data import fingerprint
+from llmos_cli.data.cache import workspace_of
 from llmos_cli.data.rows import Lazy, Rows
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.options.data import DataOptions
@@ -97,8 +98,8 @@ def latest(snapshots: Snapshots, asked: str) -> Snapshot | None:
 
 
 def of_cache(cache: Path) -> Snapshots:
-    """Those of the workspace whose cache it is; else of the one that we are in."""
-    return Snapshots(cache.parent if cache.parent.name == ".llmos" else Path.cwd() / ".llmos")
+    """Those of the workspace whose cache it is."""
+    return Snapshots(workspace_of(cache) / ".llmos")
 
 
 class _Reader:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.data.files import workspace_of
+from llmos_cli.data.cache import workspace_of
 from llmos_cli.data.tokenize import bpe, existing
 from llmos_cli.errors import UsageError
 from llmos_cli.options.data import DataOptions

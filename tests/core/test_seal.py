@@ -324,12 +324,13 @@ def test_what_is_being_read_or_can_go_on_is_not_sealed(ws: Workspace, commit: Co
     seal(ws, ask=typed)
 
 
-def test_what_was_made_of_it_goes_from_the_cache(ws: Workspace, commit: Commit) -> None:
+def test_what_was_made_of_it_goes_from_the_cache_and_from_the_pipelines_memory(ws: Workspace, commit: Commit) -> None:
     made = commit(a="secret")
     for name in (
         "cache/teachers/x/logp.bin",
         "cache/tokenizers/x/tokenizer.json",
         f"tmp/fetch/{made.manifest.tree['a'].sha256}",
+        f"pipeline/objects/{made.manifest.tree['a'].sha256}",
     ):
         (ws.dot / name).parent.mkdir(parents=True)
         (ws.dot / name).write_text("secret")

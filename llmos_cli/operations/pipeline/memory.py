@@ -22,6 +22,7 @@ from llmos_cli.core import atomic
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.processes import Process, scratch_name
 from llmos_cli.core.redaction import hidden
+from llmos_cli.core.sealed import OUTPUTS
 from llmos_cli.errors import UNREADABLE
 from llmos_cli.operations.pipeline.files import Tree
 
@@ -68,6 +69,7 @@ LOCK = "pipeline"
 class Memory:
     def __init__(self, ws: Workspace) -> None:
         self.folder = ws.dot / FOLDER
+        self._dot = ws.dot
         self._scratch = ws.dot / "tmp"
 
     def result(self, key: str) -> Result | None:
@@ -104,7 +106,7 @@ class Memory:
             place(root / name, self.contents(sha256), scratch=self._scratch)
 
     def contents(self, sha256: str) -> Path:
-        return self.folder / "objects" / sha256.removesuffix("+x")
+        return self._dot / OUTPUTS / sha256.removesuffix("+x")
 
     def bring_back(self, root: Path, outputs: Tree) -> bool:
         """Put the outputs of a result where they belong; False where their contents are not there (any more)."""
@@ -128,7 +130,7 @@ def unused(dot: Path, since: float) -> Iterator[tuple[Path, str]]:
         sha for path, kept in results.items() if kept for sha in ((_read(path) or {}).get("outputs") or {}).values()
     }
     yield from ((path, "no stage made it lately") for path, kept in results.items() if not kept)
-    for path in sorted(folder.glob("objects/*")):
+    for path in sorted(dot.glob(f"{OUTPUTS}/*")):
         if not held & {path.name, f"{path.name}+x"} and path.stat().st_mtime <= since:
             yield path, "no remembered stage wrote it"
 
