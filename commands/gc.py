@@ -18,10 +18,15 @@ def gc(
     ] = "30d",
     keep_last: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Keep the weights of the last N on each branch and of what is tagged."),
+        typer.Option(
+            metavar="N", help="Keep the weights of the last N on each branch, of what is tagged and what undo needs."
+        ),
     ] = None,
     keep_tagged: Annotated[
-        bool, typer.Option("--keep-tagged", help="Keep the weights of what is tagged and the last on each branch.")
+        bool,
+        typer.Option(
+            "--keep-tagged", help="Keep the weights of what is tagged, the last on each branch and what undo needs."
+        ),
     ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,

@@ -48,12 +48,14 @@ class Garbage:
 
 @dataclass(frozen=True)
 class GcResult:
-    """`grace`: seconds that an unnamed checkpoint is kept; `kept`: how many are within it."""
+    """`grace`: seconds that an unnamed checkpoint is kept; `kept`: how many are within it; `undoable`: how many, older than the
+    last ones of their branch, keep their weights for `undo`."""
 
     garbage: tuple[Garbage, ...]
     kept: int
     grace: float
     dry_run: bool
+    undoable: int = 0
 
     def view(self) -> View:
         total = size(sum(each.size for each in self.garbage))
@@ -63,6 +65,11 @@ class GcResult:
             said = f"{'would free' if self.dry_run else 'freed'} {total}"
         if self.kept:
             said += f"; {self.kept} unnamed checkpoint{'s are' if self.kept > 1 else ' is'} younger than {_told(self.grace)} (--expire)"
+        if self.undoable:
+            of = (
+                "that is not among the last has its" if self.undoable == 1 else "that are not among the last have their"
+            )
+            said += f"; {counted(self.undoable, 'checkpoint')} {of} weights as long as `undo` reaches back (--window)"
         rows = [[each.kind, each.name, each.called, each.reason, size(each.size)] for each in self.garbage]
         headers = ["what", "name", "called", "why", "size"]
         return Group([Table(headers, rows, align="llllr") if rows else "", said])
@@ -78,7 +85,8 @@ def gc(
     dry_run: bool = False,
 ) -> GcResult:
     """`keep_last`, `keep_tagged`: of what is named, remove the weights of all but the last ones on each branch, what is tagged and
-    what is in use; their manifests stay. `keep_tagged` alone leaves each branch its last one. `window`: how far back `undo` reaches."""
+    what is in use; their manifests stay. `keep_tagged` alone leaves each branch its last one. `window`: how far back `undo` reaches,
+    and what it may go back to loses nothing."""
     grace, reach = duration(expire), duration(window)
     if keep_last is not None and keep_last < 1:
         raise UsageError(f"--keep-last {keep_last} would leave branches nothing", hint="keep 1 or more")
@@ -88,10 +96,12 @@ def gc(
         now = time.time()
         since = now - reach
         unnamed, young = _unnamed(ws, now, grace, since)
+        old = _old(ws, keep, unnamed | young) if keep else set()
+        undoable = old & ws.oplog.protected(since) if old else old
         remains = tuple(_remains(ws, unnamed, since))
         garbage = (
             *_checkpoints(ws, unnamed, now),
-            *(_weights(ws, keep, unnamed | young) if keep else ()),
+            *(_weights(ws, keep, old - undoable) if keep else ()),
             *remains,
             *_objects(ws, remains, since),
             *_sealed(ws),
@@ -103,7 +113,7 @@ def gc(
         )
         if not dry_run:
             _remove(ws, garbage, unnamed, since)
-    return GcResult(tuple(garbage), len(young), grace, dry_run)
+    return GcResult(tuple(garbage), len(young), grace, dry_run, len(undoable))
 
 
 def duration(text: str) -> float:
@@ -135,15 +145,19 @@ def _checkpoints(ws: Workspace, unnamed: set[str], now: float) -> Iterator[Garba
         yield Garbage("checkpoint", name, f"nothing names it, written {since}", freed, _called(ws, name))
 
 
-def _weights(ws: Workspace, keep: int, unnamed: set[str]) -> Iterator[Garbage]:
-    """Those that the user keeps no longer: older than the last `keep` of every branch, and neither tagged nor in use."""
+def _old(ws: Workspace, keep: int, unnamed: set[str]) -> set[str]:
+    """Older than the last `keep` of every branch, and neither tagged nor in use."""
     kept = {each for tip in ws.refs.under(HEADS).values() for each in _last(ws, tip, keep)}
     kept |= {*ws.refs.pointing(), ws.head().checkpoint or "", *needed(ws), *unnamed, *ws.dropped.all()}
-    old = [ws.manifest(each.id) for each in ws.index.entries() if each.id not in kept]
+    return {entry.id for entry in ws.index.entries() if entry.id not in kept}
+
+
+def _weights(ws: Workspace, keep: int, old: set[str]) -> Iterator[Garbage]:
+    """Those that the user keeps no longer."""
     reason = (
         f"not the last on a branch (--keep-last {keep})" if keep > 1 else "not the last on a branch, and has no tag"
     )
-    for removed in freed_by(ws, old):
+    for removed in freed_by(ws, [ws.manifest(each.id) for each in ws.index.entries() if each.id in old]):
         yield Garbage("weights", removed.id, reason, removed.freed, _called(ws, removed.id))
 
 

@@ -441,27 +441,45 @@ def test_gc_keep_last_drops_older_weights_and_keeps_manifests_tags_and_what_is_i
     checkpoints = [commit(a=str(number), b="same") for number in range(6)]
     tag(ws, "good", checkpoints[1].id)
     with ws.begin("deploy", config={}, parents=[checkpoints[2].id], name="chat"):
-        dry = gc(ws, keep_last=2, dry_run=True)
+        dry = gc(ws, keep_last=2, window="now", dry_run=True)
         assert {(each.kind, each.name, each.size) for each in dry.garbage} == {
             ("weights", checkpoints[3].id, 1),
             ("weights", checkpoints[0].id, 1),
         }
         assert removed(ws) == [False] * 6
-        assert gc(ws, keep_last=2).garbage == dry.garbage
+        assert gc(ws, keep_last=2, window="now").garbage == dry.garbage
     assert removed(ws) == [False, False, True, False, False, True]
     assert fsck(ws).problems == ()
-    assert gc(ws, keep_last=2, dry_run=True).garbage[0].name == checkpoints[2].id
+    assert gc(ws, keep_last=2, window="now", dry_run=True).garbage[0].name == checkpoints[2].id
 
 
 def test_gc_keep_tagged_leaves_every_branch_its_last_one(ws, commit):
     first, second, third, _ = [commit(a=str(number)) for number in range(4)]
     branch(ws, "other", second.id)
     tag(ws, "good", first.id)
-    gc(ws, keep_tagged=True)
+    gc(ws, keep_tagged=True, window="now")
     assert removed(ws) == [False, True, False, False]
     assert [operation.name for operation in ws.oplog.operations()][-1] == "gc: weights of 1 checkpoint"
     with pytest.raises(NotFound, match=f"the weights of {third.id[:12]} were removed"):
         ws.checkpoint(third.id)
+
+
+def test_gc_keep_last_leaves_undo_and_redo_what_they_go_back_to(ws, commit, llmos, monkeypatch):
+    first, second, third = commit(a="1"), commit(a="2"), commit(a="3")
+    ws.oplog.undo()
+    assert (gc(ws, keep_last=1).garbage, gc(ws, keep_tagged=True).undoable) == ((), 2)
+    monkeypatch.chdir(ws.root)
+    assert (
+        "2 checkpoints that are not among the last have their weights as long as `undo`"
+        in llmos("gc", "--keep-last", "1").out
+    )
+    for go in (ws.oplog.redo, ws.oplog.undo, ws.oplog.undo, ws.oplog.redo, ws.oplog.redo):
+        go()
+        assert ws.checkpoint().id in (first.id, second.id, third.id)
+    grow_old(ws, first, second, third)
+    assert {(each.kind, each.name) for each in gc(ws, keep_last=1).garbage} == {
+        ("weights", each.id) for each in (first, second)
+    }
 
 
 def test_gc_says_what_a_checkpoint_was_called(ws, commit):
