@@ -77,7 +77,19 @@ class Snapshot:
         return sum(split.rows for split in self.splits.values())
 
     def text(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        """With a hash of all of it: the id is over the rows alone, and not over what was said of them."""
+        return _dumped(asdict(self) | {"hash": hashlib.sha256(self._plain().encode()).hexdigest()})
+
+    def is_written(self, text: bytes) -> bool:
+        """Whether it was written so, to the byte; before there was a hash it was written without."""
+        return text in (self.text().encode(), self._plain().encode())
+
+    def _plain(self) -> str:
+        return _dumped(asdict(self))
+
+
+def _dumped(told: Mapping[str, Any]) -> str:
+    return json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def identify(fingerprint: Mapping[str, Any]) -> str:
@@ -256,20 +268,34 @@ class Snapshots:
         if self.directory.is_dir():
             yield from (path for path in sorted(self.directory.iterdir()) if path.name not in known)
 
+    def damaged(self, snapshot: str) -> str:
+        """What is wrong with the one of that id, its JSON included; empty where nothing is."""
+        try:
+            found = self.read(snapshot)
+        except Corrupt as error:
+            return error.message
+        if not found.is_written(self.path(snapshot).read_bytes()):
+            return "was altered: it is not as it was written"
+        return self.wrong(found)
+
     def wrong(self, snapshot: Snapshot) -> str:
         """What is wrong with it, every byte hashed and every row counted; empty where nothing is."""
         for name, split in snapshot.splits.items():
             hasher, rows = hashlib.sha256(), 0
             for piece in split.pieces:
+                count = 0
                 try:
                     content = self.load(piece)
                     for begin, end, _ in frames(content, split.columns):
                         hasher.update(hashlib.sha256(memoryview(content)[begin:end]).digest())
-                        rows += 1
+                        count += 1
                 except Corrupt as error:
                     return error.message
                 except ValueError as error:
                     return f"a piece of its {name} split makes no sense ({piece.sha256[:12]}: {error})"
+                if (count, len(content)) != (piece.rows, piece.size):  # rows are found by these counts
+                    return f"a piece of its {name} split has {count} rows, {len(content):,} bytes, and not {piece.rows}, {piece.size:,} ({piece.sha256[:12]})"
+                rows += count
             if (rows, hasher.hexdigest()) != (split.rows, split.sha256):
                 return f"its pieces are not the rows of its {name} split"
         return ""

@@ -287,11 +287,7 @@ def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
     kept = ws.snapshots
     made = readers(ws) if kept.ids() else {}
     for each in kept.ids():
-        try:
-            what = kept.wrong(kept.read(each))
-        except Corrupt as error:
-            what = error.message
-        if what:
+        if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())))
     yield from (Problem(f".llmos/{SNAPSHOTS}/{path.name}", "llmos did not put it there") for path in kept.strange())
     for name, value in kept.names().items():

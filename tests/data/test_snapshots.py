@@ -103,6 +103,11 @@ def test_one_reader_holds_a_few_pieces_at_a_time(tmp_path: Path, small: None, mo
 _load = Snapshots.load
 
 
+def sound(store: Snapshots, snapshot: str, text: bytes) -> bool:
+    store.path(snapshot).write_bytes(text)
+    return not store.damaged(snapshot)
+
+
 def test_every_flipped_byte_is_found(tmp_path: Path, small: None) -> None:
     store = Snapshots(tmp_path)
     made = keep(store, {"train": numbered([*range(12)])})
@@ -115,11 +120,18 @@ def test_every_flipped_byte_is_found(tmp_path: Path, small: None) -> None:
                 list(snapshots.rows(store, made, ("text",))["train"]["text"])
         path.write_bytes(whole)
     text = store.path(made.id).read_bytes()
+    for at in range(0, len(text), 3):
+        assert not sound(store, made.id, text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]), f"byte {at}"
+    assert sound(store, made.id, text)
+    pieces = made.splits["train"].pieces
+    for told in (f'"rows": {pieces[0].rows},', f'"size": {pieces[0].size}'):
+        word, count = told.rstrip(",").split(": ")
+        fewer = parse(text.replace(told.encode(), f"{word}: {int(count) - 1}{',' * told.endswith(',')}".encode(), 1))
+        assert fewer != made and "and not" in store.wrong(fewer), "though every byte of every piece is right"
     lying = text.replace(f'"rows": {made.rows}'.encode(), b'"rows": 11')
     store.path(made.id).write_bytes(lying)
     with pytest.raises(Corrupt, match="not the snapshot that its name says"):
         store.read(made.id)
-    pieces = made.splits["train"].pieces
     swapped = text.replace(pieces[0].sha256.encode(), b"?").replace(
         pieces[1].sha256.encode(), pieces[0].sha256.encode()
     )

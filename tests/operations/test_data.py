@@ -254,6 +254,8 @@ def test_what_a_remote_says_of_data_is_not_believed(made: Workspace, llmos, tmp_
         "is not what it says": json.loads(json.dumps(whole)),
     }
     lies["is not what it says"]["splits"]["train"]["pieces"] = [pieces[-1]]
+    lies["rows, "] = json.loads(json.dumps(whole))
+    lies["rows, "]["splits"]["train"]["pieces"][0]["rows"] -= 1
     for what, lie in lies.items():
         described.write_text(json.dumps(lie))
         told = llmos("clone", tmp_path / "far", tmp_path / "there", "--data")
