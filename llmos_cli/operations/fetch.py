@@ -81,7 +81,7 @@ def fetched(
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> Fetched:
-    with remotes.turn(ws, place):
+    with remotes.fetching(ws, place):
         there = remotes.opened(ws, place)
         there.must_be_begun()
         refs = there.refs()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
+from llmos_cli.core.remote.receiving import FOLDER
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import FORMAT, Workspace
@@ -192,6 +194,13 @@ def turn(ws: Workspace, place: RemoteSettings) -> AbstractContextManager[None]:
     if ws.oplog.rehearsing:
         return nullcontext()
     return lock(ws.dot / "locks" / f"remote-{place.name}", emit=ws.emit)
+
+
+@contextmanager
+def fetching(ws: Workspace, place: RemoteSettings) -> Iterator[None]:
+    """One fetch at a time, of whatever remote: what has come is in one folder, which is removed when all of it has its place."""
+    with turn(ws, place), nullcontext() if ws.oplog.rehearsing else lock(ws.dot / "locks" / FOLDER, emit=ws.emit):
+        yield
 
 
 def _identity(ws: Workspace) -> str:

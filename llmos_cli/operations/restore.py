@@ -64,7 +64,7 @@ def restore(
     ws = Workspace(ready) if not dry_run else _rehearsing(root)
     if not (dry_run or (ws.dot / HEAD).exists()):
         ws = Workspace.create(ready)
-    with remotes.turn(ws, place):
+    with remotes.fetching(ws, place):
         coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
         if not dry_run:
             receiving.receive(ws, there, coming, emit)

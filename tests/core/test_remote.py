@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,30 @@ def test_one_changed_file_is_all_that_is_sent(ws: Workspace, commit: Commit, far
         == size
     )
     assert fetch(other).bytes == size + (run.path / "config.yaml").stat().st_size
+
+
+def test_two_fetches_at_once_of_two_remotes(ws: Workspace, commit: Commit, far: Path) -> None:
+    """The first to be done does not take from the second what came for it."""
+    mine = commit(a="mine")
+    push(ws)
+    second = Workspace.create(far.parent / "second")
+    remotes.add(second, "origin", str(far.parent / "far-second"))
+    theirs = commit_to(second, {"a": "theirs"})
+    push(second)
+    there = Workspace.create(far.parent / "there")
+    remotes.add(there, "one", str(far)), remotes.add(there, "two", str(far.parent / "far-second"))
+    with ThreadPoolExecutor(2) as pool:
+        with there.oplog.locked():  # both of them get as far as they can
+            fetches = [pool.submit(fetch, Workspace.find(there.root), remote) for remote in ("one", "two")]
+            arrived = there.dot / "tmp" / "fetch"
+            started = time.monotonic()
+            while not arrived.exists() or any(path.suffix for path in arrived.iterdir()):
+                assert time.monotonic() - started < 30
+                time.sleep(0.01)
+            time.sleep(0.2)
+        assert [each.result().checkpoints for each in fetches] == [1, 1]
+    assert {entry.id for entry in Workspace.find(there.root).index.entries()} == {mine.id, theirs.id}
+    assert len(list((there.root / "runs").iterdir())) == 2 and fsck(there).problems == ()
 
 
 def test_two_who_share_a_remote(ws: Workspace, commit: Commit, far: Path) -> None:

@@ -41,7 +41,7 @@ class Cache:
 
     def save(self, result: Result, emit: Emit) -> None:
         """The checkpoint with its line, whatever was measured of those that it read, the outputs; and only then the result."""
-        with self._turn() as remote:
+        with remotes.turn(self._ws, self._place), self._opened() as remote:
             read = [str(each) for each in result.facts["revisions"].values()]
             sending.send(remote, sending.lacking(self._ws, remote, [*filter(None, [result.checkpoint]), *read]), emit)
             for name, sha256 in result.outputs.items():
@@ -56,7 +56,7 @@ class Cache:
 
     def bring_back(self, stage: Stage, memory: Memory, key: str, emit: Emit) -> Result | None:
         """Make a result part of the workspace again; None where something of it is missing or damaged, which is told."""
-        with self._turn() as remote:
+        with remotes.fetching(self._ws, self._place), self._opened() as remote:
             result = self._read(remote, stage, key, emit)
             if result is None:
                 return None
@@ -93,12 +93,6 @@ class Cache:
             emit(Note(f"what the cache says of {stage.name} makes no sense, and is not believed", level="warning"))
             return None
         return result
-
-    @contextmanager
-    def _turn(self) -> Iterator[Remote]:
-        """One stage at a time: what is unfinished is shared."""
-        with remotes.turn(self._ws, self._place), self._opened() as remote:
-            yield remote
 
     @contextmanager
     def _opened(self) -> Iterator[Remote]:
