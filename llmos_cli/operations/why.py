@@ -14,7 +14,7 @@ the two differ, A and A's recipe today are both measured: what lies between them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,7 @@ def why(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Em
     with asking(ws, sides, options, emit) as question:
         before_after = tuple(question.points.of_checkpoint(side.checkpoint) for side in sides)
         for each in before_after:
-            if question.metric not in each.values:
-                raise UsageError(
-                    f"nothing here is called {question.metric}", hint=f"--metric is one of {', '.join(each.values)}"
-                )
+            _require(question.metric, each.values)
         return _answered(question, before_after[0], before_after[1])
 
 
@@ -59,7 +56,15 @@ def plan(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: E
     if _identical(ws, sides):
         return WhyPlan(options.metric, options.split, *sides, (), (), NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
+        recorded = dict.fromkeys(name for side in sides for name, _ in ws.metrics(side.checkpoint))
+        if question.own in recorded:  # where no evaluation is on record, a measurement will tell
+            _require(question.metric, recorded)
         return planned(question, options.runs)
+
+
+def _require(metric: str, known: Collection[str]) -> None:
+    if metric not in known:
+        raise UsageError(f"nothing here is called {metric}", hint=f"--metric is one of {', '.join(known)}")
 
 
 def _identical(ws: Workspace, sides: tuple[Side, Side]) -> bool:

@@ -151,6 +151,8 @@ def test_how_far_seeds_move_it_is_said_to_be_unknown(made: Workspace, llmos):
 def test_what_cannot_be_asked(made: Workspace, llmos):
     unknown = llmos("why", "a", "lr", "--metric", "bits", "--runs", "0", "-q")
     assert unknown.code == 2 and "--metric is one of accuracy, macro_f1, ece, loss" in unknown.err
+    planned = llmos("why", "a", "lr", "--metric", "bits", "--dry-run", "-q")
+    assert planned.code == 2 and planned.err.splitlines()[0] == unknown.err.splitlines()[0]
     assert llmos("why", "a", "nothing").code == 4
 
 
@@ -179,6 +181,23 @@ def test_code_and_config_apart(made: Workspace, llmos):
     alone = answer(llmos, "old", "a", "--runs", "0")
     assert [kind for kind, _, _ in causes(alone)] == ["code"]
     assert {run["how"] for run in [*told["runs"], *alone["runs"]]} == {"found"}
+
+
+def test_machine_and_config_apart(made: Workspace, llmos):
+    forged(made, "elsewhere", "a", 0.5, device_name="another")
+    told = answer(llmos, "elsewhere", "lr", "--runs", "0")
+    assert [(kind, keys) for kind, keys, _ in causes(told)] == [
+        ("environment", ["device_name"]),
+        ("config", ["train.learning_rate"]),
+    ]
+    assert {run["how"] for run in told["runs"]} == {"found"}
+
+
+def test_threads_are_a_difference_that_can_be_set(made: Workspace, llmos):
+    forged(made, "wide", "a", 0.5, threads=2 + made.manifest(made.resolve("a")).made.environment["threads"])
+    assert [(kind, keys) for kind, keys, _ in causes(answer(llmos, "a", "wide", "--runs", "0"))] == [
+        ("environment", ["environment.threads"])
+    ]
 
 
 def rows(of: Callable[[int], int]) -> str:

@@ -31,7 +31,10 @@ class WhyOptions:
 
 @dataclass(frozen=True)
 class Question:
+    """`own`: the metric that the task of both is judged by."""
+
     metric: str
+    own: str
     before: Checkpoint
     after: Checkpoint
     points: Points
@@ -92,4 +95,5 @@ def asking(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions, emit: E
         points = Points(
             ws, rerun.scratch(ws, staged / "workspace"), parted, worlds(ws, parted, emit), samples, options.runs, emit
         )
-        yield Question(options.metric or kinds[1].metric, one, other, points, sides)
+        own = kinds[1].metric
+        yield Question(options.metric or own, own, one, other, points, sides)
