@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmos_cli.core import appearing, config_edit
 from llmos_cli.core.atomic import write_text
+from llmos_cli.core.oplog import Change
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import DOT, FORMAT, Workspace
@@ -61,17 +62,15 @@ def clone(
         return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
     if appearing.finish(ready, root):
         return CloneResult(os.path.relpath(root), plan.result, chosen, plan.branches.get(chosen, ""))
-    ws = _begun(ready, place, chosen, emit)
+    ws = _begun(ready, place, emit)
     try:
         found = fetched(ws, place, data=data, emit=emit)
     except (LlmosError, KeyboardInterrupt):
         emit(Note(f"what came is kept in {os.path.relpath(ready)}: the same `llmos clone` goes on there", "warning"))
         raise
     at = found.branches.get(chosen, "")
-    if at:
-        ws.refs.write(HEADS + chosen, at)
     _configs(ws, at)
-    ws.oplog.note(f"clone {url}")
+    _check_out(ws, chosen, at, f"clone {url}")
     appearing.appear(ready, root)
     return CloneResult(os.path.relpath(root), found.result, chosen, at)
 
@@ -90,7 +89,7 @@ def _branch(branches: Mapping[str, str], wanted: str | None) -> str:
     return wanted or ("main" if "main" in branches or not branches else next(iter(branches)))
 
 
-def _begun(ready: Path, place: RemoteSettings, branch: str, emit: Emit) -> Workspace:
+def _begun(ready: Path, place: RemoteSettings, emit: Emit) -> Workspace:
     """The skeleton, or what an earlier clone that was cut off left there, if it was of the same remote."""
     settings = config_edit.edited(f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
     if ready.is_dir() and not (_text(ready / SETTINGS) == settings and (ready / DOT / HEAD).exists()):
@@ -100,8 +99,17 @@ def _begun(ready: Path, place: RemoteSettings, branch: str, emit: Emit) -> Works
     ws.oplog.settle(emit)
     write_text(ready / SETTINGS, settings)
     write_text(ready / ".gitignore", GITIGNORE)
-    write_text(ws.dot / HEAD, f"{SYMBOLIC}{HEADS}{branch}\n")
     return ws
+
+
+def _check_out(ws: Workspace, branch: str, at: str, name: str) -> None:
+    """As an operation, like every move of a ref; what a clone that was cut off has done of it is not done again."""
+    wanted = {HEADS + branch: at or None, HEAD: f"{SYMBOLIC}{HEADS}{branch}"}
+    changes = [Change(ref, before, after) for ref, after in wanted.items() if (before := ws.refs.read(ref)) != after]
+    if changes:
+        ws.oplog.apply(name, changes, emit=ws.emit)
+    else:
+        ws.oplog.note(name)
 
 
 def _text(path: Path) -> str | None:

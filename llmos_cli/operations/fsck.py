@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import undoable, with_ancestors
-from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, REMOTES, RUNS, SNAPSHOTS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
@@ -118,7 +118,9 @@ def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, e
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
-    from llmos_cli.operations.fsck_sealed import Sealing  # here: it knows of problems, which stand in this file
+    # Here: they know of problems, which stand in this file.
+    from llmos_cli.operations.fsck_refs import operations, refs
+    from llmos_cli.operations.fsck_sealed import Sealing
 
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
     sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
@@ -130,7 +132,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
     sealing.must_fit(key_file)
     with _quiet(ws):
-        problems += [*_refs(ws), *_operations(ws), *_signatures(ws), *_audit(ws)]
+        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
@@ -290,71 +292,6 @@ def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
         if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())))
     yield from (Problem(f".llmos/{SNAPSHOTS}/{path.name}", "llmos did not put it there") for path in kept.strange())
-    for name, value in kept.names().items():
-        if value not in kept:
-            yield Problem(DATA + name, f"names {value[:SHORT]}, which is missing")
-
-
-def _refs(ws: Workspace) -> Iterator[Problem]:
-    yield from _told(lambda: _dangling("HEAD", ws.head().checkpoint, ws), "HEAD")
-    yield from _told(lambda: _bytes_of("HEAD", ws), "HEAD")
-    for prefix in (HEADS, TAGS, RUNS, STAGES, REMOTES):
-        for name in sorted(ws.refs.names(prefix)):
-            ref = prefix + name
-            yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws) or _bytes_of(ref, ws), ref)  # type: ignore[misc]
-
-
-def _told(check: Callable[[], str | None], ref: str) -> Iterator[Problem]:
-    try:
-        problem = check()
-    except Corrupt as error:
-        problem = error.message
-    if problem:
-        yield Problem(ref, problem)
-
-
-def _dangling(ref: str, checkpoint: str | None, ws: Workspace) -> str | None:
-    if checkpoint is None or (ws.checkpoints / checkpoint).is_dir():
-        return None
-    return f"names {checkpoint[:SHORT]}, which is missing"
-
-
-def _bytes_of(ref: str, ws: Workspace) -> str | None:
-    """Blanks around what a ref says are read over, but nobody of ours wrote them."""
-    value, path = ws.refs.read(ref), ws.dot / ref
-    return None if value is None or path.read_bytes() == f"{value}\n".encode() else "has bytes too many or too few"
-
-
-def _operations(ws: Workspace) -> Iterator[Problem]:
-    """Every move of a branch, a tag or HEAD is an operation: what says otherwise was edited behind our back."""
-    last: dict[str, tuple[str | None, str]] = {}
-    for operation in ws.oplog.operations():
-        moved = [change for change in operation.changes if change.what == HEAD or change.what.startswith((HEADS, TAGS))]
-        last |= {change.what: (change.after, operation.name) for change in moved}
-    for ref, (value, name) in sorted(last.items()):
-        now, corrupt = _readable(ws, ref)
-        if now != value and not corrupt:
-            yield Problem(ref, f"is at {_at(now)}, and the last operation on it (`{name}`) left it at {_at(value)}")
-    yield from _head_that_never_was(ws, set(last))
-    if unread := ws.oplog.unreadable():
-        yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + _more(unread))
-
-
-def _head_that_never_was(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
-    """A HEAD that no operation has moved is on the branch it was made on, which may have no checkpoint yet if it is `main`."""
-    ref = (_readable(ws, HEAD)[0] or "").removeprefix(SYMBOLIC)
-    if ref.startswith(HEADS) and ref != f"{HEADS}main" and not moved & {HEAD, ref} and _readable(ws, ref)[0] is None:
-        yield Problem(HEAD, f"is on the branch {ref.removeprefix(HEADS)}, which never was")
-
-
-def _at(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    return value.removeprefix(SYMBOLIC + HEADS) if value.startswith(SYMBOLIC) else value[:SHORT]
-
-
-def _more(lines: Sequence[int]) -> str:
-    return f" ({len(lines)} such)" if len(lines) > 1 else ""
 
 
 def _audit(ws: Workspace) -> Iterator[Problem]:
@@ -396,7 +333,7 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
         if bad:
             yield Problem(
                 f"runs/{name}/{records.EVENTS}",
-                f"line {bad[0]} is not JSON" + _more(bad),
+                f"line {bad[0]} is not JSON" + more(bad),
             )
 
 
@@ -416,7 +353,7 @@ class _Hurt:
             name: with_ancestors(ws, [checkpoint])
             for prefix in (HEADS, TAGS)
             for name in ws.refs.names(prefix)
-            if (checkpoint := _readable(ws, prefix + name)[0])
+            if (checkpoint := readable(ws, prefix + name)[0])
         }
 
     def named(self, problem: Problem) -> Problem:
@@ -427,12 +364,16 @@ class _Hurt:
         return tuple(name for name, line in self._lines.items() if not line.isdisjoint(checkpoints))
 
 
-def _readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:
+def readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:
     """What it says, and whether that makes no sense (which is told elsewhere)."""
     try:
         return ws.refs.read(ref), False
     except Corrupt:
         return None, True
+
+
+def more(lines: Sequence[int]) -> str:
+    return f" ({len(lines)} such)" if len(lines) > 1 else ""
 
 
 def _names(folder: Path) -> list[str]:

@@ -44,6 +44,16 @@ class Other:
                 wrong.append(name)
         return wrong
 
+    def moved_otherwise(self) -> list[str]:
+        """Refs that are not where the last operation left them, or that none made."""
+        lines = (self.dot / "operations.jsonl").read_text().splitlines()
+        left = {each["what"]: each["after"] for line in lines for each in json.loads(line)["changes"]}
+        folders = [self.dot / "refs" / kind for kind in ("heads", "tags", "stages", "data")]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        names = {path.relative_to(self.dot).as_posix() for path in files}
+        moved = {what for what in left if what == "HEAD" or what.startswith("refs/")}
+        return sorted(ref for ref in names | moved if ref not in left or self.ref(ref) != left[ref])
+
     def opened(self, checkpoint: str, key: bytes) -> dict[str, bytes]:
         """The files of a sealed checkpoint."""
         line = (self.dot / "sealed" / f"{checkpoint}.json").read_text().removesuffix("\n")
@@ -194,6 +204,21 @@ def test_it_reads_what_llmos_wrote(ws: Workspace, commit, llmos) -> None:
     path.chmod(0o644)
     path.write_bytes(b"thrEe")
     assert other.damaged(second) == ["a.bin"]
+
+
+def test_it_knows_as_fsck_does_which_ref_no_operation_moved(ws: Workspace, commit, llmos, tmp_path: Path) -> None:
+    first, second = commit(**{"a.bin": "one"}).id, commit(**{"a.bin": "two"}).id
+    assert llmos("tag", "v1", first).code == llmos("remote", "add", "origin", tmp_path / "far").code == 0
+    assert llmos("push", "--all").code == llmos("clone", tmp_path / "far", tmp_path / "copy").code == 0
+    copy = Other(tmp_path / "copy")
+    assert copy.head() == second and copy.moved_otherwise() == Other(ws.root).moved_otherwise() == []
+    for ref, value in (("refs/heads/evil", first), ("refs/tags/v1", second)):
+        copy.replace(ref, f"{value}\n")
+    checked = llmos("-C", tmp_path / "copy", "fsck", "--json")
+    assert checked.code == 5
+    assert copy.moved_otherwise() == sorted(
+        each["where"] for each in json.loads(checked.out.splitlines()[0])["problems"]
+    )
 
 
 def test_llmos_reads_what_it_wrote(ws: Workspace, llmos) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from llmos_cli.core.oplog import Change
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.operations.branch import branch, delete_branch
@@ -365,8 +366,40 @@ def test_fsck_finds_what_was_moved_behind_our_back(ws, commit, kind):
     path = ws.dot / MOVED[kind][0]
     path.unlink() if edits[kind] is None else path.write_text(edits[kind])
     where, what = MOVED[kind]
-    told = [(problem.where, problem.what) for problem in fsck(Workspace(ws.root)).problems]
-    assert told == [(where, what.format(first=first[:12], second=second[:12]))]
+    assert told(ws) == [(where, what.format(first=first[:12], second=second[:12]))]
+
+
+@pytest.mark.parametrize("ref", ["refs/heads/evil", "refs/tags/a/evil", "refs/stages/evil", "refs/data/evil"])
+def test_fsck_finds_a_ref_that_no_operation_made_and_one_that_names_nothing(ws, commit, ref):
+    first, second = commit(a="1").id, commit(a="2").id
+    if ref.startswith("refs/data"):
+        first, second = (kept_rows(ws, text) for text in ("one", "two"))
+    (ws.dot / ref).parent.mkdir(parents=True, exist_ok=True)
+    (ws.dot / ref).write_text(first + "\n")
+    assert told(ws) == [(ref, "no operation made it")]
+    ws.refs.write(ref, None)
+    ws.oplog.apply("make it", [Change(ref, None, first)])
+    assert told(ws) == []
+    (ws.dot / ref).write_text(second + "\n")
+    left = f"and the last operation on it (`make it`) left it at {first[:12]}"
+    assert told(ws) == [(ref, f"is at {second[:12]}, {left}")]
+    (ws.dot / ref).write_text("f" * 64 + "\n")
+    assert told(ws)[0] == (ref, f"names {'f' * 12}, which is missing")
+    (ws.dot / ref).write_bytes(b"\xff" + first[1:].encode() + b"\n")
+    assert [where for where, _ in told(ws)] == [ref]
+
+
+def kept_rows(ws: Workspace, text: str) -> str:
+    from llmos_cli.data import snapshots
+    from llmos_cli.data.rows import Rows
+
+    made = snapshots.kept({"train": Rows({"text": [text]})}, source="rows", asked="", store=ws.snapshots.store)
+    ws.snapshots.write(made)
+    return made.id
+
+
+def told(ws: Workspace) -> list[tuple[str, str]]:
+    return [(problem.where, problem.what) for problem in fsck(Workspace(ws.root)).problems]
 
 
 def test_an_index_that_says_something_else_is_made_anew_and_said_so(ws, commit, llmos, monkeypatch):

@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 
 from llmos_cli.core.manifest import FileEntry, Made, manifest, parse
 from llmos_cli.core.oplog import Change
-from llmos_cli.core.refs import HEADS
+from llmos_cli.core.refs import HEADS, Head
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.branch import branch
+from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
@@ -33,6 +35,7 @@ from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import delete, push
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.undo import undo
 from llmos_cli.transports.local import LocalStore
 from tests.core import killing
 from tests.core.conftest import Commit, commit_to
@@ -113,6 +116,41 @@ def test_one_changed_file_is_all_that_is_sent(ws: Workspace, commit: Commit, far
         == size
     )
     assert fetch(other).bytes == size + (run.path / "config.yaml").stat().st_size
+
+
+def test_a_clone_is_an_operation(ws: Workspace, commit: Commit, far: Path) -> None:
+    """Of the branch and of HEAD, which can be taken back and done again."""
+    first = commit(a="1")
+    branch(ws, "try")
+    push(ws, everything=True)
+    clone(str(far), far.parent / "copy", branch="try")
+    other = Workspace.find(far.parent / "copy")
+    made = list(other.oplog.operations())[-1]
+    assert made.name == f"clone {far}" and {change.what for change in made.changes} == {"HEAD", "refs/heads/try"}
+    assert other.head() == Head("try", first.id) and fsck(other).problems == ()
+    undo(other)
+    assert other.head() == Head("main", None) and fsck(other).problems == ()
+    other.oplog.redo()
+    assert other.head() == Head("try", first.id) and fsck(other).problems == ()
+
+
+def test_a_workspace_that_was_cloned_before_that_was_an_operation(ws: Workspace, commit: Commit, far: Path) -> None:
+    """HEAD and its branch were written as they are here, and it was recorded: nothing is damaged, and what else is made is found."""
+    first = commit(a="1")
+    push(ws)
+    other = Workspace.create(far.parent / "copy")
+    remotes.add(other, "origin", str(far))
+    fetch(other)
+    other.refs.write("refs/heads/old", first.id)
+    other.refs.write("HEAD", "ref: refs/heads/old")
+    assert [each.where for each in fsck(other).problems] == ["refs/heads/old"], "nothing says that it was cloned"
+    other.oplog.note(f"clone {far}")
+    assert fsck(other).problems == ()
+    branch(other, "new")
+    checkout(other, "new")
+    assert fsck(other).problems == ()
+    other.refs.write("refs/heads/evil", first.id)
+    assert [each.where for each in fsck(other).problems] == ["refs/heads/evil"]
 
 
 def test_two_fetches_at_once_of_two_remotes(ws: Workspace, commit: Commit, far: Path) -> None:

@@ -1,0 +1,95 @@
+"""What fsck says of refs: that they name what is there, to the byte, and that the log of operations left them where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llmos_cli.core import audit
+from llmos_cli.core.refs import DATA, HEAD, HEADS, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.operations.fsck import Problem, more, readable
+from llmos_cli.operations.summary import SHORT
+
+_MOVED = (HEADS, TAGS, STAGES, DATA)
+"""Those that operations move."""
+
+
+def refs(ws: Workspace) -> Iterator[Problem]:
+    yield from _told(lambda: _dangling("HEAD", ws.head().checkpoint, ws), "HEAD")
+    yield from _told(lambda: _bytes_of("HEAD", ws), "HEAD")
+    for prefix in (*_MOVED, RUNS, REMOTES):
+        for name in sorted(ws.refs.names(prefix)):
+            ref = prefix + name
+            yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws) or _bytes_of(ref, ws), ref)  # type: ignore[misc]
+
+
+def _told(check: Callable[[], str | None], ref: str) -> Iterator[Problem]:
+    try:
+        problem = check()
+    except Corrupt as error:
+        problem = error.message
+    if problem:
+        yield Problem(ref, problem)
+
+
+def _dangling(ref: str, checkpoint: str | None, ws: Workspace) -> str | None:
+    if checkpoint is None or (
+        checkpoint in ws.snapshots if ref.startswith(DATA) else (ws.checkpoints / checkpoint).is_dir()
+    ):
+        return None
+    return f"names {checkpoint[:SHORT]}, which is missing"
+
+
+def _bytes_of(ref: str, ws: Workspace) -> str | None:
+    """Blanks around what a ref says are read over, but nobody of ours wrote them."""
+    value, path = ws.refs.read(ref), ws.dot / ref
+    return None if value is None or path.read_bytes() == f"{value}\n".encode() else "has bytes too many or too few"
+
+
+def operations(ws: Workspace) -> Iterator[Problem]:
+    """Every move of HEAD, a branch, a tag, a stage's name or that of data is an operation: what says otherwise was edited behind our
+    back."""
+    last: dict[str, tuple[str | None, str]] = {}
+    for operation in ws.oplog.operations():
+        moved = [change for change in operation.changes if change.what == HEAD or change.what.startswith(_MOVED)]
+        last |= {change.what: (change.after, operation.name) for change in moved}
+    for ref, (value, name) in sorted(last.items()):
+        now, corrupt = readable(ws, ref)
+        if now != value and not corrupt:
+            yield Problem(ref, f"is at {_at(now)}, and the last operation on it (`{name}`) left it at {_at(value)}")
+    yield from _made_by_none(ws, set(last))
+    yield from _head_that_never_was(ws, set(last))
+    if unread := ws.oplog.unreadable():
+        yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + more(unread))
+
+
+def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
+    known = moved | {_cloned_to(ws)}
+    for ref in (prefix + name for prefix in _MOVED for name in sorted(ws.refs.names(prefix))):
+        if ref not in known and not readable(ws, ref)[1]:
+            yield Problem(ref, "no operation made it")
+
+
+def _cloned_to(ws: Workspace) -> str:
+    """The branch that HEAD was on at first, of a workspace that was cloned when a clone was recorded and its branch written without an
+    operation; empty in all others."""
+    recorded = (audit.parse(line) for line in ws.oplog.audit.lines())
+    if not any(each is not None and each.what.startswith("clone ") and not each.operation for each in recorded):
+        return ""
+    moves = (change for operation in ws.oplog.operations() for change in operation.changes if change.what == HEAD)
+    first = next(moves, None)
+    return ((first.before if first else readable(ws, HEAD)[0]) or "").removeprefix(SYMBOLIC)
+
+
+def _head_that_never_was(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
+    """A HEAD that no operation has moved is on the branch it was made on, which may have no checkpoint yet if it is `main`."""
+    ref = (readable(ws, HEAD)[0] or "").removeprefix(SYMBOLIC)
+    if ref.startswith(HEADS) and ref != f"{HEADS}main" and not moved & {HEAD, ref} and readable(ws, ref)[0] is None:
+        yield Problem(HEAD, f"is on the branch {ref.removeprefix(HEADS)}, which never was")
+
+
+def _at(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value.removeprefix(SYMBOLIC + HEADS) if value.startswith(SYMBOLIC) else value[:SHORT]
