@@ -34,13 +34,15 @@ _OFTEN = 0.5
 @dataclass(frozen=True)
 class Problem:
     """`where`: a path in the workspace or a ref; `file`: of the checkpoint; `hurts`: branches and tags whose line has the
-    damaged checkpoint."""
+    damaged checkpoint; `lacks`: the id of a checkpoint that is named and missing; `snapshot`: that of one that is damaged or missing."""
 
     where: str
     what: str
     checkpoint: str = ""
     file: str = ""
     hurts: tuple[str, ...] = ()
+    lacks: str = ""
+    snapshot: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, e
         return found
     from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
 
-    repaired = put_back(ws, [(each.checkpoint, each.file) for each in found.problems if each.file], emit)
+    repaired = put_back(ws, found.problems, emit)
     if repaired:
         ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
     again = _checked(ws, key_file, emit)
@@ -235,7 +237,7 @@ class _Checked:
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
-                yield self._problem("", f"its parent {parent[:SHORT]} is missing")
+                yield replace(self._problem("", f"its parent {parent[:SHORT]} is missing"), lacks=parent)
         if self.name in self._ws.sealed and not self._freed:
             open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
             yield from (replace(each, file="") for each in open_)
@@ -290,7 +292,7 @@ def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
     made = readers(ws) if kept.ids() else {}
     for each in kept.ids():
         if what := kept.damaged(each):
-            yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())))
+            yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
     yield from (Problem(f".llmos/{SNAPSHOTS}/{path.name}", "llmos did not put it there") for path in kept.strange())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from llmos_cli.core import audit
 from llmos_cli.core.refs import DATA, HEAD, HEADS, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
@@ -16,29 +17,23 @@ _MOVED = (HEADS, TAGS, STAGES, DATA)
 
 
 def refs(ws: Workspace) -> Iterator[Problem]:
-    yield from _told(lambda: _dangling("HEAD", ws.head().checkpoint, ws), "HEAD")
-    yield from _told(lambda: _bytes_of("HEAD", ws), "HEAD")
-    for prefix in (*_MOVED, RUNS, REMOTES):
-        for name in sorted(ws.refs.names(prefix)):
-            ref = prefix + name
-            yield from _told(lambda ref=ref: _dangling(ref, ws.refs.read(ref), ws) or _bytes_of(ref, ws), ref)  # type: ignore[misc]
+    yield from _of(ws, HEAD, lambda: ws.head().checkpoint)
+    for ref in (prefix + name for prefix in (*_MOVED, RUNS, REMOTES) for name in sorted(ws.refs.names(prefix))):
+        yield from _of(ws, ref, lambda ref=ref: ws.refs.read(ref))  # type: ignore[misc]
 
 
-def _told(check: Callable[[], str | None], ref: str) -> Iterator[Problem]:
+def _of(ws: Workspace, ref: str, read: Callable[[], str | None]) -> Iterator[Problem]:
     try:
-        problem = check()
+        named, odd = read(), _bytes_of(ref, ws)
     except Corrupt as error:
-        problem = error.message
-    if problem:
-        yield Problem(ref, problem)
-
-
-def _dangling(ref: str, checkpoint: str | None, ws: Workspace) -> str | None:
-    if checkpoint is None or (
-        checkpoint in ws.snapshots if ref.startswith(DATA) else (ws.checkpoints / checkpoint).is_dir()
-    ):
-        return None
-    return f"names {checkpoint[:SHORT]}, which is missing"
+        yield Problem(ref, error.message)
+        return
+    data = ref.startswith(DATA)
+    if named and not (named in ws.snapshots if data else (ws.checkpoints / named).is_dir()):
+        missing = Problem(ref, f"names {named[:SHORT]}, which is missing")
+        yield replace(missing, snapshot=named) if data else replace(missing, lacks=named)
+    if odd:
+        yield Problem(ref, odd)
 
 
 def _bytes_of(ref: str, ws: Workspace) -> str | None:

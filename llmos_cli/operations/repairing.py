@@ -1,7 +1,8 @@
 """Repairing: damaged files of checkpoints get good bytes again, from wherever the same content still is what its hash says.
 
 First this workspace: the object store and other checkpoints, where they hold a copy of their own (after a reflink, or where
-the disk shares nothing; a hard link is the same damage). Then the remotes.
+the disk shares nothing; a hard link is the same damage). Then the remotes. Whole checkpoints that something names, and snapshots of
+data, come back from remotes.
 """
 
 from __future__ import annotations
@@ -13,28 +14,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llmos_cli.core import atomic, manifest
+from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
-from llmos_cli.core.remote import layout
+from llmos_cli.core.refs import SNAPSHOTS
+from llmos_cli.core.remote import layout, receiving
 from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.fsck import Repaired
+from llmos_cli.operations.fsck import Problem, Repaired
 from llmos_cli.operations.summary import SHORT
 
 
-def repair(ws: Workspace, damaged: Sequence[tuple[str, str]], emit: Emit) -> list[Repaired]:
-    """`damaged`: checkpoints and names of their files. Manifests come first: they say what the other files should be."""
+def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
+    """Manifests come before other files: they say what those should be."""
     places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
+    lost = list(_checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit))
+    damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
-    found = [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
+    found = [*lost, *(Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done)]
     for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):
                 _put(ws, staged / "good", path)
                 found.append(Repaired(_where(checkpoint, name), source))
+    found += _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
     _forget_damaged_objects(ws)
     for each in places:
         each.store.close()
@@ -49,6 +56,72 @@ def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit) -> Remote 
     except LlmosError as error:
         emit(Note(f"{place.name} was not asked: {error.message}", "warning"))
         return None
+
+
+def _checkpoints(ws: Workspace, lost: set[str], places: Sequence[Remote], emit: Emit) -> Iterator[Repaired]:
+    """With what is missing of their ancestors too; a manifest alone only where no remote has more."""
+    for whole in (True, False):
+        for there in places:
+            found = [each for each in sorted(lost) if not (ws.checkpoints / each).is_dir() and _has(there, each, whole)]
+            try:
+                yield from _fetched(ws, there, found, emit) if found else ()
+            except LlmosError as error:
+                emit(Note(f"not all that is missing came from {there.name}: {error.message}", "warning"))
+
+
+def _has(there: Remote, checkpoint: str, whole: bool) -> bool:
+    return there.has_weights(checkpoint) or there.has_seal(checkpoint) or (not whole and there.has_manifest(checkpoint))
+
+
+def _fetched(ws: Workspace, there: Remote, checkpoints: Sequence[str], emit: Emit) -> list[Repaired]:
+    with remotes.fetching(ws, remotes.named(ws, there.name)):
+        coming = receiving.lacking(ws, there, checkpoints, runs=False)
+        receiving.receive(ws, there, coming, emit)
+        with receiving.staged(ws, coming) as prepared, ws.oplog.locked(ws.emit):
+            receiving.publish(ws, prepared, coming)
+    bare = {each.id for each in coming.lineage} - coming.sealed.keys()
+    for each in sorted(bare):
+        emit(Note(f"{there.name} has only the manifest of {each[:SHORT]}: its weights count as removed", "warning"))
+    return [
+        Repaired(_where(each.id, manifest.NAME if each.id in bare else ""), there.name) for each in coming.checkpoints
+    ]
+
+
+def _snapshots(ws: Workspace, damaged: Sequence[str], places: Sequence[Remote], emit: Emit) -> Iterator[Repaired]:
+    """Their pieces, as the JSON says that is here or, where that is none, one on a remote."""
+    with lock(ws.snapshots.lock, emit=ws.emit) if damaged else contextlib.nullcontext():
+        for each in damaged:
+            where = f".llmos/{SNAPSHOTS}/{each[:SHORT]}"
+            for found, source in _told(ws, each, places, emit):
+                yield from _pieces(ws, found, where, places)
+                if not ws.snapshots.wrong(found):
+                    if source:
+                        ws.snapshots.write(found)
+                        yield Repaired(where, source)
+                    break
+
+
+def _told(ws: Workspace, snapshot: str, places: Sequence[Remote], emit: Emit) -> Iterator[tuple[Snapshot, str]]:
+    """What a snapshot consists of, and which remote says so; the one that is here first, if it is as it was written."""
+    with contextlib.suppress(Corrupt, NotFound):
+        found = ws.snapshots.read(snapshot)
+        if found.is_written(ws.snapshots.path(snapshot).read_bytes()):
+            yield found, ""
+    for there in places:
+        try:
+            if there.has_snapshot(snapshot):
+                yield there.snapshot(snapshot), there.name
+        except LlmosError as error:
+            emit(Note(f"{there.name} was not believed: {error.message}", "warning"))
+
+
+def _pieces(ws: Workspace, snapshot: Snapshot, where: str, places: Sequence[Remote]) -> Iterator[Repaired]:
+    for sha256, size in snapshot.pieces.items():
+        if not _is(ws.snapshots.piece(sha256), entry := FileEntry(sha256, size)):
+            with ws.stage() as staged:
+                if source := _good_copy(ws, entry, staged / "good", places):
+                    ws.snapshots.store((staged / "good").read_bytes())
+                    yield Repaired(f"{where} (piece {sha256[:SHORT]})", source)
 
 
 def _repair_manifest(ws: Workspace, checkpoint: str, places: Sequence[Remote]) -> bool:
@@ -134,4 +207,4 @@ def _forget_damaged_objects(ws: Workspace) -> None:
 
 
 def _where(checkpoint: str, name: str) -> str:
-    return f"checkpoints/{checkpoint[:SHORT]}/{name}"
+    return f"checkpoints/{checkpoint[:SHORT]}" + (f"/{name}" if name else "")

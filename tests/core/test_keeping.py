@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from llmos_cli.core.oplog import Change
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.events import Note
 from llmos_cli.operations.branch import branch, delete_branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.du import du
@@ -434,6 +435,59 @@ def test_repair_from_a_checkpoint_with_a_copy_of_its_own(ws, commit, llmos, monk
     assert told.code == 0, told.err
     assert f"repaired checkpoints/{first.id[:12]}/a from checkpoint {second.id[:12]}\n" in told.out
     assert (first.path / "a").read_text() == "0123456789"
+
+
+@pytest.mark.parametrize("lost", [[0], [1], [0, 1, 2]], ids=["a parent", "what a tag names too", "all of them"])
+def test_repair_brings_back_whole_checkpoints(ws, commit, tmp_path, lost):
+    from llmos_cli.operations.push import push
+    from llmos_cli.operations.remote import add
+
+    checkpoints = [commit(a=text, b="same") for text in "123"]
+    tag(ws, "base", "HEAD~1")
+    add(ws, "empty", str(tmp_path / "empty"))
+    add(ws, "origin", str(tmp_path / "far"))
+    push(ws, remote="origin")
+    for each in lost:
+        shutil.rmtree(checkpoints[each].path)
+    shutil.rmtree(ws.objects.directory)
+    assert fsck(Workspace(ws.root)).problems
+    result = fsck(Workspace(ws.root), repair=True)
+    assert result.problems == ()
+    back = {f"checkpoints/{checkpoints[each].id[:12]}" for each in lost}
+    assert {(each.where, each.source) for each in result.repaired} == {(where, "origin") for where in back}
+    assert [(each.path / "a").read_text() for each in checkpoints] == ["1", "2", "3"]
+
+
+def test_a_manifest_alone_comes_back_where_there_is_no_more_and_that_is_said(ws, commit, tmp_path):
+    from llmos_cli.operations.push import push
+    from llmos_cli.operations.remote import add
+
+    first = commit(a="1")
+    commit(a="2")
+    rm(ws, [first.id])
+    add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    shutil.rmtree(first.path)
+    (ws.dot / "dropped" / first.id).unlink()
+    said = []
+    result = fsck(Workspace(ws.root), repair=True, emit=said.append)
+    where = f"checkpoints/{first.id[:12]}/manifest.json"
+    assert result.problems == () and [each.where for each in result.repaired] == [where]
+    assert f"origin has only the manifest of {first.id[:12]}: its weights count as removed" in {
+        each.message for each in said if isinstance(each, Note)
+    }
+
+
+def test_what_no_remote_has_stays_missing(ws, commit, tmp_path):
+    from llmos_cli.operations.push import push
+    from llmos_cli.operations.remote import add
+
+    commit(a="1")
+    add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    shutil.rmtree(commit(a="2").path)
+    result = fsck(Workspace(ws.root), repair=True)
+    assert result.repaired == () and {each.where for each in result.problems} >= {"HEAD", "refs/heads/main"}
 
 
 def test_repair_from_a_remote(ws, commit, tmp_path):

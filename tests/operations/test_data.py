@@ -265,6 +265,29 @@ def test_what_a_remote_says_of_data_is_not_believed(made: Workspace, llmos, tmp_
     assert llmos("clone", tmp_path / "far", tmp_path / "there", "--data").code == 0
 
 
+def test_damaged_snapshots_come_back_from_a_remote(made: Workspace, llmos, tmp_path: Path):
+    assert llmos("data", "snapshot", "--name", "first", "-q").code == 0
+    kept, where = snapshot_of(made), f".llmos/snapshots/{snapshot_of(made)[:12]}"
+    assert llmos("remote", "add", "origin", str(tmp_path / "far")).code == 0
+    assert llmos("push", "-q", "--data").code == 0
+    text = made.snapshots.path(kept).read_text()
+    (one, path), *_ = made.snapshots.stored()
+    piece = f"{where} (piece {one[:12]})"
+    lying = text.replace('"size": ', '"size": 1', 1)
+    for damage, back in {
+        (path, None): piece,
+        (path, b"x" * path.stat().st_size): piece,
+        (made.snapshots.path(kept), None): where,
+        (made.snapshots.path(kept), b"?"): where,
+        (made.snapshots.path(kept), lying.encode()): where,
+    }.items():
+        damage[0].unlink() if damage[1] is None else damage[0].write_bytes(damage[1])
+        assert fsck(made).problems
+        mended = fsck(made, repair=True)
+        assert mended.problems == () and [(each.where, each.source) for each in mended.repaired] == [(back, "origin")]
+        assert made.snapshots.path(kept).read_text() == text
+
+
 @pytest.mark.parametrize(
     "piece", [b"text:-9:sx", b"text:+1:s", b"text:1_0:s", b"text:9:s", b"label:1:s", b"text:", b"text:" + b"9" * 99]
 )
