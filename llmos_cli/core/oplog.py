@@ -35,7 +35,8 @@ _LISTS = ("drops", "collects", "seals", "unseals")
 _LEFT_OUT = (*_LISTS, "by")
 """Of a line, where they are empty."""
 _TAIL = 1 << 20
-"""More than one line can be: a config file before and after."""
+"""More than one line can be, as a rule: a config file before and after."""
+_DATA = f".llmos/{SNAPSHOTS}/"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Change:
     def removes(self) -> str:
         """The checkpoint whose mark of removed weights this sets or takes away; empty where it is another change."""
         return self.what.removeprefix(FOLDER) if self.what.startswith(FOLDER) else ""
+
+    @property
+    def snapshot(self) -> str:
+        """The snapshot of data whose description this takes away or puts back; empty where it is another change."""
+        return self.what.removeprefix(_DATA).removesuffix(".json") if self.what.startswith(_DATA) else ""
+
+    def alike(self, one: str | None, other: str | None) -> bool:
+        """Whether two contents come to the same: a snapshot that was taken again, at another time, has the same rows."""
+        return one == other or bool(self.snapshot and one and other)
 
     def reversed(self) -> Change:
         return Change(self.what, self.after, self.before)
@@ -201,6 +211,11 @@ class OperationLog:
             found -= {*operation.drops, *operation.collects}
         return found - {""}
 
+    def snapshots(self, since: float) -> set[str]:
+        """Descriptions of the snapshots of data that operations at or after `since` removed: `undo` must find their pieces again."""
+        changes = (change for operation in self._since(since) for change in operation.changes if change.snapshot)
+        return {text for change in changes for text in (change.before, change.after) if text}
+
     def _since(self, since: float) -> Iterator[Operation]:
         """Older lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken
         for the first: a clock may have jumped."""
@@ -283,9 +298,9 @@ class OperationLog:
     def _compare(self, operation: Operation) -> None:
         for change in operation.changes:
             now = self._current(change)
-            if now == change.after and change.removes:
-                continue  # weights that came back by themselves, from a remote, are as good as undone
-            if now != change.before:
+            if (change.removes or change.snapshot) and change.alike(now, change.after):
+                continue  # weights that came back by themselves, from a remote, and rows that were kept again are as good as undone
+            if not change.alike(now, change.before):
                 raise Conflict(
                     f"{_short(change.what)} is at {_value(now)} and not at {_value(change.before)} any more",
                     hint="`llmos op log` shows what moved it",
@@ -293,6 +308,7 @@ class OperationLog:
 
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""
+        back = self._check_rows(operation)
         for change in operation.changes:
             if change.removes and change.after is None and not self._whole(change.removes):
                 raise NotFound(
@@ -300,7 +316,7 @@ class OperationLog:
                     hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
                 )
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
-            if names_one and not self._place(change.what, str(change.after)).exists():
+            if names_one and change.after not in back and not self._place(change.what, str(change.after)).exists():
                 raise NotFound(
                     f"cannot {operation.name}: {'snapshot' if change.what.startswith(DATA) else 'checkpoint'} {_value(change.after)} is gone",
                     hint="`llmos op log` lists the operations; `llmos undo ID` takes back another one",
@@ -309,6 +325,21 @@ class OperationLog:
     def _whole(self, checkpoint: str) -> bool:
         """Whether what was removed is still there: its files, or those that they were sealed to."""
         return checkpoint in self._sealed or self._dropped.whole(self._root, checkpoint)
+
+    def _check_rows(self, operation: Operation) -> set[str]:
+        """The snapshots of data that it puts back."""
+        back = {change.snapshot: change.after for change in operation.changes if change.snapshot and change.after}
+        if back:
+            from llmos_cli.core.snapshots import Snapshots  # here: most operations are not of data
+
+            kept = Snapshots(self._dot)
+            for snapshot, text in back.items():
+                if not (snapshot in kept or kept.whole(text)):
+                    raise NotFound(
+                        f"cannot {operation.name}: the rows of snapshot {_value(snapshot)} are gone for good",
+                        hint="`llmos data snapshot` keeps them again; `llmos undo ID` takes back another operation",
+                    )
+        return set(back)
 
     def _place(self, ref: str, value: str) -> Path:
         """Where that stands which a ref names."""
@@ -419,7 +450,7 @@ class OperationLog:
 
     def _set(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if self._current(change) == change.after:
+            if change.alike(self._current(change), change.after):
                 continue
             if change.is_ref:
                 self._refs.write(change.what, change.after)
@@ -430,12 +461,13 @@ class OperationLog:
 
     def _logged(self, operation: Operation) -> bool:
         """Whether it is among the last ones: nothing is logged while another is pending."""
-        return f'"id": "{operation.id}"'.encode() in self._tail()
+        return f'"id": "{operation.id}"'.encode() in self._tail(len(written(operation)))
 
-    def _tail(self) -> bytes:
+    def _tail(self, line: int = 0) -> bytes:
+        """The end of the log: `line` bytes and what other lines take."""
         try:
             with open(self.path, "rb") as file:
-                file.seek(max(os.fstat(file.fileno()).st_size - _TAIL, 0))
+                file.seek(max(os.fstat(file.fileno()).st_size - line - _TAIL, 0))
                 return file.read()
         except FileNotFoundError:
             return b""

@@ -139,6 +139,14 @@ def _split(value: Mapping[str, Any]) -> KeptSplit:
     return KeptSplit(int(value["rows"]), str(value["sha256"]), tuple(map(str, value["columns"])), pieces)
 
 
+def described(text: str) -> Snapshot | None:
+    """What the log of operations remembers of one; None where it makes no sense."""
+    try:
+        return parse(text.encode())
+    except UNREADABLE:
+        return None
+
+
 def frames(piece: bytes, columns: Sequence[str]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Of each row of a piece: where it begins and ends, and where the value of each column does. ValueError where it is no row."""
     at, marks = 0, [f"{name}:".encode() for name in columns]
@@ -256,11 +264,15 @@ class Snapshots:
             for path in sorted(folder.iterdir()):
                 yield folder.name + path.name, path
 
-    def unheld(self, but: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
-        """Pieces of no snapshot, those of snapshots that are about to go (`but`) among them."""
-        gone = set(but)
-        held = {sha256 for each in self.ids() if each not in gone for sha256 in self.read(each).pieces}
-        yield from ((sha256, path) for sha256, path in self.stored() if sha256 not in held)
+    def whole(self, text: str) -> bool:
+        """Whether all pieces are there of one whose description was taken away."""
+        snapshot = described(text)
+        return snapshot is not None and all(self.has(sha256, size) for sha256, size in snapshot.pieces.items())
+
+    def unheld(self, held: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
+        """Pieces of no snapshot, but for those that are `held` otherwise."""
+        kept = {*held, *(sha256 for each in self.all() for sha256 in each.pieces)}
+        yield from ((sha256, path) for sha256, path in self.stored() if sha256 not in kept)
 
     def strange(self) -> Iterator[Path]:
         """What lies among the snapshots and is none."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli import tasks
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Manifest
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.oplog import WINDOW, Change
 from llmos_cli.core.refs import DATA, check_name
 from llmos_cli.core.snapshots import Snapshot, identify, readers
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, short, size
@@ -284,7 +285,7 @@ def listed(ws: Workspace) -> DataList:
 
 @dataclass(frozen=True)
 class ForgetResult:
-    """`freed`: bytes; `names` that it had; `checkpoints` that could be made again with it."""
+    """`freed`: bytes that `gc` gives back to the disk; `names` that it had; `checkpoints` that could be made again with it."""
 
     snapshot: str
     source: str
@@ -294,14 +295,16 @@ class ForgetResult:
     dry_run: bool
 
     def view(self) -> View:
-        told = f"{'would remove' if self.dry_run else 'removed'} {short(self.snapshot)} ({self.source}): {size(self.freed)} freed"
+        verb = "would remove" if self.dry_run else "removed"
+        told = f"{verb} {short(self.snapshot)} ({self.source}): {size(self.freed)} to be freed"
         if self.checkpoints:
             told += f"; {len(self.checkpoints)} checkpoints were made with it"
-        return told
+        until = f"`llmos undo` brings it back for {WINDOW / 86400:g} days"
+        return Lines([told, f"{until}, then `llmos gc` frees its rows (at once: `llmos gc --window now`)"])
 
 
 def remove(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = False) -> ForgetResult:
-    """Its rows, and the names it has; what checkpoints were made with stays unless forced."""
+    """With the names it has, in one operation; what checkpoints were made with stays unless forced. Its rows stay for `undo`."""
     kept = ws.snapshots.find(name)
     read = readers(ws).get(kept.id, [])
     if read and not force:
@@ -309,14 +312,15 @@ def remove(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = Fal
             f"{len(read)} checkpoints were made with snapshot {short(kept.id)}, {short(read[0])} among them",
             hint="`--force` removes it all the same: they can then be made again only from the source itself",
         )
-    names = [each for each, value in ws.snapshots.names().items() if value == kept.id]
-    with lock(ws.snapshots.lock, emit=ws.emit):
-        unheld = [(path, path.stat().st_size) for _, path in ws.snapshots.unheld([kept.id])]
+    still = nullcontext() if ws.oplog.rehearsing else lock(ws.snapshots.lock, emit=ws.emit)
+    with still, ws.oplog.locked(ws.emit):
+        names = [each for each, value in ws.snapshots.names().items() if value == kept.id]
+        shared = {sha256 for each in ws.snapshots.all() if each.id != kept.id for sha256 in each.pieces}
+        freed = sum(length for sha256, length in kept.pieces.items() if sha256 not in shared)
         if not dry_run:
-            if names:
-                ws.oplog.apply(f"data rm {name}", [Change(DATA + each, kept.id, None) for each in names], emit=ws.emit)
-            ws.snapshots.remove(kept.id)
-            for path, _ in unheld:
-                path.unlink(missing_ok=True)
-            ws.oplog.note(f"data rm {short(kept.id)} of {kept.source}")
-    return ForgetResult(kept.id, kept.source, names, read, sum(length for _, length in unheld), dry_run)
+            path = ws.snapshots.path(kept.id)
+            forgotten = Change(str(path.relative_to(ws.root)), path.read_text(encoding="utf-8"), None)
+            ws.oplog.apply_locked(
+                f"data rm {name}", [*(Change(DATA + each, kept.id, None) for each in names), forgotten]
+            )
+    return ForgetResult(kept.id, kept.source, names, read, freed, dry_run)

@@ -18,7 +18,7 @@ from llmos_cli.core import manifest, signatures
 from llmos_cli.core.locks import lock
 from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
-from llmos_cli.core.snapshots import readers
+from llmos_cli.core.snapshots import described, readers
 from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.view import Group, Table, View, size
@@ -232,7 +232,7 @@ def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach
     rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
     with contextlib.suppress(LockTimeout), rehearsing or lock(kept.lock, wait=0):
         gone = _unread(ws, unnamed, now - grace, reach) if kept.ids() else set()
-        left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces}
+        left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces} | _forgotten(ws, reach)
         for each in map(kept.read, sorted(gone)):
             own = {sha256: length for sha256, length in each.pieces.items() if sha256 not in left}
             left |= own.keys()  # what two of them share is counted once
@@ -248,6 +248,12 @@ def _unread(ws: Workspace, unnamed: set[str], old: float, reach: float) -> set[s
     read = {snapshot for snapshot, makers in readers(ws).items() if not unnamed.issuperset(makers)}
     held = read | set(ws.snapshots.names().values()) | ws.oplog.protected(reach)
     return {each for each in ws.snapshots.ids() if each not in held and ws.snapshots.path(each).stat().st_mtime <= old}
+
+
+def _forgotten(ws: Workspace, reach: float) -> set[str]:
+    """Pieces of snapshots that `data rm` removed: `undo` may bring those back, and a run that lives may have begun to read one."""
+    since = min([reach, *(record.started for record in ws.runs.alive() if record.operation != "deploy")])
+    return {sha256 for text in ws.oplog.snapshots(since) if (each := described(text)) for sha256 in each.pieces}
 
 
 def _signatures(ws: Workspace) -> Iterator[Garbage]:
@@ -318,7 +324,7 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reac
         ws.objects.remove([name for name, _ in _unheld(ws, reach)])
     if any(each.kind in ("snapshot", "piece") for each in garbage):
         with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
-            for _, path in [*ws.snapshots.unheld()]:
+            for _, path in [*ws.snapshots.unheld(_forgotten(ws, reach))]:
                 path.unlink(missing_ok=True)
 
 

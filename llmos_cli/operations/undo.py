@@ -41,6 +41,8 @@ def told_change(change: Change) -> str:
     """`main: 3f2a91c0dd12 -> 77c1aa0912fe`"""
     if change.removes:
         return f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
+    if change.snapshot:
+        return f"snapshot {change.snapshot[:SHORT]} {'removed' if change.after is None else 'restored'}"
     name = change.what.removeprefix(HEADS).removeprefix("refs/")
     if not change.is_ref:
         return f"{name} {'restored' if change.after is not None else 'removed'}"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmos_cli.core.oplog import Change
 from llmos_cli.core.refs import HEAD, HEADS, STAGES, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, NotFound, UsageError
@@ -152,3 +153,12 @@ def test_weights_that_a_remote_brought_back_are_as_good_as_undone(ws, commit, tm
     assert redo(ws).operation.name.startswith("redo rm") and first.id in ws.dropped
     undo(ws)
     assert ws.checkpoint(first.id) and fsck(ws).problems == ()
+
+
+def test_an_operation_as_long_as_any_is_finished_once(ws):
+    """What describes a great deal of data is longer than what is read of the log's end."""
+    ws.oplog.apply("long", [Change("long.txt", None, "x" * (3 << 20))])
+    (ws.dot / "pending.json").write_bytes(ws.oplog.path.read_bytes())  # a kill just after it was logged
+    ws.oplog.settle()
+    assert [each.name for each in ws.oplog.operations()] == ["long"] and not (ws.dot / "pending.json").exists()
+    assert undo(ws).operation.name == "undo long" and not (ws.root / "long.txt").exists()

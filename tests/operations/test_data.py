@@ -95,9 +95,72 @@ def test_what_is_told_of_a_snapshot(made: Workspace, llmos):
     assert refused.code == 2 and "1 checkpoints were made with" in refused.err
     assert llmos("data", "rm", "first", "--dry-run", "--force").code == 0 and made.snapshots.ids()
     assert llmos("data", "rm", "first", "--force").code == 0
-    assert not made.snapshots.ids() and not [*made.snapshots.stored()]
-    assert llmos("undo").code == 4, "the name of what is gone does not come back"
-    assert llmos("train", "-s", "data.source=snapshot:first").code == 4
+    assert not made.snapshots.ids() and llmos("train", "-s", "data.source=snapshot:first").code == 4
+
+
+def test_what_was_removed_is_undone_with_its_names_and_rows(made: Workspace, llmos):
+    assert llmos("data", "snapshot", "--name", "first", "-q").code == 0
+    kept = made.snapshots.find("first")
+    assert llmos("data", "snapshot", "--name", "also", "-q").code == 0
+    removed = llmos("data", "rm", "also", "--force")
+    assert (
+        f"removed {kept.id[:12]} (rows.csv)" in removed.out and "`llmos undo` brings it back for 30 days" in removed.out
+    )
+    assert (made.snapshots.ids(), made.snapshots.names()) == ([], {})
+    assert f"snapshot {kept.id[:12]} removed" in llmos("op", "log").out
+    assert llmos("gc", "--expire", "now", "--json").json["garbage"] == [], "within the window"
+    assert f"snapshot {kept.id[:12]} restored" in llmos("undo").out
+    assert made.snapshots.names() == {"first": kept.id, "also": kept.id} and made.snapshots.find("also") == kept
+    assert made.snapshots.wrong(kept) == "" and fsck(made).problems == ()
+    assert llmos("redo").code == 0 and made.snapshots.ids() == []
+    assert llmos("data", "snapshot", "-q").code == 0, "taken again, at another time"
+    assert llmos("undo").code == 0 and made.snapshots.names() == {"first": kept.id, "also": kept.id}
+    assert llmos("redo").code == 0 and (made.snapshots.ids(), made.snapshots.names()) == ([], {})
+
+
+def test_removed_rows_go_when_undo_reaches_them_no_more_and_no_run_reads_them(made: Workspace, llmos):
+    assert llmos("data", "snapshot", "--name", "first", "-q").code == 0
+    pieces = {sha256 for sha256, _ in made.snapshots.stored()}
+    with made.begin("train", config={}):
+        assert llmos("data", "rm", "first", "--force").code == 0
+        assert llmos("gc", "--window", "now", "-q").code == 0
+        assert {sha256 for sha256, _ in made.snapshots.stored()} == pieces
+    gone = llmos("gc", "--window", "now", "--json").json["garbage"]
+    assert {each["name"] for each in gone if each["kind"] == "piece"} == pieces and not [*made.snapshots.stored()]
+    refused = llmos("undo")
+    assert refused.code == 4 and "are gone for good" in refused.err and "llmos data snapshot" in refused.err
+    assert llmos("data", "snapshot", "-q").code == 0 and llmos("undo").code == 0
+    assert list(made.snapshots.names()) == ["first"] and fsck(made).problems == ()
+
+
+def test_removing_is_whole_or_did_not_happen(made: Workspace, llmos, monkeypatch):
+    from llmos_cli.core import atomic
+    from llmos_cli.core.oplog import OperationLog
+
+    assert llmos("data", "snapshot", "--name", "first", "-q").code == 0
+    before = made.snapshots.find("first")
+
+    def cut_off(log: OperationLog, operation: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OperationLog, "_log", cut_off)
+        assert llmos("data", "rm", "first", "--force").code != 0
+    assert made.snapshots.find("first") == before and fsck(made).problems == ()
+    whole = atomic.remove
+
+    def killed(path: Path) -> None:
+        whole(path)
+        os._exit(9)
+
+    if not (pid := os.fork()):
+        atomic.remove = killed
+        llmos("data", "rm", "first", "--force")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    made.oplog.settle()
+    assert (made.snapshots.ids(), made.snapshots.names()) == ([], {})
+    assert llmos("undo").code == 0 and made.snapshots.find("first") == before
 
 
 def test_data_that_is_lost_already(made: Workspace, llmos):
