@@ -59,6 +59,7 @@ def snapshot(
         str | None, typer.Option("--source", metavar="S", help="Keep this source, as training would read it now.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Call it so: `data.source: snapshot:NAME`.")] = None,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Move a name that exists.")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -67,7 +68,7 @@ def snapshot(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.data import snapshot as operation
 
-        result = operation(s.workspace, rev, source=source, name=name, dry_run=dry_run, emit=s.ui.emit)
+        result = operation(s.workspace, rev, source=source, name=name, force=force, dry_run=dry_run, emit=s.ui.emit)
         s.ui.show(result)
         if json and result.lost:
             raise typer.Exit(5)  # what was lost is in the JSON: one document, not two

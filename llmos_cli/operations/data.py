@@ -21,6 +21,7 @@ from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import lineage
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.named import check_free
 from llmos_cli.options.data import DataOptions
 
 if TYPE_CHECKING:
@@ -87,22 +88,44 @@ def snapshot(
     *,
     source: str | None = None,
     name: str | None = None,
+    force: bool = False,
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> SnapshotResult:
     """What a revision (HEAD) and its line were made with; or `source`, or where nothing is made yet that of configs/train.yaml, as
-    training would read it now."""
-    if name is not None:
-        check_name("snapshot", name)
+    training would read it now. `force`: a `name` that another snapshot has moves."""
     if source is not None and rev is not None:
         raise UsageError("a revision has its data already", hint="give a revision or --source, not both")
-    if source is not None or (rev is None and ws.head().checkpoint is None):
-        found, lost = [_of_config(ws, source, dry_run=dry_run, emit=emit)], list[Lost]()
-    else:
-        found, lost = _of_line(ws, ws.resolve(rev or "HEAD"), dry_run=dry_run, emit=emit)
+    if name is not None and _check_name(ws, name) and not force:
+        told, _ = _take(ws, rev, source, dry_run=True, emit=ignore)  # before anything is kept
+        _check_stays(ws, name, told)
+    found, lost = _take(ws, rev, source, dry_run=dry_run, emit=emit)
     if name is not None and found and not dry_run:
         _call(ws, name, found[0].snapshot)
     return SnapshotResult(found, lost, name, dry_run)
+
+
+def _check_name(ws: Workspace, name: str) -> bool:
+    """Whether a snapshot has it already."""
+    check_free(ws, DATA, check_name("snapshot", name))
+    return ws.refs.read(DATA + name) is not None
+
+
+def _check_stays(ws: Workspace, name: str, found: Sequence[Taken]) -> None:
+    before = ws.refs.read(DATA + name)
+    if before and found and before != found[0].snapshot:
+        raise UsageError(
+            f"snapshot {name} is {short(before)} already",
+            hint="`llmos data snapshot -f` moves the name, or choose another",
+        )
+
+
+def _take(
+    ws: Workspace, rev: str | None, source: str | None, *, dry_run: bool, emit: Emit
+) -> tuple[list[Taken], list[Lost]]:
+    if source is not None or (rev is None and ws.head().checkpoint is None):
+        return [_of_config(ws, source, dry_run=dry_run, emit=emit)], []
+    return _of_line(ws, ws.resolve(rev or "HEAD"), dry_run=dry_run, emit=emit)
 
 
 def _call(ws: Workspace, name: str, snapshot: str) -> None:

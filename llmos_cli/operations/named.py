@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmos_cli.core.refs import HEADS
+from llmos_cli.core.refs import DATA, HEADS
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -49,7 +49,7 @@ def check_free(ws: Workspace, prefix: str, name: str) -> None:
     """`a` and `a/b` cannot both be names: one would be a file and a folder."""
     taken = [other for other in ws.refs.names(prefix) if other.startswith(f"{name}/") or name.startswith(f"{other}/")]
     if taken:
-        kind = "branch" if prefix == HEADS else "tag"
+        kind = {HEADS: "branch", DATA: "snapshot"}.get(prefix, "tag")
         raise UsageError(
             f"{kind} {taken[0]} stands in the way of {name}", hint="choose a name that does not begin like it"
         )

@@ -79,6 +79,21 @@ def test_new_training_reads_what_is_there_now(made: Workspace, llmos):
     assert made.manifest(made.resolve()).made.data["splits"] == made.snapshots.find("first").fingerprint
 
 
+def test_a_name_moves_when_it_is_told_to(made: Workspace, llmos):
+    assert llmos("data", "snapshot", "--name", "v1", "-q").code == 0
+    first = snapshot_of(made)
+    change(made)
+    for dry in ((), ("--dry-run",)):
+        refused = llmos("data", "snapshot", "--source", "rows.csv", "--name", "v1", *dry)
+        assert refused.code == 2 and f"snapshot v1 is {first[:12]} already" in refused.err and "-f" in refused.err
+    assert made.snapshots.ids() == [first] and made.snapshots.names() == {"v1": first}
+    assert llmos("data", "snapshot", "HEAD", "--name", "v1", "-q").code == 0, "it has that name"
+    assert llmos("data", "snapshot", "HEAD", "--name", "v1/a").code == 2, "a name is no folder"
+    assert llmos("data", "snapshot", "--source", "rows.csv", "--name", "v1", "--force", "-q").code == 0
+    assert made.snapshots.find("v1").rows == 240 and llmos("undo").code == 0
+    assert made.snapshots.find("v1").rows == 200
+
+
 def test_what_is_told_of_a_snapshot(made: Workspace, llmos):
     tried = llmos("data", "snapshot", "--dry-run")
     assert tried.out.startswith("would keep ") and not made.snapshots.ids()
