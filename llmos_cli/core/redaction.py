@@ -15,14 +15,13 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from llmos_cli.core.tokens import TOKENS
+
 HIDDEN = "***"
 _IN_URL = r"(?<=://)([^/@\s:\"']*):[^/@\s\"']*@"
 _ASSIGNED = r"([\w.-]+)(=|[\"']?:[ \t]+[\"']?)([^&\s\"',;]+)"
 _BEARER = r"(?i)\b((?:bearer|basic)\s+)[\w.+/=~-]{8,}"
-_KNOWN = (
-    *("hf_", "sk-", "sk_live_", "ghp_", "gho_", "ghu_", "ghs_", "github_pat_", "glpat-", "npm_", "pypi-"),
-    *("xoxa-", "xoxb-", "xoxp-", "xapp-", "AKIA", "ASIA", "AIza", "eyJ"),
-)
+_KNOWN = tuple(begin for token in TOKENS for begin in token.begins)
 _PRIVATE_KEY = r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----[^-\"']*(?:-----END \1PRIVATE KEY-----)?"
 _CALLED = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "privatekey", "secretkey")
 _OF_TEXT = (
@@ -56,7 +55,7 @@ def redacted(text: str) -> str:
 def _redacted(text: str, given: set[str]) -> str:
     """Looked at before it is searched: compiling these would take longer than all that `tag` does with them."""
     for value in given:
-        if value in text:
+        if value in text and not _is_ordinary(value):
             text = text.replace(value, HIDDEN)
     if "://" in text:
         text = re.sub(_IN_URL, rf"\1:{HIDDEN}@", text)
@@ -143,6 +142,13 @@ def _given() -> set[str]:
         if sign and is_secret(name):
             found.add(value)
     return {value for value in found if len(value) >= _SHORTEST and not value.startswith(("$", "/", HIDDEN))}
+
+
+def _is_ordinary(value: str) -> bool:
+    """Asked of what is in a text alone: to know it takes longer than to look."""
+    from llmos_cli.core import ordinary
+
+    return value.replace("-", "_").isidentifier() and value in ordinary.words()
 
 
 @cache

@@ -22,6 +22,8 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from llmos_cli.core.tokens import TOKENS
+
 RULES = 1
 NEAR = 8192
 """Characters beside a mask that are looked at again: more than any pattern spans."""
@@ -263,17 +265,7 @@ _PRIVATE_KEY = (
 )
 WORDED = (
     _rule("SECRET", _PRIVATE_KEY, needs=("PRIVATE KEY",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])A[KS]IA[0-9A-Z]{16}(?![A-Za-z0-9])", needs=("AKIA", "ASIA")),
-    _rule("SECRET", r"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{36,255}+", needs=("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
-    _rule("SECRET", r"(?<![A-Za-z0-9])github_pat_\w{22,255}+", needs=("github_pat_",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])glpat-[\w-]{20,64}+", needs=("glpat-",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,250}+", needs=("xox",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])sk-[\w-]{20,250}+", needs=("sk-",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])[rs]k_(?:live|test)_[A-Za-z0-9]{16,250}+", needs=("k_live_", "k_test_")),
-    _rule("SECRET", r"(?<![A-Za-z0-9])AIza[\w-]{35}(?![\w-])", needs=("AIza",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,64}+", needs=("hf_",)),
-    _rule("SECRET", r"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])", needs=("npm_",)),
-    _rule("SECRET", r"(?<![\w-])eyJ[\w-]{8,2000}+\.eyJ[\w-]{8,2000}+\.[\w-]{8,1000}+", needs=("eyJ",)),
+    *(_rule("SECRET", token.form, needs=token.begins) for token in TOKENS if token.form),
     _rule(
         "SECRET",
         r"[:=][ \t]{0,4}+[\"'](?P<value>[^\s\"'\[\]]{12,200}+)[\"']",

@@ -162,6 +162,13 @@ def test_hiding_twice_is_hiding_once(before: str, between: str, after: str) -> N
     assert hidden(once) == once
 
 
+@pytest.mark.parametrize("word", ["sparsegpt", "learning_rate", "causal-lm", "hadamard"])
+def test_a_variable_called_so_with_an_ordinary_word_hides_nothing(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SORT_KEY", word)
+    monkeypatch.setenv("OTHER_KEY", f"{word}{SECRET}")
+    assert hidden({"train": {word: f"by {word}, {word}{SECRET}"}}) == {"train": {word: f"by {word}, {HIDDEN}"}}
+
+
 def test_names() -> None:
     yes = (
         "token",
