@@ -1,4 +1,4 @@
-"""Take back the last operation: branches, tags, HEAD and configs return to what they were."""
+"""Take back the last operation: branches, tags, HEAD, configs and removed weights return to what they were."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@
     .llmos/refs/data/NAME    snapshots of data that were given a name (ids of snapshots, see `snapshots.py`, not of checkpoints)
     .llmos/refs/remotes/R/heads/NAME, .../R/tags/NAME      where those of the remote R were when it was last heard of
 
-This file reads and writes single refs. Whatever moves or removes one does so through the operation log (`oplog.py`),
-which compares before it swaps, under a lock, and can be undone.
+This file reads and writes single refs. Whatever moves or removes one (but `runs/`, and `remotes/`, which say what was seen) does so through the
+operation log (`oplog.py`), which compares before it swaps, under a lock, and can be undone.
 """
 
 from __future__ import annotations

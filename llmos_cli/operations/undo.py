@@ -1,4 +1,4 @@
-"""undo: take back the last operation: refs and configs return to what they were before it."""
+"""undo: take back the last operation: refs, configs and removed weights return to what they were before it."""
 
 from __future__ import annotations
 
