@@ -1,4 +1,5 @@
-"""The operation log: every move of a ref is one operation, recorded with what was before, so that it can be undone.
+"""The operation log: every move of a ref (but `runs/`, and `remotes/`, which say what was seen) is one operation, recorded with
+what was before, so that it can be undone.
 
 `.llmos/operations.jsonl` has one line per operation. An operation may change several refs and files of the workspace
 (a config that `tune --apply` edits): it is written to `.llmos/pending.json` first, then carried out, then logged; one
@@ -29,6 +30,8 @@ from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
+KEPT = f"{WINDOW / 86400:g}d"
+"""The same as `gc` is told it."""
 _TIME = re.compile(rb'"time": ([0-9.]+)[,}]')
 """Of an operation alone: within a text that it holds, each quote has a backslash before it."""
 _LISTS = ("drops", "collects", "seals", "unseals")

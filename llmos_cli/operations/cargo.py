@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos_cli.core.view import Line, Span, size
-from llmos_cli.operations.summary import short
+from llmos_cli.operations.summary import shown_id
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class MovedRef:
     def told(self) -> Line:
         kind, _, name = self.ref.partition("/")
         kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
-        came = ["from ", short(self.before), " to "] if self.before else ["new, at "]
-        return [f"{kind} ", Span(name, "name"), ": ", *came, short(self.checkpoint)]
+        came = ["from ", shown_id(self.before), " to "] if self.before else ["new, at "]
+        return [f"{kind} ", Span(name, "name"), ": ", *came, shown_id(self.checkpoint)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from llmos_cli.operations.fetch import Fetched, FetchResult, fetched
 from llmos_cli.operations.init import GITIGNORE
 from llmos_cli.operations.lineage import recorded_data
 from llmos_cli.operations.remote import ORIGIN, SETTINGS, RemoteSettings, described, opened
-from llmos_cli.operations.summary import short
+from llmos_cli.operations.summary import shown_id
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CloneResult:
 
     def view(self) -> View:
         at = (
-            ["branch ", Span(self.branch, "name"), " at ", short(self.checkpoint)]
+            ["branch ", Span(self.branch, "name"), " at ", shown_id(self.checkpoint)]
             if self.checkpoint
             else ["no branch yet"]
         )

@@ -13,7 +13,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound
 from llmos_cli.events import Metric
 from llmos_cli.operations.log import aligned, listed
-from llmos_cli.operations.summary import SPLITS, short
+from llmos_cli.operations.summary import SPLITS, shown_id
 
 BARS = "▁▂▃▄▅▆▇█"
 GAP = "·"
@@ -131,4 +131,4 @@ def _row(point: Point) -> list[str | Span]:
     between = "" if point.low is None or point.high is None else f"[{number(point.low)}, {number(point.high)}]"
     change = "" if point.change is None else f"{100 * point.change:+.2f} %"
     names = Span(f"({', '.join(point.names)})", "name") if point.names else ""
-    return [short(point.checkpoint), point.made_by, told, between, change, names]
+    return [shown_id(point.checkpoint), point.made_by, told, between, change, names]

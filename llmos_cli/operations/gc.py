@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llmos_cli.core import manifest, signatures
 from llmos_cli.core.locks import lock
+from llmos_cli.core.oplog import KEPT
 from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.snapshots import described, readers
@@ -78,8 +79,8 @@ class GcResult:
 def gc(
     ws: Workspace,
     *,
-    expire: str = "30d",
-    window: str = "30d",
+    expire: str = KEPT,
+    window: str = KEPT,
     keep_last: int | None = None,
     keep_tagged: bool = False,
     dry_run: bool = False,

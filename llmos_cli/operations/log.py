@@ -11,7 +11,7 @@ from llmos_cli.core.index import Entry
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.summary import SHORT, Summary, age, short, summarize, told
+from llmos_cli.operations.summary import SHORT, Summary, age, shown_id, summarize, told
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class LogResult:
         names = self._names(checkpoint)
         named = Span(f"({names})", "name") if names else ""
         if self.oneline:
-            return [short(checkpoint.id), checkpoint.made_by, named]
+            return [shown_id(checkpoint.id), checkpoint.made_by, named]
         facts = [age(checkpoint.time), checkpoint.told_size, told(checkpoint.metrics)]
-        return [short(checkpoint.id), checkpoint.made_by, *facts, named]
+        return [shown_id(checkpoint.id), checkpoint.made_by, *facts, named]
 
     def _names(self, checkpoint: Summary) -> str:
         """`HEAD -> main, base`, as git writes it."""

@@ -14,7 +14,7 @@ from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations.fetch import FetchResult, fetched
 from llmos_cli.operations.remote import named
-from llmos_cli.operations.summary import short
+from llmos_cli.operations.summary import shown_id
 from llmos_cli.operations.verify import required
 
 
@@ -31,9 +31,9 @@ class PullResult:
         if self.before == self.checkpoint:
             stays = f"{self.branch} is at {self.checkpoint[:12]} and has all of {self.fetched.remote}/{self.branch}"
             return Group([Lines([*self.fetched.lines(), stays])])
-        came = ["from ", short(self.before), " to "] if self.before else ["to "]
+        came = ["from ", shown_id(self.before), " to "] if self.before else ["to "]
         moved = "would move" if self.fetched.dry_run else "moved"
-        return Group([Lines([*self.fetched.lines(), [f"{self.branch} {moved} ", *came, short(self.checkpoint)]])])
+        return Group([Lines([*self.fetched.lines(), [f"{self.branch} {moved} ", *came, shown_id(self.checkpoint)]])])
 
 
 def pull(

@@ -9,7 +9,7 @@ from typing import Any
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, number, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.summary import Summary, age, short, summarize
+from llmos_cli.operations.summary import Summary, age, shown_id, summarize
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class ShowResult:
             yield ["names      ", Span(", ".join(checkpoint.names), "name")]
         yield f"made by    {checkpoint.made_by}, seed {self.seed}, {checkpoint.time} ({age(checkpoint.time)})"
         for parent in checkpoint.parents:
-            yield ["parent     ", short(parent)]
+            yield ["parent     ", shown_id(parent)]
         if teacher := (self.config.get("train") or {}).get("teacher"):
-            yield ["teacher    ", short(teacher)]
+            yield ["teacher    ", shown_id(teacher)]
         if self.runs:
             yield f"run        {', '.join(self.runs)}"
         new = f", {size(self.stored)} newly stored" if self.stored is not None else ""

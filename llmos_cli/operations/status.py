@@ -8,7 +8,7 @@ from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import Head
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.summary import Summary, age, short, summarize, told
+from llmos_cli.operations.summary import Summary, age, shown_id, summarize, told
 from llmos_cli.operations.training.divergence import WAY_ON, Divergence, noted
 
 _STORAGE = {
@@ -54,7 +54,7 @@ class StatusResult:
         if self.checkpoint is None:
             return [[*where, ": no checkpoint yet, `llmos train` makes the first"]]
         facts = f" ({self.checkpoint.made_by}, {age(self.checkpoint.time)}, {self.checkpoint.told_size})"
-        lines: list[Line] = [[*where, " at ", short(self.checkpoint.id), facts]]
+        lines: list[Line] = [[*where, " at ", shown_id(self.checkpoint.id), facts]]
         tags = [name for name in self.checkpoint.names if name != self.head.branch]
         if tags:
             lines.append(f"  also called {', '.join(tags)}")

@@ -81,7 +81,7 @@ def told(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in metrics.items())
 
 
-def short(checkpoint: str) -> Span:
+def shown_id(checkpoint: str) -> Span:
     return Span(checkpoint[:SHORT], "id")
 
 

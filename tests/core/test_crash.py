@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.log import log
 from llmos_cli.operations.tag import tag
-from tests.core.killing import killed_before
-
-STEPS = ("fsync", "rename", "replace", "link", "write")
-"""The calls by which a commit changes the disk: each of them is once the last one."""
-
-
-def commit_and_die(ws: Workspace, files: dict[str, str], after: int) -> bool:
-    """In a child that is killed just before its `after`-th call of STEPS; whether it got to the end instead."""
-    return killed_before(after, lambda: commit(ws, files), STEPS)
 
 
 def commit(ws: Workspace, files: dict[str, str]) -> str:
@@ -42,22 +32,6 @@ def commit(ws: Workspace, files: dict[str, str]) -> str:
         for name, text in files.items():
             (staged / name).write_text(text)
         return run.commit(staged, made).id
-
-
-def test_killed_before_each_step_of_a_commit(ws: Workspace) -> None:
-    first = commit(ws, {"same": "x", "other": "1"})
-    steps = 0
-    while not commit_and_die(Workspace(ws.root), {"same": "x", "other": "2"}, steps):
-        after = Workspace.find(ws.root)
-        assert fsck(after).problems == (), f"killed before step {steps}"
-        now = after.checkpoint("main")
-        assert now.id == first or now.manifest.made.parents == (first,)
-        after.refs.write(HEADS + "main", first)
-        steps += 1
-    assert steps > 40
-    assert Workspace(ws.root).resolve("main~1") == first
-    assert commit(Workspace(ws.root), {"same": "x", "other": "3"})
-    assert fsck(Workspace(ws.root)).problems == ()
 
 
 def test_a_run_begun_after_a_kill_in_the_middle_of_a_move_starts_where_the_move_ends(ws: Workspace) -> None:
@@ -112,32 +86,6 @@ def test_commit_while_gc_collects_all_the_time(ws: Workspace) -> None:
 
 @pytest.mark.system
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_a_full_disk_is_one_sentence_and_nothing_half_made(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=True)
-    try:
-        ws = Workspace.create(disk / "w")
-        first = commit(ws, {"a": "1"})
-        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 20_000))
-        for _ in range(40):
-            try:
-                commit(ws, {"a": "1", "b": os.urandom(2000).hex()})
-            except (LlmosError, OSError) as error:
-                failure = error
-                break
-        assert isinstance(failure, LlmosError), failure
-        assert "the disk is full" in failure.message and failure.exit_code == 1
-        (disk / "ballast").unlink()
-        assert fsck(Workspace(ws.root)).problems == ()
-        assert first in {entry.id for entry in Workspace(ws.root).index.entries()}
-        assert commit(Workspace(ws.root), {"a": "2"})
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-@pytest.mark.system
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_gc_frees_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -159,48 +107,6 @@ def test_gc_frees_a_disk_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
         assert fsck(Workspace(ws.root)).problems == ()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-LIMITED = """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-from llmos_cli.app import run
-raise SystemExit(run(["tag", "x"]))
-"""
-
-
-def test_a_limit_on_the_size_of_files_is_one_sentence(ws: Workspace) -> None:
-    commit(ws, {"a": "1"})
-    ran = subprocess.run([sys.executable, "-c", LIMITED], cwd=ws.root, capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert "pending.json: the file would be larger than this process may write" in ran.stderr
-    assert "hint: `ulimit -f` says how large it may be" in ran.stderr
-    assert fsck(Workspace.find(ws.root)).problems == ()
-    assert [path.name for path in (ws.dot / "tmp").iterdir()] == []
-    assert tag(Workspace.find(ws.root), "x").name == "x"
-
-
-@pytest.mark.system
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_a_read_only_workspace_can_be_read_and_says_why_it_cannot_be_written(ws: Workspace) -> None:
-    from llmos_cli.operations.status import status
-
-    checkpoint = commit(ws, {"a": "1"})
-    subprocess.run(["mount", "--bind", ws.root, ws.root], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", ws.root], check=True)
-        with pytest.raises(OSError, match="Read-only"):
-            (ws.root / "plain").write_text("x")
-        reader = Workspace(ws.root)
-        assert [summary.id for summary in log(reader).checkpoints] == [checkpoint]
-        assert status(reader).head.checkpoint == checkpoint
-        assert reader.checkpoint().id == checkpoint
-        assert fsck(reader).problems == ()
-        for write in (lambda: tag(reader, "t"), lambda: commit(reader, {"a": "2"}), lambda: gc(reader)):
-            with pytest.raises(LlmosError, match="the file system is read-only"):
-                write()
-    finally:
-        subprocess.run(["umount", "-l", ws.root], check=True)
 
 
 def grown(disk: Path, before: int, *, less_than: int) -> bool:

@@ -182,6 +182,7 @@ def limited(limit: int, act: Callable[[], object]) -> bool:
             act()
         except LlmosError as error:
             right = "the file would be larger than this process may write" in error.message and error.exit_code == 1
+            right = right and "`ulimit -f` says" in error.hint
             os._exit(1 if right else 2)
         except BaseException:  # noqa: BLE001 - a child that must never return
             traceback.print_exc()
