@@ -28,4 +28,5 @@ def _of_options(path: Path) -> Iterator[str]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
-            yield from (each.value for each in ast.walk(node.slice) if isinstance(each, ast.Constant))
+            values = (each.value for each in ast.walk(node.slice) if isinstance(each, ast.Constant))
+            yield from (value for value in values if isinstance(value, str))
