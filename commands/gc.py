@@ -6,17 +6,16 @@ from typing import Annotated
 
 import typer
 
-from llmos_cli.core.oplog import KEPT
 from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
 def gc(
     expire: Annotated[
         str, typer.Option("--expire", metavar="AGE", help="Keep unnamed checkpoints this long: 30d, 12h, now.")
-    ] = KEPT,
+    ] = "30d",
     window: Annotated[
         str, typer.Option("--window", metavar="AGE", help="How far back undo reaches: what it needs is kept.")
-    ] = KEPT,
+    ] = "30d",
     keep_last: Annotated[
         int | None,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.oplog import KEPT, WINDOW, Change
 from llmos_cli.core.refs import HEAD, HEADS, STAGES, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, NotFound, UsageError
@@ -21,7 +22,7 @@ from llmos_cli.operations.branch import branch, delete_branch, rename_branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
-from llmos_cli.operations.gc import gc
+from llmos_cli.operations.gc import duration, gc
 from llmos_cli.operations.op import op_log
 from llmos_cli.operations.push import push
 from llmos_cli.operations.redo import redo
@@ -162,3 +163,10 @@ def test_an_operation_as_long_as_any_is_finished_once(ws):
     ws.oplog.settle()
     assert [each.name for each in ws.oplog.operations()] == ["long"] and not (ws.dot / "pending.json").exists()
     assert undo(ws).operation.name == "undo long" and not (ws.root / "long.txt").exists()
+
+
+def test_gc_keeps_what_undo_reaches_unless_told() -> None:
+    from llmos_cli.commands.gc import gc as command
+
+    told = signature(command).parameters
+    assert told["expire"].default == told["window"].default == KEPT and duration(KEPT) == WINDOW
