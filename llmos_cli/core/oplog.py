@@ -463,8 +463,10 @@ class OperationLog:
                 atomic.write_text(self._root / change.what, change.after, scratch=self._dot / "tmp")
 
     def _logged(self, operation: Operation) -> bool:
-        """Whether it is among the last ones: nothing is logged while another is pending."""
-        return f'"id": "{operation.id}"'.encode() in self._tail(len(written(operation)))
+        """Whether it is among the last ones, and whole: nothing is logged while another is pending."""
+        marked = f'"id": "{operation.id}"'.encode()
+        lines = self._tail(len(written(operation))).split(b"\n")
+        return any(_parse(line) is not None for line in lines if marked in line)
 
     def _tail(self, line: int = 0) -> bytes:
         """The end of the log: `line` bytes and what other lines take."""

@@ -160,7 +160,7 @@ def run(verb: str, keys: dict[str, Any], ws: Workspace, llmos: Any, *words: str)
 
 
 TRAININGS = [("causal-lm", name) for name in catalog.methods("train")] + [(name, "adamw") for name in METRICS]
-NO_BLOCKS = "train.gradient_checkpointing"
+NO_BLOCKS, NO_TEXT = "train.gradient_checkpointing", "data.mask_pii"
 
 
 @pytest.mark.parametrize(("template", "optimizer"), TRAININGS)
@@ -168,9 +168,10 @@ def test_train(template, optimizer, home, llmos):
     ws = home(template)
     keys = {key: value for key, value in every("train", template, optimizer).items() if key not in APART}
     if template == "image-classification":
-        refused = llmos("train", "-q", "-s", f"{NO_BLOCKS}=true")
-        assert refused.code == 2 and NO_BLOCKS in refused.err
-        del keys[NO_BLOCKS]
+        for key in (NO_BLOCKS, NO_TEXT):
+            refused = llmos("train", "-q", "-s", f"{key}=true")
+            assert refused.code == 2 and key in refused.err
+            del keys[key]
     reads, err = run("train", keys, ws, llmos)
     judge("train", keys, reads, reported(err))
     built = json.loads((ws.checkpoint().path / "config.json").read_text())
@@ -233,6 +234,7 @@ def test_eval(template, folds, home, llmos):
         del keys["eval.folds"]
     if template != "causal-lm":
         del keys["eval.kv_cache"]  # only language models have one
+        del keys[NO_TEXT]  # refused, as it is in training
     reads, err = run("eval", keys, ws, llmos)
     judge("eval", keys, reads, reported(err))
 

@@ -93,6 +93,7 @@ def test_a_missing_revision(line: Workspace, llmos):
     assert llmos("diff", "base", "nope").code == 4
 
 
+@pytest.mark.cold  # what it imports is what is asked
 def test_without_tensors_there_is_no_torch(line: Workspace):
     program = (
         "import sys; from llmos_cli.app import run; code = run(['diff', 'base', '--no-tensors', '--json']);"
@@ -136,6 +137,7 @@ def test_another_tokenizer(empty: Workspace, llmos):
     told = llmos("diff", one.id, other.id, "--no-tensors").out
     assert re.search(r"^tokens +300 +310$", told, re.M)
     assert llmos("rm", "-f", one.id).code == 0
+    assert llmos("gc", "--window", "now").code == 0
     gone = llmos("diff", one.id, other.id, "--no-tensors", "--json").json["processor"]
     assert {each["key"] for each in gone["settings"]} == {"tokenizer.json", "tokenizer_config.json"}
     assert gone["vocabulary"] is None
