@@ -269,7 +269,7 @@ def give_back() -> None:
 
 
 def give_back_at_once() -> None:
-    """From now on whatever is larger than a megabyte goes back to the system when it is freed, not only when it is asked for: glibc
+    """From now on, for the life of the process, whatever is larger than a megabyte goes back to the system when it is freed, not only when it is asked for: glibc
     would keep arrays of up to 32 MB. Memory that is taken anew has to be cleared anew: an eighth more CPU time."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
@@ -277,6 +277,7 @@ def give_back_at_once() -> None:
 
 
 M_MMAP_THRESHOLD = -3
+"""glibc's name in `mallopt` for the size from which memory is the system's own."""
 
 
 def memory_free(device: torch.device | None = None) -> int:

@@ -46,7 +46,7 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
         lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II.float(), damping))
         if not failed:
             upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
-        if not failed and finite(upper_II):
+        if not failed and finite(upper_II.mT):
             return upper_II
         damping *= 10
     raise _singular()
@@ -55,7 +55,7 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:
 @dataclass(frozen=True)
 class Factor:
     """H, damped, as C D C^T, its columns in the order `columns_I`: `carry_II` is C^T, lower triangular with ones on its diagonal,
-    and `cost_I` the diagonal of D. With R as above R = C sqrt(D): column j of C says how j makes up for those before it, D_jj is
+    and `cost_I` the diagonal of D. With the R of this file's head, R = C sqrt(D): column j of C says how j makes up for those before it, D_jj is
     what an error in j costs."""
 
     carry_II: Tensor
@@ -99,7 +99,7 @@ def _first_factor(hessian_II: Tensor, damping: float, by_size: bool) -> tuple[Fa
         added_I = _added(diagonal_I, damping)
         size_I = diagonal_I + added_I
         order_I = (
-            size_I.argsort(descending=True, stable=True) if by_size else torch.arange(len(size_I)).to(size_I.device)
+            size_I.argsort(descending=True, stable=True) if by_size else torch.arange(len(size_I), device=size_I.device)
         )
         if (found := _factor(hessian_II, added_I, order_I)) is not None:
             return found, added_I

@@ -239,7 +239,10 @@ class Streams:
             if set(_names(watched)) <= set(known.follows):
                 groups.layout = known
             else:  # one sample did not reach every expert
-                groups.note(0, self.watch(index, 0, watched, self.compressed[0])[0])
+                for number in range(len(self.batches)):
+                    groups.note(number, self.watch(index, number, watched, self.compressed[number])[0])
+                    if set(_names(watched)) <= set(groups.layout.follows):
+                        break
         return groups
 
     def _measure(self, index: int, leader: str, watched: Mapping[str, nn.Module], groups: Groups) -> Statistics:

@@ -63,7 +63,7 @@ class Matrix:
 
 
 def finite(value: Tensor) -> bool:
-    """Whether all of it is: `isfinite` would make twice as much of it to tell."""
+    """Whether all of it is, of what lies in rows without a copy: `isfinite` would make twice as much of it to tell."""
     return value.numel() == 0 or all(math.isfinite(end) for end in value.detach().aminmax())
 
 

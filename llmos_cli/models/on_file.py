@@ -1,7 +1,7 @@
 """A weight that lies in its file: of a vocabulary's rows only those are read that are looked up, of a head a stripe at a time.
 
 An embedding and a head are the largest tensors outside a model's blocks, and hardly any of an embedding is needed at once. To the
-model such a weight is a parameter like any other, in fp32; whatever else is done with it reads all of it.
+model such a weight is a parameter like any other, in fp32, that no gradient reaches; whatever else is done with it reads all of it.
 
 Shapes: V rows (tokens of the vocabulary, outputs of a head), D columns.
 """
@@ -54,9 +54,9 @@ class OnFile(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is F.embedding and isinstance(args[1], OnFile):
+        if func is F.embedding and len(args) > 1 and isinstance(args[1], OnFile):
             return _looked_up(args[1], args[0])
-        if func is F.linear and isinstance(args[1], OnFile):
+        if func is F.linear and len(args) > 1 and isinstance(args[1], OnFile):
             return _multiplied(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias"))
         with torch._C.DisableTorchFunctionSubclass():  # what comes of it is no OnFile, as the default would have it
             return func(*args, **kwargs)
@@ -73,7 +73,9 @@ class OnFile(torch.Tensor):
             return OnFile(args[0].entry)
         if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == torch.device("meta"):
             return torch.empty(args[0].shape, dtype=args[0].dtype, device="meta")
-        if func._schema.is_mutable:  # what is read is a copy, on which the change would be lost
+        if func._schema.is_mutable and isinstance(
+            args[0], OnFile
+        ):  # what is read is a copy, on which the change would be lost
             raise RuntimeError(f"{args[0].entry.file} is not this process's to write to")
         args, read = tree_map(_read, (args, dict(kwargs or {})))
         return func(*args, **read)
@@ -85,12 +87,14 @@ def _read(value: Any) -> Any:
 
 def _looked_up(weight: OnFile, ids: Tensor) -> Tensor:
     """[..., D] of ids [...]."""
+    if ids.numel() and int(ids.min()) < 0:
+        raise IndexError("index out of range in self")  # in torch's words; numpy would count from the end
     rows = _tensor(_stored(weight.entry)[ids.flatten().numpy()], weight.entry)
     return rows.view(*ids.shape, weight.shape[1])
 
 
 def _multiplied(inputs: Tensor, weight: OnFile, bias: Tensor | None) -> Tensor:
-    """[..., V] of inputs [..., D], each output as one product would give it."""
+    """[..., V] of inputs [..., D], as one product would give them, up to rounding."""
     stored, height = _stored(weight.entry), max(1, STRIPE // weight.shape[1])
     stripes = [slice(start, start + height) for start in range(0, len(weight), height)]
     found: Tensor | None = None

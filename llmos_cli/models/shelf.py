@@ -27,7 +27,7 @@ from llmos_cli.models.save import stored_names
 @dataclass(frozen=True)
 class Slot:
     """One tensor: its `names` in the model (several where it is tied), what the files call it, and the block that it is loaded
-    with; None for what stays in memory."""
+    with; None for what stands outside them."""
 
     names: tuple[str, ...]
     stored: str
@@ -48,7 +48,7 @@ class Shelf:
         slots = _slots(self.model, self.stack, self.entries)
         self.lost = [slot.names[0] for slot in slots if not slot.stored]
         self.slots = {name: slot for slot in slots for name in slot.names}
-        self._on_file = _used_in_place(self.model, slots, self.entries) if on.type == "cpu" else set()
+        self._on_file = _used_in_place(self.model, self.stack, slots, self.entries) if on.type == "cpu" else set()
         if not self.lost:
             for name, buffer in self.model.named_buffers():
                 stays = name not in self.slots or self.slots[name].block is None
@@ -83,7 +83,7 @@ class Shelf:
             return weights[slot.stored].clone()
 
     def put(self, name: str, value: Tensor) -> None:
-        """Another value for a tensor that stands outside the blocks."""
+        """Another value for a tensor, under all of its names."""
         first = place(self.model, self.slots[name].names[0], value)
         for other in self.slots[name].names[1:]:
             place(self.model, other, first)
@@ -167,16 +167,18 @@ def _slots(model: PreTrainedModel, stack: Sequence[Block], entries: Mapping[str,
     return slots
 
 
-def _used_in_place(model: PreTrainedModel, slots: Sequence[Slot], entries: Mapping[str, headers.Entry]) -> set[Slot]:
+def _used_in_place(
+    model: PreTrainedModel, stack: Sequence[Block], slots: Sequence[Slot], entries: Mapping[str, headers.Entry]
+) -> set[Slot]:
     """Those whose weights are looked up or are a head's and nothing else: no method compresses them where they stand."""
     heads = set(head_names(model))
 
     def serves(name: str) -> bool:
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
-        return leaf == "weight" and (
-            isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and owner in heads)
-        )
+        looked_up = isinstance(module, nn.Embedding) and module.max_norm is None
+        multiplied = isinstance(module, nn.Linear) and owner in heads
+        return leaf == "weight" and (looked_up or multiplied) and _owner(name, stack) is None
 
     outside = (slot for slot in slots if slot.block is None and slot.stored in entries)
     return {slot for slot in outside if OnFile.can_be(entries[slot.stored]) and all(map(serves, slot.names))}

@@ -54,6 +54,7 @@ class Statistics:
                 self.add(rows_NI, reference_NI, needs)
 
     def add(self, rows_NI: Tensor, reference_NI: Tensor | None, needs: Collection[Need]) -> None:
+        self.worked_out.clear()
         if self.count == 0:
             self._start(rows_NI, needs)
         self.count += len(rows_NI)

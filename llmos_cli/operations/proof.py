@@ -43,7 +43,7 @@ PROOF_SPLITS = ("test", "validation")
 """Where a result is judged: the first of these that the data has."""
 PARITY_SAMPLES = 4
 PARITY_LOGITS = 2**23
-"""Of a large vocabulary fewer samples are enough, and their logits are in memory three times over (32 MB in fp32)."""
+"""Of a large vocabulary fewer samples are enough, and their logits are in memory three times over (32 MB in fp32, or one sample's)."""
 PARITY_TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit: fp32 sums in another order, and nothing more."""
 BF16_BYTES = 2

@@ -128,7 +128,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
             emit=run.emit,
         )
         form.check(model.matrices)
-        samples = calibrated(ws, run, model, resolved, needs)
+        samples = calibrated(ws, run, model, resolved, needs, learns=hasattr(module, "refine"))
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
         with keeping(model, run.state, coded, rounds_inputs=rounding(module)) as kept:

@@ -46,6 +46,7 @@ def test_a_head_is_multiplied_stripe_by_stripe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stripe: int, autocast: bool
 ) -> None:
     monkeypatch.setattr(on_file, "STRIPE", stripe)
+    monkeypatch.delattr(on_file, "_read")  # which would read all of it
     lying, weight = stored(tmp_path, torch.bfloat16)
     inputs, bias = torch.randn(2, 4, 5), torch.randn(37)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -69,6 +70,21 @@ def test_to_the_model_it_is_a_parameter_like_any_other(tmp_path: Path) -> None:
 
 
 def test_the_file_is_not_written_to(tmp_path: Path) -> None:
-    lying, _ = stored(tmp_path, torch.float32)
+    lying, weight = stored(tmp_path, torch.float32)
     with pytest.raises(RuntimeError, match="is not this process's to write to"):
         lying.add_(1)
+    assert torch.equal(torch.zeros(37, 5).copy_(lying), weight), "others are, from it"
+
+
+def test_tokens_that_there_are_not_are_refused_as_torch_does(tmp_path: Path) -> None:
+    lying, _ = stored(tmp_path, torch.float32)
+    for token in (-1, 37):
+        with pytest.raises(IndexError):
+            F.embedding(torch.tensor([token]), lying)
+
+
+def test_called_by_names(tmp_path: Path) -> None:
+    lying, weight = stored(tmp_path, torch.float32)
+    ids, inputs = torch.tensor([1, 2]), torch.randn(3, 5)
+    assert torch.equal(F.embedding(input=ids, weight=lying), F.embedding(ids, weight))
+    torch.testing.assert_close(F.linear(input=inputs, weight=lying), F.linear(inputs, weight))

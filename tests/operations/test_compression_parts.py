@@ -15,6 +15,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods.grid import Codes, Grid, nearest, widest
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models import headers
+from llmos_cli.models.calibrate import Streams
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import left_alone, matrices
 from llmos_cli.models.rewrite import rewrite
@@ -63,6 +64,34 @@ def test_calibration_never_sees_what_is_evaluated_and_says_what_it_saw(line: Wor
     seen = {tuple(row) for batch in first.batches for row in batch["input_ids"].tolist()}
     held = {tuple(row) for row in test.batch(range(len(test)))["input_ids"].tolist()}
     assert not seen & held and not any("labels" in batch for batch in first.batches)
+
+
+def test_little_room_runs_fewer_samples_together_and_records_the_same(line: Workspace) -> None:
+    model = subject(line, line.checkpoint("base"), resolve(line, "prune"), [], emit=lambda event: None)
+    free, tight = (calibration(model, 8, {"norms"}, seed=0, room=room) for room in (None, 1))
+    assert len(free.batches) == 1 and [len(batch["input_ids"]) for batch in tight.batches] == [1] * 8
+    assert free.record == tight.record
+    assert torch.equal(free.batches[0]["input_ids"], torch.cat([batch["input_ids"] for batch in tight.batches]))
+
+
+@pytest.mark.parametrize(("method", "together"), [("gptq", 1), ("autoround", 16)])
+def test_no_budget_makes_minibatches_smaller(
+    line: Workspace, llmos: Any, method: str, together: int, monkeypatch: Any
+) -> None:
+    """Calibration runs what there is room for; what is learnt from is drawn as the config says."""
+    seen: list[int] = []
+    looked = Streams.__init__
+
+    def look(streams: Streams, replay: Any, batches: Any, *more: Any) -> None:
+        seen.extend(len(batch["input_ids"]) for batch in batches)
+        looked(streams, replay, batches, *more)
+
+    monkeypatch.setattr(Streams, "__init__", look)
+    sets = ["quantize.memory_budget=0.0001", "quantize.calibration_samples=16", "quantize.autoround.iterations=1"]
+    ran = llmos("quantize", "base", "--method", method, *(word for each in sets for word in ("-s", each)))
+    assert ran.code == 0, ran.err
+    assert seen and set(seen) == {together}
+    assert llmos("undo").code == 0
 
 
 def test_scales_learn_and_codes_stand_still() -> None:

@@ -31,8 +31,10 @@ def needs(options: Options) -> frozenset[Need]:
 def prune(weight_OI: Tensor, statistics: Statistics, target: Target, options: Options) -> Tensor:
     """Equations 3 to 5 of the paper, on U, the upper factor of the inverse Hessian: removing w_j costs w_j^2 / U_jj^2."""
     born_zero_OI = weight_OI == 0
-    with factored(statistics, options.damping) as factor:
-        weight_OI = moved_target(weight_OI.float(), statistics.drift_II, factor, options.asymmetry).clone()
+    weight_OI = weight_OI.float().clone()
+    if options.asymmetry and statistics.drift_II is not None:
+        with factored(statistics, options.damping) as factor:
+            weight_OI = moved_target(weight_OI, statistics.drift_II, factor, options.asymmetry)
     U_II = inverse_factor(statistics.hessian_II, options.damping)
     # What is zero already, or never sees an input, goes first.
     worth_OI = alive(statistics.hessian_II) & ~born_zero_OI

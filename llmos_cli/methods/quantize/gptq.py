@@ -53,12 +53,17 @@ def needs(options: Options) -> frozenset[Need]:
 def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options) -> Codes:
     """Codes of least objective; weights of exactly 0 stay 0 and their part is made up for by the others."""
     with factored(statistics, options.damping, by_size=options.act_order) as factor:
-        parts = weight_OI.float().split(max(1, AT_ONCE // weight_OI.shape[1]))
+        weight_OI = weight_OI.float()
+        # Where torch walks the columns one by one, every part would walk them anew.
+        together = max(LEAST_ROWS, AT_ONCE // weight_OI.shape[1]) if kernels.usable(weight_OI) else len(weight_OI)
+        parts = weight_OI.split(max(1, together))
         return Codes.joined([_of_rows(part_OI, statistics, grid, options, factor) for part_OI in parts])
 
 
 AT_ONCE = 1 << 20
 """Weights that are worked on at once, some six times over: rows are independent of each other."""
+LEAST_ROWS = 512
+"""Enough to keep several threads busy, whatever their number: on that the codes must not depend."""
 
 
 def _of_rows(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Options, factor: Factor) -> Codes:

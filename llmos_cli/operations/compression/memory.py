@@ -45,8 +45,9 @@ def streaming(options: Compressing, directory: Path) -> str:
     for name, shape in headers.dense_shapes(headers.of_directory(directory)).items():
         if block := shard_of(name):
             sizes[block] = sizes.get(block, 0) + FP32_BYTES * math.prod(shape)
+    outside = "" if getattr(options, "embeddings", False) else ", embeddings and heads in their files"
     return (
-        f"one block in memory at a time, {size(max(sizes.values(), default=0))}, embeddings and heads in their files; "
+        f"one block in memory at a time, {size(max(sizes.values(), default=0))}{outside}; "
         f"of activations at most {size(ACTIVATIONS * budget(options))}, the rest on disk"
     )
 

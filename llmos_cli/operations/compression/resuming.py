@@ -57,9 +57,19 @@ def as_begun(ws: Workspace, parent: Checkpoint, resolved: Resolved) -> dict[str,
 
 
 def calibrated(
-    ws: Workspace, run: Run, model: Subject, resolved: Resolved, needs: Collection[Need], *, labelled: bool = False
+    ws: Workspace,
+    run: Run,
+    model: Subject,
+    resolved: Resolved,
+    needs: Collection[Need],
+    *,
+    labelled: bool = False,
+    learns: bool = False,
 ) -> Calibration:
-    """The calibration samples that the config asks for; UsageError where an earlier process of the run saw others."""
+    """The calibration samples that the config asks for; UsageError where an earlier process of the run saw others.
+
+    `learns`: the method draws minibatches from what is run together, so that no budget may make that less.
+    """
     options: Compressing = getattr(resolved.config, resolved.verb)
     samples = calibration(
         model,
@@ -69,7 +79,7 @@ def calibrated(
         seed=resolved.config.seed,
         source=options.calibration,
         cache=ws.cache,
-        room=room(options),
+        room=None if learns else room(options),
     )
     same_calibration(run.state, samples.record)
     return replace(samples, dtype=precision_of(options, model.checkpoint))

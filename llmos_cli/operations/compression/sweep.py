@@ -122,15 +122,18 @@ def _nothing(subject: Subject, changes: Mapping[str, Change]) -> str:
 
 
 TOLD_BY = 128
+"""Outputs by which a layer's error is told."""
 
 
 def relative_error(before_OI: Tensor, after_OI: Tensor, statistics: Statistics) -> float:
     """How far the layer's outputs on the calibration inputs are off, as a share of their size; of the weights without a Hessian.
 
-    Of a wide layer it is told from `TOLD_BY` outputs or a few more, evenly spread: all of them would cost as much as choosing codes.
+    Of a wide layer it is told from `TOLD_BY` outputs, evenly spread: all of them would cost as much as choosing codes.
     """
-    every = slice(None, None, max(1, len(before_OI) // TOLD_BY))
-    before_OI, change_OI = before_OI[every], after_OI[every] - before_OI[every]
+    told = torch.linspace(0, len(before_OI) - 1, min(len(before_OI), TOLD_BY), device=before_OI.device).long()
+    if before_OI[told].any():  # else others speak for the layer
+        before_OI, after_OI = before_OI[told], after_OI[told]
+    change_OI = after_OI - before_OI
     if statistics.hessian_II.numel():
         off, whole = (quadratic(w, statistics.hessian_II).sum().clamp_min(0) for w in (change_OI, before_OI))
     else:

@@ -139,6 +139,7 @@ def test_order_and_blocks_and_parts_only_change_what_they_should() -> None:
     torch.testing.assert_close(whole.dequantized(), parts.dequantized())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gptq, "AT_ONCE", 3 * 16)
+        patch.setattr(gptq, "LEAST_ROWS", 1)
         rows = gptq.quantize(weight_OI, seen(rows_NI), grid, gptq.Options(block=16))
     torch.testing.assert_close(whole.dequantized(), rows.dequantized())
 
