@@ -62,7 +62,7 @@ def quantize(weight_OI: Tensor, statistics: Statistics, grid: Grid, options: Opt
 
 AT_ONCE = 1 << 20
 """Weights that are worked on at once, some six times over: rows are independent of each other."""
-LEAST_ROWS = 512
+LEAST_ROWS = 256
 """Enough to keep several threads busy, whatever their number: on that the codes must not depend."""
 
 

@@ -97,13 +97,13 @@ def subject(
     for the parent's, which answers the same.
     """
     check_dense(checkpoint)
+    options: Compressing = getattr(resolved.config, resolved.verb)
+    if streams and options.memory_budget:
+        device.give_back_at_once()  # before anything large: room that the C library has once is where it puts things
     data = lineage.effective_data(ws, checkpoint.id, resolved.config.data)
     exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
     source = rewritten(exam) if rewritten else checkpoint.path
     shelf = _shelf(exam, source, emit) if streams else None
-    options: Compressing = getattr(resolved.config, resolved.verb)
-    if shelf and options.memory_budget:
-        device.give_back_at_once()
     model = shelf.model if shelf else load(source, device=device.pick())
     return Subject(
         exam, model, matrices(model, ignore), left_alone(model, ignore), shelf, source if rewritten else None
