@@ -6,6 +6,7 @@ Who may write to a workspace can write its whole history anew; nobody else write
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,16 +32,21 @@ def seen(root: Path) -> Seen | None:
     return _read().get(str(root))
 
 
-def note(root: Path, head: Seen) -> None:
+def note(root: Path, head: Seen) -> bool:
+    """False where this user has no folder that could remember it: a home of somebody else, a read-only one."""
+    there = next(place for place in (file(), *file().parents) if os.path.exists(place))  # noqa: PTH110 - what may not be looked at is not there
+    if not os.access(there, os.W_OK):
+        return False
     with lock(file().with_name("audited.lock")):
         found = {**_read(), str(root): head}
         write_text(
             file(), json.dumps({each: asdict(it) for each, it in found.items()}, indent=2, sort_keys=True) + "\n"
         )
+    return True
 
 
 def _read() -> dict[str, Seen]:
-    if not file().is_file():
+    if not os.access(file(), os.R_OK):
         return {}
     try:
         found = json.loads(file().read_text(encoding="utf-8"))

@@ -33,13 +33,14 @@ class AuditResult:
 class VerifiedAudit:
     """`head`: the hash that stands for all records; who notes it elsewhere can tell that nobody wrote them anew (`--head`).
     `torn`: lines of which a crash left half a record; `ahead`: it kept the head from the last one. `since`: the number of the
-    record up to which this user had verified the log before."""
+    record up to which this user had verified the log before; `remembered`: whether that is known next time."""
 
     records: int
     head: str
     torn: tuple[int, ...]
     ahead: bool
     since: int
+    remembered: bool = True
 
     def view(self) -> View:
         lines: list[Line] = [
@@ -51,6 +52,8 @@ class VerifiedAudit:
             lines.append([f"half a record that a crash left is passed over: line {', '.join(map(str, self.torn))}"])
         if self.ahead:
             lines.append(["a crash kept the head from the last one: the next operation settles that"])
+        if not self.remembered:
+            lines.append(["your own folder cannot be written: that you verified this is not remembered"])
         return Lines(lines)
 
 
@@ -78,9 +81,9 @@ def verify(ws: Workspace, *, head: str = "") -> VerifiedAudit:
             hint=f"{_BACKUP}; where another workspace stands here now, take it out of {noted.file()}",
         )
     now = noted.Seen(len(checked.records), checked.head)
-    if checked.records and now != before:
-        noted.note(ws.root, now)
-    return VerifiedAudit(now.number, now.hash, checked.torn, checked.ahead, before.number if before else 0)
+    remembered = not checked.records or now == before or noted.note(ws.root, now)
+    since = before.number if before else 0
+    return VerifiedAudit(now.number, now.hash, checked.torn, checked.ahead, since, remembered)
 
 
 _BACKUP = "a backup has it as it was; who can write to .llmos can do this"
