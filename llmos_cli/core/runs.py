@@ -183,21 +183,24 @@ class Run:
                 conflict = self._move(checkpoint.id)
             if not move or conflict is not None:
                 self._workspace.refs.write(RUNS + self.id, checkpoint.id)
-        moved = self.base if move and conflict is None else ""
+        moved = "" if not move or conflict is not None else "HEAD" if self._detached else self.base
         self.emit(Saved(checkpoint.id, moved, checkpoint.manifest.size, stored))
         if conflict is not None:
             raise self._moved_meanwhile(checkpoint.id) from conflict
         return checkpoint
 
+    @property
+    def _detached(self) -> bool:
+        return self.base == self.started.base_checkpoint
+
     def _move(self, checkpoint: str) -> Conflict | None:
         """The branch and the run's ref, in one operation: both say so, or neither."""
-        detached = self.base == self.started.base_checkpoint
         before = self.started.base_checkpoint or None
         if before == checkpoint:
             self._workspace.refs.write(RUNS + self.id, checkpoint)
             return None
-        change = Change(HEAD if detached else HEADS + self.base, before, checkpoint)
-        name = f"{self.started.operation} on {self.base[:12] if detached else self.base}"
+        change = Change(HEAD if self._detached else HEADS + self.base, before, checkpoint)
+        name = f"{self.started.operation} on {self.base[:12] if self._detached else self.base}"
         try:
             self._workspace.oplog.apply_locked(name, [change], run=self.id)
         except Conflict as conflict:

@@ -20,6 +20,7 @@ from llmos_cli.data.sources import Loaded
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import lineage
+from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.named import check_free
 from llmos_cli.options.data import DataOptions
@@ -321,7 +322,7 @@ class ForgetResult:
         verb = "would remove" if self.dry_run else "removed"
         told = f"{verb} {short(self.snapshot)} ({self.source}): {size(self.freed)} to be freed"
         if self.checkpoints:
-            told += f"; {len(self.checkpoints)} checkpoints were made with it"
+            told += f"; {counted(len(self.checkpoints), 'checkpoint')} made with it"
         until = f"`llmos undo` brings it back for {WINDOW / 86400:g} days"
         return Lines([told, f"{until}, then `llmos gc` frees its rows (at once: `llmos gc --window now`)"])
 
@@ -332,7 +333,7 @@ def remove(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = Fal
     read = readers(ws).get(kept.id, [])
     if read and not force:
         raise UsageError(
-            f"{len(read)} checkpoints were made with snapshot {short(kept.id)}, {short(read[0])} among them",
+            f"{counted(len(read), 'checkpoint')} made with snapshot {short(kept.id)}: {', '.join(map(short, read[:3]))}{', ...' if read[3:] else ''}",
             hint="`--force` removes it all the same: they can then be made again only from the source itself",
         )
     still = nullcontext() if ws.oplog.rehearsing else lock(ws.snapshots.lock, emit=ws.emit)

@@ -80,7 +80,7 @@ class DataCheckResult:
             "empty",
             "broken",
             "duplicates",
-            "characters",
+            "characters: least / mean / most",
             *(["personal"] if looked else []),
         ]
         return Group(
@@ -202,8 +202,10 @@ def _example(row: int, text: str, found: Sequence[pii.Found]) -> Example:
     """Around the first: what stands there is masked as a whole, so that nothing shows that should not."""
     before = pii.put(text[: found[0].start], [])
     after = pii.put(text, found)[len(before) :]
-    shown = f"{before[-AROUND:]}{after[: AROUND + len(found[0].kind) + 2]}"
-    return Example(row, found[0].kind, " ".join(shown.split()))
+    end = AROUND + len(found[0].kind) + 2
+    if after.rfind("[", 0, end) > after.rfind("]", 0, end):  # not half of another mask
+        end = after.find("]", end) + 1 or end
+    return Example(row, found[0].kind, " ".join(f"{before[-AROUND:]}{after[:end]}".split()))
 
 
 def _overlap(loaded: Loaded, columns: Sequence[str]) -> dict[str, int]:

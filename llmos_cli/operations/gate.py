@@ -129,7 +129,7 @@ def judge(
 
 
 def _absent(metric: str) -> str:
-    return f"the evaluation did not produce {metric}"
+    return f"nothing measured here is called {metric}"
 
 
 def enforce(verdicts: Iterable[Verdict]) -> None:

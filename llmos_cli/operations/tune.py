@@ -33,7 +33,6 @@ from llmos_cli.options.verbs import TuneOptions
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.workspace import Workspace
-    from llmos_cli.tasks.base import Task
 
 HOPELESS = 3
 """So many failures and nothing else: the search ends, for it is the config that is wrong."""
@@ -325,21 +324,10 @@ def _own_objective(task_name: str | None) -> dict[str, str]:
 def _check_measured(objectives: Mapping[str, str], task_name: str | None) -> None:
     """A metric that nothing gives would be missed only after a whole trial."""
     units = {name for method in catalog.methods("eval").values() for name in method.load().UNITS}
-    known = units | (_metrics_of(tasks.load(task_name)) if task_name is not None else set())
+    known = units | set(tasks.load(task_name).metric_names() if task_name is not None else ())
     missing = [name for name in objectives if name not in known]
     if task_name is not None and missing:
         raise UsageError(f"no trial measures {missing[0]}", hint=f"objectives can be: {', '.join(sorted(known))}")
-
-
-def _metrics_of(task: Task) -> set[str]:
-    """The names of its metrics, by what it says of one right answer; of classes named so that every metric applies."""
-    import torch
-
-    from llmos_cli.tasks.base import Outcome
-
-    zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
-    outcome = Outcome(nll_N=one, predicted_N=zero, labels_N=zero, confidence_N=one, sample_N=zero, bytes=1)
-    return set(task.metrics(outcome, {"id2label": {0: "O", 1: "B-X", 2: "I-X"}}))
 
 
 def _fixed(options: TuneOptions, space: Space) -> dict[str, Any]:

@@ -14,11 +14,10 @@ the two differ, A and A's recipe today are both measured: what lies between them
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.planning import planned
@@ -39,15 +38,12 @@ SAME = 1e-6
 
 
 def why(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyResult:
-    """UsageError for a metric that neither has, for two of different tasks, and where nothing was made here."""
+    """UsageError for a metric that their task has not, for two of different tasks, and where nothing was made here."""
     sides = Side(before, ws.resolve(before)), Side(after, ws.resolve(after))
     if _identical(ws, sides):
         return WhyResult(options.metric, options.split, *sides, 0.0, None, None, "identical", NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
-        before_after = tuple(question.points.of_checkpoint(side.checkpoint) for side in sides)
-        for each in before_after:
-            _require(question.metric, each.values)
-        return _answered(question, before_after[0], before_after[1])
+        return _answered(question, *(question.points.of_checkpoint(side.checkpoint) for side in sides))
 
 
 def plan(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyPlan:
@@ -56,15 +52,7 @@ def plan(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: E
     if _identical(ws, sides):
         return WhyPlan(options.metric, options.split, *sides, (), (), NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
-        recorded = dict.fromkeys(name for side in sides for name, _ in ws.metrics(side.checkpoint))
-        if question.own in recorded:  # where no evaluation is on record, a measurement will tell
-            _require(question.metric, recorded)
         return planned(question, options.runs)
-
-
-def _require(metric: str, known: Collection[str]) -> None:
-    if metric not in known:
-        raise UsageError(f"nothing here is called {metric}", hint=f"--metric is one of {', '.join(known)}")
 
 
 def _identical(ws: Workspace, sides: tuple[Side, Side]) -> bool:

@@ -153,6 +153,12 @@ class Task:
         """The task's numbers, its `metric` among them; `facts` are those of `prepare` or the checkpoint's config.json."""
         raise NotImplementedError
 
+    def metric_names(self) -> list[str]:
+        """By what `metrics` says of one right answer; of classes named so that every metric applies."""
+        zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
+        outcome = Outcome(nll_N=one, predicted_N=zero, labels_N=zero, confidence_N=one, sample_N=zero, bytes=1)
+        return list(self.metrics(outcome, {"id2label": {0: "O", 1: "B-X", 2: "I-X"}}))
+
     def load_processor(self, directory: Path) -> Any:
         """What `inputs` and `predict` need beside the weights, from a checkpoint directory."""
         raise NotImplementedError

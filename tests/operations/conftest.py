@@ -132,6 +132,35 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return ws
 
 
+ROWS = "data: {task: text-classification, source: rows.csv, sequence_length: 16}\nmodel: {arch: bag}\ntrain: {max_steps: 3}\n"
+
+
+@pytest.fixture(scope="session")
+def _on_rows(tmp_path_factory: pytest.TempPathFactory, new_workspace: Callable[..., Workspace]) -> Path:
+    from llmos_cli.operations.config import resolve
+    from llmos_cli.operations.train import train
+
+    ws = new_workspace(tmp_path_factory.mktemp("rows") / "workspace", "text-classification")
+    (ws.configs / "train.yaml").write_text(ROWS)
+    rows = [f"{'good nice fine' if at % 2 else 'bad poor sad'} {at},{at % 2}" for at in range(200)]
+    (ws.root / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    train(ws, None, resolve(ws, "train"), emit=lambda event: None)
+    return ws.root
+
+
+@pytest.fixture
+def on_rows(_on_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace of its own with one training on a file."""
+    return copied(_on_rows, tmp_path, monkeypatch)
+
+
+def copied(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The workspace that stands in `root`, for a test to change; it is the current folder."""
+    shutil.copytree(root, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    return Workspace.find()
+
+
 @pytest.fixture(autouse=True)
 def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured of time here is looked at for what it is of, not for how exact it is."""

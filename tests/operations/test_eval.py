@@ -97,7 +97,7 @@ def test_an_evaluation_is_a_run_keyed_by_its_checkpoint(line: Workspace, llmos):
         ("bits_per_byte <= 1.5 * base", 0, ""),
         ("size <= size@base", 0, ""),
         ("bits_per_byte <= 0.1 * base", 3, "the gate failed: 'bits_per_byte <= 0.1 * base'"),
-        ("f1 >= 0.5", 3, "did not produce f1"),
+        ("f1 >= 0.5", 3, "nothing measured here is called f1"),
         ("bits_per_byte <= bass", 4, "no checkpoint is called 'bass'"),
         ("bits_per_byte => 1", 2, "is not METRIC OP BOUND"),
     ],

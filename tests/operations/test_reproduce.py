@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,58 +12,35 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.determinism import determinism
 from tests.operations.test_own_model import PICTURES
 
-CSV = "data: {task: text-classification, source: rows.csv, sequence_length: 16}\nmodel: {arch: bag}\ntrain: {max_steps: 3}\n"
 
-
-@pytest.fixture(scope="module")
-def _made(tmp_path_factory: pytest.TempPathFactory, new_workspace) -> Path:
-    from llmos_cli.operations.config import resolve
-    from llmos_cli.operations.train import train
-
-    ws = new_workspace(tmp_path_factory.mktemp("reproduce") / "workspace", "text-classification")
-    (ws.configs / "train.yaml").write_text(CSV)
-    rows = [f"{'good nice fine' if at % 2 else 'bad poor sad'} {at},{at % 2}" for at in range(200)]
-    (ws.root / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    train(ws, None, resolve(ws, "train"), emit=lambda event: None)
-    return ws.root
-
-
-@pytest.fixture
-def made(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A workspace of its own with one training on a file."""
-    shutil.copytree(_made, tmp_path / "workspace", symlinks=True)
-    monkeypatch.chdir(tmp_path / "workspace")
-    return Workspace.find()
-
-
-def test_a_training_comes_out_again(made: Workspace, llmos, monkeypatch):
+def test_a_training_comes_out_again(on_rows: Workspace, llmos, monkeypatch):
     monkeypatch.setenv("LLMOS_TRAIN__MAX_STEPS", "9")  # what is set today is no part of what was recorded
-    (made.configs / "train.yaml").write_text("train: {max_steps: 8}\n")
-    before = sorted(path.name for path in made.checkpoints.iterdir())
+    (on_rows.configs / "train.yaml").write_text("train: {max_steps: 8}\n")
+    before = sorted(path.name for path in on_rows.checkpoints.iterdir())
     told = llmos("reproduce", "--json", "-q")
     assert told.code == 0, told.err
     (step,) = told.json["steps"]
-    assert (step["result"], step["checkpoint"]) == ("identical", made.resolve())
+    assert (step["result"], step["checkpoint"]) == ("identical", on_rows.resolve())
     assert step["expected"].startswith("bitwise: with these packages on ")
-    assert sorted(path.name for path in made.checkpoints.iterdir()) == before
-    assert len(made.runs.list()) == 1 and not list((made.dot / "tmp").iterdir())
+    assert sorted(path.name for path in on_rows.checkpoints.iterdir()) == before
+    assert len(on_rows.runs.list()) == 1 and not list((on_rows.dot / "tmp").iterdir())
 
 
-def test_data_that_changed_is_named_before_anything_is_computed(made: Workspace, llmos):
-    with (made.root / "rows.csv").open("a") as file:
+def test_data_that_changed_is_named_before_anything_is_computed(on_rows: Workspace, llmos):
+    with (on_rows.root / "rows.csv").open("a") as file:
         file.write("bad new row,0\n")
     told = llmos("reproduce")
     assert told.code == 5
-    assert f"split of rows.csv is not what {made.resolve()[:12]} was made with: it had" in told.err
-    (made.root / "rows.csv").unlink()
+    assert f"split of rows.csv is not what {on_rows.resolve()[:12]} was made with: it had" in told.err
+    (on_rows.root / "rows.csv").unlink()
     gone = llmos("reproduce")
     assert gone.code == 5 and "rows.csv" in gone.err and "is gone" in gone.err
 
 
-def test_where_it_goes_apart_and_by_how_much(made: Workspace, llmos):
+def test_where_it_goes_apart_and_by_how_much(on_rows: Workspace, llmos):
     """A checkpoint that says it was trained so, and was not."""
-    base = made.checkpoint()
-    with made.begin("train", config={}) as run, made.stage() as staged:
+    base = on_rows.checkpoint()
+    with on_rows.begin("train", config={}) as run, on_rows.stage() as staged:
         for name in base.manifest.tree:
             shutil.copyfile(base.path / name, staged / name)
         file = next(path for path in staged.glob("*.safetensors"))
@@ -81,7 +57,7 @@ def test_where_it_goes_apart_and_by_how_much(made: Workspace, llmos):
     assert f"{forged.id[:12]} could not be made again" in plain.err and "differs most is" in plain.out
 
 
-def test_what_was_imported_is_taken_as_it_is(made: Workspace, llmos, tmp_path):
+def test_what_was_imported_is_taken_as_it_is(on_rows: Workspace, llmos, tmp_path):
     assert llmos("export", "-o", tmp_path / "out").code == 0
     assert llmos("import", tmp_path / "out", "-q").code == 0
     told = llmos("reproduce")

@@ -25,6 +25,7 @@ from llmos_cli.operations.attribution.recipes import identity, pair
 from llmos_cli.operations.attribution.walk import walk
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.why import why
+from tests.operations.conftest import copied
 
 DIGITS = """\
 model: {arch: mlp, hidden_size: 16}
@@ -57,9 +58,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory, new_workspace) -> Path:
 
 @pytest.fixture
 def made(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    shutil.copytree(_made, tmp_path / "workspace", symlinks=True)
-    monkeypatch.chdir(tmp_path / "workspace")
-    return Workspace.find()
+    return copied(_made, tmp_path, monkeypatch)
 
 
 def trained(ws: Workspace, name: str, *sets: str) -> None:

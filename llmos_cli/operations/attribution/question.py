@@ -31,10 +31,7 @@ class WhyOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """`own`: the metric that the task of both is judged by."""
-
     metric: str
-    own: str
     before: Checkpoint
     after: Checkpoint
     points: Points
@@ -85,6 +82,9 @@ def asking(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions, emit: E
             f"{sides[0].rev} is for {kinds[0].name} and {sides[1].rev} for {kinds[1].name}",
             hint="no metric is of both; `llmos diff` compares them",
         )
+    metric = options.metric or kinds[1].metric
+    if metric not in (known := kinds[1].metric_names()):
+        raise UsageError(f"nothing here is called {metric}", hint=f"--metric is one of {', '.join(known)}")
     emit = evaluating.notes_once(emit)
     parted = pair(ws, one.id, other.id)
     data = evaluating.common_data(ws, {"A": one, "B": other}, "B", DataOptions(), emit)
@@ -95,5 +95,4 @@ def asking(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions, emit: E
         points = Points(
             ws, rerun.scratch(ws, staged / "workspace"), parted, worlds(ws, parted, emit), samples, options.runs, emit
         )
-        own = kinds[1].metric
-        yield Question(options.metric or own, own, one, other, points, sides)
+        yield Question(metric, one, other, points, sides)
