@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llmos_cli.core import journal, manifest
 from llmos_cli.core.manifest import FileEntry, Made, Manifest
-from llmos_cli.core.oplog import Change, Operation, written
+from llmos_cli.core.operation import Change, Operation, written
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.refs import HEADS, RUNS
 from llmos_cli.events import Ended, Event, Metric, Saved, Started

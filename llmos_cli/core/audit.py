@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, lines
 from llmos_cli.core.processes import host
 from llmos_cli.core.redaction import command_line, redacted
 from llmos_cli.errors import UNREADABLE
@@ -107,44 +107,26 @@ class Audit:
         at = at or time.time()
         number, before = head.number + 1, head.hash
         record = Record(number, at, by.user, by.host, redacted(what), by.command, operation, before).sealed()
-        self._write(record)
+        lines.append(self.path, _line(record) + b"\n")
         self._point_at(Head(number, record.hash, operation if logged else head.operation, operation))
 
     def settled(self) -> Head:
         """The head, brought to what a crash kept it from: half a record is passed over, a whole one counts. A log that somebody
         has tampered with is gone on with where the head says it ended, so that it stays found out."""
         head = self.head() or Head()
-        last = next((record for line in self._tail().split(b"\n")[::-1] if (record := parse(line)) is not None), None)
+        last = next(
+            (record for line in lines.end(self.path, _TAIL).split(b"\n")[::-1] if (record := parse(line)) is not None),
+            None,
+        )
         if last is not None and (last.number, last.before) == (head.number + 1, head.hash) and last.sealed() == last:
             head = Head(last.number, last.hash, head.operation, last.operation)
         return head
-
-    def _tail(self) -> bytes:
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(max(os.fstat(file.fileno()).st_size - _TAIL, 0))
-                return file.read()
-        except FileNotFoundError:
-            return b""
-
-    def _write(self, record: Record) -> None:
-        first = not self.path.exists()
-        start = b"" if self._tail()[-1:] in (b"", b"\n") else b"\n"  # half a record: ours must not be glued to it
-        with atomic.refusals(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                atomic.write_all(descriptor, start + _line(record) + b"\n")
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if first:
-                atomic.sync_directory(self.path.parent)
 
     def _point_at(self, head: Head) -> None:
         atomic.write_text(self._head, json.dumps(asdict(head)) + "\n", scratch=self._scratch)
 
     def lines(self) -> list[bytes]:
-        return self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        return lines.read(self.path)
 
 
 def _line(record: Record) -> bytes:
@@ -195,8 +177,8 @@ def check(audit: Audit, operations: Sequence[tuple[str, str]] = ()) -> Checked:
     made since there are audits: but for the last of those, which a crash may have kept from being recorded."""
     records: list[Record] = []
     torn: list[int] = []
-    *lines, rest = audit.lines() or [b""]
-    for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
+    *whole, rest = audit.lines() or [b""]
+    for number, line in enumerate([*whole, *([rest] if rest else [])], 1):
         before = records[-1].hash if records else NOTHING
         record = parse(line)
         if record is None and _is_half(line, before):

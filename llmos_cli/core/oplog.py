@@ -9,23 +9,19 @@ that was cut off by a kill or a power failure is finished by the next one to tak
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from llmos_cli.core import access, atomic
+from llmos_cli.core import access, atomic, lines, reversing
 from llmos_cli.core.audit import Audit, Author, author
-from llmos_cli.core.dropped import FOLDER, Dropped
+from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
-from llmos_cli.core.redaction import redacted
-from llmos_cli.core.refs import DATA, HEAD, HEADS, RUNS, SNAPSHOTS, SYMBOLIC, Refs
+from llmos_cli.core.operation import Change, Operation, check_secrets, new, parse, told, written
+from llmos_cli.core.refs import DATA, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
-from llmos_cli.errors import UNREADABLE, Conflict, LlmosError, NotFound, UsageError
+from llmos_cli.errors import Conflict, LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -34,63 +30,8 @@ KEPT = f"{WINDOW / 86400:g}d"
 """The same as `gc` is told it."""
 _TIME = re.compile(rb'"time": ([0-9.]+)[,}]')
 """Of an operation alone: within a text that it holds, each quote has a backslash before it."""
-_LISTS = ("drops", "collects", "seals", "unseals")
-_LEFT_OUT = (*_LISTS, "by")
-"""Of a line, where they are empty."""
 _TAIL = 1 << 20
 """More than one line can be, as a rule: a config file before and after."""
-_DATA = f".llmos/{SNAPSHOTS}/"
-
-
-@dataclass(frozen=True)
-class Change:
-    """`what`: a ref (`HEAD`, `refs/...`) or a file of the workspace (`configs/train.yaml`); its content, None: absent."""
-
-    what: str
-    before: str | None
-    after: str | None
-
-    @property
-    def is_ref(self) -> bool:
-        return self.what == HEAD or self.what.startswith("refs/")
-
-    @property
-    def removes(self) -> str:
-        """The checkpoint whose mark of removed weights this sets or takes away; empty where it is another change."""
-        return self.what.removeprefix(FOLDER) if self.what.startswith(FOLDER) else ""
-
-    @property
-    def snapshot(self) -> str:
-        """The snapshot of data whose description this takes away or puts back; empty where it is another change."""
-        return self.what.removeprefix(_DATA).removesuffix(".json") if self.what.startswith(_DATA) else ""
-
-    def alike(self, one: str | None, other: str | None) -> bool:
-        """Whether two contents come to the same: a snapshot that was taken again, at another time, has the same rows."""
-        return one == other or bool(self.snapshot and one and other)
-
-    def reversed(self) -> Change:
-        return Change(self.what, self.after, self.before)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
-    its last change names. What it freed for good is no change: `drops` are checkpoints whose weights it removed, `collects` those
-    that it removed altogether, which nothing named. `seals`, `unseals`: those that it encrypted, or opened, which takes their key,
-    so that no undo does it. `by`: for the audit log, which a crash may keep waiting."""
-
-    id: str
-    name: str
-    changes: tuple[Change, ...]
-    time: float
-    run: str = ""
-    kind: Literal["do", "undo", "redo"] = "do"
-    of: str = ""
-    drops: tuple[str, ...] = ()
-    collects: tuple[str, ...] = ()
-    seals: tuple[str, ...] = ()
-    unseals: tuple[str, ...] = ()
-    by: Author | None = None
 
 
 class OperationLog:
@@ -109,7 +50,7 @@ class OperationLog:
 
     def apply(self, name: str, changes: Sequence[Change], *, emit: Emit = ignore) -> Operation:
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
-        return self._apply(_new(name, changes), emit)
+        return self._apply(new(name, changes), emit)
 
     def settle(self, emit: Emit = ignore) -> None:
         """Finish what a killed process left half done, before anybody builds on what the refs say."""
@@ -131,15 +72,15 @@ class OperationLog:
 
     def apply_locked(self, name: str, changes: Sequence[Change], *, run: str = "") -> Operation:
         """`apply` for a caller that is inside `locked()`. With `run`, its ref is set to what the last change names too."""
-        return self._apply_locked(_new(name, changes, run))
+        return self._apply_locked(new(name, changes, run))
 
     def free_locked(self, name: str, *, drops: Sequence[str] = (), collects: Sequence[str] = ()) -> Operation:
         """Remove the weights of checkpoints, and checkpoints that nothing names, children before their parents: for good."""
-        return self._apply_locked(replace(_new(name, ()), drops=tuple(drops), collects=tuple(collects)))
+        return self._apply_locked(replace(new(name, ()), drops=tuple(drops), collects=tuple(collects)))
 
     def seal_locked(self, name: str, *, seals: Sequence[str] = (), unseals: Sequence[str] = ()) -> Operation:
         """Seal checkpoints whose seals are expected, or open those whose files were offered (`sealed.py`)."""
-        return self._apply_locked(replace(_new(name, ()), seals=tuple(seals), unseals=tuple(unseals)))
+        return self._apply_locked(replace(new(name, ()), seals=tuple(seals), unseals=tuple(unseals)))
 
     def note(self, what: str, *, emit: Emit = ignore) -> None:
         """Record for the audit what moved no ref here: something left the workspace, or came."""
@@ -153,26 +94,14 @@ class OperationLog:
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
         """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
-        done, _ = self._stacks()
-        self._check_reversible(which)
-        target = _pick(done, which, "undo")
-        _check_keyless(target)
+        target = reversing.to_undo(list(self.operations()), which)
         changes = [change.reversed() for change in reversed(target.changes)]
-        return self._apply(_new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
+        return self._apply(new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
     def redo(self, *, emit: Emit = ignore) -> Operation:
         """Do again what the last `undo` reversed."""
-        _, undone = self._stacks()
-        target = _pick(undone, None, "redo")
-        return self._apply(_new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
-
-    def _check_reversible(self, which: str | None) -> None:
-        for operation in self.operations() if which else ():
-            if operation.id.startswith(which or "") and (operation.drops or operation.collects):
-                raise UsageError(
-                    f"operation {operation.id} ({operation.name}) cannot be undone: what it removed is gone for good",
-                    hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
-                )
+        target = reversing.to_redo(list(self.operations()))
+        return self._apply(new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
 
     def freed_since(self, identifier: str) -> set[str]:
         """Checkpoints of which something was freed for good after that operation."""
@@ -186,15 +115,14 @@ class OperationLog:
         try:
             with open(self.path, "rb") as file:
                 for line in file:
-                    if (operation := _parse(line)) is not None:
+                    if (operation := parse(line)) is not None:
                         yield operation
         except FileNotFoundError:
             return
 
     def unreadable(self) -> list[int]:
         """Numbers of the lines that are no operation, but for one that a crash cut off."""
-        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-        return [number for number, line in enumerate(lines[:-1], 1) if _parse(line) is None]
+        return [number for number, line in enumerate(lines.read(self.path)[:-1], 1) if parse(line) is None]
 
     def protected(self, since: float) -> set[str]:
         """Ids that operations at or after `since` moved a ref from or to, or removed the weights of."""
@@ -222,23 +150,18 @@ class OperationLog:
     def _since(self, since: float) -> Iterator[Operation]:
         """Older lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken
         for the first: a clock may have jumped."""
-        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-        for line in lines:
+        for line in lines.read(self.path):
             time_ = _TIME.search(line)
-            if (time_ is None or float(time_[1]) >= since) and (operation := _parse(line)) is not None:
+            if (time_ is None or float(time_[1]) >= since) and (operation := parse(line)) is not None:
                 yield operation
 
     def left_for(self, checkpoint: str) -> tuple[str, float] | None:
         """Where the branch (or detached HEAD) was when a run moved it to `checkpoint`: that id and the time."""
-        try:
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
         # A substring first: parsing thousands of lines would take longer than the rest of `log`.
-        for line in text.split(b"\n"):
+        for line in lines.read(self.path):
             if (
                 checkpoint.encode() in line
-                and (operation := _parse(line)) is not None
+                and (operation := parse(line)) is not None
                 and operation.run
                 and operation.kind == "do"
             ):
@@ -247,29 +170,13 @@ class OperationLog:
                         return change.before, operation.time
         return None
 
-    def _stacks(self) -> tuple[list[Operation], list[Operation]]:
-        """What can be undone and what can be redone, the next one last."""
-        done: dict[str, Operation] = {}
-        undone: dict[str, Operation] = {}
-        for operation in self.operations():
-            if operation.kind == "undo" and operation.of in done:
-                undone[operation.of] = done.pop(operation.of)
-            elif operation.kind == "redo" and operation.of in undone:
-                done[operation.of] = undone.pop(operation.of)
-            elif operation.kind == "do" and operation.changes:
-                done[operation.id] = operation
-                undone.clear()
-            elif operation.seals or operation.unseals:
-                _add_seal(done, operation)
-        return list(done.values()), list(undone.values())
-
     def _apply(self, operation: Operation, emit: Emit) -> Operation:
         with self.locked(emit):
             return self._apply_locked(operation)
 
     def _apply_locked(self, operation: Operation) -> Operation:
         self._compare(operation)
-        _check_secrets(operation)
+        check_secrets(operation)
         if operation.kind != "do":
             self._check_there(operation)
         if self.rehearsing:
@@ -292,7 +199,7 @@ class OperationLog:
 
     def _finish_pending(self) -> None:
         try:
-            operation = _parse(self._pending.read_bytes())
+            operation = parse(self._pending.read_bytes())
         except FileNotFoundError:
             return
         if operation is not None:
@@ -305,7 +212,7 @@ class OperationLog:
                 continue  # weights that came back by themselves, from a remote, and rows that were kept again are as good as undone
             if not change.alike(now, change.before):
                 raise Conflict(
-                    f"{_short(change.what)} is at {_value(now)} and not at {_value(change.before)} any more",
+                    f"{change.name} is at {told(now)} and not at {told(change.before)} any more",
                     hint="`llmos op log` shows what moved it",
                 )
 
@@ -315,13 +222,13 @@ class OperationLog:
         for change in operation.changes:
             if change.removes and change.after is None and not self._whole(change.removes):
                 raise NotFound(
-                    f"cannot {operation.name}: the weights of {_value(change.removes)} are gone for good",
+                    f"cannot {operation.name}: the weights of {told(change.removes)} are gone for good",
                     hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
                 )
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
             if names_one and change.after not in back and not self._place(change.what, str(change.after)).exists():
                 raise NotFound(
-                    f"cannot {operation.name}: {'snapshot' if change.what.startswith(DATA) else 'checkpoint'} {_value(change.after)} is gone",
+                    f"cannot {operation.name}: {'snapshot' if change.what.startswith(DATA) else 'checkpoint'} {told(change.after)} is gone",
                     hint="`llmos op log` lists the operations; `llmos undo ID` takes back another one",
                 )
 
@@ -339,7 +246,7 @@ class OperationLog:
             for snapshot, text in back.items():
                 if not (snapshot in kept or kept.whole(text)):
                     raise NotFound(
-                        f"cannot {operation.name}: the rows of snapshot {_value(snapshot)} are gone for good",
+                        f"cannot {operation.name}: the rows of snapshot {told(snapshot)} are gone for good",
                         hint="`llmos data snapshot` keeps them again; `llmos undo ID` takes back another operation",
                     )
         return set(back)
@@ -390,7 +297,7 @@ class OperationLog:
     def _log(self, operation: Operation) -> None:
         try:
             if not self._logged(operation):
-                self._append(operation)
+                lines.append(self.path, written(operation).encode())
         except LlmosError:
             if not operation.collects:  # what was removed made no room: then it is done, and cannot be said
                 raise
@@ -417,8 +324,8 @@ class OperationLog:
     def _logged_after(self, last: str) -> list[Operation]:
         """None where the log does not have `last`: it is older than the audit, or a new one."""
         found: list[Operation] = []
-        for line in reversed(self._tail().split(b"\n")):
-            if (each := _parse(line)) is not None:
+        for line in reversed(lines.end(self.path, _TAIL).split(b"\n")):
+            if (each := parse(line)) is not None:
                 if each.id == last:
                     return found[::-1]
                 found.append(each)
@@ -465,130 +372,5 @@ class OperationLog:
     def _logged(self, operation: Operation) -> bool:
         """Whether it is among the last ones, and whole: nothing is logged while another is pending."""
         marked = f'"id": "{operation.id}"'.encode()
-        lines = self._tail(len(written(operation))).split(b"\n")
-        return any(_parse(line) is not None for line in lines if marked in line)
-
-    def _tail(self, line: int = 0) -> bytes:
-        """The end of the log: `line` bytes and what other lines take."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(max(os.fstat(file.fileno()).st_size - line - _TAIL, 0))
-                return file.read()
-        except FileNotFoundError:
-            return b""
-
-    def _append(self, operation: Operation) -> None:
-        # A crash may have cut the last line off: ours must not be glued to it.
-        start = "" if self._tail()[-1:] in (b"", b"\n") else "\n"
-        first = not self.path.exists()
-        with atomic.refusals(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                atomic.write_all(descriptor, (start + written(operation)).encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if first:
-                atomic.sync_directory(self._dot)
-
-
-def _new(
-    name: str, changes: Sequence[Change], run: str = "", kind: Literal["do", "undo", "redo"] = "do", of: str = ""
-) -> Operation:
-    return Operation(os.urandom(4).hex(), redacted(name), tuple(changes), time.time(), run, kind, of, by=author())
-
-
-def _check_secrets(operation: Operation) -> None:
-    """The log keeps configs as they were and as they are."""
-    for change in operation.changes:
-        if not change.what.endswith((".yaml", ".yml")):
-            continue
-        for text in (change.before, change.after):
-            if text is not None and redacted(text) != text:
-                raise UsageError(
-                    f"{change.what} holds a secret, which the log of operations would keep for everybody to read",
-                    hint="take it out: a variable such as LLMOS_TUNE__STORAGE can say it, or a file of yours that the tool reads",
-                )
-
-
-def written(operation: Operation) -> str:
-    told = {key: value for key, value in asdict(operation).items() if value or key not in _LEFT_OUT}
-    return json.dumps(told) + "\n"
-
-
-def _parse(line: bytes) -> Operation | None:
-    try:
-        value = json.loads(line)
-        changes = tuple(Change(**change) for change in value.pop("changes"))
-        value |= {each: tuple(value.get(each, ())) for each in _LISTS}
-        by = Author(**value.pop("by")) if value.get("by") else None
-        operation = Operation(changes=changes, by=by, **value)
-        return operation if _sound(operation) else None
-    except UNREADABLE:
-        return None
-
-
-def _sound(operation: Operation) -> bool:
-    texts = [
-        operation.id,
-        operation.name,
-        operation.run,
-        operation.kind,
-        operation.of,
-        *operation.drops,
-        *operation.collects,
-        *operation.seals,
-        *operation.unseals,
-    ]
-    texts += [change.what for change in operation.changes]
-    contents = [content for change in operation.changes for content in (change.before, change.after)]
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(content is None or isinstance(content, str) for content in contents)
-        and type(operation.time) in (int, float)
-    )
-
-
-def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
-    if which is None:
-        if not stack:
-            raise UsageError(f"there is nothing to {verb}", hint="`llmos op log` lists the operations")
-        return stack[-1]
-    found = [operation for operation in stack if operation.id.startswith(which)]
-    if len(found) != 1:
-        raise UsageError(
-            f"{which} names {len(found) or 'no'} operation{'s' if len(found) > 1 else ''} to {verb}",
-            hint="`llmos op log` lists the operations",
-        )
-    return found[0]
-
-
-def _add_seal(done: dict[str, Operation], operation: Operation) -> None:
-    """Opening what was sealed is its undo, and sealing it again its redo: the two of them leave nothing to take back."""
-    opposite = (operation.unseals, operation.seals)
-    for each in reversed(done.values()):
-        if (each.seals, each.unseals) == opposite:
-            del done[each.id]
-            return
-    done[operation.id] = operation
-
-
-def _check_keyless(target: Operation) -> None:
-    if target.seals or target.unseals:
-        verb, told = ("unseal", "opens it again, with its key") if target.seals else ("seal", "seals it again")
-        raise UsageError(
-            f"operation {target.id} ({target.name}) takes a key, and cannot be undone without one",
-            hint=f"`llmos {verb} {(target.seals or target.unseals)[0][:12]}` {told}; `llmos undo ID` undoes another of `llmos op log`",
-        )
-
-
-def _short(what: str) -> str:
-    return what.removeprefix(HEADS).removeprefix("refs/")
-
-
-def _value(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    if value.startswith(SYMBOLIC):
-        return value.removeprefix(SYMBOLIC + HEADS)
-    return value[:12] if len(value) == 64 else "what was recorded"
+        last = lines.end(self.path, len(written(operation)) + _TAIL).split(b"\n")
+        return any(parse(line) is not None for line in last if marked in line)

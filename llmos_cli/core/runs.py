@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core import access, atomic, journal, storing
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import this_process
 from llmos_cli.core.records import EVENTS, RunRecord
 from llmos_cli.core.redaction import hidden, redacted, words

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, check_name
 from llmos_cli.core.view import Lines, View

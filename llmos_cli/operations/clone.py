@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmos_cli.core import appearing, config_edit
 from llmos_cli.core.atomic import write_text
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import DOT, FORMAT, Workspace

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli import tasks
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Manifest
-from llmos_cli.core.oplog import WINDOW, Change
+from llmos_cli.core.operation import Change
+from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.refs import DATA, check_name
 from llmos_cli.core.snapshots import Snapshot, identify, readers
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, short, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEADS, REMOTES, TAGS
 from llmos_cli.core.remote import receiving

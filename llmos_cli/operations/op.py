@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmos_cli.core.oplog import Operation
+from llmos_cli.core.operation import Operation
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.log import aligned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEADS
 from llmos_cli.core.view import Group, Lines, View

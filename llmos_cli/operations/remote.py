@@ -16,7 +16,7 @@ from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import atomic, yaml12
 from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.locks import lock
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
 from llmos_cli.core.remote.receiving import FOLDER

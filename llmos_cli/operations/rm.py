@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.manifest import Manifest
-from llmos_cli.core.oplog import WINDOW, Change
+from llmos_cli.core.operation import Change
+from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import holders, users
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import Workspace

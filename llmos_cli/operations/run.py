@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.locks import lock
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import Process
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import STAGES

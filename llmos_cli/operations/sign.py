@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmos_cli.core import manifest, signatures, storing
 from llmos_cli.core.objects import hash_file
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.view import Lines, View, short
 from llmos_cli.core.workspace import DOT, Checkpoint, Workspace
 from llmos_cli.data.extras import require

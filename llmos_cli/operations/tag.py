@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import TAGS, check_name
 from llmos_cli.core.view import View
 from llmos_cli.core.workspace import Workspace

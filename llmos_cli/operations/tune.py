@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from llmos_cli import catalog, tasks
 from llmos_cli.core.config_edit import edited
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.view import Cell, Group, Lines, Span, Table, View, duration, number, short
 from llmos_cli.errors import Interrupted, LlmosError, Terminated, UsageError
 from llmos_cli.events import Emit, Note, Progress

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos_cli.core.oplog import Change, Operation
-from llmos_cli.core.refs import HEADS, SYMBOLIC
+from llmos_cli.core.operation import Change, Operation, told
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.summary import SHORT
@@ -43,13 +42,6 @@ def told_change(change: Change) -> str:
         return f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
     if change.snapshot:
         return f"snapshot {change.snapshot[:SHORT]} {'removed' if change.after is None else 'restored'}"
-    name = change.what.removeprefix(HEADS).removeprefix("refs/")
     if not change.is_ref:
-        return f"{name} {'restored' if change.after is not None else 'removed'}"
-    return f"{name}: {_told(change.before)} -> {_told(change.after)}"
-
-
-def _told(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    return value.removeprefix(SYMBOLIC + HEADS) if value.startswith(SYMBOLIC) else value[:12]
+        return f"{change.name} {'restored' if change.after is not None else 'removed'}"
+    return f"{change.name}: {told(change.before)} -> {told(change.after)}"

@@ -15,7 +15,7 @@ import pytest
 
 from llmos_cli.core import storing
 from llmos_cli.core.manifest import Made
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError

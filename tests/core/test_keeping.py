@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Note

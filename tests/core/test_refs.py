@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEADS, TAGS, Head, check_name
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, Corrupt, UsageError

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos_cli.core.manifest import FileEntry, Made, manifest, parse
-from llmos_cli.core.oplog import Change
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEADS, Head
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote

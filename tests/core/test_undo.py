@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core.oplog import KEPT, WINDOW, Change
+from llmos_cli.core.operation import Change
+from llmos_cli.core.oplog import KEPT, WINDOW
 from llmos_cli.core.refs import HEAD, HEADS, STAGES, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, NotFound, UsageError

@@ -1,0 +1,41 @@
+"""Files of lines that only ever grow: each line is on disk before anybody goes on, and none is glued to one that a crash cut off."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llmos_cli.core import atomic
+
+
+def append(path: Path, line: bytes) -> None:
+    """`line` with its end."""
+    first = not path.exists()
+    start = b"" if end(path, 1) in (b"", b"\n") else b"\n"
+    with atomic.refusals(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            atomic.write_all(descriptor, start + line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if first:
+            atomic.sync_directory(path.parent)
+
+
+def read(path: Path) -> list[bytes]:
+    """Without their ends; the last one is empty, unless a crash cut it off. None of a file that is not there."""
+    try:
+        return path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+
+
+def end(path: Path, size: int) -> bytes:
+    """The last `size` bytes; nothing of a file that is not there."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - size, 0))
+            return file.read()
+    except FileNotFoundError:
+        return b""

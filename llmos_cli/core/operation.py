@@ -1,0 +1,143 @@
+"""An operation: what it changes, removes, seals, and the line of JSON that the log (`oplog.py`) keeps of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from llmos_cli.core.audit import Author, author
+from llmos_cli.core.dropped import FOLDER
+from llmos_cli.core.redaction import redacted
+from llmos_cli.core.refs import HEAD, HEADS, SNAPSHOTS, SYMBOLIC
+from llmos_cli.errors import UNREADABLE, UsageError
+
+Kind = Literal["do", "undo", "redo"]
+
+_LISTS = ("drops", "collects", "seals", "unseals")
+_LEFT_OUT = (*_LISTS, "by")
+"""Of a line, where they are empty."""
+_DATA = f".llmos/{SNAPSHOTS}/"
+
+
+@dataclass(frozen=True)
+class Change:
+    """`what`: a ref (`HEAD`, `refs/...`) or a file of the workspace (`configs/train.yaml`); its content, None: absent."""
+
+    what: str
+    before: str | None
+    after: str | None
+
+    @property
+    def name(self) -> str:
+        """`main`, `tags/v1`, `configs/train.yaml`"""
+        return self.what.removeprefix(HEADS).removeprefix("refs/")
+
+    @property
+    def is_ref(self) -> bool:
+        return self.what == HEAD or self.what.startswith("refs/")
+
+    @property
+    def removes(self) -> str:
+        """The checkpoint whose mark of removed weights this sets or takes away; empty where it is another change."""
+        return self.what.removeprefix(FOLDER) if self.what.startswith(FOLDER) else ""
+
+    @property
+    def snapshot(self) -> str:
+        """The snapshot of data whose description this takes away or puts back; empty where it is another change."""
+        return self.what.removeprefix(_DATA).removesuffix(".json") if self.what.startswith(_DATA) else ""
+
+    def alike(self, one: str | None, other: str | None) -> bool:
+        """Whether two contents come to the same: a snapshot that was taken again, at another time, has the same rows."""
+        return one == other or bool(self.snapshot and one and other)
+
+    def reversed(self) -> Change:
+        return Change(self.what, self.after, self.before)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`kind`: `do`, or `undo`/`redo` of the operation `of`. `time` in seconds since the epoch. What `run` committed is what
+    its last change names. What it freed for good is no change: `drops` are checkpoints whose weights it removed, `collects` those
+    that it removed altogether, which nothing named. `seals`, `unseals`: those that it encrypted, or opened, which takes their key,
+    so that no undo does it. `by`: for the audit log, which a crash may keep waiting."""
+
+    id: str
+    name: str
+    changes: tuple[Change, ...]
+    time: float
+    run: str = ""
+    kind: Kind = "do"
+    of: str = ""
+    drops: tuple[str, ...] = ()
+    collects: tuple[str, ...] = ()
+    seals: tuple[str, ...] = ()
+    unseals: tuple[str, ...] = ()
+    by: Author | None = None
+
+
+def new(name: str, changes: Sequence[Change], run: str = "", kind: Kind = "do", of: str = "") -> Operation:
+    return Operation(os.urandom(4).hex(), redacted(name), tuple(changes), time.time(), run, kind, of, by=author())
+
+
+def written(operation: Operation) -> str:
+    kept = {key: value for key, value in asdict(operation).items() if value or key not in _LEFT_OUT}
+    return json.dumps(kept) + "\n"
+
+
+def parse(line: bytes) -> Operation | None:
+    try:
+        value = json.loads(line)
+        changes = tuple(Change(**change) for change in value.pop("changes"))
+        value |= {each: tuple(value.get(each, ())) for each in _LISTS}
+        by = Author(**value.pop("by")) if value.get("by") else None
+        operation = Operation(changes=changes, by=by, **value)
+        return operation if _sound(operation) else None
+    except UNREADABLE:
+        return None
+
+
+def _sound(operation: Operation) -> bool:
+    texts = [
+        operation.id,
+        operation.name,
+        operation.run,
+        operation.kind,
+        operation.of,
+        *operation.drops,
+        *operation.collects,
+        *operation.seals,
+        *operation.unseals,
+    ]
+    texts += [change.what for change in operation.changes]
+    contents = [content for change in operation.changes for content in (change.before, change.after)]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(content is None or isinstance(content, str) for content in contents)
+        and type(operation.time) in (int, float)
+    )
+
+
+def check_secrets(operation: Operation) -> None:
+    """The log keeps configs as they were and as they are."""
+    for change in operation.changes:
+        if not change.what.endswith((".yaml", ".yml")):
+            continue
+        for text in (change.before, change.after):
+            if text is not None and redacted(text) != text:
+                raise UsageError(
+                    f"{change.what} holds a secret, which the log of operations would keep for everybody to read",
+                    hint="take it out: a variable such as LLMOS_TUNE__STORAGE can say it, or a file of yours that the tool reads",
+                )
+
+
+def told(value: str | None) -> str:
+    """What a change moves from or to, in words."""
+    if value is None:
+        return "nothing"
+    if value.startswith(SYMBOLIC):
+        return value.removeprefix(SYMBOLIC + HEADS)
+    return value[:12] if len(value) == 64 else "what was recorded"

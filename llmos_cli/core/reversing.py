@@ -1,0 +1,82 @@
+"""What of the logged operations can be taken back, and what of that can be done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from llmos_cli.core.operation import Operation
+from llmos_cli.errors import UsageError
+
+
+def to_undo(operations: Sequence[Operation], which: str | None) -> Operation:
+    """The last one that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
+    done, _ = _stacks(operations)
+    _check_kept(operations, which)
+    target = _pick(done, which, "undo")
+    _check_keyless(target)
+    return target
+
+
+def to_redo(operations: Sequence[Operation]) -> Operation:
+    """What the last undo reversed."""
+    _, undone = _stacks(operations)
+    return _pick(undone, None, "redo")
+
+
+def _stacks(operations: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """What can be undone and what can be redone, the next one last."""
+    done: dict[str, Operation] = {}
+    undone: dict[str, Operation] = {}
+    for operation in operations:
+        if operation.kind == "undo" and operation.of in done:
+            undone[operation.of] = done.pop(operation.of)
+        elif operation.kind == "redo" and operation.of in undone:
+            done[operation.of] = undone.pop(operation.of)
+        elif operation.kind == "do" and operation.changes:
+            done[operation.id] = operation
+            undone.clear()
+        elif operation.seals or operation.unseals:
+            _add_seal(done, operation)
+    return list(done.values()), list(undone.values())
+
+
+def _add_seal(done: dict[str, Operation], operation: Operation) -> None:
+    """Opening what was sealed is its undo, and sealing it again its redo: the two of them leave nothing to take back."""
+    opposite = (operation.unseals, operation.seals)
+    for each in reversed(done.values()):
+        if (each.seals, each.unseals) == opposite:
+            del done[each.id]
+            return
+    done[operation.id] = operation
+
+
+def _check_kept(operations: Iterable[Operation], which: str | None) -> None:
+    for operation in operations if which else ():
+        if operation.id.startswith(which or "") and (operation.drops or operation.collects):
+            raise UsageError(
+                f"operation {operation.id} ({operation.name}) cannot be undone: what it removed is gone for good",
+                hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
+            )
+
+
+def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
+    if which is None:
+        if not stack:
+            raise UsageError(f"there is nothing to {verb}", hint="`llmos op log` lists the operations")
+        return stack[-1]
+    found = [operation for operation in stack if operation.id.startswith(which)]
+    if len(found) != 1:
+        raise UsageError(
+            f"{which} names {len(found) or 'no'} operation{'s' if len(found) > 1 else ''} to {verb}",
+            hint="`llmos op log` lists the operations",
+        )
+    return found[0]
+
+
+def _check_keyless(target: Operation) -> None:
+    if target.seals or target.unseals:
+        verb, told = ("unseal", "opens it again, with its key") if target.seals else ("seal", "seals it again")
+        raise UsageError(
+            f"operation {target.id} ({target.name}) takes a key, and cannot be undone without one",
+            hint=f"`llmos {verb} {(target.seals or target.unseals)[0][:12]}` {told}; `llmos undo ID` undoes another of `llmos op log`",
+        )
