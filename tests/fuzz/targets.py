@@ -23,9 +23,10 @@ from llmos_cli.core.remote.vault import Vault
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data.files import read as read_rows
 from llmos_cli.models import headers
-from llmos_cli.operations import gate, remote, space
+from llmos_cli.operations import gate, remote
 from llmos_cli.operations.gc import duration
 from llmos_cli.operations.pipeline import stages
+from llmos_cli.operations.tuning import space
 from llmos_cli.options.data import DataOptions
 from llmos_cli.transports.local import LocalStore
 

@@ -11,9 +11,10 @@ import pytest
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.config import resolve
-from llmos_cli.operations.trial import carry_out_trial
-from llmos_cli.operations.trials import Job, Stopped, Trained, Worker
-from llmos_cli.operations.tune import going_on, make_plan
+from llmos_cli.operations.tuning.plan import make_plan
+from llmos_cli.operations.tuning.search import going_on
+from llmos_cli.operations.tuning.trial import carry_out_trial
+from llmos_cli.operations.tuning.workers import Job, Stopped, Trained, Worker
 
 SPACE = """\
 tune:

@@ -8,7 +8,7 @@ import pytest
 from llmos_cli import catalog
 from llmos_cli.errors import UsageError
 from llmos_cli.methods.tune import Search
-from llmos_cli.operations.space import read
+from llmos_cli.operations.tuning.space import read
 
 SPACE = read({"x": {"low": -2.0, "high": 2.0, "step": 0.5}, "y": [0, 1, 2]})
 

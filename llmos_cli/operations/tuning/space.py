@@ -53,6 +53,11 @@ class Range:
         count = math.floor((self.high - self.low) / self.step + 1e-9)
         return [self.low + k * self.step for k in range(count + 1)]
 
+    def edges(self) -> tuple[Scalar, Scalar]:
+        """The lowest value and the highest."""
+        values = self.values()
+        return (self.low, self.high) if values is None else (values[0], values[-1])
+
     def value(self, setting: Any) -> Any:
         """What the study calls this setting; None where it is not in the range."""
         if not _is_number(setting) or not self.low <= setting <= self.high:
@@ -79,6 +84,10 @@ class Choices:
 
     def values(self) -> list[Scalar]:
         return [_label(choice) for choice in self.choices]
+
+    def edges(self) -> tuple[Scalar, Scalar]:
+        """The first choice and the last."""
+        return _label(self.choices[0]), _label(self.choices[-1])
 
     def value(self, setting: Any) -> Any:
         return _label(setting) if setting in self.choices else None

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from llmos_cli.core.processes import Process, this_process
 from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.operations.space import Space
+from llmos_cli.operations.tuning.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -37,6 +37,11 @@ _DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.M
 KEPT = "options"
 """The study's attribute that holds what it was made with."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def storage_url(given: str | None, dot: Path) -> str:
+    """Of the storage that was given, or else of the workspace's own."""
+    return given or f"sqlite:///{dot / 'studies.sqlite'}"
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -93,6 +98,11 @@ def open_study(
         )
     study.set_user_attr("objectives", list(directions))
     return study
+
+
+def towards(objectives: Mapping[str, str]) -> str:
+    """Objectives in words."""
+    return ", ".join(f"{direction} {name}" for name, direction in objectives.items())
 
 
 def told(name: str, storage: BaseStorage) -> int:

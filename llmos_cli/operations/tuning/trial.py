@@ -18,7 +18,7 @@ from llmos_cli.models.load import load
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.eval import prepare
 from llmos_cli.operations.train import TrainResult, carry_out
-from llmos_cli.operations.trials import Job, Message, Reported, Stopped, Trained
+from llmos_cli.operations.tuning.workers import Job, Message, Reported, Stopped, Trained
 from llmos_cli.options.data import DataOptions
 
 SPLIT = "validation"

@@ -9,8 +9,8 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from llmos_cli.errors import LlmosError, UsageError
-from llmos_cli.operations import study as studies
-from llmos_cli.operations.space import read
+from llmos_cli.operations.tuning import study as studies
+from llmos_cli.operations.tuning.space import read
 
 SPACE = read({"x": {"low": 0.0, "high": 1.0}, "y": {"low": 1, "high": 3}})
 

@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.space import Choices, Range, place_of, read, settings
+from llmos_cli.operations.tuning.space import Choices, Range, place_of, read, settings
 
 
 def test_whole_numbers_stay_whole():

@@ -152,7 +152,7 @@ def serve(connection: Connection, root: Path, jobs: int, stderr: str) -> None:
         os.dup2(file.fileno(), 2)
     # Ctrl-C reaches the whole group of processes; the search alone decides, and says so by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from llmos_cli.operations import trial
+    from llmos_cli.operations.tuning import trial
 
     trial.use_share_of_threads(jobs)
     trial.serve(connection, root)

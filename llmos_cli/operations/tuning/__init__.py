@@ -1,0 +1,1 @@
+"""The parts of the search of `operations/tune.py`, one subject a file."""
