@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from llmos_cli.core import journal, manifest
+from llmos_cli.core.hashed import place
 from llmos_cli.core.manifest import FileEntry, Made, Manifest
 from llmos_cli.core.operation import Change, Operation, written
 from llmos_cli.core.records import EVENTS
@@ -79,7 +80,7 @@ def _checkpoint(root: Path, number: int, parent: Manifest | None, at: float) -> 
 
 
 def _object(root: Path, sha256: str, data: bytes) -> Path:
-    path = root / ".llmos" / "objects" / sha256[:2] / sha256[2:]
+    path = root / ".llmos" / "objects" / place(sha256)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, data)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llmos_cli.core.atomic import make_directory, read_only, refusals, sync_directory, sync_file, write_text
+from llmos_cli.core.hashed import place
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.view import size
@@ -84,7 +85,7 @@ class Objects:
         self._mode_file = dot / "storage"
 
     def path(self, sha256: str) -> Path:
-        return self.directory / sha256[:2] / sha256[2:]
+        return self.directory / place(sha256)
 
     def adopt(
         self, directory: Path, tree: Mapping[str, FileEntry], shared: Container[str] = (), *, emit: Emit = ignore

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core.hashed import place
 from llmos_cli.core.processes import is_abandoned, scratch_name
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -55,7 +56,7 @@ class Sealed:
         return self._read(self._record(checkpoint), checkpoint)
 
     def path(self, sha256: str) -> Path:
-        return self.directory / sha256[:2] / sha256[2:]
+        return self.directory / place(sha256)
 
     def names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Every encrypted file: its SHA-256 and its directory entry."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.hashed import place
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import DATA, ID, SNAPSHOTS, Refs
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, Corrupt, NotFound
@@ -182,7 +183,7 @@ class Snapshots:
         return self.directory / f"{snapshot}.json"
 
     def piece(self, sha256: str) -> Path:
-        return self.directory / _OBJECTS / sha256[:2] / sha256[2:]
+        return self.directory / _OBJECTS / place(sha256)
 
     def ids(self) -> list[str]:
         try:

@@ -25,6 +25,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from llmos_cli.core.hashed import place
 from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 
 FORMAT = 1
@@ -45,7 +46,7 @@ _PLAIN = re.compile(r"[a-z0-9._-]")
 
 
 def object_name(sha256: str) -> str:
-    return f"{OBJECTS}/{sha256[:2]}/{sha256[2:]}"
+    return f"{OBJECTS}/{place(sha256)}"
 
 
 def checkpoint_name(checkpoint: str) -> str:

@@ -23,6 +23,7 @@ from llmos_cli.core.cipher import (
     encrypted_size,
     exactly,
 )
+from llmos_cli.core.hashed import place
 from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.store import Content, Heard, Store, whole
 from llmos_cli.errors import Corrupt
@@ -47,7 +48,7 @@ class Vault:
             folder, _, number = rest.rpartition("/")
             return f"{kind}/{self._cipher.mac(f'{kind}/{folder}')}/{number}"
         hidden = self._cipher.mac(name)
-        return f"{kind}/{hidden[:2]}/{hidden[2:]}" if kind == layout.OBJECTS else f"{kind}/{hidden}"
+        return f"{kind}/{place(hidden)}" if kind == layout.OBJECTS else f"{kind}/{hidden}"
 
     def read(self, name: str, limit: int) -> bytes | None:
         return self.read_stored(self.stored(name), limit)
