@@ -80,6 +80,7 @@ class Walk:
     def through(self, split: Split, rows: Sequence[range], asked: Batch, stage: str, emit: Emit) -> None:
         """All batches through all blocks; the samples asked beside them are one more batch."""
         started, total = time.monotonic(), len(self.shelf.stack)
+        emit(Progress(stage, 0, total, "block"))
         for index in range(total):
             with self.shelf.held(index):
                 for number in range(len(rows) + 1):

@@ -27,7 +27,7 @@ from llmos_cli import device
 from llmos_cli.core.atomic import refusal, system_error
 from llmos_cli.core.view import size
 from llmos_cli.errors import GateFailed, LlmosError, NotFound
-from llmos_cli.events import Emit, Metric
+from llmos_cli.events import Emit, Metric, Progress
 from llmos_cli.models import conformance, headers
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.conformance import Conformance
@@ -290,6 +290,7 @@ def _side_by_side(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Outc
     models: dict[Path, PreTrainedModel] = {}
 
     def judged(path: Path, teacher: Path | None, stage: str) -> Outcome:
+        emit(Progress(stage, 0, len(split), "sample"))
         for wanted in filter(None, (path, teacher)):
             models.setdefault(wanted, load(wanted, device=on))
         beside = models[teacher] if teacher else None
