@@ -27,10 +27,7 @@ def main() -> None:
     exam = prepare(ws, ws.checkpoint(asked.parent.name), data, seed=config.seed, emit=ignore)
     model = load(Path(said["model"]))
     with phases.phase("heal"):
-        heal(
-            model, load(asked.parent), exam.task, exam.prepared,
-            Healing(options["heal"], config.heal, config.seed), emit=ignore,
-        )  # fmt: skip
+        heal(model, load(asked.parent), exam, Healing(options["heal"], config.heal, config.seed), emit=ignore)
     model.save_pretrained(asked.folder / "healed")
     said["model"] = str(asked.folder / "healed")
     said["seconds"] |= phases.seconds

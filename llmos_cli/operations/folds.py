@@ -26,6 +26,7 @@ from llmos_cli.operations.config import methods
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.fit import fit
 from llmos_cli.operations.training.beginning import beginning
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.operations.training.rounding import rounding, write
 from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.options.verbs import EvalOptions, TrainConfig
@@ -161,7 +162,7 @@ def _fold(
             emit=emit,
             # It takes part in every step, whatever `teacher_top` says: what is cached is of the training split alone.
             teacher=load(teacher.path, device=device.pick()) if teacher else None,
-            masks=rounded.masks(masks),
+            held=Held(rounded.masks(masks)),
         )
     with ws.stage() as staged:
         write(ws, model, rounded, staged, dtype=dtype, processor=begin.prepared.processor)

@@ -6,16 +6,16 @@ move. Norms and biases are free in both; a pruned model's remaining weights too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmos_cli.events import Emit
-from llmos_cli.operations.fit import Fitted, Holding, fit
+from llmos_cli.operations.eval import Exam
+from llmos_cli.operations.fit import Fitted, fit
+from llmos_cli.operations.training.holding import FREE, Held
 from llmos_cli.options.verbs import HealOptions, TrainOptions
-from llmos_cli.tasks.base import Prepared, Task
 
 HEAL = "heal"
 """The folder of that state, in a run's own."""
@@ -37,46 +37,45 @@ class Healing:
 def heal(
     model: nn.Module,
     teacher: nn.Module,
-    task: Task,
-    prepared: Prepared,
+    exam: Exam,
     healing: Healing,
+    held: Held = FREE,
     *,
     emit: Emit,
-    masks: Mapping[str, Tensor] | None = None,
-    trainable: Callable[[str], bool] | None = None,
-    holding: Holding | None = None,
     stage: str = "heal",
 ) -> Fitted:
     """So many optimizer steps towards the teacher's logits on the training split; the last weights are kept. It goes on from the state
     where there is one, to the same bits."""
     return fit(
         model,
-        prepared.splits["train"],
+        exam.prepared.splits["train"],
         None,
-        task,
-        TrainOptions(
-            max_steps=healing.steps,
-            learning_rate=healing.options.learning_rate,
-            batch_size=healing.options.batch_size,
-            temperature=healing.options.temperature,
-            precision=healing.options.precision,
-            hidden_weight=healing.options.hidden_weight,
-            teacher_weight=1.0,
-            schedule="linear",
-            weight_decay=0.0,
-            keep="last",
-            save_every=max(1, healing.steps // SAVES),
-        ),
+        exam.task,
+        _options(healing),
         # Other samples than those of calibration come first.
         seed=healing.seed + 1,
-        facts=prepared.facts,
+        facts=exam.prepared.facts,
         emit=emit,
         teacher=teacher,
-        masks=masks,
-        trainable=trainable,
+        held=held,
         state=healing.state,
         resume=healing.state is not None,
         fixed=True,
-        holding=holding,
         stage=stage,
+    )
+
+
+def _options(healing: Healing) -> TrainOptions:
+    return TrainOptions(
+        max_steps=healing.steps,
+        learning_rate=healing.options.learning_rate,
+        batch_size=healing.options.batch_size,
+        temperature=healing.options.temperature,
+        precision=healing.options.precision,
+        hidden_weight=healing.options.hidden_weight,
+        teacher_weight=1.0,
+        schedule="linear",
+        weight_decay=0.0,
+        keep="last",
+        save_every=max(1, healing.steps // SAVES),
     )

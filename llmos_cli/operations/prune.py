@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, ignore
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
 from llmos_cli.models.lazily import Lazily
-from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
 from llmos_cli.models.statistics import Need, Statistics
@@ -35,6 +33,7 @@ from llmos_cli.operations.compression.saliency import by_gradients, followed, lo
 from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.heal import HEAL, Healing, heal
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks.base import Batch
 
@@ -221,15 +220,8 @@ def heal_pruned(subject: Subject, changes: Mapping[str, Change], healing: Healin
     """Learn the parent's logits with every zero of a pruned matrix held."""
     pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
     chosen = {id(parameter) for parameter in pruned}
-    heal(
-        subject.model,
-        load(subject.checkpoint.path, device=device.pick()),
-        subject.exam.task,
-        subject.exam.prepared,
-        healing,
-        emit=emit,
-        masks={name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen},
-    )
+    masks = {name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen}
+    heal(subject.model, subject.parent(), subject.exam, healing, Held(masks), emit=emit)
 
 
 def write_pruned(kept: Keeping, staged: Path) -> None:

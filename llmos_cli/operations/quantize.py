@@ -40,6 +40,7 @@ from llmos_cli.operations.compression.rotating import described, rotated
 from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.heal import HEAL, Healing, heal
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
 if TYPE_CHECKING:
@@ -302,21 +303,16 @@ def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healin
     kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
     names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
     parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
-    teacher = load(subject.checkpoint.path, device=device.pick())
+    teacher = subject.parent()
     weights: dict[str, Tensor] = {}
     if healing.options.codes:
         dense = teacher if subject.source == subject.checkpoint.path else load(subject.source, device=device.pick())
         weights = {name: matrix.read() for name, matrix in matrices(dense).items() if name in parts}
     with scales_free(parts, weights) as learnt:
-        heal(
-            subject.model,
-            teacher,
-            subject.exam.task,
-            subject.exam.prepared,
-            healing,
-            emit=emit,
-            trainable=lambda name: name.endswith((FACTOR, PLACE)) or not (name in names or name.endswith(".original")),
+        free = Held(
+            trainable=lambda name: name.endswith((FACTOR, PLACE)) or not (name in names or name.endswith(".original"))
         )
+        heal(subject.model, teacher, subject.exam, healing, free, emit=emit)
     return {name: Coded(entry.matrix, learnt[name], entry.grid) for name, entry in coded.items()}
 
 

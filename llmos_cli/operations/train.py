@@ -24,6 +24,7 @@ from llmos_cli.operations.fit import Fitted, fit
 from llmos_cli.operations.training import divergence, state
 from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.operations.training.beginning import beginning, from_codes
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.operations.training.resumption import resumption
 from llmos_cli.operations.training.rounding import Rounded, rounding, write
 from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
@@ -170,7 +171,7 @@ def carry_out(
             resume=resume,
             emit=run.emit,
             teacher=teaching.teaching(ws, teacher, begin, config.train, emit=run.emit) if teacher else None,
-            masks=rounded.masks(masks),
+            held=Held(rounded.masks(masks)),
             from_start=from_codes(begin, parent, config),
         )
     checkpoint = _commit(ws, run, model, rounded, begin, resolved, fitted, parent, move)

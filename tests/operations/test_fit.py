@@ -20,6 +20,7 @@ from llmos_cli.events import Event, Metric, Note, Progress
 from llmos_cli.models.build import build
 from llmos_cli.operations.fit import fit
 from llmos_cli.operations.training import compiling
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.operations.training.top import cached
 from llmos_cli.options.model import ModelOptions
 from llmos_cli.options.verbs import TrainOptions
@@ -144,7 +145,7 @@ def test_pruned_weights_stay_zero_through_every_step() -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     mask = torch.rand(64, 32) > 0.5
     dense = model.get_parameter(name)[mask].clone()
-    fit(model, Counting(), None, TASK, options(optimizer="muon"), seed=0, masks={name: mask})
+    fit(model, Counting(), None, TASK, options(optimizer="muon"), seed=0, held=Held({name: mask}))
     assert not model.get_parameter(name)[~mask].any()
     assert not torch.equal(model.get_parameter(name)[mask], dense)
 
@@ -152,7 +153,9 @@ def test_pruned_weights_stay_zero_through_every_step() -> None:
 def test_only_what_is_trainable_changes() -> None:
     model = llama()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    fit(model, Counting(), None, TASK, options(), seed=0, trainable=lambda name: name.endswith("norm.weight"))
+    fit(
+        model, Counting(), None, TASK, options(), seed=0, held=Held(trainable=lambda name: name.endswith("norm.weight"))
+    )
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if name.endswith("norm.weight")}
     assert all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -17,7 +17,6 @@ from llmos_cli import device
 from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, ignore
-from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
@@ -31,6 +30,7 @@ from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, subject
 from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.operations.heal import HEAL, Healing, heal
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
 
@@ -115,15 +115,7 @@ def cutting(module: ModuleType) -> Callable[..., Cut]:
 
 def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:
     """Learn the parent's logits; where the parent was pruned to zeros, those that are left stay."""
-    heal(
-        smaller.model,
-        load(smaller.checkpoint.path, device=device.pick()),
-        smaller.exam.task,
-        smaller.exam.prepared,
-        healing,
-        emit=emit,
-        masks=born_zeros(smaller.model),
-    )
+    heal(smaller.model, smaller.parent(), smaller.exam, healing, Held(born_zeros(smaller.model)), emit=emit)
 
 
 def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:

@@ -19,10 +19,10 @@ from llmos_cli.core.section import Section
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Progress
 from llmos_cli.methods.patterns import Target, keep
-from llmos_cli.models.load import load
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.heal import Healing, heal
+from llmos_cli.operations.training.holding import Held
 from llmos_cli.operations.training.loss import Loss
 from llmos_cli.options.verbs import HealOptions
 from llmos_cli.tasks.base import Batch
@@ -130,16 +130,8 @@ def followed(
 ) -> dict[str, Tensor]:
     """Each matrix's scores after the method's steps of training towards the parent's logits; the weights have moved with them."""
     moving = Moving(subject.matrices, module, own, target)
-    heal(
-        subject.model,
-        load(subject.checkpoint.path, device=device.pick()),
-        subject.exam.task,
-        subject.exam.prepared,
-        Healing(own.steps, options, seed),  # type: ignore[attr-defined]
-        emit=emit,
-        holding=moving,
-        stage="train the mask",
-    )
+    steps = Healing(own.steps, options, seed)  # type: ignore[attr-defined]
+    heal(subject.model, subject.parent(), subject.exam, steps, Held(by=moving), emit=emit, stage="train the mask")
     moving.let_go()
     return moving.ranked()
 

@@ -62,6 +62,10 @@ class Subject:
     def checkpoint(self) -> Checkpoint:
         return self.exam.checkpoint
 
+    def parent(self) -> PreTrainedModel:
+        """The model as its checkpoint has it, read anew: who heals learns from that one."""
+        return load(self.checkpoint.path, device=device.pick())
+
     @property
     def asked(self) -> Batch:
         """The held-out samples that the result in memory and the one read back are compared on."""

@@ -13,9 +13,9 @@ from llmos_cli.core.view import Lines, duration, short, size
 from llmos_cli.events import Emit, Note
 from llmos_cli.methods import parameters
 from llmos_cli.models.load import skeleton
-from llmos_cli.operations.fit import precision_of
 from llmos_cli.operations.training import budget, work
 from llmos_cli.operations.training import teacher as teaching
+from llmos_cli.operations.training.precision import precision_of
 from llmos_cli.operations.training.rounding import chosen
 from llmos_cli.operations.training.start import Start, held, make_model, start, stored_dtype
 from llmos_cli.operations.training.work import Work

@@ -19,8 +19,8 @@ from llmos_cli.data.pixels import Pixels
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.models.load import load
-from llmos_cli.operations.fit import autocast, precision_of
 from llmos_cli.operations.training import hidden, top
+from llmos_cli.operations.training.precision import autocast, precision_of
 from llmos_cli.operations.training.top import Cached
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks.base import Task
