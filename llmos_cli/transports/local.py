@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,7 +79,7 @@ class LocalStore:
     def put(self, name: str, content: Content, heard: Heard) -> None:
         target = self._path(name)
         part = self._place / "uploads" / f"{name.replace('/', '-')}.{self._identity}"
-        with atomic.refusals(target):
+        with self._refusals(target):
             atomic.make_directory(part.parent)
             atomic.make_directory(target.parent)
             resumed = part.exists()
@@ -90,15 +91,27 @@ class LocalStore:
     def create(self, name: str, data: bytes) -> bool:
         target = self._path(name)
         part = self._place / "uploads" / f"{os.urandom(8).hex()}.{self._identity}"
-        atomic.write_bytes(part, data)
-        try:
-            with atomic.refusals(target):
+        with self._refusals(target):
+            atomic.write_bytes(part, data)
+            try:
                 atomic.make_directory(target.parent)
                 created = self._linked(part, target)
                 atomic.sync_directory(target.parent)
-        finally:
-            part.unlink(missing_ok=True)
+            finally:
+                part.unlink(missing_ok=True)
         return created
+
+    @contextmanager
+    def _refusals(self, path: Path) -> Iterator[None]:
+        """As of a workspace's files, but that there is nothing to collect here."""
+        try:
+            with atomic.refusals(path):
+                yield
+        except LlmosError as told:
+            if not isinstance(told.__cause__, OSError):
+                raise
+            hint = f"{self._place} is a remote's folder: is there room, and may you write there? Nothing was lost"
+            raise LlmosError(told.message, hint=hint) from told.__cause__
 
     def _linked(self, part: Path, target: Path) -> bool:
         try:

@@ -21,6 +21,7 @@ from llmos_cli.core.refs import HEADS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.push import push
@@ -148,6 +149,36 @@ class TestADiskThatEnds:
             assert fsck(Workspace.find(ws.root)).problems == ()
             assert fsck(Workspace.find(disk / "copy")).problems == ()
             assert sorted(disk.iterdir()) == sorted([disk / "copy", *(path for path in there if path != ballast)])
+
+
+class TestARemoteThatEnds:
+    """What is here stays as it was, what is there can still be cloned, and the next push finishes it."""
+
+    pytestmark = mounts
+
+    @pytest.mark.parametrize("full", [True, False], ids=["full", "read-only"])
+    @pytest.mark.parametrize("act", [push, backup])
+    def test_it_keeps_what_it_had(self, act: Callable[[Workspace], object], full: bool, tmp_path: Path) -> None:
+        ws = begun(tmp_path / "w")
+        first = commit(ws, (), model="small")
+        with in_memory(tmp_path) as disk:
+            remotes.add(ws, "origin", str(disk / "far"))
+            push(ws)
+            commit(ws, (first,), model=os.urandom(10 * PIECE).hex(), time="2")
+            ballast = fill(disk)
+            if not full:
+                run("mount", "-o", "remount,ro", disk)
+            before = state(ws.root)
+            with pytest.raises(LlmosError, match="the disk is full" if full else "read-only") as told:
+                act(ws)
+            assert told.value.exit_code == 1 and "a remote's folder" in told.value.hint
+            assert state(ws.root) == before
+            assert clone(str(disk / "far"), tmp_path / "copy").checkpoint == first
+            if not full:
+                run("mount", "-o", "remount,rw", disk)
+            shutil.rmtree(ballast)
+            act(ws)
+            assert fsck(Workspace.find(ws.root)).problems == ()
 
 
 @pytest.mark.parametrize("limit", [0, 100, 500, 2_000, 20_000, 60_000])
