@@ -97,8 +97,8 @@ def _begun(ready: Path, place: RemoteSettings, emit: Emit) -> Workspace:
     ws = Workspace(ready) if ready.is_dir() else Workspace.create(ready)
     ws.emit = emit
     ws.oplog.settle(emit)
-    write_text(ready / SETTINGS, settings)
-    write_text(ready / ".gitignore", GITIGNORE)
+    for name, text in ((SETTINGS, settings), (".gitignore", GITIGNORE)):
+        write_text(ready / name, text, scratch=ready / DOT / "tmp")
     return ws
 
 
@@ -124,4 +124,4 @@ def _configs(ws: Workspace, checkpoint: str) -> None:
     for folder in makers[:1]:
         texts |= {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
     for name, text in texts.items():
-        write_text(ws.configs / name, text)
+        write_text(ws.configs / name, text, scratch=ws.dot / "tmp")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core.atomic import write_bytes
 from llmos_cli.core.view import Cell, Group, Lines, Table, View, number, short, size
 from llmos_cli.errors import GateFailed, UsageError
 from llmos_cli.events import Emit, Note
@@ -149,10 +150,15 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         record = workshop.samples.record
         result = conclude(ws, run, subject, resolved, outcome, record, max_latency=options.target_latency)
     points = seen.points(found)
-    picture = plot(points, run.path / "frontier.png")
-    if picture is None:
+    return Compressed(target.asked, points, _plotted(ws, run, points), result)
+
+
+def _plotted(ws: Workspace, run: Run, points: list[Point]) -> str | None:
+    if (image := plot(points)) is None:
         run.emit(Note('the frontier is not plotted: pip install "llmos-cli[plot]"'))
-    return Compressed(target.asked, points, str(picture) if picture else None, result)
+        return None
+    write_bytes(file := run.path / "frontier.png", image, scratch=ws.dot / "tmp")
+    return str(file)
 
 
 def _cut_out(stock: Stock) -> str:

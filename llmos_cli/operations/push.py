@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEAD, HEADS, REMOTES, TAGS
@@ -101,9 +101,9 @@ def delete(
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
         known = there.refs()
-        gone = [_there(there, known, name) for name in names]
+        gone = [_there(ws, there, known, name) for name in names]
         if not dry_run:
-            _move(there, [(before, None) for before in gone], force=force)
+            _move(there, [(known[each.ref], None) for each in gone if known[each.ref].value], force=force)
             _remember(ws, place.name, {**known, **{each.ref: RemoteRef(each.ref, 0, None) for each in gone}})
             ws.oplog.note(f"push --delete {', '.join(each.ref.removeprefix('refs/') for each in gone)} to {place.name}")
         there.store.close()
@@ -111,10 +111,13 @@ def delete(
     return DeleteResult(place.name, place.url, told, dry_run)
 
 
-def _there(there: Remote, known: Mapping[str, RemoteRef], name: str) -> RemoteRef:
+def _there(ws: Workspace, there: Remote, known: Mapping[str, RemoteRef], name: str) -> RemoteRef:
+    """What is gone already, by a deletion that was cut off or by somebody else's, is where it was seen last."""
     bare = name.removeprefix("refs/")
     refs = [bare] if bare.startswith(("heads/", "tags/")) else [f"heads/{bare}", f"tags/{bare}"]
-    found = [each for ref in refs if (each := known.get(f"refs/{ref}")) is not None and each.value]
+    told = [each for ref in refs if (each := known.get(f"refs/{ref}")) is not None]
+    seen = [replace(each, value=ws.refs.read(_remembered(there.name, each.ref))) for each in told]
+    found = [each for each in told if each.value] or [each for each in seen if each.value]
     if len(found) > 1:
         raise AmbiguousRevision(f"{name} is both a branch and a tag there", hint=f"say heads/{name} or tags/{name}")
     if not found:
@@ -230,7 +233,7 @@ def _remember(ws: Workspace, remote: str, refs: Mapping[str, RemoteRef]) -> None
 def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None:
     """Write down where the remote's refs are, as far as their checkpoints are here. No operation that could be undone: it is
     what was seen, and undoing it would not undo what is there."""
-    prefix = f"{REMOTES}{remote}/"
+    prefix = _remembered(remote, "")
     here = {value for value in refs.values() if value and (ws.checkpoints / value).is_dir()}
     with ws.oplog.locked(ws.emit):
         seen = {ref.removeprefix("refs/"): value for ref, value in refs.items() if value in here}
@@ -239,3 +242,7 @@ def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None
         for ref, value in seen.items():
             if ws.refs.read(prefix + ref) != value:
                 ws.refs.write(prefix + ref, value)
+
+
+def _remembered(remote: str, ref: str) -> str:
+    return f"{REMOTES}{remote}/{ref.removeprefix('refs/')}"

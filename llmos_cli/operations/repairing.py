@@ -30,19 +30,20 @@ from llmos_cli.operations.summary import SHORT
 
 
 def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
-    """Manifests come before other files: they say what those should be."""
+    """Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
+    files is taken from here."""
     places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
-    lost = list(_checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit))
+    _forget_damaged_objects(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
-    found = [*lost, *(Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done)]
+    found = [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
     for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):
                 _put(ws, staged / "good", path)
                 found.append(Repaired(_where(checkpoint, name), source))
+    found += _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
     found += _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
-    _forget_damaged_objects(ws)
     for each in places:
         each.store.close()
     return found

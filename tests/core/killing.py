@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.core import trust
-from llmos_cli.core.manifest import Made
-from llmos_cli.core.refs import HEAD, HEADS, RUNS, TAGS
+from llmos_cli.core import signatures, trust
+from llmos_cli.core.manifest import FileEntry, Made
+from llmos_cli.core.objects import hash_file
+from llmos_cli.core.protection import with_ancestors
+from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, RUNS, TAGS
 from llmos_cli.core.workspace import Workspace
 
 
@@ -70,12 +72,15 @@ class State:
     configs: dict[str, str]
     trusted: dict[str, str]
     sealed: set[str]
+    signed: dict[str, str | None]
 
 
 def state(root: Path) -> State:
     ws = Workspace.find(root)
 
     def content(checkpoint: str) -> Any:
+        if not (ws.checkpoints / checkpoint).is_dir():
+            return []
         return sorted((name, entry.sha256) for name, entry in ws.manifest(checkpoint).tree.items())
 
     refs = {prefix + name: content(value) for prefix in (HEADS, TAGS) for name, value in ws.refs.under(prefix).items()}
@@ -85,7 +90,37 @@ def state(root: Path) -> State:
         sorted(content(value) for value in ws.refs.under(RUNS).values()),
         [operation.name for operation in ws.oplog.operations()],
         ws.dropped.all(),
-        {path.name: path.read_text() for path in ws.configs.iterdir()},
+        {path.name: path.read_text() for path in [*ws.configs.iterdir(), *ws.root.glob("*.yaml")]},
         trust.trusted(ws),
         ws.sealed.all(),
+        {each: signatures.read(ws.dot, each) for each in signatures.signed(ws.dot)},
     )
+
+
+def refs_of(root: Path) -> dict[str, str]:
+    """Every ref and what it says, those of remotes, of runs and of data too."""
+    refs = Workspace.find(root).refs
+    return {HEAD: str(refs.read(HEAD)), **{f"refs/{name}": value for name, value in refs.under("refs/").items()}}
+
+
+def torn(root: Path) -> list[str]:
+    """Refs whose checkpoint, or an ancestor of it, is not whole: every byte is hashed that it should have."""
+    ws = Workspace.find(root)
+    named = {ref: value for ref, value in refs_of(root).items() if ID.fullmatch(value) and not ref.startswith(DATA)}
+    wrong = {each for each in with_ancestors(ws, named.values()) if not _is_whole(ws, each)}
+    return [ref for ref, value in named.items() if not wrong.isdisjoint(with_ancestors(ws, [value]))]
+
+
+def _is_whole(ws: Workspace, checkpoint: str) -> bool:
+    """With its weights, or sealed, or with its manifest alone where they were removed."""
+    if not (ws.checkpoints / checkpoint).is_dir() or ws.manifest(checkpoint).id != checkpoint:
+        return False
+    if checkpoint in ws.dropped:
+        return True
+    if checkpoint in ws.sealed:
+        return all(_is(ws.sealed.path(each.sha256), each) for each in ws.sealed.seal(checkpoint).tree.values())
+    return all(_is(ws.checkpoints / checkpoint / name, each) for name, each in ws.manifest(checkpoint).tree.items())
+
+
+def _is(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and hash_file(path) == entry

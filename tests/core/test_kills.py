@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from llmos_cli.core.objects import files_below, hash_file, share
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.seal import seal
+from llmos_cli.operations.sign import sign
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.trust import trust
 from llmos_cli.operations.undo import undo
 from tests.core.durability import unsafe
-from tests.core.killing import State, commit, settle, state
+from tests.core.killing import State, commit, settle, state, torn
 from tests.core.tracing import Forks, copied
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace")
@@ -34,7 +38,7 @@ MODULES = [
     *(f"llmos_cli.operations.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
     *(f"llmos_cli.commands.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
     *("llmos_cli.operations.init", "llmos_cli.commands.init"),
-    *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in ("seal", "unseal")),
+    *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in ("seal", "unseal", "sign")),
     *("cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.kdf.hkdf"),
 ]
 
@@ -122,10 +126,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rm": ("rm", "--force", "base", "other"),
     "gc": ("gc", "--expire", "now"),
     "gc --window": ("gc", "--expire", "now", "--window", "now"),
+    "gc --keep-last": ("gc", "--keep-last", "1", "--window", "now"),
     "undo": ("undo",),
+    "undo rm": ("undo",),
     "redo": ("redo",),
+    "redo rm": ("redo",),
     "trust": ("trust", "code.py"),
+    "trust --revoke": ("trust", "--revoke", "code.py"),
+    "sign": ("sign", "base", "--bundle", "base.sig"),
+    "undo sign": ("undo",),
     "seal": ("seal", "secret"),
+    "seal --with-lineage": ("seal", "base", "--with-lineage"),
     "unseal": ("unseal", "sealed"),
     "rm sealed": ("rm", "--force", "sealed"),
     "commit": (f"{__name__}:commit_here",),
@@ -134,6 +145,60 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 QUICK = {"tag", "checkout", "commit"}
 KEY = "5" * 64
+
+
+def remove_what_undo_knows(ws: Workspace) -> None:
+    rm(ws, ["base", "HEAD"], force=True)
+
+
+def remove_and_undo(ws: Workspace) -> None:
+    remove_what_undo_knows(ws)
+    undo(ws)
+
+
+def grow_older(ws: Workspace) -> None:
+    """HEAD is not the last on its branch any more, and has no tag."""
+    commit(ws, (ws.resolve(),), time="8", same="s" * 100, other="fourth")
+
+
+def sign_elsewhere(ws: Workspace) -> None:
+    """A signature that a tool of others made of what is here, with a key that is not."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from model_signing import signing
+
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (ws.root / "key.pem").write_bytes(key)
+    signer = signing.Config().use_elliptic_key_signer(private_key=ws.root / "key.pem")
+    signer.sign(ws.checkpoint("base").path, ws.root / "base.sig")
+    (ws.root / "key.pem").unlink()
+
+
+def sign_here(ws: Workspace) -> None:
+    sign_elsewhere(ws)
+    sign(ws, "base", bundle=ws.root / "base.sig")
+
+
+BEFORE: dict[str, Callable[[Workspace], object]] = {
+    "gc --keep-last": grow_older,
+    "undo rm": remove_what_undo_knows,
+    "redo rm": remove_and_undo,
+    "trust --revoke": lambda ws: trust(ws, ws.root / "code.py"),
+    "seal --with-lineage": lambda ws: gc(ws, window="now"),
+    "sign": sign_elsewhere,
+    "undo sign": sign_here,
+}
+"""What was done last, where a command needs more than the template has."""
+
+
+def begun(name: str, template: Path, scratch: Path) -> Path:
+    """The workspace that a command finds."""
+    if name not in BEFORE:
+        return template
+    ws = Workspace.find(copied(template, scratch / "w"))
+    BEFORE[name](ws)
+    settle(ws)
+    return copied(ws.root, scratch / "begun")
 
 
 @pytest.fixture(autouse=True)
@@ -155,23 +220,25 @@ def told_of(name: str, now: State, after: State) -> State:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    root = copied(template, scratch / "w")
-    assert unsafe(forks.calls(COMMANDS[name], root, root), root, template) == []
+    before = begun(name, template, scratch)
+    root = copied(before, scratch / "w")
+    assert unsafe(forks.calls(COMMANDS[name], root, root), root, before) == []
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COMMANDS]
 )
 def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    words, root = COMMANDS[name], scratch / "w"
-    before = state(copied(template, root))
+    words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
+    before = state(copied(start, root))
     calls = forks.calls(words, root, root)
     after = state(root)
     assert after != before and len(calls) > 5
     for call in calls:
-        copied(template, root)
-        assert forks.killed(words, root, call) or call.aside, f"{call} never came"
+        copied(start, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
+        assert torn(root) == [], f"killed before {call}"
         assert not in_the_clear(root), f"killed before {call}"
         assert told_of(name, state(root), after) in (before, after), f"killed before {call}"
         if state(root) != after:
@@ -188,7 +255,7 @@ def test_init_is_killed_at_every_call(forks: Forks, scratch: Path) -> None:
     whole = files_below(root / "x")
     for call in calls:
         copied(scratch / "nothing", root)
-        assert forks.killed(words, root, call), f"{call} never came"
+        assert forks.killed(words, root, call), f"{call} never came: {forks.said}"
         if not (root / "x" / ".llmos" / "HEAD").exists():
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
         left = [name for name in files_below(root / "x") if not name.startswith(".llmos/tmp/")]

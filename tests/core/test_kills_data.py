@@ -68,7 +68,7 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
     assert len(calls) > 5 and (after != before) is (name != "data snapshot again")
     for call in calls:
         ws = Workspace(copied(template, root))
-        assert forks.killed(told, root, call) or call.aside, f"{call} never came"
+        assert forks.killed(told, root, call) or call.aside, f"{call} never came: {forks.said}"
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
         assert ws.snapshots.ids() in (before, after), f"killed before {call}"
         assert all(ws.snapshots.wrong(each) == "" for each in ws.snapshots.all())

@@ -1,25 +1,34 @@
-"""Killed before any call of a push, a fetch, a pull or a backup: here and there nothing is damaged, and the next one finishes it.
+"""Killed before any call of a push, a fetch, a pull or a backup: here and there nothing is damaged, every ref is where it was or where
+it goes, and the next one finishes it.
 
 The remote is a folder inside the workspace's own, so that both are copied, watched and looked at together.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.remote import layout
+from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
 from llmos_cli.operations.push import push
+from llmos_cli.operations.rm import rm
 from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
+from llmos_cli.transports.local import open_store
 from tests.core.durability import unsafe
-from tests.core.killing import commit, settle, state
+from tests.core.killing import commit, refs_of, settle, state, torn
 from tests.core.tracing import Forks, copied
 
 pytestmark = [
@@ -27,16 +36,20 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-VERBS = ("push", "fetch", "pull", "remote", "backup", "clone")
+VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "fsck")
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
-    *("llmos_cli.transports.local", "llmos_cli.core.remote.receiving"),
+    *("llmos_cli.transports.local", "llmos_cli.core.remote.receiving", "llmos_cli.operations.repairing"),
 ]
 COMMANDS = {
     "remote add": ("remote", "add", "another", "elsewhere"),
+    "remote rm": ("remote", "rm", "origin"),
     "push": ("push", "--all"),
+    "push --delete": ("push", "--delete", "base"),
     "fetch": ("-C", "clone", "fetch"),
+    "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
+    "fsck --repair": ("fsck", "--repair"),
     "pull": ("-C", "clone", "pull"),
     "backup": ("backup",),
 }
@@ -65,28 +78,61 @@ def template(scratch: Path) -> Path:
     return copied(ws.root, scratch / "template")
 
 
+def remove_from_the_clone(root: Path) -> None:
+    ws = Workspace.find(root / "clone")
+    rm(ws, ["HEAD"], force=True)
+    gc(ws, window="now")
+    settle(ws)
+
+
+def damage(root: Path) -> None:
+    """A checkpoint that a tag names is lost, and what others shared with it has other bytes wherever it is."""
+    ws = Workspace.find(root)
+    lost = ws.checkpoint("base").path
+    (lost / "folder" / "same").chmod(0o644)
+    (lost / "folder" / "same").write_text("t" * 100)
+    shutil.rmtree(lost)
+    settle(ws)
+
+
+BEFORE: dict[str, Callable[[Path], None]] = {"fetch --weights": remove_from_the_clone, "fsck --repair": damage}
+"""What was done last, where a command needs more than the template has."""
+
+
+def begun(name: str, template: Path, scratch: Path) -> Path:
+    """What a command finds."""
+    if name not in BEFORE:
+        return template
+    BEFORE[name](copied(template, scratch / "w"))
+    return copied(scratch / "w", scratch / "begun")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    root = copied(template, scratch / "w")
-    assert unsafe(forks.calls(COMMANDS[name], root, root), root, template) == []
+    start = begun(name, template, scratch)
+    root = copied(start, scratch / "w")
+    assert unsafe(forks.calls(COMMANDS[name], root, root), root, start) == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    words, root = COMMANDS[name], scratch / "w"
-    copied(template, root)
+    words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
+    before, hurt = refs_everywhere(copied(start, root)), damaged(root)
+    assert bool(hurt) is (name == "fsck --repair")
     calls = forks.calls(words, root, root)
-    after = seen(root)
+    after, wanted = seen(root), refs_everywhere(root)
     for call in calls:
-        copied(template, root)
-        assert forks.killed(words, root, call) or call.aside, f"{call} never came"
-        for part in (root, root / "clone"):
-            assert fsck(Workspace.find(part)).problems == (), f"killed before {call}"
+        copied(start, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
+        assert damaged(root) <= hurt, f"killed before {call}"
+        assert torn_there(root) == [], f"killed before {call}"
+        assert astray(before, refs_everywhere(root), wanted) == set(), f"killed before {call}"
         assert clone(str(root / "far"), root / "proof"), f"killed before {call}"
         shutil.rmtree(root / "proof")
         if seen(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert seen(root) == after, f"killed before {call}"
+            assert damaged(root) == set(), f"killed before {call}"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +170,7 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
     assert bool(moving) is empty and len(calls) - moving > 20
     for call in calls[moving:]:
         new = begun()
-        assert forks.killed(words, root, call) or call.aside, f"{call} never came"
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
         if not (new / ".llmos").exists():
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
         assert state(new) == after, f"killed before {call}"
@@ -138,6 +184,52 @@ def listed(root: Path) -> set[str]:
 
 
 def seen(root: Path) -> dict[str, object]:
-    """Every workspace of the copy, and what the remote says: what is in it is only reached by its refs."""
-    refs = {str(path): path.read_bytes() for path in sorted((root / "far" / "refs").rglob("*")) if path.is_file()}
-    return {**{str(part): state(part) for part in (root, root / "clone")}, **refs}
+    """Every workspace of the copy, and all refs: what is in the remote is only reached by them."""
+    return {**{str(part): state(part) for part in (root, root / "clone")}, **refs_everywhere(root)}
+
+
+def damaged(root: Path) -> set[tuple[str, ...]]:
+    """Of both workspaces what `fsck` finds, and refs whose checkpoint is not whole."""
+    found: set[tuple[str, ...]] = set()
+    for part in (root, root / "clone"):
+        found |= {(str(part), problem.where, problem.what) for problem in fsck(Workspace.find(part)).problems}
+        found |= {(str(part), ref) for ref in torn(part)}
+    return found
+
+
+def refs_everywhere(root: Path) -> dict[str, str]:
+    """Both workspaces' and the remote's, and what each says."""
+    here = {f"{part}: {ref}": value for part in ("", "clone") for ref, value in refs_of(root / part).items()}
+    return here | {f"far: {ref}": each.value for ref, each in far(root).refs().items() if each.value}
+
+
+def astray(before: dict[str, str], now: dict[str, str], after: dict[str, str]) -> set[str]:
+    """Refs that are neither where they were nor where they go."""
+    return {ref for ref in before | now | after if now.get(ref) not in (before.get(ref), after.get(ref))}
+
+
+def far(root: Path) -> Remote:
+    return Remote("far", str(root / "far"), open_store(str(root / "far"), root, "nobody"))
+
+
+def torn_there(root: Path) -> list[str]:
+    """Refs of the remote whose checkpoint, or an ancestor of it, is not whole there: every byte is hashed that it should have."""
+    there = far(root)
+    return [ref for ref, each in there.refs().items() if each.value and not all(_line_is_whole(there, each.value))]
+
+
+def _line_is_whole(there: Remote, checkpoint: str) -> Iterator[bool]:
+    """Of each ancestor too. A manifest that is not what its id says is Corrupt as it is read."""
+    manifest = there.manifest(checkpoint)
+    files = manifest.tree if there.has_weights(checkpoint) else {}
+    if there.has_seal(checkpoint):
+        files = there.seal(manifest).tree
+    yield all(_is(there, entry) for entry in files.values())
+    for parent in manifest.made.parents:
+        yield from _line_is_whole(there, parent)
+
+
+def _is(there: Remote, entry: FileEntry) -> bool:
+    name = layout.object_name(entry.sha256)
+    content = b"".join(there.store.chunks(name, 0)) if there.store.size(name) == entry.size else b""
+    return hashlib.sha256(content).hexdigest() == entry.sha256

@@ -312,9 +312,13 @@ def test_a_branch_that_is_deleted_there_and_made_again(ws: Workspace, commit: Co
         ws.resolve("origin/main")
     with pytest.raises(NotFound, match="origin has no branch and no tag main"):
         delete(ws, ["main"])
-    fetch(other)
+    assert other.resolve("origin/main") == first.id
+    assert delete(other, ["main"]).refs == {"heads/main": first.id}, "where it was seen last"
     with pytest.raises(NotFound, match="no checkpoint is called 'origin/main'"):
         other.resolve("origin/main")
+    with pytest.raises(NotFound, match="origin has no branch and no tag main"):
+        delete(other, ["main"])
+    fetch(other)
     with pytest.raises(NotFound, match="origin has no branch main"):
         pull(other)
     assert push(ws).checkpoints == 0

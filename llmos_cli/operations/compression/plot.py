@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.view import number, size
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 MB = 10**6
 
 
-def plot(points: Sequence[Point], file: Path) -> Path | None:
-    """Write a PNG; None where matplotlib is not installed."""
+def plot(points: Sequence[Point]) -> bytes | None:
+    """A PNG; None where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -38,6 +38,7 @@ def plot(points: Sequence[Point], file: Path) -> Path | None:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
     pyplot.close(figure)
-    return file
+    return image.getvalue()
