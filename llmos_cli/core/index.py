@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,12 +26,13 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 8
+_SCHEMA = 9
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
 CREATE INDEX IF NOT EXISTS checkpoints_newest ON checkpoints(time DESC, id);
 CREATE TABLE IF NOT EXISTS held(id TEXT, sha256 TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unreadable(id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT,
                   done INTEGER);
@@ -58,8 +58,6 @@ _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM
 _HAVING = "SELECT DISTINCT id FROM held WHERE sha256 IN (SELECT value FROM json_each(?))"
 
 _RUNS_OF = "SELECT DISTINCT run FROM json_each(?) AS line JOIN used ON used.checkpoint = line.value"
-
-_IDS = re.compile("[0-9a-f]{64}")
 
 
 class Entry(NamedTuple):
@@ -100,16 +98,14 @@ class Index:
         """These checkpoints and all their ancestors; those that are missing are named too."""
         return {row[0] for row in self._ask(_LINE, json.dumps(list(checkpoints)))}
 
-    def outside(self, checkpoints: Iterable[str]) -> set[str]:
-        """All but these checkpoints and their ancestors."""
-        # Most are an ancestor: walking through all of them here takes half of the time that `_LINE` does.
-        parents = dict(self._ask("SELECT id, parents FROM checkpoints"))
-        waiting, found = list(checkpoints), set[str]()
-        while waiting:
-            if (each := waiting.pop()) not in found:
-                found.add(each)
-                waiting += _IDS.findall(parents.get(each, ""))
-        return parents.keys() - found
+    def parents(self) -> dict[str, str]:
+        """Of all checkpoints whose manifests can be read, as JSON: to parse each takes longer than to walk through all of them,
+        and SQL would take twice as long as `ancestry.walk`."""
+        return dict(self._ask("SELECT id, parents FROM checkpoints"))
+
+    def unreadable(self) -> set[str]:
+        """Checkpoints that are there and whose manifests cannot be read."""
+        return {checkpoint for (checkpoint,) in self._ask("SELECT id FROM unreadable")}
 
     def held(self, without: Iterable[str] = ()) -> set[str]:
         """SHA-256 of the files of all checkpoints but those `without`."""
@@ -229,7 +225,8 @@ class Index:
     # How it keeps up
 
     def _refresh(self, db: sqlite3.Connection) -> None:
-        self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints)
+        if not self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints):
+            self._read_manifests(db, {name for (name,) in db.execute("SELECT id FROM unreadable")})
         fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
         if not fresh:
             self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
@@ -251,14 +248,22 @@ class Index:
 
     def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {identifier for (identifier,) in db.execute("SELECT id FROM checkpoints")}
+        unread = {identifier for (identifier,) in db.execute("SELECT id FROM unreadable")}
         present = {name for name in names if ID.fullmatch(name)}
-        new = {name: found for name in sorted(present - known) if (found := self._manifest(name)) is not None}
+        self._read_manifests(db, present - known)
+        for table in ("checkpoints", "held", "files", "unreadable"):
+            write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in (known | unread) - present])
+
+    def _read_manifests(self, db: sqlite3.Connection, names: set[str]) -> None:
+        """Those that cannot be read are remembered and tried again: mending one changes no time of `checkpoints/`."""
+        new = {name: found for name in sorted(names) if (found := self._manifest(name)) is not None}
         rows = [_row(name, found) for name, found in new.items()]
         held = [(name, sha256) for name, found in new.items() for sha256 in {e.sha256 for e in found.tree.values()}]
+        unread = {name for (name,) in db.execute("SELECT id FROM unreadable")}
         write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
         write(db, "INSERT OR REPLACE INTO held VALUES (?, ?)", held)
-        for table in ("checkpoints", "held", "files"):
-            write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in known - present])
+        write(db, "DELETE FROM unreadable WHERE id = ?", [(name,) for name in unread & new.keys()])
+        write(db, "INSERT INTO unreadable VALUES (?)", [(name,) for name in names - unread - new.keys()])
 
     def _manifest(self, name: str) -> Manifest | None:
         from llmos_cli.core import manifest  # here: most of the time nothing is new
@@ -266,7 +271,7 @@ class Index:
         try:
             return manifest.read(self._checkpoints / name)
         except Corrupt:
-            return None  # `fsck`, and whoever reads this checkpoint, will tell
+            return None  # `fsck`, `gc` and whoever reads this checkpoint will tell
 
     def _read_runs(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}

@@ -130,9 +130,18 @@ class OperationLog:
             value
             for operation in self._since(since)
             for change in operation.changes
+            if not change.what.startswith(DATA)
             for value in ((change.before, change.after) if change.is_ref else (change.removes,))
             if value and not value.startswith(SYMBOLIC)
         }
+
+    def collected(self) -> set[str]:
+        """Checkpoints that were removed altogether. That they are gone is no damage, whatever else the log says of them."""
+        found: set[str] = set()
+        for line in lines.read(self.path):
+            if b'"collects"' in line and (operation := parse(line)) is not None:
+                found |= {*operation.collects}
+        return found
 
     def removed(self, since: float) -> set[str]:
         """Ids whose weights operations at or after `since` removed, and nothing has freed since: `undo` must find them again."""
@@ -141,6 +150,11 @@ class OperationLog:
             found |= {change.removes for change in operation.changes}
             found -= {*operation.drops, *operation.collects}
         return found - {""}
+
+    def named_snapshots(self, since: float) -> set[str]:
+        """Ids of the snapshots of data that operations at or after `since` gave a name, or took one from."""
+        changes = (change for operation in self._since(since) for change in operation.changes)
+        return {value for each in changes if each.what.startswith(DATA) for value in (each.before, each.after) if value}
 
     def snapshots(self, since: float) -> set[str]:
         """Descriptions of the snapshots of data that operations at or after `since` removed: `undo` must find their pieces again."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import ancestry
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
 
@@ -39,11 +40,15 @@ def in_use(record: RunRecord) -> set[str]:
 
 
 def unprotected(ws: Workspace, since: float) -> set[str]:
-    """All checkpoints that need not stay: neither named nor an ancestor of what is, for a branch is worth its whole line.
+    """All checkpoints that need not stay: neither named nor an ancestor of what is, for a branch is worth its whole line. Corrupt
+    where nobody can tell, because something of such a line is missing or cannot be read.
     `since`: where the operation log's window begins, in seconds since the epoch."""
-    named = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values()}
-    head = ws.head().checkpoint
-    return ws.index.outside(named | needed(ws) | ws.oplog.protected(since) | ({head} if head else set()))
+    used = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values(), ws.head().checkpoint or "", *needed(ws)} - {""}
+    walked = ancestry.walk(ws, used | ws.oplog.protected(since))
+    lost = walked.ends and walked.ends - (ws.oplog.collected() - used)
+    if lost := lost | ws.index.unreadable():
+        raise ancestry.broken(ws, lost, undone="nothing was removed")
+    return walked.rest
 
 
 def needed(ws: Workspace) -> set[str]:

@@ -247,7 +247,7 @@ def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach
 
 def _unread(ws: Workspace, unnamed: set[str], old: float, reach: float) -> set[str]:
     read = {snapshot for snapshot, makers in readers(ws).items() if not unnamed.issuperset(makers)}
-    held = read | set(ws.snapshots.names().values()) | ws.oplog.protected(reach)
+    held = read | set(ws.snapshots.names().values()) | ws.oplog.named_snapshots(reach)
     return {each for each in ws.snapshots.ids() if each not in held and ws.snapshots.path(each).stat().st_mtime <= old}
 
 

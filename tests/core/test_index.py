@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos_cli.core import manifest
+from llmos_cli.core import ancestry, manifest
 from llmos_cli.core.manifest import FileEntry, Made
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Metric
@@ -109,7 +109,9 @@ def test_works_in_a_forked_child(ws: Workspace, commit: Any) -> None:
 @given(
     st.lists(st.sets(st.integers(0, 7), max_size=3), max_size=8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7))
 )
-def test_what_is_outside_is_all_that_is_not_in_the_line(graph: list[set[int]], asked: set[int], gone: set[int]) -> None:
+def test_a_walk_finds_the_line_what_is_not_in_it_and_where_it_breaks_off(
+    graph: list[set[int]], asked: set[int], gone: set[int]
+) -> None:
     """`graph`: the parents of each checkpoint among those before it; some of them are not there any more."""
     with tempfile.TemporaryDirectory() as root:
         ws, ids = Workspace.create(Path(root) / "w"), list[str]()
@@ -122,5 +124,7 @@ def test_what_is_outside_is_all_that_is_not_in_the_line(graph: list[set[int]], a
                 manifest.manifest(tree, made).write(ws.checkpoints / ids[-1])
         roots = {ids[each] for each in asked if each < len(ids)}
         present = {entry.id for entry in ws.index.entries()}
-        assert ws.index.outside(roots) == present - ws.index.line(roots)
+        walked = ancestry.walk(ws, roots)
+        assert walked.line == ws.index.line(roots)
+        assert (walked.rest, walked.ends) == (present - walked.line, walked.line - present)
         assert ws.index.held() == {f"{number:064x}" for number in range(len(ids)) if number not in gone}

@@ -1,0 +1,89 @@
+"""Something is damaged or gone: nothing that is healthy goes with it, what it is is said, and there is a way back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.workspace import Checkpoint, Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.operations.branch import branch, delete_branch
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.log import log
+
+
+def taken(checkpoint: Checkpoint) -> Callable[[], object]:
+    """Its folder is gone; what is returned brings it back."""
+    aside = checkpoint.path.parents[1] / "aside"
+    checkpoint.path.rename(aside)
+    return lambda: aside.rename(checkpoint.path)
+
+
+def flipped(checkpoint: Checkpoint) -> Callable[[], object]:
+    """Its manifest is none any more."""
+    path = checkpoint.path / "manifest.json"
+    good = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(b"\xfa" + good[1:])
+    return lambda: path.write_bytes(good)
+
+
+DAMAGES = {"is missing": taken, "has a manifest that cannot be read": flipped}
+
+
+def anew(ws: Workspace) -> Workspace:
+    """As the next command finds it, with an index that is made from the files as they are now."""
+    (ws.dot / "index.sqlite").unlink(missing_ok=True)
+    return Workspace(ws.root)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_gc_removes_nothing_while_a_line_is_broken(ws, commit, what):
+    first, second, third = commit(a="1"), commit(a="2"), commit(a="3")
+    stray = commit(a="4", move=False)
+    mend = DAMAGES[what](second)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=f"^checkpoint {second.id[:12]} {what}") as told:
+            gc(ws := anew(ws), expire="now", window="now")
+        assert "fsck --repair" in told.value.hint
+    assert first.path.is_dir() and third.path.is_dir() and stray.path.is_dir()
+    mend()
+    assert [each.id for each in log(ws).checkpoints] == [third.id, second.id, first.id]
+    assert [each.name for each in gc(ws, expire="now", window="now").garbage if each.kind == "checkpoint"] == [stray.id]
+    assert fsck(ws).problems == ()
+
+
+def test_gc_removes_nothing_below_a_manifest_that_cannot_be_read_though_nothing_names_it(ws, commit):
+    commit(a="1")
+    commit(a="2", move=False)
+    mend = flipped(commit(a="3", move=False))
+    with pytest.raises(Corrupt, match="cannot be read"):
+        gc(anew(ws), expire="now", window="now")
+    mend()
+    assert gc(anew(ws), expire="now", window="now").garbage
+
+
+def test_gc_goes_on_without_what_it_removed_itself(ws, commit):
+    """The log of operations names it for 30 days; that it is gone is no damage."""
+    commit(a="1")
+    gone = commit(a="2", move=False)
+    branch(ws, "try", gone.id)
+    delete_branch(ws, "try")
+    assert gone.id in [each.name for each in gc(ws, expire="now", window="now").garbage]
+    assert gc(anew(ws)).garbage == ()
+
+
+def test_what_was_collected_and_came_again_stays_for_undo(ws, commit):
+    commit(a="1")
+    gone = commit(a="2", move=False)
+    copy = Path(shutil.copytree(gone.path, ws.root / "copy"))
+    gc(ws, expire="now", window="now")
+    assert not gone.path.exists()
+    copy.rename(gone.path)
+    branch(ws, "try", gone.id)
+    delete_branch(ws, "try")
+    assert gc(ws, expire="now").garbage == () and gone.path.is_dir()
