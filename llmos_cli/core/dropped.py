@@ -6,7 +6,12 @@ them, for its mark to be undone, until `gc` finds that the operation log's windo
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from llmos_cli.core.listing import entries, is_file
+from llmos_cli.core.refs import ID
 
 FOLDER = ".llmos/dropped/"
 
@@ -25,10 +30,11 @@ class Dropped:
         return (self._directory / checkpoint).exists()
 
     def all(self) -> set[str]:
-        try:
-            return {path.name for path in self._directory.iterdir()}
-        except FileNotFoundError:
-            return set()
+        return {each.name for each in entries(self._directory) if _is_mark(each)}
+
+    def strange(self) -> Iterator[os.DirEntry[str]]:
+        """What lies among the marks and is none."""
+        return (each for each in entries(self._directory) if not _is_mark(each))
 
     def mark(self, checkpoint: str) -> None:
         """From now on its weights are gone for everybody, whatever is still on disk."""
@@ -66,3 +72,7 @@ class Dropped:
         from llmos_cli.core import atomic
 
         atomic.remove(self._directory / checkpoint)
+
+
+def _is_mark(entry: os.DirEntry[str]) -> bool:
+    return ID.fullmatch(entry.name) is not None and is_file(entry)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos_cli.core import records
 from llmos_cli.core.database import Database, write
+from llmos_cli.core.listing import files, folders
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -240,7 +240,7 @@ class Index:
         row = db.execute("SELECT mtime FROM seen WHERE folder = ?", (name,)).fetchone()
         if row and mtime and row[0] == mtime:
             return False
-        read(db, _names(folder))
+        read(db, set(folders(folder)))
         settled = mtime if time.time() - mtime / 1e9 > _SETTLED else 0
         if row is None or row[0] != settled:
             write(db, "INSERT OR REPLACE INTO seen VALUES (?, ?)", [(name, settled)])
@@ -273,9 +273,8 @@ class Index:
         except Corrupt:
             return None  # `fsck`, `gc` and whoever reads this checkpoint will tell
 
-    def _read_runs(self, db: sqlite3.Connection, names: set[str]) -> None:
+    def _read_runs(self, db: sqlite3.Connection, present: set[str]) -> None:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
-        present = {name for name in names if not name.startswith(".")}
         for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run"), ("used", "run")):
             write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
         unended = {run for (run,) in db.execute("SELECT id FROM runs WHERE open")}
@@ -284,7 +283,7 @@ class Index:
     def _resumed(self) -> set[str]:
         """Runs that went on after they had ended: whoever resumes one takes its lock. Others that have ended are not looked at
         again, for a new run must not cost a look at each of a hundred thousand old ones."""
-        return {name.removeprefix("run-") for name in _names(self._locks) if name.startswith("run-")}
+        return {name.removeprefix("run-") for name in files(self._locks) if name.startswith("run-")}
 
     def _read_some_runs(self, db: sqlite3.Connection, runs: Iterable[str]) -> None:
         """Read on in those event files that have grown."""
@@ -299,6 +298,8 @@ class Index:
         # Whether the process lives is judged on reading, not stored.
         before = replace(before, status="running") if before.status == "died" and before.pid else before
         events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
+        if not (text or events):
+            return  # no run: its folder appears with its first event
         after = records.fold(before, events)
         is_open = after.status in ("running", "died")
         write(
@@ -360,14 +361,6 @@ def _label(made: Made) -> str:
     if isinstance(model, dict):
         words.append(model.get("arch"))
     return " ".join(str(word) for word in words if word is not None)
-
-
-def _names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except FileNotFoundError:
-        return set()
 
 
 def _mtime(folder: Path) -> int:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llmos_cli.core.atomic import make_directory, read_only, refusals, sync_directory, sync_file, write_text
-from llmos_cli.core.hashed import place
+from llmos_cli.core.hashed import is_part, place, stored, strange
+from llmos_cli.core.listing import entries
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.view import size
@@ -169,10 +170,12 @@ class Objects:
 
     def names(self) -> set[str]:
         """The SHA-256 of every stored object."""
-        if not self.directory.is_dir():
-            return set()
-        # os.listdir: a Path for each of many thousands would take several times as long.
-        return {folder.name + name for folder in self.directory.iterdir() for name in os.listdir(folder)}  # noqa: PTH208
+        return {sha256 for sha256, _ in stored(self.directory)}
+
+    def strange(self) -> Iterator[os.DirEntry[str]]:
+        """What lies among the objects and is none."""
+        yield from (each for each in entries(self.directory) if not is_part(each))
+        yield from strange(self.directory)
 
 
 def share(source: Path, target: Path) -> None:

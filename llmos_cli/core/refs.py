@@ -14,13 +14,16 @@ operation log (`oplog.py`), which compares before it swaps, under a lock, and ca
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import entries, is_file, is_folder
 from llmos_cli.errors import Corrupt, UsageError
 
 HEAD = "HEAD"
@@ -58,9 +61,15 @@ class Refs:
     def read(self, name: str) -> str | None:
         """What a ref says (an id; for HEAD perhaps `ref: NAME`), None when there is no such ref."""
         try:
-            with open(self._root + name, encoding="utf-8", errors="replace") as file:
+            with open(self._root + name, encoding="utf-8", errors="replace", opener=_plainly) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return None
                 value = file.read().strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link
+                raise
             return None
         if not ID.fullmatch(value) and not (name == HEAD and _is_symbolic(value)):
             raise Corrupt(
@@ -90,7 +99,11 @@ class Refs:
         return {name: value for name in sorted(self.names(prefix)) if (value := self.read(prefix + name))}
 
     def names(self, prefix: str) -> Iterator[str]:
-        yield from _files(self._root + prefix, "")
+        return (name for name, entry in _below(self._root + prefix, "") if is_file(entry))
+
+    def strange(self) -> Iterator[os.DirEntry[str]]:
+        """What lies among the refs and is no plain file."""
+        return (entry for _, entry in _below(self._root + "refs", "") if not is_file(entry))
 
     def pointing(self) -> dict[str, list[str]]:
         """Id -> short names of the branches and tags that name it, `stages/NAME`, and those of remotes (`origin/main`)."""
@@ -109,18 +122,17 @@ def _is_symbolic(value: str) -> bool:
     return value.startswith(SYMBOLIC + HEADS) and not _BAD.search(value.removeprefix(SYMBOLIC))
 
 
-def _files(directory: str, prefix: str) -> Iterator[str]:
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    yield from _files(entry.path, f"{prefix}{entry.name}/")
-                else:
-                    yield prefix + entry.name
-    except FileNotFoundError:
-        return
+def _plainly(path: str, flags: int) -> int:
+    """Opened without following a link, or waiting for whoever may write into a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _below(directory: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    for entry in entries(directory):
+        if is_folder(entry):
+            yield from _below(entry.path, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry
 
 
 def check_name(kind: str, name: str) -> str:

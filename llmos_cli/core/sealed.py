@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core.hashed import place
+from llmos_cli.core.hashed import is_part, place, stored, strange
+from llmos_cli.core.listing import entries, is_file
 from llmos_cli.core.processes import is_abandoned, scratch_name
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -46,10 +47,13 @@ class Sealed:
         return self._record(checkpoint).exists()
 
     def all(self) -> set[str]:
-        try:
-            return {path.stem for path in self.directory.iterdir() if path.suffix == _SUFFIX}
-        except FileNotFoundError:
-            return set()
+        return {each.name.removesuffix(_SUFFIX) for each in entries(self.directory) if _is_seal(each)}
+
+    def strange(self) -> Iterator[os.DirEntry[str]]:
+        """What lies among seals and encrypted files and is neither."""
+        ours = (_is_seal, is_part, lambda each: each.name == self.waiting.name)
+        yield from (each for each in entries(self.directory) if not any(is_ours(each) for is_ours in ours))
+        yield from strange(self.directory)
 
     def seal(self, checkpoint: str) -> Seal:
         """Corrupt where it makes no sense."""
@@ -60,10 +64,7 @@ class Sealed:
 
     def names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Every encrypted file: its SHA-256 and its directory entry."""
-        for folder in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
-            if len(folder.name) == 2:
-                with os.scandir(folder) as entries:
-                    yield from ((folder.name + entry.name, entry) for entry in entries)
+        return stored(self.directory)
 
     def named(self, without: Iterable[str] = ()) -> Counter[str]:
         """SHA-256 -> in how many seals, but for those `without`, an encrypted file is; Corrupt where one cannot be read."""
@@ -79,10 +80,7 @@ class Sealed:
 
     def waits(self) -> bool:
         """Whether something is being decrypted, or was when its process was killed."""
-        try:
-            return any(self.waiting.iterdir())
-        except FileNotFoundError:
-            return False
+        return bool(entries(self.waiting))
 
     # What follows is done under the lock of the refs
 
@@ -230,6 +228,12 @@ class Sealed:
                 source.rename(target)
                 atomic.sync_directory(target.parent)
                 atomic.sync_directory(source.parent)
+
+
+def _is_seal(entry: os.DirEntry[str]) -> bool:
+    return (
+        entry.name.endswith(_SUFFIX) and ID.fullmatch(entry.name.removesuffix(_SUFFIX)) is not None and is_file(entry)
+    )
 
 
 def _files(seal: Seal) -> set[str]:

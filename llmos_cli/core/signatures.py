@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmos_cli.core.listing import files
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import UNREADABLE, Corrupt
 
@@ -50,9 +51,9 @@ def read(dot: Path, checkpoint: str) -> str | None:
 def signed(dot: Path) -> Iterator[str]:
     """Ids of all checkpoints that have a signature, whether they are still there or not."""
     folder = dot / FOLDER
-    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if each.suffix == _SUFFIX and ID.fullmatch(each.stem):
-            yield each.stem
+    for name in files(folder):
+        if name.endswith(_SUFFIX) and ID.fullmatch(checkpoint := name.removesuffix(_SUFFIX)):
+            yield checkpoint
 
 
 def parse(text: str, what: str) -> Bundle:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
-from llmos_cli.core.hashed import place
+from llmos_cli.core.hashed import is_part, place, stored, strange
+from llmos_cli.core.listing import entries, files
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import DATA, ID, SNAPSHOTS, Refs
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, Corrupt, NotFound
@@ -186,11 +187,7 @@ class Snapshots:
         return self.directory / _OBJECTS / place(sha256)
 
     def ids(self) -> list[str]:
-        try:
-            names = [entry.name for entry in os.scandir(self.directory)]
-        except FileNotFoundError:
-            return []
-        return sorted(name[:-5] for name in names if name.endswith(".json") and ID.fullmatch(name[:-5]))
+        return [name[:-5] for name in files(self.directory) if name.endswith(".json") and ID.fullmatch(name[:-5])]
 
     def all(self) -> list[Snapshot]:
         return [self.read(each) for each in self.ids()]
@@ -260,10 +257,7 @@ class Snapshots:
 
     def stored(self) -> Iterator[tuple[str, Path]]:
         """Every piece on disk: its name and where it is."""
-        top = self.directory / _OBJECTS
-        for folder in sorted(top.iterdir()) if top.is_dir() else ():
-            for path in sorted(folder.iterdir()):
-                yield folder.name + path.name, path
+        return ((sha256, Path(entry.path)) for sha256, entry in stored(self.directory / _OBJECTS))
 
     def whole(self, text: str) -> bool:
         """Whether all pieces are there of one whose description was taken away."""
@@ -275,11 +269,12 @@ class Snapshots:
         kept = {*held, *(sha256 for each in self.all() for sha256 in each.pieces)}
         yield from ((sha256, path) for sha256, path in self.stored() if sha256 not in kept)
 
-    def strange(self) -> Iterator[Path]:
-        """What lies among the snapshots and is none."""
+    def strange(self) -> Iterator[os.DirEntry[str]]:
+        """What lies among the snapshots and their pieces and is neither."""
         known = {f"{each}.json" for each in self.ids()} | {_OBJECTS}
-        if self.directory.is_dir():
-            yield from (path for path in sorted(self.directory.iterdir()) if path.name not in known)
+        yield from (each for each in entries(self.directory) if each.name not in known)
+        yield from (each for each in entries(self.directory / _OBJECTS) if not is_part(each))
+        yield from strange(self.directory / _OBJECTS)
 
     def damaged(self, snapshot: str) -> str:
         """What is wrong with the one of that id, its JSON included; empty where nothing is."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import manifest, records, signatures
+from llmos_cli.core.listing import entries, folders
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.oplog import WINDOW
@@ -123,6 +124,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     # Here: they know of problems, which stand in this file.
     from llmos_cli.operations.fsck_refs import operations, refs
     from llmos_cli.operations.fsck_sealed import Sealing
+    from llmos_cli.operations.fsck_strangers import strangers
 
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
     sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
@@ -134,7 +136,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
     sealing.must_fit(key_file)
     with _quiet(ws):
-        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws)]
+        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
@@ -293,7 +295,6 @@ def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
     for each in kept.ids():
         if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
-    yield from (Problem(f".llmos/{SNAPSHOTS}/{path.name}", "llmos did not put it there") for path in kept.strange())
 
 
 def _audit(ws: Workspace) -> Iterator[Problem]:
@@ -326,7 +327,7 @@ def _wrong_signature(ws: Workspace, checkpoint: str) -> str:
 
 def _runs(ws: Workspace) -> Iterator[Problem]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
-    for name in _names(ws.root / "runs"):
+    for name in folders(ws.root / "runs"):
         path = ws.root / "runs" / name / records.EVENTS
         if not path.is_file():
             yield Problem(f"runs/{name}", f"has no {records.EVENTS}")
@@ -379,4 +380,4 @@ def more(lines: Sequence[int]) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+    return [entry.name for entry in entries(folder)]

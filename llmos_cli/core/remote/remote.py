@@ -50,10 +50,9 @@ class Remote:
         if text is not None:
             self._unlock(layout.read_format(text, self.url))
             return True
-        names = self.store.names("")
-        if ".llmos/HEAD" in names:
+        if self.store.size(".llmos/HEAD") is not None:
             raise UsageError(f"{self.url} is a workspace", hint="push from it to a folder of its own, and name that")
-        if others := [name for name in names if not name.startswith(f"{layout.UPLOADS}/")]:
+        if others := [name for name in self._names("") if not name.startswith(f"{layout.UPLOADS}/")]:
             raise UsageError(
                 f"{self.url} holds other things already ({min(others)[:60]})",
                 hint="name an empty folder for a new remote",
@@ -109,27 +108,27 @@ class Remote:
     @cached_property
     def checkpoints(self) -> set[str]:
         """Names of the manifests whose objects are all there."""
-        return self.store.names(layout.CHECKPOINTS) if self.is_begun else set()
+        return self._names(layout.CHECKPOINTS) if self.is_begun else set()
 
     @cached_property
     def lineage(self) -> set[str]:
-        return self.store.names(layout.LINEAGE) if self.is_begun else set()
+        return self._names(layout.LINEAGE) if self.is_begun else set()
 
     @cached_property
     def sealed(self) -> set[str]:
-        return self.store.names(layout.SEALED) if self.is_begun else set()
+        return self._names(layout.SEALED) if self.is_begun else set()
 
     @cached_property
     def runs(self) -> set[str]:
-        return self.store.names(layout.RUNS) if self.is_begun else set()
+        return self._names(layout.RUNS) if self.is_begun else set()
 
     @cached_property
     def signatures(self) -> set[str]:
-        return self.store.names(layout.SIGNATURES) if self.is_begun else set()
+        return self._names(layout.SIGNATURES) if self.is_begun else set()
 
     @cached_property
     def snapshots(self) -> set[str]:
-        return self.store.names(layout.SNAPSHOTS) if self.is_begun else set()
+        return self._names(layout.SNAPSHOTS) if self.is_begun else set()
 
     def has_snapshot(self, snapshot: str) -> bool:
         return bool(self.snapshots) and self._is_in(self.snapshots, layout.snapshot_name(snapshot))
@@ -164,6 +163,10 @@ class Remote:
 
     def has_run(self, run: str) -> bool:
         return self._is_in(self.runs, layout.run_name(run))
+
+    def _names(self, folder: str) -> set[str]:
+        """But for what an operating system puts everywhere, as in a workspace (`listing.py`)."""
+        return {name for name in self.store.names(folder) if not f"/{name}".count("/.")}
 
     def _is_in(self, listed: set[str], name: str) -> bool:
         return self._stored(name).partition("/")[2] in listed
@@ -214,7 +217,7 @@ class Remote:
 
     def all_in(self, folder: str) -> list[bytes]:
         """The contents of all small files of a folder."""
-        names = sorted(self.store.names(folder)) if self.is_begun else []
+        names = sorted(self._names(folder)) if self.is_begun else []
         return in_parallel(lambda each: self._read_listed(f"{folder}/{each}", hostile.MANIFEST_LIMIT), names)
 
     def object(self, entry: FileEntry) -> Iterator[bytes]:
@@ -232,7 +235,7 @@ class Remote:
     def refs(self) -> dict[str, RemoteRef]:
         """Branches and tags, deleted ones too: who makes one of that name again goes on counting."""
         last: dict[str, str] = {}
-        for name in self.store.names(layout.REFS) if self.is_begun else ():
+        for name in self._names(layout.REFS) if self.is_begun else ():
             folder, _, number = name.rpartition("/")
             if len(number) == 8 and number.isdigit() and folder:
                 last[folder] = max(number, last.get(folder, ""))
