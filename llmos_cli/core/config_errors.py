@@ -96,7 +96,7 @@ def _about(model: type[Section], path: list[str]) -> str:
     if not words:
         return ""
     field = model.model_fields[words[-1]]
-    meaning = (field.description or "").partition("\n")[0].strip().rstrip(".")
+    meaning = " ".join((field.description or "").split()).partition(". ")[0].rstrip(".")
     limits = [
         f"{text} {getattr(limit, bound):g}"
         for limit in field.metadata

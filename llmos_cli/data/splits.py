@@ -19,13 +19,13 @@ NAMES = ("train", "validation", "test")
 def completed(
     splits: Mapping[str, Rows], options: DataOptions, *, source: str, inputs: Sequence[str]
 ) -> dict[str, Rows]:
-    """`splits` with the missing ones cut out of `train`, by the hash of the columns `inputs`."""
-    missing = [name for name in ("test", "validation") if name not in splits]
-    if not missing or "train" not in splits:
+    """`splits` with the missing ones cut out of `train`, by the hash of the columns `inputs`; but for those of which no share is asked."""
+    asked = {"test": options.test_fraction, "validation": options.validation_fraction}
+    shares = {name: share for name, share in asked.items() if share and name not in splits}
+    if not shares or "train" not in splits:
         return dict(splits)
-    shares = {"test": options.test_fraction, "validation": options.validation_fraction}
-    made = _cut(splits["train"], {name: shares[name] for name in missing}, source=source, inputs=inputs)
-    return {name: made[name] if name in made else splits[name] for name in NAMES}
+    all_ = {**splits, **_cut(splits["train"], shares, source=source, inputs=inputs)}
+    return {name: all_[name] for name in NAMES if name in all_}
 
 
 def _cut(rows: Rows, shares: Mapping[str, float], *, source: str, inputs: Sequence[str]) -> dict[str, Rows]:

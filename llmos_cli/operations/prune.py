@@ -149,6 +149,8 @@ def target_of(resolved: Resolved) -> Target:
     """What to reach. A sparsity that only a config file says gives way to an n:m pattern of the command line."""
     options: PruneOptions = resolved.config.prune
     asked = options.sparsity
+    if options.pattern == "unstructured" and not asked:
+        raise UsageError("--sparsity 0 zeroes nothing", hint="--sparsity 0.5 zeroes half of the weights")
     if options.pattern != "unstructured" and options.allocation != "uniform":
         raise UsageError(
             f"pattern {options.pattern} says how many of each group stay: prune.allocation={options.allocation} has nothing to share out",

@@ -36,7 +36,7 @@ from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spil
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
-from llmos_cli.operations.compression.rotating import described, rotated
+from llmos_cli.operations.compression.rotating import check_unpruned, described, rotated
 from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
 from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
 from llmos_cli.operations.heal import HEAL, Healing, heal
@@ -187,6 +187,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     model = skeleton(checkpoint.path)
     form.check(matrices(model, options.ignore))
     if options.rotation != "off":
+        check_unpruned(ws, checkpoint)
         described(model, options.rotation, resolved.config.seed)
 
     def become(matrix: Matrix) -> str:

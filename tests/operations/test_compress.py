@@ -39,6 +39,8 @@ def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
     pruned = llmos("prune", "--sparsity", "0.5", "--heal", "2", "-s", "data.max_eval_samples=4", "--json")
     assert pruned.code == 0, pruned.err
     assert all(((weight == 0).float().mean(1) == 0.5).all() for weight in weights(ws).values())
+    # Sparse storage, which is to the last bit, would keep a -0.
+    assert not any(weight[weight == 0].signbit().any() for weight in weights(ws).values())
     assert pruned.json["proof"]["parity"]["difference"] < 1e-4
     assert pruned.json["proof"]["samples"] == 4
     assert set(pruned.json["left_alone"]) == {"lm_head", "model.embed_tokens"}
@@ -190,6 +192,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: B
     ("command", "said"),
     [
         (["prune", "--sparsity", "1.5"], "sparsity"),
+        (["prune", "--sparsity", "0"], "zeroes nothing"),
         (["prune", "--pattern", "half"], "pattern"),
         (["prune", "--pattern", "4:2"], "4:2"),
         (["prune", "--pattern", "2:4", "--sparsity", "0.6"], "means sparsity 0.5, not 0.6"),
@@ -198,6 +201,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: B
         (["prune", "-s", "prune.sparsegpt.damping=-1"], "damping"),
         (["quantize", "--bits", "9"], "bits"),
         (["quantize", "--group-size", "0"], "group_size"),
+        (["quantize", "--heal", "-3"], "frozen codes of quantized layers scales, norms and biases learn; at least 0"),
         (["quantize", "--method", "w8a8", "--bits", "4"], "w8a8 has bits 8, not 4"),
     ],
 )  # fmt: skip
@@ -213,17 +217,20 @@ def test_a_missing_revision(base: Base, llmos: Any) -> None:
     assert llmos("prune", "nowhere").code == 4
 
 
-def test_weights_that_are_not_finite(base: Base, llmos: Any) -> None:
+@pytest.mark.parametrize(
+    "where", ["model.layers.0.self_attn.q_proj", "model.layers.1.input_layernorm", "model.embed_tokens"]
+)
+def test_weights_that_are_not_finite(base: Base, llmos: Any, where: str) -> None:
     ws = base()
     parent = ws.checkpoint()
     model = load(parent.path)
-    next(iter(matrices(model).values())).parameter.data[0, 0] = torch.nan
+    model.get_submodule(where).weight.data.flatten()[-1] = torch.nan  # type: ignore[operator, union-attr]
     with ws.begin("train", config={}) as run, ws.stage() as staged:
         rewrite(model, parent.path, staged)
         run.commit(staged, parent.manifest.made)
-    for command in (["prune", "--method", "magnitude"], ["quantize"]):
+    for command in (["prune", "--method", "magnitude"], ["quantize"], ["quantize", "--heal", "1"]):
         ran = llmos(*command)
-        assert ran.code == 1 and "not finite" in ran.err
+        assert ran.code == 1 and f"{where}.weight holds values that are not finite" in ran.err
 
 
 def test_a_dry_run_tells_and_does_nothing(base: Base, llmos: Any) -> None:

@@ -161,11 +161,14 @@ def test_every_method_reaches_the_sparsity(line: Workspace, tmp_path: Path, meth
 def test_calibration_takes_another_source_and_records_it(line: Workspace, tmp_path: Path) -> None:
     model = subject(line, line.checkpoint("base"), resolve(line, "prune"), [], emit=lambda event: None)
     source = tmp_path / "own.jsonl"
-    texts = (" ".join(f"the {number} wheels of cart {cart}" for number in range(40)) for cart in range(40))
+    texts = [" ".join(f"the {number} wheels of cart {cart}" for number in range(40)) for cart in range(40)]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     other = calibration(model, 4, {"norms"}, seed=0, source=str(source), cache=line.cache)
     assert other.record["samples"] == 4 and other.record["passed_over"] == 0
     assert other.record["source"] == str(source) and other.record["data"]
+    (book := tmp_path / "book.txt").write_text("\n".join(texts))
+    whole = calibration(model, 4, {"norms"}, seed=0, source=str(book), cache=line.cache)
+    assert whole.record["samples"] == 4, "a single text cannot be divided, and need not be"
     usual = calibration(model, 4, {"norms"}, seed=0)
     assert other.record["sha256"] != usual.record["sha256"] and "source" not in usual.record
 

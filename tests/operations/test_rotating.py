@@ -118,8 +118,9 @@ def test_a_pruned_parent_is_refused(language_model: Workspace, llmos: Any) -> No
             layer.weight.data[:, ::2] = 0
 
     committed(language_model, "causal-lm", operation="prune", parents=(language_model.resolve(),), change=halve)
-    ran = llmos("quantize", *TURNED)
-    assert ran.code == 2 and "50% of the weights of" in ran.err and "a rotation would fill them" in ran.err
+    for dry_run in ([], ["--dry-run"]):
+        ran = llmos("quantize", *TURNED, *dry_run)
+        assert ran.code == 2 and "50% of the weights of" in ran.err and "a rotation would fill them" in ran.err
 
 
 def test_what_has_no_stream_is_refused_before_anything_is_done(empty: Workspace, llmos: Any) -> None:

@@ -29,7 +29,7 @@ from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.tasks.base import Batch
 
 if TYPE_CHECKING:
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.workspace import Checkpoint, Workspace
 
 Kind = Literal["off", "hadamard", "heads"]
 HINT = "leave quantize.rotation out"
@@ -45,8 +45,7 @@ def rotated(ws: Workspace, exam: Exam, kind: Kind, folder: Path, *, seed: int, e
     parent = exam.checkpoint.path
     if kind == "off":
         return parent
-    shelf = Shelf(parent, device.pick())
-    _check_unpruned(ws, exam, shelf)
+    shelf = check_unpruned(ws, exam.checkpoint)
     stream = described(shelf.model, kind, seed)
     try:
         written = write(shelf, folder, stream, seed)
@@ -76,16 +75,18 @@ def _refusal(model: PreTrainedModel, unfit: Unfit) -> UsageError:
     return UsageError(f"a {model.config.model_type} cannot be rotated: {unfit}", hint=HINT)
 
 
-def _check_unpruned(ws: Workspace, exam: Exam, shelf: Shelf) -> None:
+def check_unpruned(ws: Workspace, checkpoint: Checkpoint) -> Shelf:
+    """The model, its weights still in their files; UsageError for one whose zeros a rotation would fill."""
+    shelf = Shelf(checkpoint.path, device.pick())
     names = [] if shelf.lost else list(matrices(shelf.model))
     zeros = sum(int((shelf.read(name) == 0).sum()) for name in names)
     share = zeros / max(1, sum(shelf.model.get_parameter(name).numel() for name in names))
-    pruned = any(manifest.made.operation == "prune" for manifest in lineage.line(ws, exam.checkpoint.id))
+    pruned = any(manifest.made.operation == "prune" for manifest in lineage.line(ws, checkpoint.id))
     if share > (PRUNED if pruned else UNKNOWN_PRUNED):
         raise UsageError(
-            f"{share:.0%} of the weights of {short(exam.checkpoint.id)} are zero, and a rotation would fill them",
-            hint=HINT,
+            f"{share:.0%} of the weights of {short(checkpoint.id)} are zero, and a rotation would fill them", hint=HINT
         )
+    return shelf
 
 
 def _check_parity(before: Shelf, after: Shelf, asked: Batch) -> None:

@@ -25,6 +25,7 @@ from llmos_cli.models.shelf import Shelf
 from llmos_cli.models.statistics import Need
 from llmos_cli.operations import lineage
 from llmos_cli.operations.compression.overlap import disjoint, held_out
+from llmos_cli.operations.compression.sound import check_finite
 from llmos_cli.operations.eval import Exam, prepare
 from llmos_cli.operations.proof import parity_inputs, proof_split
 from llmos_cli.options.model import ModelOptions
@@ -109,9 +110,9 @@ def subject(
     source = rewritten(exam) if rewritten else checkpoint.path
     shelf = _shelf(exam, source, emit) if streams else None
     model = shelf.model if shelf else load(source, device=device.pick())
-    return Subject(
-        exam, model, matrices(model, ignore), left_alone(model, ignore), shelf, source if rewritten else None
-    )
+    changing = matrices(model, ignore)
+    check_finite(source, {name for name, _ in model.named_parameters()}.difference(changing))
+    return Subject(exam, model, changing, left_alone(model, ignore), shelf, source if rewritten else None)
 
 
 def check_dense(checkpoint: Checkpoint) -> None:
@@ -233,8 +234,15 @@ def calibration(
 
 
 def _elsewhere(exam: Exam, source: str, cache: Path, seed: int) -> Prepared:
-    """Another source, as the checkpoint's own tokenizer and labels read it."""
-    data = exam.data.model_copy(update={"source": source, "evaluate": None, "splits": {}, "format": None})
+    """Another source, as the checkpoint's own tokenizer and labels read it; all of it that it does not hold out itself."""
+    whole: dict[str, Any] = {
+        "evaluate": None,
+        "splits": {},
+        "format": None,
+        "validation_fraction": 0.0,
+        "test_fraction": 0.0,
+    }
+    data = exam.data.model_copy(update={"source": source, **whole})
     return exam.task.prepare(data, ModelOptions(), seed=seed, cache=cache, processor=exam.checkpoint.path)
 
 

@@ -57,13 +57,13 @@ class Zeros:
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         named = dict(model.named_parameters())
-        self._masks = [(named[name], device.move(mask, named[name].device)) for name, mask in masks.items()]
+        self._gone = [(named[name], device.move(~mask, named[name].device)) for name, mask in masks.items()]
 
     @torch.no_grad()
     def hold(self) -> None:
-        for parameter, mask in self._masks:
-            parameter.mul_(mask)
+        for parameter, gone in self._gone:
+            parameter.masked_fill_(gone, 0)  # a product would leave -0 of what became negative
 
     def check(self) -> None:
-        for parameter, mask in self._masks:
-            assert not parameter[~mask].any(), "a pruned weight came back"
+        for parameter, gone in self._gone:
+            assert not parameter[gone].any(), "a pruned weight came back"
