@@ -26,15 +26,19 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import ignore
 from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.load import load
-from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.coding import coding, whole_blocks
 from llmos_cli.operations.compression.finish import round_to_stored
+from llmos_cli.operations.compression.form import form_of
+from llmos_cli.operations.compression.healing import heal_pruned, heal_quantized
 from llmos_cli.operations.compression.rotating import rotated
 from llmos_cli.operations.compression.subject import Subject, calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
+from llmos_cli.operations.compression.zeroing import zeroing
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.eval import Exam
 from llmos_cli.operations.heal import Healing
+from llmos_cli.operations.prune import target_of
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Outcome
 
@@ -133,10 +137,10 @@ def pruned(parent: Subject, resolved: Any) -> None:
     options = resolved.config.prune
     module, own = method("prune", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
-    compress = prune.zeroing(parent, module, own, prune.target_of(resolved))
+    compress = zeroing(parent, module, own, target_of(resolved))
     changes = sweep(parent, batches, compress, module.NEEDS, stage="prune", emit=ignore)
     if options.heal:
-        prune.heal_pruned(parent, changes, resolved.config, ignore)
+        heal_pruned(parent, changes, Healing(options.heal, resolved.config.heal, resolved.config.seed), ignore)
     round_to_stored(parent.model, parent.checkpoint.path)
 
 
@@ -145,12 +149,12 @@ def quantized(parent: Subject, resolved: Any) -> None:
     module, own = method("quantize", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
     coded: dict[str, Coded] = {}
-    form, seed = quantize.form_of(resolved, module), resolved.config.seed
-    compress = quantize.coding(parent, module, own, form, coded)
-    hooks = quantize.whole_blocks(parent, module, own, form, coded, seed=seed)
+    form, seed = form_of(resolved, module), resolved.config.seed
+    compress = coding(parent, module, own, form, coded)
+    hooks = whole_blocks(parent, module, own, form, coded, seed=seed)
     sweep(parent, batches, compress, module.NEEDS, hooks=hooks, stage="quantize", emit=ignore)
     if options.heal:
-        quantize.heal_quantized(parent, coded, Healing(options.heal, resolved.config.heal, seed), ignore)
+        heal_quantized(parent, coded, Healing(options.heal, resolved.config.heal, seed), ignore)
     round_to_stored(parent.model, parent.checkpoint.path, but=set(coded))
     for entry in coded.values() if module.ACTIVATIONS else ():
         if type(entry.matrix.layer) is nn.Linear:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, ignore
 from llmos_cli.methods import patterns
 from llmos_cli.methods.patterns import Target
-from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import rewrite, rewritten
-from llmos_cli.models.statistics import Need, Statistics
+from llmos_cli.models.statistics import Need
 from llmos_cli.operations.compression import cut, resuming
 from llmos_cli.operations.compression.allocation import owl
 from llmos_cli.operations.compression.cut import check, cut_out, is_structured
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
+from llmos_cli.operations.compression.healing import heal_pruned
 from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, spill, streaming, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned, planned_cut
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
-from llmos_cli.operations.compression.saliency import by_gradients, followed, looked_at, masks, trains
+from llmos_cli.operations.compression.saliency import by_gradients
 from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
-from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
-from llmos_cli.operations.heal import HEAL, Healing, heal
-from llmos_cli.operations.training.holding import Held
+from llmos_cli.operations.compression.zeroing import misfit, scored, zeroing
+from llmos_cli.operations.heal import HEAL, Healing
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
-from llmos_cli.tasks.base import Batch
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -86,33 +78,12 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
                 if by_gradients(module)
                 else zeroing(model, module, own, target, shares)
             )
-            changes = sweep(
-                model,
-                samples.batches,
-                compress,
-                needs,
-                keeper=kept,
-                changes=kept.changes,
-                spill=spill(options, spilled),
-                dtype=samples.dtype,
-                stage="prune",
-                emit=run.emit,
-            )
+            kept.sweep(compress, samples, needs, spill=spill(options, spilled), stage="prune", emit=run.emit)
             if options.heal:
-                heal_pruned(model, changes, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
+                healing = Healing(options.heal, config.heal, config.seed, run.state / HEAL)
+                heal_pruned(model, kept.changes, healing, run.emit)
             write_pruned(kept, staged)
-            logits, sparsity = kept.logits(), sparsity_of(model, kept)
-        skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
-        outcome = Outcome(
-            staged,
-            logits,
-            {"sparsity": sparsity},
-            method=options.method,
-            reached=f"{sparsity:.1%} zeros ({target})",
-            changed=len(changes) - len(skipped),
-            left_alone={**model.left_alone, **skipped},
-            notes=[NOT_SMALLER],
-        )
+            outcome = _outcome(kept, target, options.method, staged)
         return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
@@ -134,7 +105,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
         return planned_cut(parent, module, options, cut.held(options, parent.path))
 
     def become(matrix: Matrix) -> str:
-        return str(target) if target.fits(matrix.inputs) else f"left alone: {_misfit(matrix, target)}"
+        return str(target) if target.fits(matrix.inputs) else f"left alone: {misfit(matrix, target)}"
 
     calibrated = bool(module.NEEDS) or hasattr(module, "score")
     return planned(parent, options, become, calibrated=calibrated, memory=held(module, options, parent.path))
@@ -161,71 +132,6 @@ def target_of(resolved: Resolved) -> Target:
     return patterns.target(options.pattern, asked)
 
 
-def zeroing(
-    subject: Subject, module: ModuleType, own: Section, target: Target, shares: Mapping[str, float] | None = None
-) -> Compress:
-    """How one matrix is pruned: `shares` of each are zeroed; without, a method that divides the zeros among layers does so here,
-    knowing them all."""
-    sparsities: Mapping[str, float] = shares or {}
-    if shares is None and hasattr(module, "allot"):
-        fitting = {name: name for name, matrix in subject.matrices.items() if target.fits(matrix.inputs)}
-        sparsities = module.allot(Lazily(fitting, partial(original, subject)), target, own)
-
-    def compress(matrix: Matrix, statistics: Statistics) -> Change:
-        if not target.fits(matrix.inputs):
-            return Change(skipped=_misfit(matrix, target))
-        before_OI = matrix.read()
-        here = replace(target, sparsity=sparsities.get(matrix.name, target.sparsity))
-        after_OI: Tensor = module.prune(before_OI, statistics, here, own)
-        matrix.write(after_OI)
-        zeros = float((after_OI == 0).float().mean())
-        return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
-
-    return compress
-
-
-def scored(
-    subject: Subject, module: ModuleType, own: Section, target: Target, shares: Mapping[str, float] | None,
-    batches: Sequence[Batch], config: PruneConfig, emit: Emit,
-) -> Compress:  # fmt: skip
-    """How one matrix is pruned by scores that gradients tell; a method that trains has moved the weights by then."""
-    scores = (
-        followed(subject, module, own, target, config.heal, config.seed, emit)
-        if trains(module)
-        else looked_at(subject, module, own, batches, emit)
-    )
-    found = masks(scores, module, own, target, shares)
-
-    def compress(matrix: Matrix, statistics: Statistics) -> Change:
-        if not target.fits(matrix.inputs):
-            return Change(skipped=_misfit(matrix, target))
-        before_OI = matrix.read()
-        after_OI = before_OI.where(found[matrix.name], 0)
-        matrix.write(after_OI)
-        zeros = float((after_OI == 0).float().mean())
-        return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
-
-    return compress
-
-
-def original(subject: Subject, name: str) -> Tensor:
-    """A matrix [O, I] as the parent has it, whether its block is in memory or not."""
-    matrix = subject.matrices[name]
-    return matrix.flat(subject.shelf.read(name)) if subject.shelf else matrix.read()
-
-
-def _misfit(matrix: Matrix, target: Target) -> str:
-    return f"its {matrix.inputs} inputs do not divide into groups of {target.m}"
-
-
-def heal_pruned(subject: Subject, changes: Mapping[str, Change], healing: Healing, emit: Emit) -> None:
-    """Learn the parent's logits with every zero of a pruned matrix held."""
-    pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
-    chosen = {id(parameter) for parameter in pruned}
-    masks = {name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen}
-    heal(subject.model, subject.parent(), subject.exam, healing, Held(masks), emit=emit)
-
-
 def write_pruned(kept: Keeping, staged: Path) -> None:
     """The staged directory: from the finished blocks of a model that streamed, else from memory, which may have healed since."""
     subject = kept.subject
@@ -235,6 +141,21 @@ def write_pruned(kept: Keeping, staged: Path) -> None:
         rewrite(subject.model, source, staged)
         return
     rewritten(kept.stored(), source, staged)
+
+
+def _outcome(kept: Keeping, target: Target, name: str, folder: Path) -> Outcome:
+    """`name`: the method's; `folder`: the files."""
+    logits, sparsity = kept.logits(), sparsity_of(kept.subject, kept)
+    return Outcome(
+        folder,
+        logits,
+        {"sparsity": sparsity},
+        method=name,
+        reached=f"{sparsity:.1%} zeros ({target})",
+        changed=len(kept.changes) - len(kept.skipped),
+        left_alone={**kept.subject.left_alone, **kept.skipped},
+        notes=[NOT_SMALLER],
+    )
 
 
 def sparsity_of(subject: Subject, kept: Keeping) -> float:

@@ -2,87 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
-from llmos_cli import device
-from llmos_cli.core.section import Section
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, ignore
-from llmos_cli.methods.grid import Grid, usable_group
-from llmos_cli.models import headers
-from llmos_cli.models.calibrate import Hooks, Turn
-from llmos_cli.models.fp8 import Float8Linear
-from llmos_cli.models.int8 import QuantizedLinear
+from llmos_cli.methods.grid import usable_group
 from llmos_cli.models.lazily import Lazily
-from llmos_cli.models.load import load, skeleton
+from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, matrices
 from llmos_cli.models.quantized import Scheme, why_not, write_quantized
-from llmos_cli.models.rewrite import rewrite, stored_dtype
-from llmos_cli.models.statistics import Statistics
+from llmos_cli.models.rewrite import rewrite
 from llmos_cli.operations.compression import resuming
-from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.coded import Coded, average_bits
+from llmos_cli.operations.compression.coding import coding, rounding, whole_blocks
 from llmos_cli.operations.compression.embeddings import left_alone_but, outside, round_embeddings
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
-from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
+from llmos_cli.operations.compression.form import OTHER_BITS, Form, form_of, is_fp8
+from llmos_cli.operations.compression.healing import heal_quantized
 from llmos_cli.operations.compression.keeping import Keeping, keeping
 from llmos_cli.operations.compression.memory import HEALING, HEALING_CODES, spill, streaming, whole
 from llmos_cli.operations.compression.plan import CompressPlan, planned
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
 from llmos_cli.operations.compression.rotating import check_unpruned, described, rotated
-from llmos_cli.operations.compression.subject import Subject, method, needs_of, outranked, subject
-from llmos_cli.operations.compression.sweep import Change, Compress, relative_error, sweep
-from llmos_cli.operations.heal import HEAL, Healing, heal
-from llmos_cli.operations.training.holding import Held
+from llmos_cli.operations.compression.subject import method, needs_of, subject
+from llmos_cli.operations.heal import HEAL, Healing
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Checkpoint, Workspace
-
-OTHER_BITS = 8
-"""Of convolutions and LSTMs, one scale for each output channel: the only format there is for them."""
-
-UNCODED = "this model has no linear layers to choose bits for"
-
-
-@dataclass(frozen=True)
-class Form:
-    """How linear layers are stored: `bits` of a weight, `group_size` inputs that share a scale, and the bits of the layers that a
-    glob pattern of `layers` matches, the last one that does."""
-
-    bits: int
-    group_size: int
-    layers: Mapping[str, int] = field(default_factory=dict)
-    symmetric: bool = True
-    floats: bool = False
-
-    def bits_of(self, matrix: Matrix) -> int:
-        if not isinstance(matrix.layer, nn.Linear):
-            return OTHER_BITS
-        return next(
-            (bits for glob, bits in reversed([*self.layers.items()]) if fnmatchcase(matrix.layer_name, glob)), self.bits
-        )
-
-    def group_of(self, matrix: Matrix) -> int:
-        return usable_group(matrix.inputs, self.group_size if isinstance(matrix.layer, nn.Linear) else -1)
-
-    def check(self, matrices: Mapping[str, Matrix]) -> None:
-        """UsageError for a pattern that no linear layer has."""
-        names = [matrix.layer_name for matrix in matrices.values() if isinstance(matrix.layer, nn.Linear)]
-        if lost := next((glob for glob in self.layers if not any(fnmatchcase(name, glob) for name in names)), None):
-            raise UsageError(
-                f"quantize.layers: no linear layer is called {lost!r}",
-                hint=f"names are like {names[0]}" if names else UNCODED,
-            )
 
 
 def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> CompressResult:
@@ -119,53 +76,24 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     form, needs = form_of(resolved, module), needs_of(module, own)
     held(config, parent.path, emit=run.emit)
     with ws.stage() as staged, ws.stage() as spilled, ws.stage() as turned:
-        model = subject(
-            ws,
-            parent,
-            resolved,
-            options.ignore,
-            streams=not options.heal,
-            rewritten=lambda exam: rotated(ws, exam, options.rotation, turned, seed=config.seed, emit=run.emit),
-            emit=run.emit,
-        )
+        turn = partial(rotated, ws, kind=options.rotation, folder=turned, seed=config.seed, emit=run.emit)
+        streams = not options.heal
+        model = subject(ws, parent, resolved, options.ignore, streams=streams, rewritten=turn, emit=run.emit)
         form.check(model.matrices)
         samples = calibrated(ws, run, model, resolved, needs, learns=hasattr(module, "refine"))
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
         with keeping(model, run.state, coded, rounds_inputs=rounding(module)) as kept:
             compress = coding(model, module, own, form, coded)
-            changes = sweep(
-                model,
-                samples.batches,
-                compress,
-                needs,
-                hooks=whole_blocks(model, module, own, form, coded, seed=config.seed),
-                keeper=kept,
-                changes=kept.changes,
-                spill=spill(options, spilled),
-                dtype=samples.dtype,
-                stage="quantize",
-                emit=run.emit,
+            hooks = whole_blocks(model, module, own, form, coded, seed=config.seed)
+            kept.sweep(
+                compress, samples, needs, hooks=hooks, spill=spill(options, spilled), stage="quantize", emit=run.emit
             )
             if options.heal:
-                coded = heal_quantized(
-                    model, coded, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit
-                )
+                healing = Healing(options.heal, config.heal, config.seed, run.state / HEAL)
+                coded = heal_quantized(model, coded, healing, run.emit)
             write_codes(ws, kept, {**coded, **embedded}, module, staged)
-            logits = kept.logits()
-        skipped = {name: change.skipped for name, change in changes.items() if change.skipped}
-        used = _used(coded, form)
-        outcome = Outcome(
-            staged,
-            logits,
-            {"bits": average_bits(coded)},
-            method=options.method,
-            reached=_reached(coded, used, module) + (", embeddings 8 bits" if embedded else ""),
-            changed=len(coded) + len(embedded),
-            left_alone={**(left_alone_but(model.left_alone, model.model) if embedded else model.left_alone), **skipped},
-            used=used,
-            notes=list(_notes(coded, form.group_size, module)),
-        )
+            outcome = _outcome(kept, coded, embedded, form, module, options.method, staged)
         return conclude(ws, run, model, resolved, outcome, samples.record)
 
 
@@ -205,118 +133,6 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     return replace(found, matrices={**told, **found.matrices}, left_alone=left_alone_but(found.left_alone, model))
 
 
-def form_of(resolved: Resolved, module: ModuleType) -> Form:
-    """What the config asks for. A method may have one form only (`BITS`, `GROUP_SIZE`); what a config file alone says otherwise
-    gives way to the method named on the command line."""
-    options: QuantizeOptions = resolved.config.quantize
-    found = []
-    for key, asked, only in (
-        ("bits", options.bits, getattr(module, "BITS", None)),
-        ("group_size", options.group_size, getattr(module, "GROUP_SIZE", None)),
-    ):
-        if only is not None and asked != only and not outranked(resolved, f"quantize.{key}", "quantize.method"):
-            raise UsageError(f"{options.method} has {key} {only}, not {asked}", hint=f"leave quantize.{key} out")
-        found.append(asked if only is None else only)
-    if found[1] == 0:
-        raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
-    free = getattr(module, "BITS", None) is None
-    if not free and not options.symmetric and not outranked(resolved, "quantize.symmetric", "quantize.method"):
-        raise UsageError(f"the codes of {options.method} are symmetric", hint="leave quantize.symmetric out")
-    return Form(found[0], found[1], options.layers if free else {}, options.symmetric or not free, is_fp8(module))
-
-
-def coding(subject: Subject, module: ModuleType, own: Section, form: Form, coded: dict[str, Coded]) -> Compress:
-    """How one matrix is quantized: its codes go into `coded`, the values they stand for into the model."""
-    grids = gridding(subject, form)
-    refines = hasattr(module, "refine")
-
-    def compress(matrix: Matrix, statistics: Statistics) -> Change:
-        if reason := why_not(subject.model, matrix.layer):
-            return Change(skipped=reason)
-        grid = grids(matrix)
-        before_OI = matrix.read()
-        codes = module.quantize(before_OI, statistics, grid, own)
-        matrix.write(codes.dequantized())
-        coded[matrix.name] = Coded(matrix, codes, grid, before_OI if refines else None)
-        error = relative_error(before_OI, codes.dequantized(), statistics)
-        return Change({"bits": grid.bits, "group_size": grid.group, "error": error})
-
-    return compress
-
-
-def is_fp8(module: ModuleType) -> bool:
-    return getattr(module, "FLOATS", False)
-
-
-def rounding(module: ModuleType) -> type[QuantizedLinear] | None:
-    """The layers that round their inputs as the method's result does."""
-    if not module.ACTIVATIONS:
-        return None
-    return Float8Linear if is_fp8(module) else QuantizedLinear
-
-
-def gridding(subject: Subject, form: Form) -> Callable[[Matrix], Grid]:
-    """The grid of each matrix: as asked for linear layers, the one format there is for others."""
-    entries = headers.of_directory(subject.checkpoint.path)
-    usual = subject.exam.task.default_dtype
-
-    def grid(matrix: Matrix) -> Grid:
-        linear = isinstance(matrix.layer, nn.Linear)
-        symmetric, floats = form.symmetric or not linear, form.floats and linear
-        dtype = stored_dtype(matrix.name, entries, usual)
-        return Grid(form.bits_of(matrix), form.group_of(matrix), dtype, symmetric, floats)
-
-    return grid
-
-
-def whole_blocks(
-    subject: Subject,
-    module: ModuleType,
-    own: Section,
-    form: Form,
-    coded: dict[str, Coded],
-    *,
-    seed: int,
-) -> Hooks:
-    """What the method does to a block before and after its matrices, where it says."""
-    grids = gridding(subject, form)
-
-    def before(turn: Turn) -> None:
-        inside = (matrix for matrix in subject.matrices.values() if matrix.layer_name in turn.layers)
-        held = {matrix.name: grids(matrix) for matrix in inside if not why_not(subject.model, matrix.layer)}
-        module.prepare(turn, held, own)
-        round_to_stored(turn.module, subject.checkpoint.path, but=held, inside=turn.name)
-
-    def after(turn: Turn) -> None:
-        held = {name: entry for name, entry in coded.items() if entry.matrix.layer_name in turn.layers}
-        refined = module.refine(turn, {name: entry.rounding() for name, entry in held.items()}, own, seed=seed)
-        for name, codes in refined.items():
-            held[name].matrix.write(codes.dequantized())
-        coded.update(
-            {name: Coded(held[name].matrix, refined.get(name, held[name].codes), held[name].grid) for name in held}
-        )
-
-    return Hooks(before if hasattr(module, "prepare") else None, after if hasattr(module, "refine") else None)
-
-
-def heal_quantized(subject: Subject, coded: Mapping[str, Coded], healing: Healing, emit: Emit) -> dict[str, Coded]:
-    """Learn the parent's logits by scales, norms and biases."""
-    kept = {id(parameter) for parameter in subject.model.parameters() if parameter.dim() > 1}
-    names = {name for name, parameter in subject.model.named_parameters() if id(parameter) in kept}
-    parts = {name: (entry.matrix, entry.codes, entry.grid) for name, entry in coded.items()}
-    teacher = subject.parent()
-    weights: dict[str, Tensor] = {}
-    if healing.options.codes:
-        dense = teacher if subject.source == subject.checkpoint.path else load(subject.source, device=device.pick())
-        weights = {name: matrix.read() for name, matrix in matrices(dense).items() if name in parts}
-    with scales_free(parts, weights) as learnt:
-        free = Held(
-            trainable=lambda name: name.endswith((FACTOR, PLACE)) or not (name in names or name.endswith(".original"))
-        )
-        heal(subject.model, teacher, subject.exam, healing, free, emit=emit)
-    return {name: Coded(entry.matrix, learnt[name], entry.grid) for name, entry in coded.items()}
-
-
 def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module: ModuleType, staged: Path) -> None:
     """The staged directory: around the codes, the dense tensors of finished blocks of a model that streamed, else those in memory,
     which may have healed since."""
@@ -333,14 +149,23 @@ def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module
         write_quantized(staged, dense, codes, scheme)
 
 
-def average_bits(coded: Mapping[str, Coded]) -> float:
-    """Bits a weight over all quantized matrices, scales and zeros included."""
-    bits = 0
-    for entry in coded.values():
-        codes = entry.codes
-        zeros = 0 if codes.zero_OG is None else codes.zero_OG.numel()
-        bits += (entry.matrix.shape.numel() + zeros) * entry.grid.bits + codes.scale_OG.nbytes * 8
-    return bits / sum(entry.matrix.shape.numel() for entry in coded.values())
+def _outcome(
+    kept: Keeping, coded: Mapping[str, Coded], embedded: Mapping[str, Coded], form: Form, module: ModuleType,
+    name: str, folder: Path,
+) -> Outcome:  # fmt: skip
+    """`name`: the method's; `folder`: the files."""
+    alone, used = kept.subject.left_alone, _used(coded, form)
+    return Outcome(
+        folder,
+        kept.logits(),
+        {"bits": average_bits(coded)},
+        method=name,
+        reached=_reached(coded, used, module) + (", embeddings 8 bits" if embedded else ""),
+        changed=len(coded) + len(embedded),
+        left_alone={**(left_alone_but(alone, kept.subject.model) if embedded else alone), **kept.skipped},
+        used=used,
+        notes=list(_notes(coded, form.group_size, module)),
+    )
 
 
 def _used(coded: Mapping[str, Coded], form: Form) -> dict[str, int]:

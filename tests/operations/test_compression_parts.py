@@ -25,6 +25,7 @@ from llmos_cli.operations.compression.frozen import scales_free
 from llmos_cli.operations.compression.overlap import disjoint, held_out
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
+from llmos_cli.operations.compression.zeroing import zeroing
 from llmos_cli.operations.config import resolve
 from llmos_cli.tasks.base import Prepared
 
@@ -49,9 +50,7 @@ def pruned_into(ws: Workspace, directory: Path, flags: dict[str, Any]) -> None:
     module, own = method("prune", resolved.config.prune)
     model = subject(ws, ws.checkpoint("base"), resolved, resolved.config.prune.ignore, emit=lambda event: None)
     batches = calibration(model, 16, module.NEEDS, seed=0).batches
-    sweep(
-        model, batches, prune.zeroing(model, module, own, Target(0.5)), module.NEEDS, stage="", emit=lambda event: None
-    )
+    sweep(model, batches, zeroing(model, module, own, Target(0.5)), module.NEEDS, stage="", emit=lambda event: None)
     round_to_stored(model.model, model.checkpoint.path)
     rewrite(model.model, model.checkpoint.path, directory)
 

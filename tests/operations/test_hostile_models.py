@@ -19,6 +19,8 @@ from llmos_cli.methods import quantize as methods
 from llmos_cli.models.load import load
 from llmos_cli.operations import quantize
 from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.coding import coding, rounding, whole_blocks
+from llmos_cli.operations.compression.form import form_of
 from llmos_cli.operations.compression.keeping import keeping
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import Change, sweep
@@ -67,13 +69,13 @@ def quantized(
     )
     options = resolved.config.quantize
     module, section = method("quantize", options)
-    form = quantize.form_of(resolved, module)
+    form = form_of(resolved, module)
     parent = subject(ws, ws.checkpoint("HEAD"), resolved, options.ignore, streams=True, emit=ignore)
     batches = calibration(parent, samples, module.NEEDS, seed=0).batches
     coded: dict[str, Coded] = {}
-    with keeping(parent, folder / "state", coded, rounds_inputs=quantize.rounding(module)) as kept:
-        compress = quantize.coding(parent, module, section, form, coded)
-        hooks = quantize.whole_blocks(parent, module, section, form, coded, seed=0)
+    with keeping(parent, folder / "state", coded, rounds_inputs=rounding(module)) as kept:
+        compress = coding(parent, module, section, form, coded)
+        hooks = whole_blocks(parent, module, section, form, coded, seed=0)
         changes = sweep(
             parent, batches, compress, module.NEEDS, hooks=hooks, keeper=kept, changes=kept.changes, stage="q", emit=ignore
         )  # fmt: skip

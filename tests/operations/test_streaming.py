@@ -27,10 +27,13 @@ from llmos_cli.models.load import load
 from llmos_cli.models.shelf import Shelf
 from llmos_cli.operations import prune, quantize
 from llmos_cli.operations.compression.coded import Coded
+from llmos_cli.operations.compression.coding import coding, rounding
+from llmos_cli.operations.compression.form import form_of
 from llmos_cli.operations.compression.keeping import keeping
 from llmos_cli.operations.compression.resuming import same_calibration
 from llmos_cli.operations.compression.subject import calibration, method, subject
 from llmos_cli.operations.compression.sweep import sweep
+from llmos_cli.operations.compression.zeroing import zeroing
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.eval import Exam
 from llmos_cli.operations.training import state
@@ -148,12 +151,12 @@ def compressed(
     (folder / "spilled").mkdir(parents=True)
     spill = Spill(0, folder / "spilled") if streams else Spill()
     with keeping(
-        parent, folder / "state", coded, rounds_inputs=quantize.rounding(module) if verb == "quantize" else None
+        parent, folder / "state", coded, rounds_inputs=rounding(module) if verb == "quantize" else None
     ) as kept:
         if verb == "prune":
-            compress = prune.zeroing(parent, module, own, prune.target_of(resolved))
+            compress = zeroing(parent, module, own, prune.target_of(resolved))
         else:
-            compress = quantize.coding(parent, module, own, quantize.form_of(resolved, module), coded)
+            compress = coding(parent, module, own, form_of(resolved, module), coded)
         sweep(
             parent, batches, compress, module.NEEDS, keeper=kept, changes=kept.changes, spill=spill, stage=verb, emit=ignore
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,3 +40,13 @@ class Coded:
             -1 if whole else self.grid.group,
             codes.zero_OG,
         )
+
+
+def average_bits(coded: Mapping[str, Coded]) -> float:
+    """Bits a weight over all quantized matrices, scales and zeros included."""
+    bits = 0
+    for entry in coded.values():
+        codes = entry.codes
+        zeros = 0 if codes.zero_OG is None else codes.zero_OG.numel()
+        bits += (entry.matrix.shape.numel() + zeros) * entry.grid.bits + codes.scale_OG.nbytes * 8
+    return bits / sum(entry.matrix.shape.numel() for entry in coded.values())

@@ -3,7 +3,7 @@ model of the same architecture is healed, written, proven and committed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from llmos_cli import device
 from llmos_cli.core.section import Section
@@ -21,16 +20,16 @@ from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
+from llmos_cli.operations.compression.healing import heal_smaller
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
-from llmos_cli.operations.compression.narrow import Cut, size_of, was_pruned
+from llmos_cli.operations.compression.narrow import Cut, size_of
 from llmos_cli.operations.compression.reshape import reshape
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.shorten import shorten
 from llmos_cli.operations.compression.subject import Subject, subject
 from llmos_cli.operations.compression.thin import narrower
-from llmos_cli.operations.heal import HEAL, Healing, heal
-from llmos_cli.operations.training.holding import Held
+from llmos_cli.operations.heal import HEAL, Healing
 from llmos_cli.options.verbs import PruneConfig, PruneOptions
 from llmos_cli.tasks import scoring
 
@@ -111,17 +110,6 @@ def cutting(module: ModuleType) -> Callable[..., Cut]:
     if hasattr(module, "depths"):
         return reshape
     return narrower if hasattr(module, "rank") else shorten
-
-
-def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:
-    """Learn the parent's logits; where the parent was pruned to zeros, those that are left stay."""
-    heal(smaller.model, smaller.parent(), smaller.exam, healing, Held(born_zeros(smaller.model)), emit=emit)
-
-
-def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:
-    """Parameter name -> True where it may differ from zero, for the matrices that were pruned before they were cut."""
-    found = {id(matrix.parameter) for matrix in matrices(model).values() if was_pruned(matrix.parameter)}
-    return {name: p != 0 for name, p in model.named_parameters() if id(p) in found}
 
 
 def answers(subject: Subject) -> Tensor:

@@ -8,7 +8,7 @@ reader will see, and a run that was cut off goes on to the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from llmos_cli import device
 from llmos_cli.core import atomic
 from llmos_cli.errors import Corrupt
+from llmos_cli.events import Emit
 from llmos_cli.methods.grid import Codes, Grid
 from llmos_cli.models import headers
+from llmos_cli.models.activations import Spill
 from llmos_cli.models.blocks import blocks
-from llmos_cli.models.calibrate import Keeper
+from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper
 from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.models.shelf import owned, tensor_of
+from llmos_cli.models.statistics import Need
 from llmos_cli.operations.compression.coded import Coded
-from llmos_cli.operations.compression.subject import Subject
-from llmos_cli.operations.compression.sweep import Change
+from llmos_cli.operations.compression.subject import Calibration, Subject
+from llmos_cli.operations.compression.sweep import Change, Compress, sweep
 from llmos_cli.operations.compression.witness import Witness, witnessing
 from llmos_cli.tasks import scoring
 
@@ -130,6 +133,37 @@ class Keeping(Keeper):
         self._names[len(stack)] = [name for name in subject.matrices if name not in inside]
         self._entries = headers.of_directory(subject.checkpoint.path)
         self._usual = usual_dtype(self._entries)
+
+    def sweep(
+        self,
+        compress: Compress,
+        samples: Calibration,
+        needs: Collection[Need],
+        *,
+        hooks: Hooks = NO_HOOKS,
+        spill: Spill,
+        stage: str,
+        emit: Emit,
+    ) -> None:
+        """Compress every matrix, from the first block that an earlier process has not finished."""
+        sweep(
+            self.subject,
+            samples.batches,
+            compress,
+            needs,
+            hooks=hooks,
+            keeper=self,
+            changes=self.changes,
+            spill=spill,
+            dtype=samples.dtype,
+            stage=stage,
+            emit=emit,
+        )
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Matrix -> why it was left alone."""
+        return {name: change.skipped for name, change in self.changes.items() if change.skipped}
 
     def held(self, index: int) -> AbstractContextManager[None]:
         return self.subject.shelf.held(index) if self.subject.shelf else nullcontext()

@@ -55,44 +55,53 @@ def sweep(
 
     LlmosError when every one of them was left alone.
     """
-    started = time.monotonic()
-    changes = {} if changes is None else changes
     begun = keeper.finished if keeper else 0
-    errors: list[float] = []
-
-    def visit(statistics: Mapping[str, Statistics]) -> None:
-        for name, seen in statistics.items():
-            reached = seen.count > 0 or not needs
-            change = _alone(compress, subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
-            changes[name] = change
-            errors.extend(change.values[key] for key in ("error",) if key in change.values)
-            emit(Layer(name, change.values, change.skipped))
-
-    def advance(done: int, total: int) -> None:
-        elapsed = time.monotonic() - started
-        eta = elapsed / max(1, done - begun) * (total - done)
-        error = {"error": sum(errors) / len(errors)} if errors else {}
-        errors.clear()
-        emit(Progress(stage, done, total, "block", error, elapsed=elapsed, eta=eta, memory=device.memory_used()))
-
-    chosen = {matrix.layer_name: matrix.layer for matrix in subject.matrices.values()}
+    course = _Course(subject, compress, needs, {} if changes is None else changes, stage, emit, begun)
     sequential(
         subject.model,
         batches,
-        visit,
-        layers=chosen,
+        course.visit,
+        layers={matrix.layer_name: matrix.layer for matrix in subject.matrices.values()},
         needs=needs,
         hooks=hooks,
         keeper=keeper,
         spill=spill,
         dtype=dtype,
-        advance=advance,
+        advance=course.advance,
     )
-    if all(change.skipped for change in changes.values()):
-        raise LlmosError(
-            _nothing(subject, changes), hint="look at the `ignore` globs, the method and its options", final=True
-        )
-    return changes
+    _check_some(subject, course.changes)
+    return course.changes
+
+
+@dataclass
+class _Course:
+    """A pass while it lasts: what was done to each matrix, and how far it is. `begun`: blocks that were finished before."""
+
+    subject: Subject
+    compress: Compress
+    needs: Collection[Need]
+    changes: dict[str, Change]
+    stage: str
+    emit: Emit
+    begun: int
+    _errors: list[float] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+
+    def visit(self, statistics: Mapping[str, Statistics]) -> None:
+        for name, seen in statistics.items():
+            reached = seen.count > 0 or not self.needs
+            change = _alone(self.compress, self.subject.matrices[name], seen) if reached else Change(skipped=UNREACHED)
+            self.changes[name] = change
+            self._errors += [change.values["error"]] if "error" in change.values else []
+            self.emit(Layer(name, change.values, change.skipped))
+
+    def advance(self, done: int, total: int) -> None:
+        elapsed = time.monotonic() - self._started
+        eta = elapsed / max(1, done - self.begun) * (total - done)
+        error = {"error": sum(self._errors) / len(self._errors)} if self._errors else {}
+        self._errors.clear()
+        memory = device.memory_used()
+        self.emit(Progress(self.stage, done, total, "block", error, elapsed=elapsed, eta=eta, memory=memory))
 
 
 SMALL = 1 << 21
@@ -116,9 +125,14 @@ def _alone(compress: Compress, matrix: Matrix, seen: Statistics) -> Change:
 UNREACHED = "no calibration input reached it"
 
 
-def _nothing(subject: Subject, changes: Mapping[str, Change]) -> str:
-    reasons = {change.skipped for change in changes.values()} | set(subject.left_alone.values())
-    return f"no layer was changed: {'; '.join(sorted(reasons)) or 'the model has none that can be compressed'}"
+def _check_some(subject: Subject, changes: Mapping[str, Change]) -> None:
+    if all(change.skipped for change in changes.values()):
+        reasons = {change.skipped for change in changes.values()} | set(subject.left_alone.values())
+        raise LlmosError(
+            f"no layer was changed: {'; '.join(sorted(reasons)) or 'the model has none that can be compressed'}",
+            hint="look at the `ignore` globs, the method and its options",
+            final=True,
+        )
 
 
 TOLD_BY = 128

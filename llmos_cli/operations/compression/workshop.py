@@ -28,12 +28,14 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, write_resized
-from llmos_cli.operations import quantize
-from llmos_cli.operations.compression.coded import Coded
-from llmos_cli.operations.compression.cut import answers, heal_smaller
+from llmos_cli.operations.compression.coded import Coded, average_bits
+from llmos_cli.operations.compression.coding import coding
+from llmos_cli.operations.compression.cut import answers
 from llmos_cli.operations.compression.embeddings import bytes_gained, round_embeddings
 from llmos_cli.operations.compression.finish import round_to_stored
+from llmos_cli.operations.compression.form import Form
 from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, Stock
+from llmos_cli.operations.compression.healing import heal_quantized, heal_smaller
 from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
 from llmos_cli.operations.compression.notebook import Notebook, Page
 from llmos_cli.operations.compression.reshape import fitting, missed
@@ -246,22 +248,22 @@ class Workshop:
         embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
         coded = self._coded(here, candidate)
         if self.options.heal:
-            coded = quantize.heal_quantized(here, coded, self._healing(state), self.emit)
+            coded = heal_quantized(here, coded, self._healing(state), self.emit)
         self._write(here, {**coded, **embedded}, source, page.model)
         save_file({"logits": answers(here).contiguous()}, page.folder / LOGITS)
         atomic.as_made_here(page.folder / LOGITS)
         return {
             "kl": mean_kl(here.model, here.exam.task, self.probes, self.dense),
             "size": sum(file.stat().st_size for file in headers.files(page.model)),
-            "bits": quantize.average_bits(coded),
+            "bits": average_bits(coded),
         }
 
     def _timed(self, stock: Stock, bits: int, page: Page) -> dict[str, Any]:
         here = self.loaded(self.sources[stock.cut])
         embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
         coded: dict[str, Coded] = {}
-        form = quantize.Form(bits, self.options.group_size)
-        sweep(here, [], quantize.coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
+        form = Form(bits, self.options.group_size)
+        sweep(here, [], coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
         with self.stage() as folder:
             self._write(here, {**coded, **embedded}, self.sources[stock.cut], folder)
             prepared, task = here.exam.prepared, here.exam.task
@@ -271,9 +273,9 @@ class Workshop:
 
     def _coded(self, here: Subject, candidate: Candidate) -> dict[str, Coded]:
         layers = {here.matrices[name].layer_name: bits for name, bits in candidate.bits().items()}
-        form = quantize.Form(max(self.options.bits), self.options.group_size, layers)
+        form = Form(max(self.options.bits), self.options.group_size, layers)
         coded: dict[str, Coded] = {}
-        compress = quantize.coding(here, gptq, gptq.Options(), form, coded)
+        compress = coding(here, gptq, gptq.Options(), form, coded)
         dtype = self.samples.dtype
         sweep(here, self.samples.batches, compress, gptq.NEEDS, dtype=dtype, stage="quantize", emit=self.emit)
         return coded
