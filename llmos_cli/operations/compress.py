@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.embeddings import bytes_gained, left_alone_but
-from llmos_cli.operations.compression.finish import Outcome, conclude
+from llmos_cli.operations.compression.finish import Outcome, accept, proven
 from llmos_cli.operations.compression.frontier import (
     Built,
     Candidate,
@@ -26,16 +27,17 @@ from llmos_cli.operations.compression.frontier import (
     Unreachable,
     best_of_latency,
     best_of_size,
-    smallest_of_kl,
+    proven_of_kl,
     thinned,
 )
 from llmos_cli.operations.compression.plot import plot
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun
 from llmos_cli.operations.compression.sensitivity import weight_bytes
-from llmos_cli.operations.compression.subject import check_dense
+from llmos_cli.operations.compression.subject import Subject, check_dense
 from llmos_cli.operations.compression.workshop import Made, Workshop
 from llmos_cli.operations.compression.workshop import held as memory_of
+from llmos_cli.operations.proof import Proof
 from llmos_cli.options.verbs import CompressOptions
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class Target:
 @dataclass(frozen=True)
 class Point:
     """`cut`: share of the parameters that went; `bits` of a quantized weight; `size` of all weights in bytes; `kl` to the parent on
-    the probes, nats a position, predicted unless `measured`; `how` it was cut, in words."""
+    the probes, nats a position, predicted unless `measured`; `how` it was cut, in words; `proven`: its KL on the samples of the proof, for
+    which what is committed had to be built, and what missed a KL there."""
 
     cut: float
     bits: float
@@ -75,6 +78,7 @@ class Point:
     measured: bool = False
     chosen: bool = False
     how: str = ""
+    proven: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,11 @@ class Compressed:
         return Table(["cut out", "bits", "size", "KL to the parent", ""], rows, align="rrrrl", title=self.target)
 
     def _mark(self, point: Point) -> str:
-        return "chosen" if point.chosen else "built" if point.measured else ""
+        if point.chosen:
+            return "chosen"
+        if point.proven is not None:
+            return f"missed: {number(point.proven)} in its proof"
+        return "built" if point.measured else ""
 
     def _remarks(self) -> Iterable[str]:
         yield "KL of rows that were not built is predicted; all of it on validation samples, the proof below on others"
@@ -128,29 +136,37 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
     options: CompressOptions = resolved.config.compress
     target = target_of(options, parent)
     workshop = Workshop(ws, run, parent, resolved)
-    seen = Seen(workshop)
+    seen = Seen(workshop, lambda built: proven(ws, run, *_entered(workshop, built), resolved))
     found = search(target, seen)
-    made, stock, bits = found.made, found.candidate.stock, found.candidate.bits()
-    subject = workshop.loaded(made.source)
-    layers = {subject.matrices[name].layer_name: bits[name] for name in bits}
+    proof = seen.proof(found)
+    subject, outcome = _entered(workshop, found)
     with ws.stage() as staged:
-        shutil.copytree(
-            made.folder, staged, dirs_exist_ok=True
-        )  # the run may be killed once this one has gone to its place
-        outcome = Outcome(
-            staged,
-            made.logits,
-            {"bits": made.bits},
-            method=f"{stock.method}, gptq" if stock.cut else "gptq",
-            reached=f"{_cut_out(stock)}, {made.bits:.2f} bits a weight with scales",
-            changed=len(bits),
-            left_alone=left_alone_but(subject.left_alone, subject.model) if options.embeddings else subject.left_alone,
-            used={"chosen": {"cut": stock.cut, "method": stock.method, "how": stock.how, "layers": layers}},
-        )
+        # A copy: the run may be killed once this one has gone to its place.
+        shutil.copytree(outcome.folder, staged, dirs_exist_ok=True)
+        outcome = replace(outcome, folder=staged)
         record = workshop.samples.record
-        result = conclude(ws, run, subject, resolved, outcome, record, max_latency=options.target_latency)
+        result = accept(ws, run, subject, resolved, outcome, record, proof, max_latency=options.target_latency)
     points = seen.points(found)
     return Compressed(target.asked, points, _plotted(ws, run, points), result)
+
+
+def _entered(workshop: Workshop, built: Built[Made]) -> tuple[Subject, Outcome]:
+    """What was built, as what a compression made of the model that its matrices were taken from."""
+    made, stock, bits = built.made, built.candidate.stock, built.candidate.bits()
+    subject = workshop.loaded(made.source)
+    layers = {subject.matrices[name].layer_name: bits[name] for name in bits}
+    rounded = workshop.options.embeddings
+    outcome = Outcome(
+        made.folder,
+        made.logits,
+        {"bits": made.bits},
+        method=f"{stock.method}, gptq" if stock.cut else "gptq",
+        reached=f"{_cut_out(stock)}, {made.bits:.2f} bits a weight with scales",
+        changed=len(bits),
+        left_alone=left_alone_but(subject.left_alone, subject.model) if rounded else subject.left_alone,
+        used={"chosen": {"cut": stock.cut, "method": stock.method, "how": stock.how, "layers": layers}},
+    )
+    return subject, outcome
 
 
 def _plotted(ws: Workspace, run: Run, points: list[Point]) -> str | None:
@@ -199,22 +215,39 @@ def weight_of(path: Path) -> int:
 
 
 class Seen:
-    """A workshop that remembers what it made, for the table and the plot."""
+    """A workshop that remembers what it made, for a search that begins again, for the table and the plot; `prove` what was built."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+    def __init__(self, workshop: Workshop, prove: Callable[[Built[Made]], Proof]) -> None:
+        self.workshop, self.prove = workshop, prove
+        self.coming = workshop.stocks()
         self.stocked: list[Stock] = []
-        self.built: list[Built[Made]] = []
+        self.built: dict[Candidate, Built[Made]] = {}
+        self.proofs: dict[Candidate, Proof] = {}
 
     def stocks(self) -> Iterator[Stock]:
-        for stock in self.workshop.stocks():
+        """Those that were looked at before, then more."""
+        yield from tuple(self.stocked)
+        for stock in self.coming:
             self.stocked.append(stock)
             yield stock
 
     def build(self, candidate: Candidate) -> Built[Made]:
-        built = self.workshop.build(candidate)
-        self.built.append(built)
-        return built
+        if candidate not in self.built:
+            self.built[candidate] = self.workshop.build(candidate)
+        return self.built[candidate]
+
+    def proof(self, built: Built[Made]) -> Proof:
+        if built.candidate not in self.proofs:
+            self.proofs[built.candidate] = self.prove(built)
+        return self.proofs[built.candidate]
+
+    def proven(self, built: Built[Made], bound: float) -> float:
+        """The KL to the parent that the proof found; said where it is above the bound."""
+        kl = self.proof(built).after["kl_parent"].value
+        if not kl <= bound:
+            told = f"its proof, on other samples, has a KL of {number(kl)}, not {number(built.kl)}"
+            self.workshop.emit(Note(f"{size(built.candidate.size)}: {told}: looking for a larger one"))
+        return kl
 
     def points(self, best: Built[Made]) -> list[Point]:
         """What could be had of each stock, and what was built, by size."""
@@ -224,12 +257,21 @@ class Seen:
             if stock.looked_at
             for candidate in thinned(stock.candidates(), SHOWN)
         ]
-        measured = [self._measured(built, chosen=built is best) for built in self.built]
+        measured = [self._measured(built, chosen=built is best) for built in self.built.values()]
         return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size))
 
     def _measured(self, built: Built[Made], *, chosen: bool) -> Point:
         candidate, stock = built.candidate, built.candidate.stock
-        return Point(stock.cut, built.made.bits, candidate.size, built.kl, measured=True, chosen=chosen, how=stock.how)
+        return Point(
+            stock.cut,
+            built.made.bits,
+            candidate.size,
+            built.kl,
+            measured=True,
+            chosen=chosen,
+            how=stock.how,
+            proven=self.proofs[candidate].after["kl_parent"].value if candidate in self.proofs else None,
+        )
 
     def _bits(self, candidate: Candidate) -> float:
         """Of a weight with its scales, over all that would be quantized."""
@@ -242,17 +284,24 @@ def search(target: Target, seen: Seen) -> Built[Made]:
         if target.kind == "size":
             return best_of_size(seen.stocks(), int(target.value), seen.build)
         if target.kind == "kl":
-            return smallest_of_kl(seen.stocks(), target.value, seen.build)
+            return proven_of_kl(seen.stocks, target.value, seen.build, partial(seen.proven, bound=target.value))
         workshop = seen.workshop
         return best_of_latency(seen.stocks(), target.value, workshop.options.bits, workshop.latency, seen.build)
     except Unreachable as failure:
-        near = failure.nearest
-        told = f"{size(near.size)} with a KL of about {number(near.kl)}" if near else failure.told
         raise GateFailed(
-            f"no model reaches {target.asked}: the nearest that was found has {told} "
+            f"no model reaches {target.asked}: the nearest that was found has {_nearest(failure)} "
             f"({failure.cut:.0%} cut out): nothing was committed",
             hint=f"ask for less, allow fewer bits or deeper cuts (compress.bits, compress.cuts), or {OTHERWISE[target.kind]}",
         ) from None
+
+
+def _nearest(failure: Unreachable) -> str:
+    if failure.nearest is None:
+        return failure.told
+    weight = size(failure.nearest.size)
+    if failure.proven is None:
+        return f"{weight} with a KL of about {number(failure.nearest.kl)}"
+    return f"{weight} with a KL of {number(failure.proven)} in its proof"
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,26 @@ def test_a_share_of_the_size(base: Any, llmos: Any) -> None:
     assert Path(done.json["picture"]).is_file()
 
 
-def test_the_smallest_under_a_kl(base: Any, llmos: Any) -> None:
+def test_the_smallest_under_a_kl_keeps_it_on_the_samples_that_prove_it(base: Any, llmos: Any) -> None:
     ws = base()
-    loose = llmos("compress", "--target-kl", "1", *QUICK, "--json")
+    few = (*QUICK, "-s", "compress.probe_samples=1", "-s", "compress.latency=false")
+    loose = llmos("compress", "--target-kl", "1", *few, "--json")
     assert loose.code == 0, loose.err
-    smallest, bound = weight_of(ws, "HEAD"), 0.3 * chosen(loose)["kl"]
-    strict = llmos("compress", "HEAD~1", "--target-kl", str(bound), *QUICK, "--json")
+    smallest, probed, proven = weight_of(ws, "HEAD"), chosen(loose)["kl"], proven_kl(loose)
+    assert probed < proven == chosen(loose)["proven"], "the samples that the search sees must be the easier ones here"
+    bound = (probed + proven) / 2
+    strict = llmos("compress", "HEAD~1", "--target-kl", str(bound), *few, "--json")
     assert strict.code == 0, strict.err
+    assert "its proof, on other samples, has a KL of" in strict.err
     assert weight_of(ws, "HEAD") > smallest
-    assert chosen(strict)["kl"] <= bound
+    assert max(chosen(strict)["kl"], proven_kl(strict)) <= bound
+    missed = [point for point in strict.json["frontier"] if point["proven"] is not None and not point["chosen"]]
+    assert [point["proven"] for point in missed] == [proven]
+
+
+def proven_kl(done: Any) -> float:
+    found: float = done.json["result"]["proof"]["after"]["kl_parent"]["value"]
+    return found
 
 
 @pytest.mark.parametrize("template", ["causal-lm", pytest.param("text-classification", marks=pytest.mark.slow)])

@@ -14,6 +14,7 @@ from llmos_cli.operations.compression.frontier import (
     Unreachable,
     best_of_latency,
     best_of_size,
+    proven_of_kl,
     smallest_of_kl,
     thinned,
 )
@@ -154,3 +155,25 @@ def test_thinned_keeps_both_ends() -> None:
     some = thinned(candidates, 8)
     assert (some[0], some[-1]) == (candidates[0], candidates[-1])
     assert len(some) <= 10
+
+
+def test_a_model_that_its_proof_shows_to_miss_is_left_for_one_that_keeps_the_kl() -> None:
+    """Other samples cost more, and how much more is not the same for each model."""
+    world, whole, proofs = World(1), stock(parts=40), list[float]()
+
+    def prove(built: Built[str]) -> float:
+        proofs.append((1.2 + 0.1 * len(proofs)) * built.kl)
+        return proofs[-1]
+
+    found = proven_of_kl(lambda: [whole], 0.5, world.build, prove)
+    assert proofs[0] > 0.5 >= proofs[-1] and found.kl < world.truth(world.built[0])
+    possible = [c.size for c in whole.candidates() if 1.5 * world.truth(c) <= 0.5]
+    assert found.candidate.size <= min(possible)
+    assert len(world.built) == len({candidate.chosen for candidate in world.built}), "nothing is built twice"
+
+
+def test_where_every_proof_misses_the_nearest_of_them_is_told() -> None:
+    missed = iter([0.7, 0.6])
+    with pytest.raises(Unreachable) as raised:
+        proven_of_kl(lambda: [stock()], 0.5, World(1).build, lambda built: next(missed, 0.9))
+    assert raised.value.proven == 0.6 and raised.value.nearest

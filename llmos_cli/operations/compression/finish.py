@@ -50,15 +50,22 @@ class Outcome:
 
 
 def conclude(
-    ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome, record: Mapping[str, Any],
+    ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome, record: Mapping[str, Any]
+) -> CompressResult:
+    """Reload, measure, judge; only then make it a checkpoint. `record`: what it was calibrated on."""
+    proof = proven(ws, run, subject, outcome, resolved)
+    return accept(ws, run, subject, resolved, outcome, record, proof)
+
+
+def accept(
+    ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome, record: Mapping[str, Any], proof: Proof,
     *, max_latency: float | None = None,
 ) -> CompressResult:  # fmt: skip
-    """Reload, measure, judge; only then make it a checkpoint. The numbers are kept under its id.
+    """Make what was proven a checkpoint, and keep the proof's numbers under its id.
 
-    `record`: what it was calibrated on; `max_latency`: of the parent's. GateFailed where it is worse than that, `max_kl` or `max_drop`.
+    `max_latency`: of the parent's. GateFailed where the proof is worse than that, `max_kl` or `max_drop`.
     """
     options: Compressing = getattr(resolved.config, resolved.verb)
-    proof = _proven(ws, run, subject, resolved, outcome)
     guard(proof, subject.exam.task, max_kl=options.max_kl, max_drop=options.max_drop, max_latency=max_latency)
     checkpoint = run.commit(outcome.folder, _made(resolved, subject, record, outcome.used))
     _tell(ws, run, subject, proof, checkpoint.id)
@@ -79,8 +86,8 @@ def conclude(
     )
 
 
-def _proven(ws: Workspace, run: Run, subject: Subject, resolved: Resolved, outcome: Outcome) -> Proof:
-    """The most memory that this process took so far, which is what compressing took, is one of its numbers."""
+def proven(ws: Workspace, run: Run, subject: Subject, outcome: Outcome, resolved: Resolved) -> Proof:
+    """What it is, reloaded and measured. The most memory that this process took so far, which is what compressing took, is one of its numbers."""
     options: Compressing = getattr(resolved.config, resolved.verb)
     facts = {**outcome.facts, "compressing_memory": device.memory_peak()}
     exam = subject.exam

@@ -127,17 +127,21 @@ class Built(Generic[Made]):
 
 
 Build = Callable[[Candidate], Built[Made]]
+Prove = Callable[[Built[Made]], float]
+"""The KL of a built model on samples that the search does not see."""
 Latency = Callable[[Stock, int], float]
 """Of a stock in so many bits, as a share of the parent's."""
 
 
 class Unreachable(Exception):
-    """No candidate reaches the target; `nearest` comes closest, or a stock with so much of it `cut` out, of which `told` says how
-    close."""
+    """No candidate reaches the target; `nearest` comes closest (with a KL of `proven`, where it was built and proven), or a stock with so
+    much of it `cut` out, of which `told` says how close."""
 
-    def __init__(self, nearest: Candidate | None = None, *, cut: float = 0.0, told: str = "") -> None:
+    def __init__(
+        self, nearest: Candidate | None = None, *, proven: float | None = None, cut: float = 0.0, told: str = ""
+    ) -> None:
         super().__init__()
-        self.nearest, self.told = nearest, told
+        self.nearest, self.proven, self.told = nearest, proven, told
         self.cut = cut if nearest is None else nearest.stock.cut
 
 
@@ -160,19 +164,46 @@ def best_of_size(stocks: Iterable[Stock], size: int, build: Build[Made]) -> Buil
     return build(best)
 
 
-def smallest_of_kl(stocks: Iterable[Stock], bound: float, build: Build[Made]) -> Built[Made]:
-    """The smallest model whose measured KL is at most `bound`."""
-    best: Built[Made] | None = None
+def proven_of_kl(
+    stocks: Callable[[], Iterable[Stock]], bound: float, build: Build[Made], prove: Prove[Made]
+) -> Built[Made]:
+    """The smallest model whose KL is at most `bound` where it was searched for, and where it is proven. One that misses in its proof tells
+    how far the two are apart: the search goes on under a bound that is tighter by that, which leaves this one out."""
+    aim, missed, known = bound, list[tuple[float, Candidate]](), list[Built[Made]]()
+
+    def noted(candidate: Candidate) -> Built[Made]:
+        known.append(build(candidate))
+        return known[-1]
+
+    while True:
+        try:
+            found = smallest_of_kl(stocks(), aim, noted, tuple(known))
+        except Unreachable as failure:
+            proven, nearest = min(missed, key=lambda one: one[0], default=(None, failure.nearest))
+            raise Unreachable(nearest, proven=proven) from None
+        proven = prove(found)
+        if proven <= bound:
+            return found
+        missed.append((proven, found.candidate))
+        aim = MARGIN * bound * found.kl / proven
+
+
+def smallest_of_kl(
+    stocks: Iterable[Stock], bound: float, build: Build[Made], known: Sequence[Built[Made]] = ()
+) -> Built[Made]:
+    """The smallest model whose measured KL is at most `bound`, among those `known` already and those built on the way."""
+    best = min((one for one in known if one.kl <= bound), key=lambda one: one.candidate.size, default=None)
     nearest: list[Candidate] = []
     for stock in stocks:
         if stock.costs(bound):
             break
         nearest.append(stock.candidates()[-1])
-        for built in _approach(stock, bound, build, below=best.candidate.size if best else None):
+        here = [one for one in known if one.candidate.stock is stock]
+        for built in _approach(stock, bound, build, here, below=best.candidate.size if best else None):
             if built.kl <= bound and (best is None or built.candidate.size < best.candidate.size):
                 best = built
     if best is None:
-        raise Unreachable(min(nearest, key=lambda candidate: candidate.kl))
+        raise Unreachable(min(nearest, key=lambda candidate: candidate.kl, default=None))
     return best
 
 
@@ -212,10 +243,13 @@ def _most_bits(
     return bits[0]
 
 
-def _approach(stock: Stock, bound: float, build: Build[Made], below: int | None) -> Iterable[Built[Made]]:
-    """Candidates of one stock nearer and nearer to the bound, from what the ones before measured; none as large as `below`."""
-    tried: set[Allocation] = set()
-    correction = 1.0
+def _approach(
+    stock: Stock, bound: float, build: Build[Made], known: Sequence[Built[Made]], below: int | None
+) -> Iterable[Built[Made]]:
+    """Candidates of one stock nearer and nearer to the bound, from what the ones before measured, those `known` first; none as large as
+    `below`."""
+    tried = {one.candidate.chosen for one in known}
+    correction = _correction(known[-1]) if known else 1.0
     for _ in range(BUILDS):
         fitting = [c for c in stock.candidates() if stock.kl + correction * c.loss <= MARGIN * bound]
         if not fitting:
@@ -226,7 +260,13 @@ def _approach(stock: Stock, bound: float, build: Build[Made], below: int | None)
         built = build(pick)
         tried.add(pick.chosen)
         yield built
-        correction = max(built.kl - stock.kl, 0.0) / pick.loss if pick.loss > 0 else 1.0
+        correction = _correction(built)
+
+
+def _correction(built: Built[Made]) -> float:
+    """How many times what was predicted quantizing it cost."""
+    candidate = built.candidate
+    return max(built.kl - candidate.stock.kl, 0.0) / candidate.loss if candidate.loss > 0 else 1.0
 
 
 def thinned(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
