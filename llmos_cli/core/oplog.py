@@ -28,7 +28,7 @@ WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
 KEPT = f"{WINDOW / 86400:g}d"
 """The same as `gc` is told it."""
-_TIME = re.compile(rb'"time": ([0-9.]+)[,}]')
+_TIME = re.compile(rb'"time": ([0-9]+(?:\.[0-9]+)?)[,}]')
 """Of an operation alone: within a text that it holds, each quote has a backslash before it."""
 _TAIL = 1 << 20
 """More than one line can be, as a rule: a config file before and after."""

@@ -25,6 +25,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("the_audit_log", b'\0{"number": "x", "hash": null}'),
     ("the_audit_log", b'\0{"number": -1, "hash": "x"}'),
     ("the_op_log", DEEP + b"\n"),
+    ("the_op_log", b'{"time": 1.51.5}\n'),
     ("events", DEEP + b"\n"),
     ("a_signature", DEEP),
 ]
