@@ -200,6 +200,10 @@ def target_of(options: CompressOptions, parent: Checkpoint) -> Target:
         share = options.target_ratio * weight_of(parent.path)
         return Target("size", share, f"at most {size(share)}, {options.target_ratio:g} of the parent's")
     if options.target_latency is not None:
+        if not options.latency:
+            raise UsageError(
+                "a target latency cannot be proven with compress.latency off", hint="leave compress.latency out"
+            )
         return Target("latency", options.target_latency, f"{options.target_latency:g} of the parent's latency")
     assert options.target_kl is not None
     return Target("kl", options.target_kl, f"KL at most {options.target_kl:g}")

@@ -353,9 +353,17 @@ def guard(
             f"{task.metric} is {drop:.4g} worse than the parent's, more than --max-drop {max_drop:g}: nothing was committed",
             hint=MILDER,
         )
-    if max_latency is not None and proof.speed and 1 / proof.speed.gain > served.NOISE * max_latency:
+    if max_latency is not None:
+        _check_latency(proof, max_latency)
+
+
+def _check_latency(proof: Proof, most: float) -> None:
+    """What was not measured keeps no promise either."""
+    if proof.speed is None:
+        raise GateFailed(f"{proof.unmeasured}: nothing was committed", hint="ask for a size or a KL instead")
+    if not (share := 1 / proof.speed.gain) <= served.NOISE * most:
         raise GateFailed(
-            f"the proof measured {1 / proof.speed.gain:.2f} of the parent's latency, not {max_latency:g}: nothing was committed",
+            f"the proof measured {share:.2f} of the parent's latency, not {most:g}: nothing was committed",
             hint="ask for less, or try again when the machine has nothing else to do",
         )
 

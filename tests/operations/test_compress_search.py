@@ -114,6 +114,7 @@ def test_a_guard_holds(base: Any, llmos: Any) -> None:
         (("--target-kl", "1", "--target-ratio", "0.5"), "--target-ratio and --target-kl"),
         (("--target-ratio", "1.5"), "target_ratio"),
         (("--target-size", "many"), "target_size"),
+        (("--target-latency", "0.9", "-s", "compress.latency=false"), "cannot be proven with compress.latency off"),
     ],
 )
 def test_one_target(base: Any, llmos: Any, targets: tuple[str, ...], told: str) -> None:
