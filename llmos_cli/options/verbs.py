@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr
 
 from llmos_cli.core.section import Section
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 
 Own = TypeVar("Own", bound=Section)
+
+
+def _not_zero(inputs: int) -> int:
+    if inputs == 0:
+        raise ValueError("a group of 0 inputs means nothing")
+    return inputs
+
+
+GroupSize = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
 class Methodical(Section):
@@ -42,7 +51,7 @@ class RoundedOptions(Section):
 
     bits: int | None = Field(None, ge=2, le=8)
     """Of each weight of linear layers; convolutions have 8. Weights are not rounded when absent."""
-    group_size: int = Field(128, ge=-1)
+    group_size: GroupSize = 128
     """Inputs that share a scale; -1: one scale per output channel."""
     symmetric: bool = True
     """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
@@ -140,7 +149,7 @@ class QuantizeOptions(Compressing, Methodical):
     method: str = "gptq"
     bits: int = Field(4, ge=2, le=8)
     """Of each weight; convolutions and LSTMs are always kept with 8."""
-    group_size: int = Field(128, ge=-1)
+    group_size: GroupSize = 128
     """Inputs that share a scale; -1: one scale per output channel."""
     symmetric: bool = True
     """Whether codes lie evenly around zero; else each group has a zero point of its own, which transformers reads only when it is told
@@ -169,7 +178,7 @@ class CompressOptions(Compressing):
     """The smallest result whose KL to the parent (nats per position) is at most this."""
     bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([2, 3, 4, 5, 6, 8], min_length=1)
     """What the layers' weights may be kept in."""
-    group_size: int = Field(128, ge=-1)
+    group_size: GroupSize = 128
     """Inputs that share a scale; -1: one scale per output channel."""
     cuts: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.2, 0.3, 0.4, 0.5]
     """Shares of the parameters that may be cut out of the model before its weights are quantized."""

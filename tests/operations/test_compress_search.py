@@ -115,6 +115,7 @@ def test_a_guard_holds(base: Any, llmos: Any) -> None:
         (("--target-ratio", "1.5"), "target_ratio"),
         (("--target-size", "many"), "target_size"),
         (("--target-latency", "0.9", "-s", "compress.latency=false"), "cannot be proven with compress.latency off"),
+        (("--target-ratio", "0.5", "-s", "compress.group_size=0"), "a group of 0 inputs means nothing"),
     ],
 )
 def test_one_target(base: Any, llmos: Any, targets: tuple[str, ...], told: str) -> None:

@@ -68,8 +68,6 @@ def form_of(resolved: Resolved, module: ModuleType) -> Form:
         if only is not None and asked != only and not outranked(resolved, f"quantize.{key}", "quantize.method"):
             raise UsageError(f"{options.method} has {key} {only}, not {asked}", hint=f"leave quantize.{key} out")
         found.append(asked if only is None else only)
-    if found[1] == 0:
-        raise UsageError("group_size 0 means nothing", hint="-1 is one scale per output channel")
     free = getattr(module, "BITS", None) is None
     if not free and not options.symmetric and not outranked(resolved, "quantize.symmetric", "quantize.method"):
         raise UsageError(f"the codes of {options.method} are symmetric", hint="leave quantize.symmetric out")
