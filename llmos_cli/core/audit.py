@@ -103,6 +103,7 @@ class Audit:
         """`operation`: its id; `logged`: the log of operations has it. `at`: when it was done; now where that is not given."""
         head = self.settled()
         if head != (self.head() or Head()):  # another crash now must leave the log one record ahead, not two
+            atomic.sync_file(self.path)  # who wrote that record may not have lived to
             self._point_at(head)
         at = at or time.time()
         number, before = head.number + 1, head.hash

@@ -205,7 +205,9 @@ class OperationLog:
         try:
             self._carry_out(operation)
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
-            if not self._logged(operation):
+            if self._logged(operation):
+                atomic.sync_file(self.path)
+            else:
                 self._take_back(operation, committed, marked)
             self._pending.unlink(missing_ok=True)
             raise
@@ -217,6 +219,9 @@ class OperationLog:
         except FileNotFoundError:
             return
         if operation is not None:
+            from llmos_cli.core import finishing  # here: most find nothing pending
+
+            finishing.sync(self._root, self._dot, operation)
             self._carry_out(operation)
 
     def _compare(self, operation: Operation) -> None:
@@ -310,7 +315,9 @@ class OperationLog:
 
     def _log(self, operation: Operation) -> None:
         try:
-            if not self._logged(operation):
+            if self._logged(operation):
+                atomic.sync_file(self.path)  # who wrote it may not have lived to
+            else:
                 lines.append(self.path, written(operation).encode())
         except LlmosError:
             if not operation.collects:  # what was removed made no room: then it is done, and cannot be said

@@ -18,6 +18,8 @@ _CACHE = re.compile(
 """May be lost: unfinished things, who holds a lock, what is made anew from the files, a run's story told a second time."""
 _SHARED = re.compile(r"/objects(/|$)|/runs/[^/]+/events\.jsonl$")
 """Stored several at once, before anything names them; and what a run tells as it goes."""
+_RECORDS = re.compile(r"/audit\.jsonl$")
+"""A record that the head of the audit does not know yet is missed by nobody."""
 _SPARE = re.compile(r"\.llmos/(snapshots/)?objects(/|$)")
 """Lost or back again, an object hurts nobody: but what it holds must be right."""
 
@@ -78,11 +80,13 @@ class _Disk:
         if _CACHE.search(target):
             return
         yield from (f"{each} is not synced yet" for each in self.unsynced(source))
+        if target.endswith("/audit.head"):
+            yield from (f"{each} is not synced yet" for each in self.unsynced() if _RECORDS.search(each))
         if not _SHARED.search(target):
             yield from (f"{each} is not synced yet" for each in self.unsynced() - self._apart())
 
     def _apart(self) -> set[str]:
-        return {path for path in self._folders | self._files if _SHARED.search(path)}
+        return {path for path in self._folders | self._files if _SHARED.search(path) or _RECORDS.search(path)}
 
     def _moved(self, source: str, target: str) -> None:
         for known in (self._files, self._folders, self._there):

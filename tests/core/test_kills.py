@@ -35,8 +35,14 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs th
 MODULES = [
     __name__,
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
-    *(f"llmos_cli.operations.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
-    *(f"llmos_cli.commands.{verb}" for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust")),
+    *(
+        f"llmos_cli.operations.{verb}"
+        for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust", "status")
+    ),
+    *(
+        f"llmos_cli.commands.{verb}"
+        for verb in ("tag", "branch", "checkout", "rm", "gc", "undo", "redo", "trust", "status")
+    ),
     *("llmos_cli.operations.init", "llmos_cli.commands.init"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in ("seal", "unseal", "sign")),
     *("cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.kdf.hkdf"),
@@ -144,6 +150,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "commit again": (f"{__name__}:commit_what_was_removed",),
 }
 QUICK = {"tag", "checkout", "commit"}
+SAID = ("pending.json", "audit.jsonl", "audit.head")
+"""Files of `.llmos/` by which a command says what it does, before it does it or at once after that."""
 KEY = "5" * 64
 
 
@@ -244,6 +252,25 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         if state(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert state(root) == after
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "tag" else pytest.mark.slow) for name in COMMANDS]
+)
+def test_what_a_kill_left_is_synced_before_it_counts(
+    name: str, forks: Forks, template: Path, scratch: Path, home: None
+) -> None:
+    """The power may fail after the kill of an operation, and after the next command: that finds things done which nobody had
+    synced, and must not take them for written."""
+    words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
+    calls = forks.calls(words, copied(start, root), root)
+    said = [at for at, call in enumerate(calls) if call.paths[-1].endswith(SAID)]
+    found: dict[str, list[str]] = {}
+    for call in calls[said[0] + 1 : said[-1] + 1]:
+        copied(start, root)
+        done = forks.cut(words, root, root, call)
+        found[f"killed before {call}"] = unsafe([*done, *forks.calls(("tag", "next"), root, root)], root, start)
+    assert {call: what for call, what in found.items() if what} == {}
 
 
 def test_init_is_killed_at_every_call(forks: Forks, scratch: Path) -> None:

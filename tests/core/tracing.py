@@ -33,7 +33,7 @@ _PATH = re.compile(r'"([^"]*)"|<([^<>]*)>')
 @dataclass(frozen=True)
 class Call:
     """One call on a path of the watched folder. `paths`: all that it names, descriptors too; `nth`: of its name in its
-    thread, those on other paths counted as well. `aside`: in a thread beside the main one, which another time may do more
+    thread, those on other paths counted as well. `failed`, or never done: the process was killed by then. `aside`: in a thread beside the main one, which another time may do more
     or less of the work."""
 
     name: str
@@ -85,6 +85,14 @@ class Forks:
         inject = f"inject={call.name}:signal=KILL:when={call.nth}"
         code = self._traced(words, folder, ["-e", f"trace={call.name}", "-e", inject, "-o", "/dev/null"])
         return code == -9
+
+    def cut(self, words: Sequence[str], folder: Path, watched: Path, call: Call) -> list[Call]:
+        """Run it, killed just before `call`, and tell what it had done by then."""
+        file = self._scratch / "trace"
+        inject = f"inject={call.name}:signal=KILL:when={call.nth}"
+        how = ["-y", "-s", "0", "-e", f"trace={CHANGING}", "-e", inject, "-o", str(file)]
+        assert self._traced(words, folder, how) == -9, f"{call} never came: {self.said}"
+        return list(_parsed(file.read_text(), f"{watched}/"))
 
     def refused(self, words: Sequence[str], folder: Path, call: Call, errno: str) -> int:
         """Its exit code when the kernel answers `call` with an error instead of doing it."""
@@ -141,7 +149,7 @@ def _parsed(trace: str, watched: str) -> list[Call]:
         paths = _paths(name, arguments)
         if any(f"{path}/".startswith(watched) for path in paths) and _changes(name, arguments):
             aside = process != trace.split(maxsplit=1)[0]
-            calls.append(Call(name, arguments, paths, seen[process, name], result.startswith("-"), aside))
+            calls.append(Call(name, arguments, paths, seen[process, name], result[0] in "-?", aside))
     return calls
 
 
