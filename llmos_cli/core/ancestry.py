@@ -4,7 +4,6 @@ cannot be read. What such a one was made from nobody knows, so whoever is about 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,6 @@ from llmos_cli.errors import Corrupt
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-_IDS = re.compile("[0-9a-f]{64}")
 _SHOWN = 3
 
 
@@ -29,12 +27,15 @@ class Walked(NamedTuple):
 def walk(ws: Workspace, checkpoints: Iterable[str]) -> Walked:
     """Through all of a workspace: it reads the index alone, and once. For a short line `protection.with_ancestors` asks less."""
     parents = ws.index.parents()
-    waiting, line = list(checkpoints), set[str]()
+    waiting, line, ends = list(checkpoints), set[str](), set[str]()
     while waiting:
         if (each := waiting.pop()) not in line:
             line.add(each)
-            waiting += _IDS.findall(parents.get(each, ""))
-    return Walked(line, parents.keys() - line, line - parents.keys())
+            if (known := parents.get(each)) is None:
+                ends.add(each)
+            else:
+                waiting += known.split('"')[1::2]  # of `["id", "id"]`: to parse it takes five times as long
+    return Walked(line, parents.keys() - line, ends)
 
 
 def broken(ws: Workspace, checkpoints: Iterable[str], *, undone: str) -> Corrupt:

@@ -99,8 +99,7 @@ class Index:
         return {row[0] for row in self._ask(_LINE, json.dumps(list(checkpoints)))}
 
     def parents(self) -> dict[str, str]:
-        """Of all checkpoints whose manifests can be read, as JSON: to parse each takes longer than to walk through all of them,
-        and SQL would take twice as long as `ancestry.walk`."""
+        """Of all checkpoints whose manifests can be read, as JSON: `ancestry.walk` through them takes half of the time that `_LINE` does."""
         return dict(self._ask("SELECT id, parents FROM checkpoints"))
 
     def unreadable(self) -> set[str]:

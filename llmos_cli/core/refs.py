@@ -105,6 +105,12 @@ class Refs:
         """What lies among the refs and is no plain file."""
         return (entry for _, entry in _below(self._root + "refs", "") if not is_file(entry))
 
+    def all_named(self) -> set[str]:
+        """Checkpoints that any ref names, those of runs and of remotes among them."""
+        prefixes = (HEADS, TAGS, STAGES, RUNS, REMOTES)
+        found = {value for prefix in prefixes for value in self.under(prefix).values()}
+        return found | ({head} if (head := self.head().checkpoint) else set())
+
     def pointing(self) -> dict[str, list[str]]:
         """Id -> short names of the branches and tags that name it, `stages/NAME`, and those of remotes (`origin/main`)."""
         found: dict[str, list[str]] = {}

@@ -39,7 +39,7 @@ def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, e
     with remotes.turn(ws, place), still, ws.stage() as folder:
         there = remotes.opened(ws, place)
         files = backups.copied(ws, folder)
-        made, entries = backups.described(ws, files, folder)
+        made, entries = backups.described(ws, files, folder, backups.checkpoints(ws, there))
         beside = {entry.sha256: (files[name], entry.size) for name, entry in entries.items()}
         beside[made.tree.sha256] = (folder / backups.TREE, made.tree.size)
         missing = sending.everything(ws, there, made.checkpoints, beside)

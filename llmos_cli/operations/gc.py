@@ -185,8 +185,9 @@ def _called(ws: Workspace, checkpoint: str) -> str:
 def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage]:
     """Files of checkpoints without weights: what `rm` removed before the window of `undo`, or a kill in the middle of their
     coming back left. What others have too is freed with those."""
-    told = set(holders(ws)) if ws.storage != "copy" else set()
-    for name in sorted(ws.dropped.all() - undoable(ws, reach) - unnamed):
+    removed = sorted(ws.dropped.all() - undoable(ws, reach) - unnamed)
+    told = set(holders(ws)) if removed and ws.storage != "copy" else set()
+    for name in removed:
         if name in ws.sealed:
             yield Garbage("remains", name, "its weights were removed", ws.sealed.seal(name).size, _called(ws, name))
         elif not bare(ws, name):

@@ -10,10 +10,15 @@ import pytest
 
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Corrupt
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch, delete_branch
+from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.log import log
+from llmos_cli.operations.push import push
+from llmos_cli.operations.restore import restore
 
 
 def taken(checkpoint: Checkpoint) -> Callable[[], object]:
@@ -87,3 +92,45 @@ def test_what_was_collected_and_came_again_stays_for_undo(ws, commit):
     branch(ws, "try", gone.id)
     delete_branch(ws, "try")
     assert gc(ws, expire="now").garbage == () and gone.path.is_dir()
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_no_backup_is_made_that_could_not_be_restored(ws, commit, tmp_path, what):
+    first, second, third = commit(a="1"), commit(a="2"), commit(a="3")
+    mend = DAMAGES[what](second)
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=f"^checkpoint {second.id[:12]} {what}"):
+            backup(anew(ws))
+    mend()
+    backup(anew(ws))
+    DAMAGES[what](second)
+    commit(a="4")
+    backup(anew(ws))  # the remote has what is missing here
+    restore(str(tmp_path / "far"), tmp_path / "back")
+    back = Workspace.find(tmp_path / "back")
+    assert [each.id for each in log(back).checkpoints][1:] == [third.id, second.id, first.id]
+    assert fsck(back).problems == ()
+
+
+@pytest.mark.parametrize(
+    "ref", ["HEAD", "refs/tags/base", "refs/stages/small", "refs/runs/x", "refs/remotes/origin/heads/main"]
+)
+def test_no_backup_is_made_of_a_ref_that_names_nothing(ws, commit, tmp_path, ref):
+    commit(a="1")
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    ws.refs.write(ref, "f" * 64)
+    with pytest.raises(Corrupt, match=r"^checkpoint ffffffffffff is missing"):
+        backup(ws)
+
+
+def test_a_push_sends_what_the_remote_lost_below_its_newest(ws, commit, tmp_path):
+    """As it did when a backup was taken of a workspace that lacked a checkpoint itself."""
+    commit(a="1")
+    second = commit(a="2")
+    commit(a="3")
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    (tmp_path / "far" / "checkpoints" / f"{second.id}.json").unlink()
+    assert push(ws).checkpoints == 1
+    clone(str(tmp_path / "far"), tmp_path / "copy")

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import ancestry
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.processes import host
@@ -79,7 +80,20 @@ def _plain(folder: Path) -> list[str]:
     return [name for name in files_below(folder) if not (folder / name).is_symlink()] if folder.is_dir() else []
 
 
-def described(ws: Workspace, files: Mapping[str, Path], folder: Path) -> tuple[Backup, dict[str, FileEntry]]:
+def checkpoints(ws: Workspace, remote: Remote) -> tuple[str, ...]:
+    """All of them, with those that only the remote still has. Corrupt where one that a ref names, or that another came from, is
+    neither here nor there: such a backup could not be restored."""
+    with ws.oplog.locked(ws.emit):
+        walked = ancestry.walk(ws, {*ws.index.parents(), *ws.refs.all_named()})
+    lost = walked.ends | ws.index.unreadable()
+    if gone := [each for each in lost if not remote.has_manifest(each)]:
+        raise ancestry.broken(ws, gone, undone="nothing was backed up")
+    return tuple(sorted(walked.line | lost))
+
+
+def described(
+    ws: Workspace, files: Mapping[str, Path], folder: Path, checkpoints: tuple[str, ...]
+) -> tuple[Backup, dict[str, FileEntry]]:
     """The backup, and the entries of its files; their tree is written to `folder`."""
     hashes = hash_files(files.values())
     entries = {name: hashes[path] for name, path in sorted(files.items())}
@@ -87,7 +101,6 @@ def described(ws: Workspace, files: Mapping[str, Path], folder: Path) -> tuple[B
     ((_, tree),) = hash_files([folder / TREE]).items()
     now = time.time()
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now * 1e6) % 1_000_000:06d}"
-    checkpoints = tuple(sorted(entry.id for entry in ws.index.entries()))
     return Backup(name, ws.name, host(), checkpoints, tree), entries
 
 

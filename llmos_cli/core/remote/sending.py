@@ -104,7 +104,8 @@ def _pieces(ws: Workspace, rows: Iterable[Snapshot]) -> dict[str, tuple[Path, in
 def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set[str], set[str]]:
     """The part of the lines that may be missing there, and what is there already and borders on it.
 
-    Parents are written before children: where every manifest has its weights, what has one has its whole line.
+    Parents are written before children: where every manifest has its weights, what has one has its whole line. Parents that it
+    has lost since are sent again where they border on what is new.
     """
     new: set[str] = set()
     known: set[str] = set()
@@ -115,9 +116,9 @@ def _new(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> tuple[set
             continue
         there = remote.has_weights(each)
         (known if there else new).add(each)
-        if not there or remote.lineage:
-            entry = ws.index.entry(each)
-            waiting += entry.parents if entry else ()
+        entry = ws.index.entry(each)
+        parents = entry.parents if entry else ()
+        waiting += parents if not there or remote.lineage else (p for p in parents if not remote.has_manifest(p))
     return new | (known if remote.lineage else set()), known
 
 
@@ -150,9 +151,10 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator
 def everything(
     ws: Workspace, remote: Remote, checkpoints: Sequence[str], beside: Mapping[str, tuple[Path, int]]
 ) -> Sending:
-    """What it lacks of all these checkpoints, whoever names them, and of the objects `beside` them."""
+    """What it lacks of all of these checkpoints that are here, whoever names them, and of the objects `beside` them."""
     with ws.index.still():
-        weights, bare, sealed = _parted(ws, remote, parents_first(ws, set(checkpoints)))
+        here = ws.index.parents().keys() & set(checkpoints)
+        weights, bare, sealed = _parted(ws, remote, parents_first(ws, here))
     objects = _objects(ws, remote, weights, {**beside, **_encrypted(ws, sealed)}, ())
     return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed))
 
