@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -101,30 +102,33 @@ def sequential(
     outside = {name: layer for name, layer in layers.items() if not any(name in inside for inside in stops)}
     stops += [outside] if outside else []
     last = max((index for index, watched in enumerate(stops) if watched), default=-1)
+    ours = stops[: last + 1]
     if not needs:
-        for index, watched in enumerate(stops[: last + 1]):
+        for index, watched in enumerate(ours):
             with keeper.held(index):
-                if index < keeper.finished:
-                    keeper.restore(index)
-                else:
-                    visit({name: Statistics() for name in _names(watched)})
-                    keeper.keep(index)
-            advance(index + 1, last + 1)
+                _change(keeper, index, partial(visit, {name: Statistics() for name in _names(watched)}))
+            advance(index + 1, len(ours))
         return
     with replaying(model, stack, torch.float32 if hooks else dtype) as replay:
         seen = _looked_at(replay, batches[0], stops, keeper)
         streams = Streams(replay, batches, needs, hooks, spill or Spill(), seen)
-        for index, watched in enumerate(stops[: last + 1]):
+        for index, watched in enumerate(ours):
             with keeper.held(index):
                 if index < keeper.finished:
                     streams.pass_by(index)
-                    keeper.restore(index)
-                else:
-                    _visit(streams, index, watched, visit, keeper)
-                    keeper.keep(index)
+                _change(keeper, index, partial(_visit, streams, index, watched, visit, keeper))
                 if index < last:
                     streams.advance(index)
-            advance(index + 1, last + 1)
+            advance(index + 1, len(ours))
+
+
+def _change(keeper: Keeper, index: int, change: Callable[[], None]) -> None:
+    """The block, which is held, becomes what an earlier process made of it, or is changed now."""
+    if index < keeper.finished:
+        keeper.restore(index)
+    else:
+        change()
+        keeper.keep(index)
 
 
 def _looked_at(

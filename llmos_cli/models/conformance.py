@@ -212,23 +212,32 @@ def _no_kernel(
     quantization: Mapping[str, Any], schemes: Mapping[str, QuantizationScheme], forms: Mapping[str, str]
 ) -> Iterator[str]:
     for name, scheme in schemes.items():
-        args, inputs = _weights(scheme), scheme.input_activations
-        if _is_fp8(args, inputs):
-            continue
-        if args.type != "int" or args.dynamic:
-            yield f"{_named(scheme)}: only stored whole numbers are described here"
-        elif inputs is not None:
-            dynamic = inputs.num_bits == 8 and inputs.strategy == "token" and inputs.dynamic
-            if not (dynamic and args.num_bits == 8 and args.strategy in ("channel", "tensor") and args.symmetric):
-                yield f"{_named(scheme)}: of inputs it rounds, its kernel has W8A8 per token over symmetric channels"
-        elif forms[name] != PACKED:
-            yield f"{_named(scheme)}: weights alone must be pack-quantized"
-        elif args.num_bits not in KERNEL_BITS:
-            yield f"{_named(scheme)}: for weights alone it has 4 and 8 bits"
-        elif args.num_bits == 8 and not args.symmetric:
-            yield f"{_named(scheme)}: of 8 bits it has symmetric ones"
+        if lacking := _lacking(scheme, forms[name]):
+            yield f"{_named(scheme)}: {lacking}"
     if quantization.get("kv_cache_scheme") is not None and not _fp8_cache(quantization["kv_cache_scheme"]):
         yield "its caches of keys and values are FP8 per tensor"
+
+
+def _lacking(scheme: QuantizationScheme, form: str) -> str:
+    """Why there is no kernel for it; nothing where there is one."""
+    args, inputs = _weights(scheme), scheme.input_activations
+    if _is_fp8(args, inputs):
+        return ""
+    if args.type != "int" or args.dynamic:
+        return "only stored whole numbers are described here"
+    if inputs is not None:
+        dynamic = inputs.num_bits == 8 and inputs.strategy == "token" and inputs.dynamic
+        symmetric = args.num_bits == 8 and args.strategy in ("channel", "tensor") and args.symmetric
+        return (
+            ""
+            if dynamic and symmetric
+            else "of inputs it rounds, its kernel has W8A8 per token over symmetric channels"
+        )
+    if form != PACKED:
+        return "weights alone must be pack-quantized"
+    if args.num_bits not in KERNEL_BITS:
+        return "for weights alone it has 4 and 8 bits"
+    return "of 8 bits it has symmetric ones" if args.num_bits == 8 and not args.symmetric else ""
 
 
 def _is_fp8(args: QuantizationArgs, inputs: QuantizationArgs | None) -> bool:

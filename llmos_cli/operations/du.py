@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_cli.core.index import Entry
 from llmos_cli.core.protection import holders
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
@@ -82,46 +83,60 @@ def du(ws: Workspace) -> DuResult:
 
 
 def _used(ws: Workspace) -> DuResult:
-    count = holders(ws)
-    nothing_shared = ws.storage == "copy"
-    names, dropped, sealed = ws.refs.pointing(), ws.dropped.all(), ws.sealed.all()
-    count += ws.sealed.named(without=dropped)
-    trials = ws.index.runs_named("trial")
-    usage, contents = [], {}
-    undoable: dict[str, int] = {}
-    for entry in ws.index.entries():
-        try:
-            tree = ws.manifest(entry.id).tree
-        except Corrupt:
-            continue  # `fsck` tells
-        tree = ws.sealed.seal(entry.id).tree if entry.id in sealed else tree
-        there = {file.sha256: file.size for file in tree.values()}
-        here = {} if entry.id in dropped else there
-        whole = entry.id in sealed or (entry.id in dropped and ws.dropped.whole(ws.root, entry.id))
-        undoable |= there if entry.id in dropped and whole else {}
-        own = sum(length for sha256, length in here.items() if nothing_shared or count[sha256] == 1)
-        makers = ws.index.makers(entry.id)
-        operation = "trial" if makers and makers[0][0] in trials else entry.operation
-        contents.update(here)
-        usage.append(
-            Usage(
-                entry.id,
-                tuple(names.get(entry.id, ())),
-                f"{operation} {entry.label}".strip(),
-                entry.size,
-                own,
-                sum(here.values()) - own,
-                makers[0][1] if makers else None,
-                entry.id in dropped,
-                entry.id in sealed - dropped,
-            )
-        )
-    total = sum(each.own + each.shared for each in usage) if nothing_shared else sum(contents.values())
-    held = {*count, *undoable}
-    unused = sum(ws.objects.path(name).stat().st_size for name in ws.objects.names() - held)
-    kept = sum(length for sha256, length in undoable.items() if nothing_shared or sha256 not in contents)
+    sizes = _Sizes(ws)
+    usage = [found for entry in ws.index.entries() if (found := sizes.of(entry)) is not None]
+    total = sum(each.own + each.shared for each in usage) if sizes.nothing_shared else sum(sizes.there.values())
+    unused = sum(ws.objects.path(name).stat().st_size for name in ws.objects.names() - sizes.held)
     runs, cache, data = (_bytes([folder]) for folder in (ws.root / "runs", ws.cache, ws.snapshots.directory))
-    return DuResult(tuple(usage), total, kept, unused, runs, cache, ws.storage, data)
+    return DuResult(tuple(usage), total, sizes.kept(), unused, runs, cache, ws.storage, data)
+
+
+class _Sizes:
+    """Of the checkpoints that were looked at: `there`, contents and their bytes, and `undoable`, those of removed weights."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self.ws, self.nothing_shared = ws, ws.storage == "copy"
+        self.names, self.dropped, self.sealed = ws.refs.pointing(), ws.dropped.all(), ws.sealed.all()
+        self.count = holders(ws) + ws.sealed.named(without=self.dropped)
+        self.trials = ws.index.runs_named("trial")
+        self.there: dict[str, int] = {}
+        self.undoable: dict[str, int] = {}
+
+    def of(self, entry: Entry) -> Usage | None:
+        """None where its manifest cannot be read, which `fsck` tells."""
+        try:
+            tree = self.ws.manifest(entry.id).tree
+        except Corrupt:
+            return None
+        dropped, sealed = entry.id in self.dropped, entry.id in self.sealed
+        tree = self.ws.sealed.seal(entry.id).tree if sealed else tree
+        files = {file.sha256: file.size for file in tree.values()}
+        here = {} if dropped else files
+        if dropped and (sealed or self.ws.dropped.whole(self.ws.root, entry.id)):
+            self.undoable |= files
+        self.there |= here
+        own = sum(length for sha256, length in here.items() if self.nothing_shared or self.count[sha256] == 1)
+        makers = self.ws.index.makers(entry.id)
+        operation = "trial" if makers and makers[0][0] in self.trials else entry.operation
+        return Usage(
+            entry.id,
+            tuple(self.names.get(entry.id, ())),
+            f"{operation} {entry.label}".strip(),
+            entry.size,
+            own,
+            sum(here.values()) - own,
+            makers[0][1] if makers else None,
+            dropped,
+            sealed and not dropped,
+        )
+
+    @property
+    def held(self) -> set[str]:
+        return {*self.count, *self.undoable}
+
+    def kept(self) -> int:
+        """Bytes of removed weights that nothing else has."""
+        return sum(n for sha256, n in self.undoable.items() if self.nothing_shared or sha256 not in self.there)
 
 
 def _bytes(folders: Iterable[Path]) -> int:

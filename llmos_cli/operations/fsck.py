@@ -26,32 +26,14 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.audit import audited
+from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
+from llmos_cli.operations.fsck_refs import operations, refs
+from llmos_cli.operations.fsck_sealed import Sealing
+from llmos_cli.operations.fsck_strangers import strangers
 from llmos_cli.operations.summary import SHORT
 
 _OFTEN = 0.5
 """Seconds between two words on how far it is."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """`where`: a path in the workspace or a ref; `file`: of the checkpoint; `hurts`: branches and tags whose line has the
-    damaged checkpoint; `lacks`: the id of a checkpoint that is named and missing; `snapshot`: that of one that is damaged or missing."""
-
-    where: str
-    what: str
-    checkpoint: str = ""
-    file: str = ""
-    hurts: tuple[str, ...] = ()
-    lacks: str = ""
-    snapshot: str = ""
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """`source`: a checkpoint, the object store or a remote."""
-
-    where: str
-    source: str
 
 
 _INDEX_DIFFERED = {
@@ -121,11 +103,6 @@ def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, e
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
-    # Here: they know of problems, which stand in this file.
-    from llmos_cli.operations.fsck_refs import operations, refs
-    from llmos_cli.operations.fsck_sealed import Sealing
-    from llmos_cli.operations.fsck_strangers import strangers
-
     freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
     sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
     checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
@@ -365,18 +342,6 @@ class _Hurt:
     def by(self, checkpoints: Iterable[str]) -> tuple[str, ...]:
         """Those that have any of these."""
         return tuple(name for name, line in self._lines.items() if not line.isdisjoint(checkpoints))
-
-
-def readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:
-    """What it says, and whether that makes no sense (which is told elsewhere)."""
-    try:
-        return ws.refs.read(ref), False
-    except Corrupt:
-        return None, True
-
-
-def more(lines: Sequence[int]) -> str:
-    return f" ({len(lines)} such)" if len(lines) > 1 else ""
 
 
 def _names(folder: Path) -> list[str]:

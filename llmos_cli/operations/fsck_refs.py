@@ -9,7 +9,7 @@ from llmos_cli.core import audit
 from llmos_cli.core.refs import DATA, HEAD, HEADS, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.fsck import Problem, more, readable
+from llmos_cli.operations.fsck_problem import Problem, more, readable
 from llmos_cli.operations.summary import SHORT
 
 _MOVED = (HEADS, TAGS, STAGES, DATA)

@@ -303,31 +303,43 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reac
     if said := _said(garbage):
         ws.oplog.free_locked(f"gc: {said}", collects=_children_first(ws, unnamed), drops=weights)
     for each in garbage:
-        if each.kind == "state":
-            shutil.rmtree(ws.root / "runs" / each.name / "state")
-        elif each.kind == "signature":
-            signatures.path(ws.dot, each.name).unlink(missing_ok=True)
-        elif each.kind == "sealed":
-            ws.sealed.path(each.name).unlink(missing_ok=True)
-        elif each.kind == "seal":
-            ws.sealed.forget([each.name])
-        elif each.kind == "open":
-            ws.dropped.drop(ws.checkpoints / each.name)
-        elif each.kind == "snapshot":
-            ws.snapshots.remove(each.name)
-        elif each.kind == "result":
-            (ws.dot / each.name).unlink(missing_ok=True)
-        elif each.kind == "leftover":
-            discard(ws.dot / "tmp" / each.name)
+        _discard(ws, each)
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
-    if any(each.kind in ("checkpoint", "weights", "remains", "object") for each in garbage):
+    kinds = {each.kind for each in garbage}
+    if kinds & {"checkpoint", "weights", "remains", "object"}:
         ws.objects.remove([name for name, _ in _unheld(ws, reach)])
-    if any(each.kind in ("snapshot", "piece") for each in garbage):
-        with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
-            for _, path in [*ws.snapshots.unheld(_forgotten(ws, reach))]:
-                path.unlink(missing_ok=True)
+    if kinds & {"snapshot", "piece"}:
+        _discard_pieces(ws, reach)
+
+
+def _discard(ws: Workspace, each: Garbage) -> None:
+    """What goes one by one; the operation took checkpoints and weights, and what is shared goes when all else has gone."""
+    match each.kind:
+        case "state":
+            shutil.rmtree(ws.root / "runs" / each.name / "state")
+        case "signature":
+            signatures.path(ws.dot, each.name).unlink(missing_ok=True)
+        case "sealed":
+            ws.sealed.path(each.name).unlink(missing_ok=True)
+        case "seal":
+            ws.sealed.forget([each.name])
+        case "open":
+            ws.dropped.drop(ws.checkpoints / each.name)
+        case "snapshot":
+            ws.snapshots.remove(each.name)
+        case "result":
+            (ws.dot / each.name).unlink(missing_ok=True)
+        case "leftover":
+            discard(ws.dot / "tmp" / each.name)
+
+
+def _discard_pieces(ws: Workspace, reach: float) -> None:
+    """Another time where somebody takes a snapshot."""
+    with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
+        for _, path in [*ws.snapshots.unheld(_forgotten(ws, reach))]:
+            path.unlink(missing_ok=True)
 
 
 def _said(garbage: tuple[Garbage, ...]) -> str:

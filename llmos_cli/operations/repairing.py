@@ -25,7 +25,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.fsck import Problem, Repaired
+from llmos_cli.operations.fsck_problem import Problem, Repaired
 from llmos_cli.operations.summary import SHORT
 
 

@@ -125,13 +125,29 @@ def _clear(work: Work, stage: Stage, outputs: Mapping[str, str]) -> None:
 
 
 def _made(work: Work, stage: Stage, look: Look) -> Told:
-    ws, started = work.ws, time.time()
-    again = _resumable(work, stage, look.key)
+    started, again = time.time(), _resumable(work, stage, look.key)
     if stage.verb == "deploy":
-        _make_way(ws, stage)
+        _make_way(work.ws, stage)
+    ended, own = _executed(work, stage, look, again)
+    seconds = time.time() - started
+    runs = tuple(record.id for record in work.ws.runs.list() if _began(record, own))
+    if ended.code:
+        return _failed(work, stage, look, ended, seconds)
+    checkpoint = str(ended.said.get("checkpoint", "")) if stage.verb in MAKING else ""
+    outputs = tree(work.ws.root, stage.options.outputs, work.hashes)
+    result = Result(look.key, stage.name, look.facts, checkpoint, outputs, ended.said, runs, seconds, time.time())
+    if key_of(facts(stage, work.given)) != look.key:
+        work.memory.note(stage.name, Last("", look.facts, "done", outputs))
+        reason = f"{look.why}; not remembered: what it reads changed while it ran"
+        return told_of(stage, result, "made", reason)
+    _keep(work, stage, result)
+    return told_of(stage, result, "made", look.why)
+
+
+def _executed(work: Work, stage: Stage, look: Look, again: str) -> tuple[process.Ended, Process]:
+    """Run the stage's command to its end, with the process noted from its beginning on; `again`: the run that it goes on with."""
     work.memory.note(stage.name, Last(look.key, look.facts, "running"))
     work.emit(Note(f"{stage.name}: {'goes on with ' + again if again else 'runs'} ({look.why})"))
-
     processes: list[Process] = []
 
     def began(found: Process) -> None:
@@ -140,31 +156,24 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
         work.memory.note(stage.name, Last(look.key, look.facts, "running", process=where))
 
     ended = work.processes.run(
-        process.command(ws, stage, look.facts, resume=again),
-        cwd=ws.root,
-        env=process.environment(ws, stage, look.facts, work.threads),
+        process.command(work.ws, stage, look.facts, resume=again),
+        cwd=work.ws.root,
+        env=process.environment(work.ws, stage, look.facts, work.threads),
         log=work.memory.log(stage.name),
         hear=lambda line: work.emit(Note(f"{stage.name}: {process.by_name(line, look.facts['revisions'])}")),
         began=began,
     )
-    seconds = time.time() - started
-    runs = tuple(record.id for record in ws.runs.list() if _began(record, processes[0]))
-    if ended.code:
-        return _failed(work, stage, look, ended, seconds)
-    checkpoint = str(ended.said.get("checkpoint", "")) if stage.verb in MAKING else ""
-    outputs = tree(ws.root, stage.options.outputs, work.hashes)
-    result = Result(look.key, stage.name, look.facts, checkpoint, outputs, ended.said, runs, seconds, time.time())
-    if key_of(facts(stage, work.given)) != look.key:
-        work.memory.note(stage.name, Last("", look.facts, "done", outputs))
-        reason = f"{look.why}; not remembered: what it reads changed while it ran"
-        return told_of(stage, result, "made", reason)
+    return ended, processes[0]
+
+
+def _keep(work: Work, stage: Stage, result: Result) -> None:
+    """Here, and where other workspaces look."""
     if stage.verb == "sh":
-        work.memory.keep_contents(ws.root, outputs)
+        work.memory.keep_contents(work.ws.root, result.outputs)
     work.memory.keep(result)
     _remember(work, stage, result)
     if work.cache is not None and stage.verb != "deploy":
         work.cache.save(result, work.emit)
-    return told_of(stage, result, "made", look.why)
 
 
 def _began(record: RunRecord, found: Process) -> bool:
