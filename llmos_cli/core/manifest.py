@@ -1,8 +1,10 @@
 """The manifest: what a checkpoint holds and how it was made; the hash of that is its id.
 
-    {"id": ..., "tree": {name: {"sha256", "size"}}, "made": {operation, parents, config, data, environment, seed, time}}
+    {"hash": ..., "id": ..., "made": {operation, parents, config, data, environment, seed, time}, "tree": {name: {"sha256", "size"}}}
 
-The id is the SHA-256 of the canonical JSON (RFC 8785) of `tree` and `made`. `manifest.json` itself is not in the tree.
+The id is the SHA-256 of the canonical JSON (RFC 8785) of `tree` and `made`. `manifest.json` itself is not in the tree, and one
+number has several spellings of the same canonical form: so `hash`, on a line of its own, is over the rest of the text. What was
+written before there was one has none.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +61,32 @@ class Made:
 
 @dataclass(frozen=True)
 class Manifest:
+    """`written`: its text as somebody wrote it, where that has a hash of itself: it travels, and is signed, to the byte."""
+
     id: str
     tree: Mapping[str, FileEntry]
     made: Made
+    written: str = field(default="", repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(entry.size for entry in self.tree.values())
 
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, **_content(self.tree, self.made)}
-
     def text(self) -> str:
         """All of `manifest.json`, to the byte."""
-        return json.dumps(self.to_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return self.written or _dumped(self.id, self.tree, self.made)
+
+    def is_written(self, text: bytes) -> bool:
+        """Whether it was written so, to the byte: by its hash or, where it has none, as we spell it."""
+        return text == self.text().encode() and self.keeps_its_hash
+
+    @property
+    def keeps_its_hash(self) -> bool:
+        if not self.written:
+            return True
+        lines = self.written.split("\n", 2)
+        return len(lines) == 3 and self.written == _hashed(f"{lines[0]}\n{lines[2]}")
 
     def write(self, directory: Path) -> None:
         """Into a staged directory: synced, read-only."""
@@ -86,7 +99,19 @@ class Manifest:
 
 
 def manifest(tree: Mapping[str, FileEntry], made: Made) -> Manifest:
-    return Manifest(identify(tree, made), dict(sorted(tree.items())), made)
+    identifier = identify(tree, made)
+    return Manifest(identifier, dict(sorted(tree.items())), made, _hashed(_dumped(identifier, tree, made)))
+
+
+def _dumped(identifier: str, tree: Mapping[str, FileEntry], made: Made) -> str:
+    told = {"id": identifier, **_content(tree, made)}
+    return json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _hashed(text: str) -> str:
+    """With the hash of it on the second line."""
+    first, rest = text.split("\n", 1)
+    return f'{first}\n "hash": "{hashlib.sha256(text.encode()).hexdigest()}",\n{rest}'
 
 
 def identify(tree: Mapping[str, FileEntry], made: Made) -> str:
@@ -102,7 +127,15 @@ def _content(tree: Mapping[str, FileEntry], made: Made) -> dict[str, Any]:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of a checkpoint directory; Corrupt when it is missing or makes no sense."""
+    """The manifest of a checkpoint directory; Corrupt when it is missing, makes no sense, or is not what was written."""
+    found = as_it_stands(directory)
+    if not found.keeps_its_hash:
+        raise Corrupt(f"{directory / NAME} was altered", hint="`llmos fsck` tells what else is affected")
+    return found
+
+
+def as_it_stands(directory: Path) -> Manifest:
+    """Whether or not it is what was written, for `fsck` to judge."""
     path = directory / NAME
     try:
         return parse(path.read_bytes())
@@ -127,6 +160,7 @@ def parse(text: bytes) -> Manifest:
             seed=int(made["seed"]),
             time=str(made["time"]),
         ),
+        text.decode() if "hash" in value else "",
     )
 
 
@@ -146,7 +180,7 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise LlmosError(f"{where} is {value}, which a manifest cannot hold", hint=_SMALLER)
-        return float(value)
+        return float(value) + 0.0  # without the sign of -0.0, which the canonical form has not
     if isinstance(value, Mapping):
         return {_text(str(key), where): plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, Sequence | set | frozenset):

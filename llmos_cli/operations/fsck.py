@@ -23,7 +23,7 @@ from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import UNREADABLE, Corrupt
+from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.audit import audited
 from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
@@ -191,7 +191,7 @@ class _Checked:
             self._error = "is not a checkpoint: llmos did not put it there"
             return
         try:
-            self._manifest = manifest.read(self._directory)
+            self._manifest = manifest.as_it_stands(self._directory)
         except Corrupt as error:
             self._error = error.message
 
@@ -210,9 +210,9 @@ class _Checked:
             yield replace(self._problem("", self._error), file=file)
             return
         found = self._manifest
-        if manifest.identify(found.tree, found.made) != self.name or found.id != self.name:
+        if not self.name == found.id == _identity(found):
             yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
-        elif (self._directory / manifest.NAME).read_bytes() != found.text().encode():
+        elif not found.is_written((self._directory / manifest.NAME).read_bytes()):
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not (self._ws.checkpoints / parent).is_dir():
@@ -244,6 +244,14 @@ class _Checked:
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
         return {name: status.st_mtime_ns for name, (_, status) in self.files.items()}
+
+
+def _identity(found: Manifest) -> str:
+    """Empty where it holds what no manifest can, and so has none."""
+    try:
+        return manifest.identify(found.tree, found.made)
+    except LlmosError:
+        return ""
 
 
 def _difference(found: FileEntry, entry: FileEntry) -> str:

@@ -20,6 +20,15 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 Commit = Callable[..., Checkpoint]
+NUMBERS = {
+    "clip_norm": 1.0,
+    "hidden_weight": 0.0,
+    "learning_rate": 2e-05,
+    "temperature": 1e-7,
+    "fraction": 0.05,
+    "limit": 1e21,
+}
+"""As real configs have them: most can be spelt in several ways."""
 
 
 @pytest.fixture
@@ -38,7 +47,13 @@ def commit_to(
     head = ws.head().checkpoint
     parents = (head,) if head and not scratch else ()
     made = Made(
-        operation, parents, {operation: {"method": "m"}}, {}, {}, 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        operation,
+        parents,
+        {operation: {"method": "m", **NUMBERS}},
+        {},
+        {},
+        0,
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with (
         ws.begin(operation, config=made.config, parents=parents, argv=["llmos", operation]) as run,

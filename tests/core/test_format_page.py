@@ -8,16 +8,21 @@ import hmac
 import json
 import os
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llmos_cli.core.manifest import Made
 from llmos_cli.core.workspace import Workspace
 
 
 class Other:
-    """What it knows of a workspace it knows from the page. Its canonical JSON is that of objects without fractions or odd keys."""
+    """What it knows of a workspace it knows from the page."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.dot = root, root / ".llmos"
@@ -36,7 +41,8 @@ class Other:
 
     def damaged(self, checkpoint: str) -> list[str]:
         folder, manifest = self.root / "checkpoints" / checkpoint, self.manifest(checkpoint)
-        wrong = [] if identify(manifest) == manifest["id"] == checkpoint else ["manifest.json"]
+        whole = identify(manifest) == manifest["id"] == checkpoint and keeps_its_hash(folder / "manifest.json")
+        wrong = [] if whole else ["manifest.json"]
         dropped = (self.dot / "dropped" / checkpoint).exists()
         for name, entry in {} if dropped else manifest["tree"].items():
             content = (folder / name).read_bytes()
@@ -82,7 +88,7 @@ class Other:
             sha256 = hashlib.sha256(data).hexdigest()
             tree[name] = {"sha256": sha256, "size": len(data)}
             place = self.dot / "sealed" / sha256[:2] / sha256[2:]
-            place.parent.mkdir(parents=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             written(place, data)
             synced(place.parent)
         check = hmac.new(hkdf(key, salt, "llmos names"), b"check", "sha256").hexdigest()
@@ -104,15 +110,22 @@ class Other:
         told = [event for event in map(json.loads, lines) if event["event"] in ("started", "ended")]
         return told[-1]["status"] if told[-1]["event"] == "ended" else "running or died"
 
-    def store(self, files: dict[str, bytes], operation: str, parents: list[str]) -> str:
+    def store(self, files: dict[str, bytes], operation: str, parents: list[str], config: Any = None) -> str:
         """A checkpoint, and the current branch at it."""
         tree = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files.items()}
-        made = {"operation": operation, "parents": parents, "config": {}, "data": {}, "environment": {}, "seed": 0}
+        made = {
+            "operation": operation,
+            "parents": parents,
+            "config": config or {},
+            "data": {},
+            "environment": {},
+            "seed": 0,
+        }
         manifest = {"tree": tree, "made": made | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}}
         manifest["id"] = identify(manifest)
         folder = self.scratch("stage")
         folder.mkdir()
-        text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        text = hashed(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         for name, data in {**files, "manifest.json": text.encode()}.items():
             written(folder / name, data)
             (folder / name).chmod(0o444)
@@ -163,8 +176,44 @@ class Other:
 
 def identify(manifest: dict[str, Any]) -> str:
     content = {"made": manifest["made"], "tree": manifest["tree"]}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """RFC 8785: keys in the order of their UTF-16, numbers as JavaScript writes them."""
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: item[0].encode("utf-16-be"))
+        return "{" + ",".join(f"{canonical(key)}:{canonical(item)}" for key, item in items) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(canonical, value)) + "]"
+    return number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    shown, point = "".join(map(str, digits)), len(digits) + int(exponent)
+    if value == 0:
+        return "0"
+    if len(shown) <= point <= 21:
+        told = shown + "0" * (point - len(shown))
+    elif 0 < point <= 21:
+        told = f"{shown[:point]}.{shown[point:]}"
+    elif -6 < point <= 0:
+        told = "0." + "0" * -point + shown
+    else:
+        told = shown[0] + (f".{shown[1:]}" if shown[1:] else "") + f"e{point - 1:+d}"
+    return "-" * sign + told
+
+
+def hashed(text: str) -> str:
+    first, rest = text.split("\n", 1)
+    return f'{first}\n "hash": "{hashlib.sha256(text.encode()).hexdigest()}",\n{rest}'
+
+
+def keeps_its_hash(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    first, _, rest = text.split("\n", 2)
+    return text == hashed(f"{first}\n{rest}")
 
 
 def hkdf(key: bytes, salt: bytes, info: str) -> bytes:
@@ -221,14 +270,52 @@ def test_it_knows_as_fsck_does_which_ref_no_operation_moved(ws: Workspace, commi
     )
 
 
+NUMBERS = [
+    0.0,
+    1.0,
+    -1.5,
+    2e-05,
+    1e-7,
+    0.05,
+    1e21,
+    123456789012345680.0,
+    5e-324,
+    1.7976931348623157e308,
+    -0.000001,
+    1e20,
+]
+ODD = {
+    "prune": {"numbers": NUMBERS, "é\u2028": '\x01\t"\\/\x7f', "\ue000": 1, "\U0001f600": {"": [[], {}, None, True]}}
+}
+"""Of the last two keys one comes first as UTF-16, the other by code points."""
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_its_numbers_are_those_of_the_standard(value: float) -> None:
+    assert number(value) == rfc8785.dumps(value).decode()
+
+
+def test_it_reads_the_odd_manifests_that_llmos_wrote(ws: Workspace) -> None:
+    made = Made("prune", (), ODD, {}, {"é": -0.0}, 7, "2026-11-22T10:45:01Z")
+    with ws.begin("prune", config={}) as run, ws.stage() as staged:
+        (staged / "a").write_text("x")
+        checkpoint = run.commit(staged, made)
+    other = Other(ws.root)
+    assert other.damaged(checkpoint.id) == []
+    path = checkpoint.path / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace(" 1e-07,", " 1e-7,"))
+    assert other.damaged(checkpoint.id) == ["manifest.json"]
+
+
 def test_llmos_reads_what_it_wrote(ws: Workspace, llmos) -> None:
     other = Other(ws.root)
     first = other.store({"config.json": b"{}", "model.safetensors": b"weights"}, "train", [])
-    second = other.store({"config.json": b"{}", "model.safetensors": b"fewer"}, "prune", [first])
+    second = other.store({"config.json": b"{}", "model.safetensors": b"fewer"}, "prune", [first], ODD)
     with other.locked():
         other.operate("tag small", [("refs/tags/small", None, second)])
     checked = llmos("fsck", "--json")
-    assert checked.code == 0, checked.err
+    assert checked.code == 0, checked.out
     listed = llmos("log", "--json").json
     assert [entry["id"] for entry in listed["checkpoints"]] == [second, first]
     assert llmos("show", "small").code == 0 and llmos("gc", "--expire", "0").code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -307,24 +308,24 @@ def test_fsck_settles_changed_times(ws, commit, tmp_path):
 # Every byte
 
 
-def damaged_at(data: bytes, where: int, how: str, bit: int) -> bytes:
+def damaged_at(data: bytes, where: int, how: str, byte: int) -> bytes:
     where %= len(data)
     if how == "flipped":
-        return data[:where] + bytes([data[where] ^ (1 << bit)]) + data[where + 1 :]
+        return data[:where] + bytes([data[where] ^ (1 << byte % 8)]) + data[where + 1 :]
     if how == "missing":
         return data[:where] + data[where + 1 :]
-    return data[:where] + data[where : where + 1] + data[where:]
+    return data[:where] + bytes([data[where] if how == "doubled" else byte]) + data[where:]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(which=-1, where=16, how="flipped", bit=7)  # HEAD is no UTF-8 any more
+@example(which=-1, where=16, how="flipped", byte=7)  # HEAD is no UTF-8 any more
 @given(
     which=st.integers(0),
     where=st.one_of(st.integers(0, 3), st.integers(0)),
-    how=st.sampled_from(["flipped", "missing", "doubled"]),
-    bit=st.integers(0, 7),
+    how=st.sampled_from(["flipped", "missing", "doubled", "added"]),
+    byte=st.one_of(st.sampled_from(b"0123456789+-.eE \n"), st.integers(0, 255)),
 )
-def test_fsck_finds_every_byte(ws, commit, which, where, how, bit):
+def test_fsck_finds_every_byte(ws, commit, which, where, how, byte):
     """In files of checkpoints, objects, manifests and refs, at any place."""
     if ws.head().checkpoint is None:
         commit(a="0123456789", b="x"), commit(a="other", b="x")
@@ -336,7 +337,7 @@ def test_fsck_finds_every_byte(ws, commit, which, where, how, bit):
     good, times = path.read_bytes(), path.stat()
     path.chmod(0o644)
     try:
-        path.write_bytes(damaged_at(good, where, how, bit))
+        path.write_bytes(damaged_at(good, where, how, byte))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         problems = fsck(Workspace(ws.root)).problems
         assert problems, f"{how} byte {where % len(good)} of {path}"
@@ -347,6 +348,64 @@ def test_fsck_finds_every_byte(ws, commit, which, where, how, bit):
         path.write_bytes(good)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert fsck(Workspace(ws.root)).problems == ()
+
+
+SPELT = {
+    "1.0": ("1", "1.00", "1e0", "1.0e0", "10e-1"),
+    "0.0": ("-0.0", "0", "0e5", "0.00"),
+    "2e-05": ("2e-5", "0.00002", "2E-05"),
+    "1e-07": ("1e-7",),
+    "1e+21": ("1e21", "1000000000000000000000.0"),
+    "0.05": ("0.050", "5e-2"),
+}
+"""How numbers of the configs of `commit` are written, and other spellings of the same canonical form."""
+
+
+def respelt(text: str, number: str, other: str) -> str:
+    found, count = re.subn(rf"(?<=: ){re.escape(number)}(?=,?\n)", other, text)
+    assert count == 1
+    return found
+
+
+def test_a_number_that_is_spelt_otherwise_is_damage(ws, commit, llmos, monkeypatch):
+    made = commit(a="x")
+    path, good = made.path / "manifest.json", (made.path / "manifest.json").read_text()
+    path.chmod(0o644)
+    monkeypatch.chdir(ws.root)
+    for number, spellings in SPELT.items():
+        for other in spellings:
+            path.write_text(respelt(good, number, other))
+            told = fsck(Workspace(ws.root)).problems
+            assert [each.what for each in told] == ["was altered, though it means the same"], other
+            assert llmos("show").code == 5
+    path.write_text(
+        respelt(good, "1e+21", str(10**21))
+    )  # no double holds all integers of that size: no manifest may have one
+    assert [each.what for each in fsck(Workspace(ws.root)).problems] == [
+        "was altered: its hash is not the checkpoint's id"
+    ]
+    path.write_text(good)
+    assert fsck(Workspace(ws.root)).problems == ()
+
+
+def test_a_manifest_of_before_there_was_a_hash_is_as_good(ws, commit, tmp_path, llmos, monkeypatch):
+    made = commit(a="x")
+    path = made.path / "manifest.json"
+    path.chmod(0o644)
+    lines = path.read_text().splitlines(keepends=True)
+    old = "".join([lines[0], *lines[2:]])
+    assert '"hash"' in lines[1] and '"hash"' not in old
+    path.write_text(old)
+    monkeypatch.chdir(ws.root)
+    assert fsck(Workspace(ws.root)).problems == () and llmos("show").code == 0
+    assert llmos("remote", "add", "origin", tmp_path / "far").code == llmos("push").code == 0
+    assert llmos("clone", tmp_path / "far", tmp_path / "copy").code == 0
+    assert (
+        tmp_path / "copy" / "checkpoints" / made.id / "manifest.json"
+    ).read_text() == old  # its signature is over that
+    for number, spelling in (("0.0", "-0.0"), ("1e-07", "1e-7"), ("1.0", "1.00")):
+        path.write_text(respelt(old, number, spelling))
+        assert [each.what for each in fsck(Workspace(ws.root)).problems] == ["was altered, though it means the same"]
 
 
 MOVED = {

@@ -37,6 +37,7 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
     try:
         found = manifest.parse(text)
         right = manifest.identify(found.tree, found.made) == found.id == (checkpoint or found.id)
+        right = right and found.keeps_its_hash
     except UNREADABLE as error:
         raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
     if not right:

@@ -211,9 +211,9 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
     for seal in sending.sealed:  # before the manifest: a manifest alone says that the weights were removed
         remote.store.put(layout.seal_name(seal.checkpoint), whole(seal.text().encode()), lambda _: None)
     for each in sending.lineage:
-        _write(remote, layout.lineage_name(each.id), each.to_json())
+        remote.store.put(layout.lineage_name(each.id), whole(each.text().encode()), lambda _: None)
     for each in sending.whole:
-        _write(remote, layout.checkpoint_name(each.id), each.to_json())
+        remote.store.put(layout.checkpoint_name(each.id), whole(each.text().encode()), lambda _: None)
     for checkpoint, bundle in sending.signatures.items():
         _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
     for kept in sending.snapshots:
