@@ -101,17 +101,8 @@ def parse(line: bytes) -> Operation | None:
 
 
 def _sound(operation: Operation) -> bool:
-    texts = [
-        operation.id,
-        operation.name,
-        operation.run,
-        operation.kind,
-        operation.of,
-        *operation.drops,
-        *operation.collects,
-        *operation.seals,
-        *operation.unseals,
-    ]
+    texts = [operation.id, operation.name, operation.run, operation.kind, operation.of]
+    texts += [checkpoint for each in _LISTS for checkpoint in getattr(operation, each)]
     texts += [change.what for change in operation.changes]
     contents = [content for change in operation.changes for content in (change.before, change.after)]
     return (
