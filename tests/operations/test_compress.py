@@ -92,11 +92,15 @@ def test_latency_is_left_out_on_request(base: Base, llmos: Any) -> None:
     assert "latency was not measured: prune.latency is off" in off.out and "as served here" not in off.out
 
 
-def test_a_result_worse_than_the_guard_is_not_committed(base: Base, llmos: Any) -> None:
+@pytest.mark.parametrize(("guard", "told"), [("--max-kl", "above --max-kl 0"), ("--max-drop", "bits_per_byte is 0.0")])
+def test_a_result_worse_than_the_guard_is_not_committed(base: Base, llmos: Any, guard: str, told: str) -> None:
     ws = base()
     before = ws.resolve()
-    ran = llmos("prune", "--method", "magnitude", "--sparsity", "0.9", "--max-kl", "0")
-    assert ran.code == 3 and "above --max-kl 0" in ran.err
+    ran = llmos(
+        "prune", "--method", "magnitude", "--sparsity", "0.9", guard, "0",
+        "-s", "data.max_eval_samples=4", "-s", "prune.latency=false",
+    )  # fmt: skip
+    assert ran.code == 3 and told in ran.err
     assert ws.resolve() == before and len(list(ws.checkpoints.iterdir())) == 1
     assert ws.runs.list()[-1].status == "failed"
 
