@@ -23,12 +23,14 @@ from llmos_cli.session import (
     session,
 )
 
+LATENCY = "One answer's time as a share of the parent's; all layers get the same bits."
+
 
 def compress(
     rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to compress.")] = "HEAD",
     target_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes of all weights, such as 40MB.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="The same as a share of the parent's.")] = None,
-    target_latency: Annotated[float | None, typer.Option(help="One sample's time as a share of the parent's.")] = None,
+    target_latency: Annotated[float | None, typer.Option(help=LATENCY)] = None,
     target_kl: Annotated[float | None, typer.Option(help="The smallest result with at most this KL.")] = None,
     heal: HealFlag = None,
     max_kl: MaxKlFlag = None,

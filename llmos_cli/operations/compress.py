@@ -67,18 +67,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Point:
-    """`cut`: share of the parameters that went; `bits` of a quantized weight; `size` of all weights in bytes; `kl` to the parent on
-    the probes, nats a position, predicted unless `measured`; `how` it was cut, in words; `proven`: its KL on the samples of the proof, for
-    which what is committed had to be built, and what missed a KL there."""
+    """`cut`: share of the parameters that went; `bits` of a quantized weight, with its scales; `size` of all weights in bytes; `kl` to the
+    parent on the probes, nats a position, predicted unless `measured`; `how` it was cut, in words; `proven`: its KL on the samples of the
+    proof, for which what is committed had to be built, and what missed a KL there; `latency`: as a share of the parent's, of what was timed
+    for a target of that. What was too slow to look at has no size and no KL, and its bits are those of the codes alone."""
 
     cut: float
     bits: float
-    size: int
-    kl: float
+    size: int | None
+    kl: float | None
     measured: bool = False
     chosen: bool = False
     how: str = ""
     proven: float | None = None
+    latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,24 @@ class Compressed:
         return Group([self._table(), Lines(list(self._remarks())), self.result.view()])
 
     def _table(self) -> Table:
-        rows: list[list[Cell]] = [
-            [f"{point.cut:.0%}", f"{point.bits:.2f}", size(point.size), number(point.kl), self._mark(point)]
-            for point in self.frontier
-        ]
-        return Table(["cut out", "bits", "size", "KL to the parent", ""], rows, align="rrrrl", title=self.target)
+        timed = any(point.latency is not None for point in self.frontier)
+        rows = [self._row(point, timed) for point in self.frontier]
+        heads = ["cut out", "bits", *(["latency"] if timed else []), "size", "KL to the parent", ""]
+        return Table(heads, rows, align="r" * (len(heads) - 1) + "l", title=self.target)
+
+    def _row(self, point: Point, timed: bool) -> list[Cell]:
+        latency = [None if point.latency is None else f"{point.latency:.2f}x"] if timed else []
+        weight = None if point.size is None else size(point.size)
+        kl = None if point.kl is None else number(point.kl)
+        return [f"{point.cut:.0%}", f"{point.bits:.2f}", *latency, weight, kl, self._mark(point)]
 
     def _mark(self, point: Point) -> str:
         if point.chosen:
             return "chosen"
         if point.proven is not None:
             return f"missed: {number(point.proven)} in its proof"
+        if point.size is None:
+            return "too slow"
         return "built" if point.measured else ""
 
     def _remarks(self) -> Iterable[str]:
@@ -227,6 +236,7 @@ class Seen:
         self.stocked: list[Stock] = []
         self.built: dict[Candidate, Built[Made]] = {}
         self.proofs: dict[Candidate, Proof] = {}
+        self.timed: dict[tuple[Stock, int], float] = {}
 
     def stocks(self) -> Iterator[Stock]:
         """Those that were looked at before, then more."""
@@ -234,6 +244,11 @@ class Seen:
         for stock in self.coming:
             self.stocked.append(stock)
             yield stock
+
+    def latency(self, stock: Stock, bits: int) -> float:
+        """As a share of the parent's, all layers in so many bits."""
+        self.timed[stock, bits] = self.workshop.latency(stock, bits)
+        return self.timed[stock, bits]
 
     def build(self, candidate: Candidate) -> Built[Made]:
         if candidate not in self.built:
@@ -254,15 +269,31 @@ class Seen:
         return kl
 
     def points(self, best: Built[Made]) -> list[Point]:
-        """What could be had of each stock, and what was built, by size."""
+        """What could be had of each stock, and what was built, by size; of a latency what was timed, and no mixtures of bits, since none was
+        thought of."""
         predicted = [
-            Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl, how=stock.how)
+            self._predicted(candidate)
             for stock in self.stocked
-            if stock.looked_at
+            if stock.looked_at and not self.timed
             for candidate in thinned(stock.candidates(), SHOWN)
         ]
+        predicted += [self._timed(stock, bits) for stock, bits in self.timed if not self._is(best, stock, bits)]
         measured = [self._measured(built, chosen=built is best) for built in self.built.values()]
-        return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size))
+        return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size or 0, point.bits))
+
+    def _predicted(self, candidate: Candidate, latency: float | None = None) -> Point:
+        stock = candidate.stock
+        return Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl, how=stock.how, latency=latency)
+
+    def _timed(self, stock: Stock, bits: int) -> Point:
+        share = self.timed[stock, bits]
+        if stock.looked_at:
+            return self._predicted(stock.uniform(bits), share)
+        return Point(stock.cut, bits, None, None, how=stock.how, latency=share)
+
+    def _is(self, built: Built[Made], stock: Stock, bits: int) -> bool:
+        candidate = built.candidate
+        return candidate.stock is stock and candidate.chosen == stock.uniform(bits).chosen
 
     def _measured(self, built: Built[Made], *, chosen: bool) -> Point:
         candidate, stock = built.candidate, built.candidate.stock
@@ -275,6 +306,7 @@ class Seen:
             chosen=chosen,
             how=stock.how,
             proven=self.proofs[candidate].after["kl_parent"].value if candidate in self.proofs else None,
+            latency=next((share for (of, bits), share in self.timed.items() if self._is(built, of, bits)), None),
         )
 
     def _bits(self, candidate: Candidate) -> float:
@@ -290,7 +322,7 @@ def search(target: Target, seen: Seen) -> Built[Made]:
         if target.kind == "kl":
             return proven_of_kl(seen.stocks, target.value, seen.build, partial(seen.proven, bound=target.value))
         workshop = seen.workshop
-        return best_of_latency(seen.stocks(), target.value, workshop.options.bits, workshop.latency, seen.build)
+        return best_of_latency(seen.stocks(), target.value, workshop.options.bits, seen.latency, seen.build)
     except Unreachable as failure:
         raise GateFailed(
             f"no model reaches {target.asked}: the nearest that was found has {_nearest(failure)} "

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.methods import turns
 from llmos_cli.models import headers
 from llmos_cli.operations.compression import shapes
+from llmos_cli.operations.served import NOISE
 
 QUICK = (
     "-s", "data.max_eval_samples=4", "-s", "compress.group_size=32", "-s", "compress.calibration_samples=8",
@@ -96,6 +98,34 @@ def test_a_latency_out_of_reach_is_timed_once_a_stock_and_built_never(base: Any,
     assert "of the parent's latency" in refused.err and "compress.embeddings=true" in refused.err
     assert "measure sensitivities" not in refused.err and "healed" not in refused.err
     assert ws.resolve() == before
+
+
+DEEP = """\
+model: {arch: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 6, num_attention_heads: 2}
+data: {task: causal-lm, source: "builtin:pydoc", sequence_length: 32, max_samples: 64, max_eval_samples: 8, tokenizer: {vocab_size: 300}}
+train: {max_steps: 2, batch_size: 4}
+"""
+
+
+def test_a_latency_is_reached_by_leaving_blocks_out(base: Any, llmos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much goes that widths alone do not hold it, and fewer blocks are what is quicker at this size."""
+    monkeypatch.setattr(turns, "SECONDS", 0.1)
+    ws = base("causal-lm", DEEP)
+    sets = {
+        "compress.bits": [8],
+        "compress.cuts": [0.75],
+        "compress.calibration_samples": 2,
+        "data.max_eval_samples": 2,
+    }
+    done = llmos("compress", "--target-latency", "0.9", *(f"-s{key}={value}" for key, value in sets.items()), "--json")
+    assert done.code == 0, done.err
+    speed = done.json["result"]["proof"]["speed"]
+    assert speed["after"][speed["headline"]] <= NOISE * 0.9 * speed["before"][speed["headline"]]
+    assert ws.manifest(ws.resolve()).made.parents == (ws.resolve("HEAD~1"),)
+    assert [point["latency"] <= 0.9 for point in done.json["frontier"] if point["chosen"]] == [True]
+    assert all(point["latency"] for point in done.json["frontier"])
+    slow = [point for point in done.json["frontier"] if point["latency"] > 0.9]
+    assert all((point["size"], point["kl"]) == (None, None) for point in slow)
 
 
 @pytest.mark.slow
