@@ -16,12 +16,14 @@ from llmos_cli.core.refs import RUNS
 from llmos_cli.core.sealed import Sealed
 
 
-def sync(root: Path, dot: Path, operation: Operation) -> None:
-    """Every folder in which carrying it out makes, moves or removes a name, and those above it, the deepest first."""
+def sync(root: Path, dot: Path, operation: Operation, *, log: Path) -> None:
+    """The log, and every folder in which carrying it out makes, moves or removes a name, and those above it, the deepest first."""
     folders = {dot}
     for path in _named(root, dot, operation):
         folders |= {folder for folder in path.parents if folder.is_relative_to(root) and folder.is_dir()}
     with atomic.refusals(dot):
+        if log.exists():
+            atomic.sync_file(log)
         for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
             atomic.sync_directory(folder)
 
@@ -36,4 +38,5 @@ def _named(root: Path, dot: Path, operation: Operation) -> Iterator[Path]:
         yield from (root / mark_of(checkpoint), signatures.path(dot, checkpoint))
         yield from (sealed.directory / checkpoint, sealed.waiting / checkpoint)
         for folder in (root / "checkpoints" / checkpoint, sealed.waiting / checkpoint):
-            yield from folder.rglob("*")
+            yield folder
+            yield from (path / "any" for path in (folder, *folder.rglob("*")) if path.is_dir())

@@ -221,7 +221,7 @@ class OperationLog:
         if operation is not None:
             from llmos_cli.core import finishing  # here: most find nothing pending
 
-            finishing.sync(self._root, self._dot, operation)
+            finishing.sync(self._root, self._dot, operation, log=self.path)
             self._carry_out(operation)
 
     def _compare(self, operation: Operation) -> None:
@@ -315,9 +315,7 @@ class OperationLog:
 
     def _log(self, operation: Operation) -> None:
         try:
-            if self._logged(operation):
-                atomic.sync_file(self.path)  # who wrote it may not have lived to
-            else:
+            if not self._logged(operation):
                 lines.append(self.path, written(operation).encode())
         except LlmosError:
             if not operation.collects:  # what was removed made no room: then it is done, and cannot be said
