@@ -19,6 +19,7 @@ from tests.core.tracing import Forks, copied
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace"),
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
 ]
 
 VERBS = ("train", "import_", "prune", "quantize", "compress", "tune")

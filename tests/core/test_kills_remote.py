@@ -34,6 +34,7 @@ from tests.core.tracing import Forks, copied
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace"),
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
 ]
 
 VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "fsck")
@@ -148,7 +149,6 @@ def one(scratch: Path) -> Path:
     return scratch / "one"
 
 
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("empty", [False, True], ids=["anew", "into an empty folder"])
 def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, scratch: Path, home: None) -> None:
     """There is none, and the same command makes it, or there is a whole one; nothing has to be removed by hand. Into a folder
