@@ -56,8 +56,10 @@ def work(run: RunRecord) -> Counter[tuple[Any, ...]]:
     return layers + Counter((event["stage"], event["step"], event["total"]) for event in steps)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", ["missed", "cut", "measured-0.3", "built-", "healing"])
+@pytest.mark.parametrize(
+    "after",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("missed", "cut", "measured-0.3", "healing")), "built-"],
+)
 def test_a_killed_search_measures_nothing_twice_and_ends_with_the_same_bits(base: Any, llmos: Any, after: str) -> None:
     ws = base()
     tip = ws.resolve()

@@ -198,9 +198,10 @@ def cut_off(origin: Workspace, script: str, verb: str, name: str) -> tuple[Works
     ("verb", "name"),
     [
         ("prune", "sparsegpt"),
+        ("quantize", "gptq"),
         *(
             pytest.param("quantize", name, marks=pytest.mark.slow)
-            for name in ("gptq", "rtn", "w8a8", "awq", "smoothquant", "autoround")
+            for name in ("rtn", "w8a8", "awq", "smoothquant", "autoround")
         ),
     ],
 )
