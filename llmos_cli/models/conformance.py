@@ -32,6 +32,7 @@ from llmos_cli.models.save import stored_names
 
 FLOATS = ("F16", "BF16", "F32")
 KERNEL_BITS = (4, 8)
+OTHER_BITS = "for weights alone it has 4 and 8 bits"
 KERNEL_GROUPS = (-1, 32, 64, 128)
 CPU_MULTIPLE = 32
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
@@ -49,6 +50,11 @@ class Conformance:
     broken: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
+
+    @property
+    def runs_in_other_bits(self) -> bool:
+        """Whether vLLM would refuse it for its bits and for nothing else."""
+        return bool(self.refused) and all(reason.endswith(OTHER_BITS) for reason in self.refused)
 
     @property
     def sentence(self) -> str:
@@ -236,7 +242,7 @@ def _lacking(scheme: QuantizationScheme, form: str) -> str:
     if form != PACKED:
         return "weights alone must be pack-quantized"
     if args.num_bits not in KERNEL_BITS:
-        return "for weights alone it has 4 and 8 bits"
+        return OTHER_BITS
     return "of 8 bits it has symmetric ones" if args.num_bits == 8 and not args.symmetric else ""
 
 

@@ -1,4 +1,5 @@
-"""What a proof must say for a result to be committed: each guard at its bound, a hair past it, and where nothing was measured."""
+"""What a proof must say for a result to be committed (each guard at its bound, a hair past it, and where nothing was measured), and what is
+told of it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import pytest
 
 from llmos_cli import tasks
 from llmos_cli.errors import GateFailed
+from llmos_cli.models.conformance import OTHER_BITS, Conformance
+from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.proof import Bytes, Parity, Proof, guard
 from llmos_cli.operations.served import NOISE, Speed
 from llmos_cli.tasks.scoring import Interval
@@ -57,6 +60,23 @@ def test_a_drop_is_a_change_for_the_worse_in_the_metrics_own_unit(task: str, bef
     assert judged(better, task, max_drop=0.0) == ""
     assert judged(proof(metric, before, math.nan), task, max_drop=9.0) != ""
     assert judged(worse, task) == ""
+
+
+@pytest.mark.parametrize(
+    ("operation", "refused", "hinted"),
+    [
+        ("compress", (f"W3A16: {OTHER_BITS}", f"W5A16: {OTHER_BITS}"), True),
+        ("compress", (f"W3A16: {OTHER_BITS}", "embeddings are coded"), False),
+        ("compress", (), False),
+        ("quantize", (f"W3A16: {OTHER_BITS}",), False),
+    ],
+)
+def test_bits_that_vllm_lacks_come_with_a_way_out(operation: str, refused: tuple[str, ...], hinted: bool) -> None:
+    """Where bits are all that is wrong, and who chose them was the search."""
+    found = replace(proof("bits_per_byte", 3.0, 3.0), conformance=Conformance("W3A16", refused=refused))
+    result = CompressResult("a" * 64, "b" * 64, "run", "main", operation, "gptq", "3 bits", 2, {}, 0, found)
+    remarks = result.view().parts[-1].lines  # type: ignore[attr-defined]
+    assert ("`-s compress.bits=[4,8]` chooses among what vLLM runs" in remarks) is hinted
 
 
 def test_a_kl_is_kept_at_its_bound() -> None:

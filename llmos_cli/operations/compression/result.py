@@ -94,6 +94,8 @@ class CompressResult:
             yield f"compressing took {size(taken)} of memory at most"
         if self.proof.conformance:
             yield self.proof.conformance.sentence
+            if self.operation == "compress" and self.proof.conformance.runs_in_other_bits:
+                yield "`-s compress.bits=[4,8]` chooses among what vLLM runs"
         yield from self.notes
         if self.left_alone:
             yield Span(f"left alone: {'; '.join(self._listed())}", "dim")
