@@ -8,6 +8,7 @@ architecture comes as Python files is refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import blocks, dequantize, gguf_file, headers, sparse_files, unpickle
+from llmos_cli.models import blocks, dequantize, described, gguf_file, headers, sparse_files, unpickle
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
@@ -112,10 +113,14 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     dequantize.check(config)
     own = _task(config)
     chosen = _chosen(task, own, config)
+    for file in foreign.others():
+        if file.suffix == ".json":
+            described.read(file)
     _copy(foreign.others(), target)
     _forget_code(target)
     _tokenizer(foreign, target)
     weights = _safetensors(foreign, target)
+    _must_fit(foreign.directory, weights)
     if dtype is None and chosen == own and _rewrite(weights, foreign.directory, target):
         return Converted(chosen, str(config["architectures"][0]))
     if config.get(dequantize.CONFIG_KEY):
@@ -212,7 +217,8 @@ def _config(directory: Path) -> dict[str, Any]:
             f"{directory.resolve()} holds no config.json", hint="it must stand beside the weights, as on the hub"
         )
     try:
-        config = dict(json.loads(file.read_bytes()))
+        config = dict(described.read(file))
+        described.sizes(file, config)
         if not config.get("architectures"):
             raise UsageError(
                 f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like'
@@ -250,10 +256,7 @@ def _copy(files: Iterable[Path], target: Path) -> None:
 def _forget_code(target: Path) -> None:
     """No pointer to Python files that were left behind: transformers would ask whether to run them."""
     for file in target.glob("*config.json"):
-        try:
-            settings = json.loads(file.read_bytes())
-        except ValueError as problem:
-            raise Corrupt(f"{file.name} is not JSON", hint="copy or download the folder again") from problem
+        settings = described.read(file)
         if isinstance(settings, dict) and settings.pop("auto_map", None):
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -296,6 +299,18 @@ def _unpickled(file: Path, target: Path) -> Path:
             f"{file.name} is no state dict: {reason}", hint="only a pickled table of named tensors can be imported"
         )
     return made
+
+
+def _must_fit(directory: Path, entries: Mapping[str, headers.Entry]) -> None:
+    """Before anything of the sizes that the config tells is made."""
+    try:
+        weights = sum(weight.numel() for weight in skeleton(directory).parameters())
+    except (RuntimeError, OverflowError) as problem:
+        raise Corrupt(
+            f"{directory / 'config.json'} describes a model that cannot be: {str(problem).splitlines()[0][:80]}",
+            hint="copy or download the folder again",
+        ) from problem
+    described.fits(directory, weights, sum(math.prod(shape) for shape in headers.dense_shapes(entries).values()))
 
 
 def _rewrite(entries: Mapping[str, headers.Entry], source: Path, target: Path) -> bool:

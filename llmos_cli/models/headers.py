@@ -70,7 +70,12 @@ def of_file(file: Path) -> dict[str, Entry]:
     size = file.stat().st_size if file.is_file() else 0
     header, offset = _read_header(file, size)
     entries = {name: _entry(file, name, value, offset) for name, value in header.items() if name != "__metadata__"}
-    if max([offset, *(entry.end for entry in entries.values())]) != size:
+    end = offset
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != end:
+            raise _corrupt(file, "its tensors lie over one another, or have room between them")
+        end = entry.end
+    if end != size:
         raise _corrupt(file, "its tensors do not fill it: it was cut short or something was appended")
     return entries
 

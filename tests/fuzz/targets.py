@@ -22,7 +22,7 @@ from llmos_cli.core.remote import backups, hostile, layout
 from llmos_cli.core.remote.vault import Vault
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data.files import read as read_rows
-from llmos_cli.models import headers
+from llmos_cli.models import described, headers
 from llmos_cli.operations import gate, remote
 from llmos_cli.operations.gc import duration
 from llmos_cli.operations.pipeline import stages
@@ -155,6 +155,13 @@ def an_index(data: bytes) -> object:
     return headers.files(FOLDER / "i")
 
 
+def a_model_config(data: bytes) -> object:
+    file = at("m/config.json", data)
+    found = described.read(file)
+    described.sizes(file, {"": found})
+    return found
+
+
 def words(data: bytes) -> object:
     """What a command line takes."""
     kinds: list[Callable[[str], object]] = [gate.parse, duration, redacted, lambda text: space.read({"train.x": text})]
@@ -175,7 +182,17 @@ TARGETS: dict[str, Target] = {
     each.__name__: each
     for each in (
         *(a_manifest, a_ref, the_op_log, the_audit_log, a_yaml, a_yaml_text, settings, of_a_remote, a_listing),
-        *(a_sealed_file, a_signature, a_seal, events, a_safetensors_header, an_index, words, a_search_space),
+        *(
+            a_sealed_file,
+            a_signature,
+            a_seal,
+            events,
+            a_safetensors_header,
+            an_index,
+            a_model_config,
+            words,
+            a_search_space,
+        ),
     )
 }
 SLOW: dict[str, Target] = {"rows": rows}
@@ -284,6 +301,7 @@ def seeds(name: str) -> list[bytes]:
         "a_seal": [seal.Seal("0" * 64, "1" * 64, "2" * 64, {"a": manifest.FileEntry("3" * 64, 5)}).text().encode()],
         "events": [small[-1]],
         "a_safetensors_header": [text + bytes(4), b"\0" + bytes(7), struct.pack("<Q", 2**63) + b"{}"],
+        "a_model_config": [b'{"hidden_size": 8, "num_hidden_layers": 2, "id2label": {"0": "a"}}'],
         "an_index": [b'{"weight_map": {"a": "x.safetensors"}}'],
         "words": [b"\0perplexity <= 1.05 * base", b"\x0130d", b"\x02x=https://u:p@h/?token=abc"],
         "a_search_space": [space_],

@@ -21,6 +21,7 @@ FOUND: list[tuple[str, bytes]] = [
     ("a_safetensors_header", DEEP),
     ("a_safetensors_header", b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}1234'),
     ("an_index", DEEP),
+    ("a_model_config", DEEP),
     ("the_audit_log", DEEP + b"\n\0" + DEEP),
     ("the_audit_log", b'\0{"number": "x", "hash": null}'),
     ("the_audit_log", b'\0{"number": -1, "hash": "x"}'),

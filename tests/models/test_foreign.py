@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import struct
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +163,51 @@ def test_a_model_that_needs_its_own_code_is_refused(upstream: Path, tmp_path: Pa
     (upstream / "config.json").write_text(json.dumps(config))
     with pytest.raises(Untrusted, match="needs Python code of its own"):
         bring(upstream, tmp_path / "ours")
+
+
+def says(name: str, **values: Any) -> Callable[[Path], object]:
+    def change(directory: Path) -> None:
+        file = directory / name
+        file.write_text(json.dumps((json.loads(file.read_bytes()) if file.exists() else {}) | values))
+
+    return change
+
+
+def holds(*offsets: tuple[int, int]) -> Callable[[Path], object]:
+    header = {f"t{at}": {"dtype": "F32", "shape": [2], "data_offsets": each} for at, each in enumerate(offsets)}
+    text = json.dumps(header).encode()
+    data = struct.pack("<Q", len(text)) + text + bytes(max(end for _, end in offsets))
+    return lambda directory: (directory / "model.safetensors").write_bytes(data)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "overlap": (holds((0, 8), (0, 8)), "lie over one another"),
+    "hole": (holds((8, 16)), "or have room between them"),
+    "deep": (lambda d: (d / "config.json").write_text("[" * 100_000), "config.json is not JSON: brackets within"),
+    "deep aside": (
+        lambda d: (d / "preprocessor_config.json").write_text("[" * 100_000),
+        "preprocessor_config.json is not",
+    ),
+    "deep enough": (lambda d: (d / "tokenizer.json").write_text("[" * 150 + "]" * 150), "nested more than 100 deep"),
+    "a side": (says("config.json", hidden_size=10**12), "hidden_size is 1000000000000, which no model has"),
+    "sides": (says("config.json", hidden_size=2**24), "config.json describes .* weights, and the files hold"),
+    "product": (
+        says("config.json", hidden_size=2**31, intermediate_size=2**31, vocab_size=2**31),
+        "cannot be|describes .* weights",
+    ),
+    "labels": (says("config.json", num_labels=10**9), "num_labels is 1000000000, which no model has"),
+    "layers": (says("config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_no_model_says_of_itself_is_refused_at_once(upstream: Path, tmp_path: Path, kind: str) -> None:
+    change, message = HOSTILE[kind]
+    change(upstream)
+    began = time.process_time()
+    with pytest.raises(Corrupt, match=message):
+        bring(upstream, tmp_path / "ours")
+    assert time.process_time() - began < 10
 
 
 def test_pointers_to_code_that_is_not_needed_are_left_behind(upstream: Path, tmp_path: Path) -> None:

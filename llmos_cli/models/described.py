@@ -1,0 +1,88 @@
+"""What a folder that anybody may have made says of its model, in its small JSON files: read within bounds, before transformers reads it.
+
+transformers believes what stands there: it makes a name for each of `num_labels`, a module for each of `num_hidden_layers`, and
+takes memory for every size. So what no model has is refused here, and what its own files of weights do not hold is in `fits`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmos_cli.errors import UNREADABLE, Corrupt
+
+_AGAIN = "copy or download the folder again"
+_LARGEST = 256 << 20
+"""Bytes: tokenizers of a million words are a tenth of that."""
+_DEEPEST = 100
+_SIDE = 1 << 31
+_COUNTS = {
+    re.compile(r"labels$"): 1_000_000,
+    re.compile(r"(layers?|depths?|blocks|stages)$"): 1000,
+    re.compile(r"experts$"): 10_000,
+}
+"""What is made one by one, by the ends of the names that configs give it; a hundred times as many as models have."""
+_SIDES = re.compile(r"(size|sizes|dim|dims|heads|channels|width|widths|embd|inner|hidden|model)$")
+_SPARE = 100_000_000
+"""Weights that a model may have beyond those of its files: a new head, embeddings that it shares with another."""
+
+
+def read(file: Path) -> Any:
+    """The value of a JSON file; Corrupt where it is none, or larger or nested deeper than any is."""
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise Corrupt(f"{file} has {file.stat().st_size:,} bytes, more than such a file needs", hint=_AGAIN)
+        value = json.loads(file.read_bytes())
+    except UNREADABLE as problem:
+        raise Corrupt(f"{file} is not JSON: {_told(problem)}", hint=_AGAIN) from problem
+    if _is_deeper(value, _DEEPEST):
+        raise Corrupt(f"{file} is nested more than {_DEEPEST} deep", hint=_AGAIN)
+    return value
+
+
+def sizes(file: Path, config: Mapping[str, Any]) -> None:
+    """Corrupt where a number in it is larger than that of any model."""
+    for name, value in _numbers(config):
+        limits = [most for ends, most in _COUNTS.items() if ends.search(name)]
+        limits += [_SIDE] if _SIDES.search(name) else []
+        if limits and not abs(value) <= min(limits):
+            raise Corrupt(f"{file} says {name} is {value}, which no model has", hint=_AGAIN)
+
+
+def fits(directory: Path, described: int, stored: int) -> None:
+    """Corrupt where the config describes a model of many more weights than the files hold."""
+    if described > 2 * stored + _SPARE:
+        raise Corrupt(
+            f"{directory / 'config.json'} describes {described:,} weights, and the files hold {stored:,}", hint=_AGAIN
+        )
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Level by level: a function that calls itself would be as deep."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [item for each in level for item in _inside(each)]
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
+    """All that are said, under the nearest name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
+
+
+def _told(problem: Exception) -> str:
+    return "brackets within brackets" if isinstance(problem, RecursionError) else str(problem)[:80]
