@@ -12,7 +12,11 @@ from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, session
 
 def fsck(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Put back what is good in another checkpoint or on a remote.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Put back what is good in another checkpoint or on a remote, and refs where the log left them.",
+        ),
     ] = False,
     key_file: KeyOfSeal = None,
     json: JsonFlag = False,
@@ -28,5 +32,5 @@ def fsck(
                 result.sentence,
                 hint="`llmos log --all` shows what else there is to go back to"
                 if repair
-                else "`llmos fsck --repair` looks for good copies in other checkpoints and on remotes",
+                else "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes",
             )

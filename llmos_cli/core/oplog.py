@@ -19,7 +19,7 @@ from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change, Operation, check_secrets, new, parse, told, written
-from llmos_cli.core.refs import DATA, RUNS, SNAPSHOTS, SYMBOLIC, Refs
+from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
 from llmos_cli.errors import Conflict, LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
@@ -119,6 +119,20 @@ class OperationLog:
                         yield operation
         except FileNotFoundError:
             return
+
+    def left(self) -> dict[str, tuple[str | None, str]]:
+        """Where operations left `HEAD`, branches, tags, stages and names of data that they moved, and what the last one was called."""
+        found: dict[str, tuple[str | None, str]] = {}
+        for operation in self.operations():
+            moved = (change for change in operation.changes if change.what == HEAD or change.what.startswith(MOVED))
+            found |= {change.what: (change.after, operation.name) for change in moved}
+        return found
+
+    def said(self, ref: str) -> str | None:
+        """What a ref says; where that makes no sense, where the log left it: what whoever overwrites it may go back to."""
+        if self._refs.senseless(ref):
+            return self.left().get(ref, (FIRST if ref == HEAD else None, ""))[0]
+        return self._refs.read(ref)
 
     def unreadable(self) -> list[int]:
         """Numbers of the lines that are no operation, but for one that a crash cut off."""
@@ -226,6 +240,8 @@ class OperationLog:
 
     def _compare(self, operation: Operation) -> None:
         for change in operation.changes:
+            if change.is_ref and self._refs.senseless(change.what):
+                continue
             now = self._current(change)
             if (change.removes or change.snapshot) and change.alike(now, change.after):
                 continue  # weights that came back by themselves, from a remote, and rows that were kept again are as good as undone
@@ -379,7 +395,9 @@ class OperationLog:
 
     def _set(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.alike(self._current(change), change.after):
+            if not (change.is_ref and self._refs.senseless(change.what)) and change.alike(
+                self._current(change), change.after
+            ):
                 continue
             if change.is_ref:
                 self._refs.write(change.what, change.after)

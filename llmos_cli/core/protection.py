@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core import ancestry
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
+from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -48,7 +49,19 @@ def unprotected(ws: Workspace, since: float) -> set[str]:
     lost = walked.ends and walked.ends - (ws.oplog.collected() - used)
     if lost := lost | ws.index.unreadable():
         raise ancestry.broken(ws, lost, undone="nothing was removed")
+    if walked.rest:
+        _check_refs(ws)
     return walked.rest
+
+
+def _check_refs(ws: Workspace) -> None:
+    """What a ref names that is not where the log of operations left it would go for nothing."""
+    for ref, (value, _) in ws.oplog.left().items():
+        if value and ws.refs.read(ref) != value:
+            raise Corrupt(
+                f"{ref} is not where the log of operations left it, and nothing was removed",
+                hint="`llmos fsck` tells more; `llmos fsck --repair` puts it back",
+            )
 
 
 def needed(ws: Workspace) -> set[str]:

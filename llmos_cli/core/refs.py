@@ -35,7 +35,11 @@ DATA = "refs/data/"
 SNAPSHOTS = "snapshots"
 """The folder of what `DATA` names."""
 REMOTES = "refs/remotes/"
+MOVED = (HEADS, TAGS, STAGES, DATA)
+"""Those that operations move, beside HEAD."""
 SYMBOLIC = "ref: "
+FIRST = f"{SYMBOLIC}{HEADS}main"
+"""What HEAD says before any operation moves it."""
 ID = re.compile(r"[0-9a-f]{64}")
 _BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
@@ -73,9 +77,17 @@ class Refs:
             return None
         if not ID.fullmatch(value) and not (name == HEAD and _is_symbolic(value)):
             raise Corrupt(
-                f"{name} holds {value[:80]!r}, which is no checkpoint id", hint="`llmos fsck` checks all of them"
+                f"{name} holds {value[:80]!r}, which is no checkpoint id",
+                hint="`llmos fsck --repair` puts back what the log of operations says",
             )
         return value
+
+    def senseless(self, name: str) -> bool:
+        """Whether it holds what no ref can say, or is a HEAD that is not there: that may be overwritten, whatever it was."""
+        try:
+            return self.read(name) is None and name == HEAD
+        except Corrupt:
+            return True
 
     def write(self, name: str, value: str | None) -> None:
         """Set or, with None, remove a ref, unconditionally: see `oplog.py` for who may."""
@@ -88,7 +100,7 @@ class Refs:
     def head(self) -> Head:
         value = self.read(HEAD)
         if value is None:
-            raise Corrupt("HEAD is missing", hint="`llmos checkout BRANCH` writes it anew")
+            raise Corrupt("HEAD is missing", hint="`llmos fsck --repair` or `llmos checkout BRANCH` writes it anew")
         if value.startswith(SYMBOLIC):
             ref = value.removeprefix(SYMBOLIC)
             return Head(ref.removeprefix(HEADS), self.read(ref))

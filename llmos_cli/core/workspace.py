@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import access, atomic, revisions
-from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, Head, Refs
+from llmos_cli.core.refs import FIRST, HEAD, HEADS, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, ignore
 
@@ -101,7 +101,7 @@ class Workspace:
                 atomic.make_directory(root / folder)
         if not (root / "llmos.yaml").exists():
             atomic.write_text(root / "llmos.yaml", f"format: {FORMAT}\n", scratch=root / DOT / "tmp")
-        atomic.write_text(root / DOT / HEAD, f"{SYMBOLIC}{HEADS}main\n", scratch=root / DOT / "tmp")
+        atomic.write_text(root / DOT / HEAD, f"{FIRST}\n", scratch=root / DOT / "tmp")
         return cls(root)
 
     @staticmethod
@@ -173,11 +173,34 @@ class Workspace:
             return None
 
     def head(self) -> Head:
-        return self.refs.head()
+        """Corrupt where its branch has no checkpoint, and the log of operations left it one."""
+        head = self.refs.head()
+        if head.branch and head.checkpoint is None:
+            self._must_not_be_lost([f"{HEADS}{head.branch}"])
+        return head
+
+    def _must_not_be_lost(self, names: Sequence[str]) -> None:
+        """That there is no such ref is no answer where the log of operations left it at a checkpoint."""
+        left = self.oplog.left() if (self.dot / "operations.jsonl").exists() else {}  # else not even imported
+        for ref in names:
+            if (value := left.get(ref, (None,))[0]) and self.refs.read(ref) is None:
+                kind, name = ref.removeprefix("refs/").split("/", 1)
+                raise Corrupt(
+                    f"{'branch' if kind == 'heads' else 'tag'} {name} is gone, and the last operation on it left it at {value[:12]}",
+                    hint="`llmos fsck --repair` puts it back",
+                )
 
     def resolve(self, rev: str = "HEAD") -> str:
         """The full id of a revision; see `revisions.py` for what a revision may be."""
-        return revisions.resolve(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
+        try:
+            return revisions.resolve(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
+        except NotFound:
+            name = re.split("[~^]", rev)[0].removeprefix("heads/").removeprefix("tags/")
+            if name in ("", HEAD, "@"):
+                self.head()
+            else:
+                self._must_not_be_lost([HEADS + name, TAGS + name])
+            raise
 
     def parents(self, checkpoint: str) -> tuple[str, ...]:
         return self.manifest(checkpoint).made.parents

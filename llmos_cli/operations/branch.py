@@ -23,7 +23,8 @@ class BranchResult:
 
     def view(self) -> View:
         if not self.checkpoint:
-            return f"branch {self.name} deleted; it was at {str(self.before)[:12]}"
+            was = f"it was at {self.before[:12]}" if self.before else "what it held made no sense"
+            return f"branch {self.name} deleted; {was}"
         if self.was:
             return f"branch {self.was} is called {self.name} now"
         moved = f"; it was at {self.before[:12]}" if self.before else ""
@@ -33,18 +34,19 @@ class BranchResult:
 def branch(ws: Workspace, name: str, rev: str = "HEAD", *, force: bool = False) -> BranchResult:
     """Make a branch, or with `force` move one. HEAD stays where it is: `checkout` moves that."""
     ref = HEADS + check_name("branch", name)
-    checkpoint, before = ws.resolve(rev), ws.refs.read(ref)
+    checkpoint, before = ws.resolve(rev), ws.oplog.said(ref) if force else ws.refs.read(ref)
     if before and before != checkpoint and not force:
         raise UsageError(f"branch {name} is at {before[:12]} already", hint=f"`llmos branch -f {name} {rev}` moves it")
     check_free(ws, HEADS, name)
-    if before != checkpoint:
+    if before != checkpoint or (force and ws.refs.senseless(ref)):
         ws.oplog.apply(f"branch {name}", [Change(ref, before, checkpoint)], emit=ws.emit)
     return BranchResult(name, checkpoint, before if before != checkpoint else None)
 
 
 def delete_branch(ws: Workspace, name: str) -> BranchResult:
     """The checkpoints stay; they can be found by id until `gc` takes those that nothing else names."""
-    before = _existing(ws, name)
+    ref = HEADS + check_name("branch", name)
+    before = ws.oplog.said(ref) if ws.refs.senseless(ref) else _existing(ws, name)
     if ws.head().branch == name:
         raise UsageError(f"{name} is the current branch", hint="`llmos checkout` another one first")
     ws.oplog.apply(f"branch -d {name}", [Change(HEADS + name, before, None)], emit=ws.emit)

@@ -33,9 +33,9 @@ def checkout(
     ws: Workspace, rev: str = "HEAD", *, create: str | None = None, configs: bool = False, force: bool = False
 ) -> CheckoutResult:
     """`create`: make this branch at `rev` and move to it. `force`: overwrite configs that were edited."""
-    before = ws.refs.read(HEAD)
+    before = ws.oplog.said(HEAD)
     target, checkpoint, changes = _target(ws, rev, create)
-    if target != before:
+    if target != before or ws.refs.senseless(HEAD):
         changes.append(Change(HEAD, before, target))
     restored = list(_config_changes(ws, checkpoint, force)) if configs else []
     if changes or restored:
@@ -61,7 +61,7 @@ def _target(ws: Workspace, rev: str, create: str | None) -> tuple[str | None, st
 
 def _branch(ws: Workspace, name: str) -> str | None:
     """A branch wins over a tag and an id of the same name: it is what one can be on."""
-    return next((value for known, value in ws.refs.under(HEADS).items() if known == name), None)
+    return ws.refs.read(HEADS + name) if name in ws.refs.names(HEADS) else None
 
 
 def _new_branch(ws: Workspace, rev: str, name: str) -> tuple[str, str | None, list[Change]]:

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from llmos_cli.core import audit
-from llmos_cli.core.refs import DATA, HEAD, HEADS, REMOTES, RUNS, STAGES, SYMBOLIC, TAGS
+from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.operations.fsck_problem import Problem, more, readable
 from llmos_cli.operations.summary import SHORT
 
-_MOVED = (HEADS, TAGS, STAGES, DATA)
-"""Those that operations move."""
-
 
 def refs(ws: Workspace) -> Iterator[Problem]:
-    yield from _of(ws, HEAD, lambda: ws.head().checkpoint)
-    for ref in (prefix + name for prefix in (*_MOVED, RUNS, REMOTES) for name in sorted(ws.refs.names(prefix))):
+    yield from _of(ws, HEAD, lambda: ws.refs.head().checkpoint)
+    for ref in (prefix + name for prefix in (*MOVED, RUNS, REMOTES) for name in sorted(ws.refs.names(prefix))):
         yield from _of(ws, ref, lambda ref=ref: ws.refs.read(ref))  # type: ignore[misc]
 
 
@@ -45,10 +42,7 @@ def _bytes_of(ref: str, ws: Workspace) -> str | None:
 def operations(ws: Workspace) -> Iterator[Problem]:
     """Every move of HEAD, a branch, a tag, a stage's name or that of data is an operation: what says otherwise was edited behind our
     back."""
-    last: dict[str, tuple[str | None, str]] = {}
-    for operation in ws.oplog.operations():
-        moved = [change for change in operation.changes if change.what == HEAD or change.what.startswith(_MOVED)]
-        last |= {change.what: (change.after, operation.name) for change in moved}
+    last = ws.oplog.left()
     for ref, (value, name) in sorted(last.items()):
         now, corrupt = readable(ws, ref)
         if now != value and not corrupt:
@@ -61,7 +55,7 @@ def operations(ws: Workspace) -> Iterator[Problem]:
 
 def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
     known = moved | {_cloned_to(ws)}
-    for ref in (prefix + name for prefix in _MOVED for name in sorted(ws.refs.names(prefix))):
+    for ref in (prefix + name for prefix in MOVED for name in sorted(ws.refs.names(prefix))):
         if ref not in known and not readable(ws, ref)[1]:
             yield Problem(ref, "no operation made it")
 

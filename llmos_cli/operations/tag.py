@@ -22,25 +22,26 @@ class TagResult:
 
     def view(self) -> View:
         if not self.checkpoint:
-            return f"tag {self.name} deleted; it named {str(self.before)[:12]}"
+            named = f"it named {self.before[:12]}" if self.before else "what it held made no sense"
+            return f"tag {self.name} deleted; {named}"
         moved = f"; it named {self.before[:12]}" if self.before else ""
         return f"tag {self.name} names {self.checkpoint[:12]}{moved}"
 
 
 def tag(ws: Workspace, name: str, rev: str = "HEAD", *, force: bool = False) -> TagResult:
     ref = TAGS + check_name("tag", name)
-    checkpoint, before = ws.resolve(rev), ws.refs.read(ref)
+    checkpoint, before = ws.resolve(rev), ws.oplog.said(ref) if force else ws.refs.read(ref)
     if before and before != checkpoint and not force:
         raise UsageError(f"tag {name} names {before[:12]} already", hint=f"`llmos tag -f {name} {rev}` moves it")
     check_free(ws, TAGS, name)
-    if before != checkpoint:
+    if before != checkpoint or (force and ws.refs.senseless(ref)):
         ws.oplog.apply(f"tag {name}", [Change(ref, before, checkpoint)], emit=ws.emit)
     return TagResult(name, checkpoint, before if before != checkpoint else None)
 
 
 def delete_tag(ws: Workspace, name: str) -> TagResult:
-    before = ws.refs.read(TAGS + check_name("tag", name))
-    if before is None:
+    before = ws.oplog.said(TAGS + check_name("tag", name))
+    if before is None and not ws.refs.senseless(TAGS + name):
         raise NotFound(f"there is no tag {name}", hint="`llmos tag` lists them")
     ws.oplog.apply(f"tag -d {name}", [Change(TAGS + name, before, None)], emit=ws.emit)
     return TagResult(name, "", before)

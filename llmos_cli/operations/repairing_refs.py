@@ -1,0 +1,64 @@
+"""Refs get back what the log of operations left them at, all of them in one operation, which `undo` takes back.
+
+Those of runs and of remotes are not in the log: the run's record says what it committed, and the next fetch where a remote's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmos_cli.core.operation import Change
+from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.fsck_problem import Repaired
+
+_LOG = "the log of operations"
+
+
+def repaired(ws: Workspace) -> list[Repaired]:
+    """What came back, and from where. A ref whose checkpoint is missing stays as it is."""
+    with ws.oplog.locked(ws.emit):
+        changes = list(_changes(ws))
+        if changes:
+            ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
+        return [*(Repaired(change.what, _LOG) for change in changes), *_unlogged(ws), *_bytes(ws)]
+
+
+def _changes(ws: Workspace) -> Iterator[Change]:
+    left = {ref: value for ref, (value, _) in ws.oplog.left().items()}
+    if HEAD not in left and (ws.refs.senseless(HEAD) or not _is_here(ws, HEAD, ws.refs.read(HEAD))):
+        left[HEAD] = FIRST
+    for ref, value in sorted(left.items()):
+        if (ws.refs.senseless(ref) or ws.refs.read(ref) != value) and _is_here(ws, ref, value):
+            yield Change(ref, ws.oplog.said(ref), value)
+
+
+def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
+    if value is None or value.startswith(SYMBOLIC):
+        return True
+    return value in ws.snapshots if ref.startswith(DATA) else (ws.checkpoints / value).is_dir()
+
+
+def _unlogged(ws: Workspace) -> Iterator[Repaired]:
+    for run in list(ws.refs.names(RUNS)):
+        if ws.refs.senseless(RUNS + run):
+            record = ws.index.record(run)
+            committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
+            ws.refs.write(RUNS + run, committed or None)
+            yield Repaired(RUNS + run, f"what runs/{run} says")
+    for name in list(ws.refs.names(REMOTES)):
+        if ws.refs.senseless(REMOTES + name):
+            ws.refs.write(REMOTES + name, None)
+            yield Repaired(REMOTES + name, "the remote, when it is fetched from next")
+
+
+def _bytes(ws: Workspace) -> Iterator[Repaired]:
+    """Blanks around a value that is right."""
+    for ref in [HEAD, *(prefix + name for prefix in (*MOVED, RUNS, REMOTES) for name in ws.refs.names(prefix))]:
+        if (
+            not ws.refs.senseless(ref)
+            and (value := ws.refs.read(ref))
+            and (ws.dot / ref).read_bytes() != f"{value}\n".encode()
+        ):
+            ws.refs.write(ref, value)
+            yield Repaired(ref, "its own value")

@@ -1,0 +1,155 @@
+"""HEAD or a ref is damaged or gone: it is said by what needs it, can be overwritten by name, and comes back from the log of operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmos_cli.core.refs import HEAD
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.operations.branch import branch, delete_branch
+from llmos_cli.operations.checkout import checkout
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.log import log
+from llmos_cli.operations.status import status
+from llmos_cli.operations.tag import delete_tag, tag
+
+DAMAGE = {
+    "garbage": lambda path: path.write_bytes(b"zz\xff\n"),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "elsewhere": lambda path: path.write_text("f" * 64 + "\n"),
+    "blanks": lambda path: path.write_bytes(b" " + path.read_bytes()),
+}
+REFS = (
+    HEAD,
+    "refs/heads/main",
+    "refs/heads/other",
+    "refs/tags/base",
+    "refs/runs/RUN",
+    "refs/remotes/origin/heads/main",
+)
+
+
+@pytest.fixture
+def lived(ws, commit) -> Workspace:
+    commit(a="1"), commit(a="2")
+    tag(ws, "base", "HEAD~1")
+    branch(ws, "other")
+    commit(a="3")
+    ws.refs.write("refs/remotes/origin/heads/main", ws.resolve("base"))
+    return ws
+
+
+def said(ws: Workspace) -> dict[str, str]:
+    return {str(path.relative_to(ws.dot)): path.read_text() for path in (ws.dot / "refs").rglob("*") if path.is_file()}
+
+
+def test_fsck_repairs_each(lived):
+    """But for those of runs and remotes that are gone or were moved: the log knows nothing of these."""
+    run = next(lived.refs.names("refs/runs/"))
+    for ref, how in ((ref.replace("RUN", run), how) for ref in REFS for how in DAMAGE):
+        logs = not ref.startswith(("refs/runs", "refs/remotes"))
+        if not logs and how in ("gone", "elsewhere"):
+            continue
+        before, head, logged = said(lived), lived.refs.read(HEAD), len(list(lived.oplog.operations()))
+        DAMAGE[how](lived.dot / ref)
+        result = fsck(Workspace(lived.root), repair=True)
+        assert (result.problems, [each.where for each in result.repaired]) == ((), [ref]), how
+        assert lived.refs.read(HEAD) == head
+        forgotten = ref.startswith("refs/remotes") and how != "blanks"  # until the next fetch
+        assert said(lived) == {name: text for name, text in before.items() if not (forgotten and name == ref)}
+        assert len(list(lived.oplog.operations())) == logged + (logs and how != "blanks")
+        if forgotten:
+            lived.refs.write(ref, lived.resolve("base"))
+
+
+def test_all_of_them_come_back_in_one_operation_that_undo_takes_back(lived):
+    before = said(lived)
+    for ref in ("refs/heads/other", "refs/tags/base"):
+        (lived.dot / ref).unlink()
+    (lived.dot / HEAD).write_text("garbage\n")
+    assert fsck(lived, repair=True).problems == ()
+    assert said(lived) == before
+    last = list(lived.oplog.operations())[-1]
+    assert [change.what for change in last.changes] == [HEAD, "refs/heads/other", "refs/tags/base"]
+    lived.oplog.undo()
+    assert said(lived).keys() == before.keys() - {"refs/heads/other", "refs/tags/base"}
+    assert lived.head().branch == "main"
+    lived.oplog.redo()
+    assert said(lived) == before
+
+
+def test_a_ref_whose_checkpoint_is_missing_is_not_put_back(lived, tmp_path):
+    third = lived.checkpoint()
+    (lived.dot / "refs/heads/main").unlink()
+    third.path.rename(tmp_path / "aside")
+    assert "refs/heads/main" in [problem.where for problem in fsck(lived, repair=True).problems]
+    assert lived.refs.read("refs/heads/main") is None
+    (tmp_path / "aside").rename(third.path)
+    assert fsck(Workspace(lived.root), repair=True).problems == ()
+
+
+@pytest.mark.parametrize("how", ["garbage", "empty"])
+def test_a_name_that_makes_no_sense_can_be_moved_and_deleted(lived, how):
+    second, main = lived.resolve("other"), lived.resolve("main")
+    DAMAGE[how](lived.dot / "refs/tags/base")
+    with pytest.raises(Corrupt, match="refs/tags/base holds") as told:
+        tag(lived, "base")
+    assert "fsck --repair" in told.value.hint
+    base = lived.oplog.left()["refs/tags/base"][0]
+    assert tag(lived, "base", second, force=True).before == base
+    assert lived.resolve("base") == second
+    lived.oplog.undo()
+    assert lived.resolve("base") == base
+    DAMAGE[how](lived.dot / "refs/tags/base")
+    assert tag(lived, "base", base, force=True).checkpoint == base  # where it was
+    DAMAGE[how](lived.dot / "refs/tags/base")
+    delete_tag(lived, "base")
+    lived.oplog.undo()
+    assert lived.resolve("base") == base
+    DAMAGE[how](lived.dot / "refs/heads/other")
+    assert branch(lived, "other", main, force=True).before == second
+    DAMAGE[how](lived.dot / "refs/heads/other")
+    delete_branch(lived, "other")
+    assert fsck(lived).problems == ()
+
+
+@pytest.mark.parametrize("how", ["garbage", "empty", "gone"])
+def test_checkout_writes_a_head_that_makes_no_sense(lived, how):
+    for target in ("other", "main", "base"):
+        DAMAGE[how](lived.dot / HEAD)
+        with pytest.raises(Corrupt, match="HEAD"):
+            status(lived)
+        checkout(lived, target)
+        assert lived.resolve("HEAD") == lived.resolve(target)
+        assert fsck(lived).problems == ()
+    lived.oplog.undo()
+    assert lived.head().branch == "main"
+
+
+def test_a_branch_that_is_gone_is_not_one_without_checkpoint(lived, commit):
+    (lived.dot / "refs/heads/main").unlink()
+    asked = (status, log, lambda ws: ws.resolve("main~1"), lambda ws: checkout(ws, "main"), lambda _: commit(a="4"))
+    for ask in asked:
+        with pytest.raises(Corrupt, match=r"^branch main is gone, and the last operation on it left it at") as told:
+            ask(Workspace(lived.root))
+        assert "fsck --repair" in told.value.hint
+    (lived.dot / "refs/tags/base").unlink()
+    with pytest.raises(Corrupt, match=r"^tag base is gone"):
+        lived.resolve("base")
+
+
+@pytest.mark.parametrize("how", ["garbage", "gone", "elsewhere"])
+def test_gc_removes_nothing_that_a_damaged_ref_may_have_named(lived, commit, how):
+    named = commit(a="4", move=False)
+    tag(lived, "mine", named.id)
+    gc(lived, expire="now", window="now")
+    good = (lived.dot / "refs/tags/mine").read_bytes()
+    DAMAGE[how](lived.dot / "refs/tags/mine")
+    with pytest.raises(Corrupt):
+        gc(Workspace(lived.root), expire="now", window="now")
+    assert named.path.is_dir()
+    (lived.dot / "refs/tags/mine").write_bytes(good)
+    assert gc(lived, expire="now", window="now").garbage == ()
