@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.locks import lock
@@ -103,15 +104,21 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
     if look.result is not None:
         _remember(work, stage, look.result)
         return told_of(stage, look.result, "fresh", look.why)
-    _clear(work, stage, look.outputs)
+    _clear(work, stage)
     if look.elsewhere is not None and (result := look.elsewhere()) is not None:
         _remember(work, stage, result)
         return told_of(stage, result, "restored", look.why)
     return _made(work, stage, look)
 
 
-def _clear(work: Work, stage: Stage, outputs: Mapping[str, str]) -> None:
-    """Room for what a stage writes: what it wrote itself goes, what somebody else did stays, and stops it."""
+def _clear(work: Work, stage: Stage) -> None:
+    """Room for what a stage writes."""
+    for path in _in_its_place(work, stage):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _in_its_place(work: Work, stage: Stage) -> Iterator[Path]:
+    """Where a stage is about to write: what it wrote itself may go, what somebody else did stays, and stops it (Conflict)."""
     last = work.memory.last(stage.name)
     for name in stage.options.outputs:
         path = work.ws.root / name
@@ -121,7 +128,7 @@ def _clear(work: Work, stage: Stage, outputs: Mapping[str, str]) -> None:
         own = last is not None and (last.status != "done" or all(last.outputs.get(file) == now[file] for file in now))
         if not own:
             raise Conflict(f"{name} is not what {stage.name} wrote", hint="move it away: the stage writes it anew")
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield path
 
 
 def _made(work: Work, stage: Stage, look: Look) -> Told:
@@ -252,6 +259,8 @@ def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
         return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
     try:
         look = look_at(work, stage)
+        if look.result is None:
+            list(_in_its_place(work, stage))
     except (NotFound, Conflict) as error:
         return Told(stage.name, stage.verb, "would fail", code=error.exit_code, message=error.message, hint=error.hint)
     if look.result is not None:

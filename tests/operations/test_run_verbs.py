@@ -105,7 +105,11 @@ def test_each_reason_is_told(verbs: Workspace, llmos):
     assert planned("judge").startswith("would run: eval.require was") and planned("base") == "fresh: "
     (verbs.root / "llmos.yaml").write_text(text)
     (verbs.root / "data.csv").write_text("edited")
-    assert planned("prepare") == "would be restored: data.csv is not what it wrote, and was kept"
+    told = llmos("run", "--dry-run", "--json").json["stages"][0]
+    assert (told["status"], told["message"]) == ("would fail", "data.csv is not what prepare wrote")
+    assert llmos("run", "prepare").code == told["code"] == 6 and (verbs.root / "data.csv").read_text() == "edited"
+    (verbs.root / "data.csv").unlink()
+    assert planned("prepare") == "would be restored: data.csv is gone, and was kept"
     shutil.rmtree(verbs.root / "out")
     assert planned("ship") == "may run: after base, judge"
 

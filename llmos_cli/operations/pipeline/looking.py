@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +79,13 @@ def _in_turn(emit: Emit) -> Emit:
 
 @dataclass(frozen=True)
 class Look:
-    """`result`: what is remembered under the key and is all there; `elsewhere` brings it back otherwise, where it can be; `outputs`: what
-    it wrote when it was last done."""
+    """`result`: what is remembered under the key and is all there; `elsewhere` brings it back otherwise, where it can be."""
 
     facts: Facts
     key: str
     why: str
     result: Result | None = None
     elsewhere: Callable[[], Result | None] | None = None
-    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def look_at(work: Work, stage: Stage) -> Look:
