@@ -118,6 +118,15 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Proven(Event):
+    """How a compression's result was proven: in a `sentence`, and whole: `told` is the frozen dataclass that `--json` prints."""
+
+    checkpoint: str
+    sentence: str
+    told: Any
+
+
+@dataclass(frozen=True)
 class Ended(Event):
     """`status`: done, failed, interrupted, terminated; `message` is the error's sentence."""
 

@@ -17,7 +17,7 @@ from llmos_cli.core.atomic import refusals
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.redaction import hidden, redacted
 from llmos_cli.errors import LlmosError
-from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Resumed, Saved, Started
+from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Proven, Resumed, Saved, Started
 
 _PROGRESS_EVERY = 5.0
 """Seconds between lines of progress in `log.txt`; `events.jsonl` has them all."""
@@ -106,6 +106,8 @@ def _words(event: Event) -> str:
             return event.message if event.level == "info" else f"{event.level}: {event.message}"
         case Saved():
             return f"saved {event.checkpoint[:12]}" + (f", {event.moved} moved to it" if event.moved else "")
+        case Proven():
+            return f"proven: {event.sentence}"
         case Ended():
             return f"{event.status}{f': {event.message}' if event.message else ''}"
     return json.dumps(event.to_json(), default=str)

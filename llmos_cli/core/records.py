@@ -173,6 +173,7 @@ _FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "saved": {"checkpoint": str},
     "metric": {"name": str, "value": (int, float, type(None))},
     "progress": {"stage": str, "step": int},
+    "proven": {"checkpoint": str, "sentence": str, "told": dict},
     "ended": {"status": str},
 }
 _TEXTS = ("name", "base", "base_checkpoint", "message", "split", "checkpoint", "operation", "host")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core.atomic import write_bytes
 from llmos_cli.core.view import Cell, Group, Lines, Table, View, number, short, size
 from llmos_cli.errors import GateFailed, UsageError
-from llmos_cli.events import Emit, Note
+from llmos_cli.events import Emit, Note, Proven
 from llmos_cli.models import headers
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import matrices
@@ -156,7 +156,9 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         record = workshop.samples.record
         result = accept(ws, run, subject, resolved, outcome, record, proof, max_latency=options.target_latency)
     points = seen.points(found)
-    return Compressed(target.asked, points, _plotted(ws, run, points), result)
+    found_out = Compressed(target.asked, points, _plotted(ws, run, points), result)
+    run.emit(Proven(result.checkpoint, result.sentence, found_out))
+    return found_out
 
 
 def _entered(workshop: Workshop, built: Built[Made]) -> tuple[Subject, Outcome]:

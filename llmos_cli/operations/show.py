@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, number, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.summary import Summary, age, shown_id, summarize
@@ -36,6 +37,8 @@ class ShowResult:
     environment: Mapping[str, Any]
     seed: int
     files: Mapping[str, FileEntry]
+    proof: str = ""
+    """How a compression was proven; its run has all of it, in the event `proven`."""
 
     def view(self) -> View:
         return Group(
@@ -67,6 +70,8 @@ class ShowResult:
             yield ["teacher    ", shown_id(teacher)]
         if self.runs:
             yield f"run        {', '.join(self.runs)}"
+        if self.proof:
+            yield f"proof      {self.proof}"
         new = f", {size(self.stored)} newly stored" if self.stored is not None else ""
         closed = {checkpoint.removed: " (its weights were removed)", checkpoint.sealed: " (sealed)"}.get(True, "")
         yield f"size       {size(checkpoint.size)}{new}{closed}"
@@ -93,7 +98,15 @@ def _shown(ws: Workspace, found: Manifest) -> ShowResult:
         found.made.environment,
         found.made.seed,
         found.tree,
+        _proof(ws, found.id, [run for run, _ in makers]) if any(m.name == "parity" for m in measured) else "",
     )
+
+
+def _proof(ws: Workspace, checkpoint: str, makers: Sequence[str]) -> str:
+    """As the last of the runs that made it says."""
+    events = (event for run in makers for event in read_events(ws.root / "runs" / run / EVENTS)[0])
+    told = [event for event in events if event["event"] == "proven" and event["checkpoint"] == checkpoint]
+    return told[-1]["sentence"] if told else ""
 
 
 def _row(metric: Number) -> list[str]:

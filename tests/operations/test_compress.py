@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods.patterns import Target
 from llmos_cli.methods.prune import magnitude
@@ -47,6 +48,10 @@ def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
     assert ws.manifest(ws.resolve()).made.parents == (ws.resolve("HEAD~1"),)
     known = {name for name, _ in ws.metrics(ws.resolve())}
     assert {"kl_parent", "kl_base", "bits_per_byte", "sparsity", "parity", "size"} <= known
+    assert "\nproof      reloaded in a fresh process by transformers" in llmos("show").out
+    (kept,) = [event for event in read_events(ws.runs.list()[-1].path / EVENTS)[0] if event["event"] == "proven"]
+    assert kept["checkpoint"] == pruned.json["checkpoint"]
+    assert kept["told"] == {key: value for key, value in pruned.json.items() if key != "schema"}
     assert {"token_latency", "token_throughput", "latency_p50", "throughput", "peak_memory"} <= known
     parent = ws.metrics(ws.resolve("HEAD~1"))
     speed = pruned.json["proof"]["speed"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods import turns
 from llmos_cli.models import headers
@@ -35,6 +36,8 @@ def test_a_share_of_the_size(base: Any, llmos: Any) -> None:
     assert made.operation == "compress" and made.parents == (ws.resolve("HEAD~1"),)
     assert made.config["compress"]["chosen"]["layers"]
     assert "compress to ratio 0.75" in llmos("log").out
+    (kept,) = [event for event in read_events(ws.runs.list()[-1].path / EVENTS)[0] if event["event"] == "proven"]
+    assert kept["told"]["frontier"] == done.json["frontier"] and kept["checkpoint"] == ws.resolve()
     assert Path(done.json["picture"]).is_file()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmos_cli import device
 from llmos_cli.core.manifest import Made
-from llmos_cli.events import Metric, Note
+from llmos_cli.events import Metric, Note, Proven
 from llmos_cli.models import headers
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.operations import lineage
@@ -54,7 +54,9 @@ def conclude(
 ) -> CompressResult:
     """Reload, measure, judge; only then make it a checkpoint. `record`: what it was calibrated on."""
     proof = proven(ws, run, subject, outcome, resolved)
-    return accept(ws, run, subject, resolved, outcome, record, proof)
+    result = accept(ws, run, subject, resolved, outcome, record, proof)
+    run.emit(Proven(result.checkpoint, result.sentence, result))
+    return result
 
 
 def accept(

@@ -83,9 +83,7 @@ class CompressResult:
         return Table(["as served here", "before", "after", "of before"], rows, align="lrrr")
 
     def _remarks(self) -> Iterable[Line]:
-        parity = self.proof.parity
-        how = "reloaded in a fresh process" if parity.fresh else "read back"
-        yield f"{how} by {parity.reader}: logits differ by at most {parity.difference:.2g}"
+        yield self._reloaded()
         if self.proof.speed and (slow := no_faster(self.proof.speed)):
             yield slow
         if self.proof.unmeasured:
@@ -99,6 +97,18 @@ class CompressResult:
         yield from self.notes
         if self.left_alone:
             yield Span(f"left alone: {'; '.join(self._listed())}", "dim")
+
+    @property
+    def sentence(self) -> str:
+        """Who read it back, and what it was judged on."""
+        proof = self.proof
+        parts = [self._reloaded(), f"{proof.samples} samples of {proof.split}", proof.unmeasured]
+        return "; ".join(filter(None, parts))
+
+    def _reloaded(self) -> str:
+        parity = self.proof.parity
+        how = "reloaded in a fresh process" if parity.fresh else "read back"
+        return f"{how} by {parity.reader}: logits differ by at most {parity.difference:.2g}"
 
     def _listed(self) -> Iterable[str]:
         by_reason: dict[str, list[str]] = {}
