@@ -94,6 +94,21 @@ def test_every_form_computes_what_the_codes_mean(codes: Codes, rows: int):
             assert parts_error(answer, codes, x) < (ROUNDED_ONCE if strict else 1.5 * IN_BF16), name
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17])
+def test_codes_may_begin_anywhere_in_a_file(rows: int):
+    """A product that wants them aligned ends this process."""
+    for scheme in ({}, {"w8a8": True}):
+        codes = layer(300, 32, 8, **scheme)
+        place = torch.empty(codes.codes_OI.numel() + 64, dtype=torch.int8)
+        at = -place.data_ptr() % 64 + 8
+        moved = place[at : at + codes.codes_OI.numel()].view_as(codes.codes_OI).copy_(codes.codes_OI)
+        assert moved.data_ptr() % 16 == 8
+        x = torch.randn(rows, 32).bfloat16()
+        for name in forms.usable(there := replace(codes, codes_OI=moved), torch.bfloat16):
+            here, answer = (forms.build(name, each, torch.bfloat16).product(x) for each in (codes, there))
+            assert torch.equal(answer, here), name
+
+
 def test_a_product_worked_by_hand():
     """Rows [1, -2] and [4, 0] with codes [[3, 1], [-4, 2]], scales [1/2, 2]; 4 bits leave such numbers as they are."""
     codes = Codes(torch.tensor([[3, 1], [-4, 2]], dtype=torch.int8), torch.tensor([[0.5], [2.0]]), 4)

@@ -122,13 +122,20 @@ def cuda_fp8(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, .
 
 
 def torch_int8(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, ...]]:
-    codes_OI, scales_O = codes.codes_OI.contiguous(), codes.scales_OG.flatten().to(dtype)
+    codes_OI, scales_O = _aligned(codes.codes_OI), codes.scales_OG.flatten().to(dtype)
     bias_O = _float(codes.bias_O)
 
     def product(x: Tensor) -> Tensor:
         return _finished(torch._weight_int8pack_mm(x.flatten(0, -2), codes_OI, scales_O), bias_O, x)
 
     return product, _present(codes_OI, scales_O, bias_O)
+
+
+def _aligned(codes_OI: Tensor) -> Tensor:
+    """Torch's product of some rows loads 16 codes as one, from whole multiples of 16: of a tensor that begins anywhere in a mapped file,
+    as safetensors has them, the process would die."""
+    codes_OI = codes_OI.contiguous()
+    return codes_OI.clone() if codes_OI.data_ptr() % 16 else codes_OI
 
 
 def torch_int4(codes: Codes, dtype: torch.dtype) -> tuple[Product, tuple[Tensor, ...]]:
