@@ -32,6 +32,9 @@ class MetricDiff:
     after_interval: tuple[float, float] | None
 
 
+_DONE = ("method", "sparsity", "bits")
+
+
 @dataclass(frozen=True)
 class Compared:
     """One side: `bytes` of all its files; `own`: what its operation was told that the other's has no word for, defaults left out."""
@@ -120,8 +123,13 @@ def _side(rev: str, manifest: Manifest, other: Manifest) -> Compared:
     theirs = _config(other)
     alone = {name: section for name, section in _config(manifest).items() if name not in theirs}
     usual = _defaults(manifest.made.operation) if alone else {}
-    own = {key: value for key, value in leaves(alone) if value is not None and value != usual.get(key)}
+    own = {key: value for key, value in leaves(alone) if value is not None and _says_something(key, value, usual)}
     return Compared(rev, manifest.id, manifest.made.operation, manifest.size, own)
+
+
+def _says_something(key: str, value: Any, usual: Mapping[str, Any]) -> bool:
+    """What nobody chose goes without saying; what was done does not."""
+    return value != usual.get(key) or key.rpartition(".")[2] in _DONE
 
 
 def _defaults(operation: str) -> dict[str, Any]:

@@ -60,11 +60,11 @@ def test_two_operations_are_told_apart(line: Workspace, llmos):
         pruned = run.commit(staged, made, move=False)
     found = llmos("diff", "base", pruned.id, "--no-tensors", "--json").json
     assert [change["key"] for change in found["config"]] == ["data.max_samples"]
-    assert found["after"]["own"] == {"prune.sparsity": 0.7}
+    assert found["after"]["own"] == {"prune.method": "wanda", "prune.sparsity": 0.7}
     assert found["before"]["own"].keys() == {"model.arch", *WIDTHS, "train.batch_size", "train.max_steps"}
     told = llmos("diff", "base", pruned.id, "--no-tensors").out
     assert "made by different operations: train, prune\n" in told
-    assert "\nonly prune has  value\nprune.sparsity  0.7\n" in told
+    assert "\nonly prune has  value\nprune.method    wanda\nprune.sparsity  0.7\n" in told
     assert "different operations" not in llmos("diff", "base", "base", "--no-tensors").out
 
 
@@ -76,6 +76,22 @@ def test_equal_checkpoints(line: Workspace, llmos):
     assert ran.json["config"] == ran.json["data"] == ran.json["environment"] == []
     assert {weight["change"] for weight in ran.json["weights"]} == {0.0}
     assert ran.json["shared"] == ran.json["before"]["bytes"]
+
+
+def test_what_was_changed_in_data_and_environment(line: Workspace, llmos):
+    made = line.checkpoint("HEAD").manifest.made
+    data = json.loads(json.dumps(made.data, default=dict)) | {"splits": {"train": {"rows": 9, "sha256": "a" * 64}}}
+    committed = []
+    for rows, threads in ((9, 1), (8, 2)):
+        data["splits"]["train"]["rows"] = rows
+        other = replace(made, data=json.loads(json.dumps(data)), environment={**made.environment, "threads": threads})
+        with line.begin("prune", config={}) as run, line.stage() as staged:
+            (staged / "a").write_text("1")
+            committed.append(run.commit(staged, other, move=False).id)
+    found = llmos("diff", *committed, "--no-tensors", "--json").json
+    assert found["config"] == []
+    assert found["data"] == [{"key": "splits.train.rows", "before": 9, "after": 8}]
+    assert found["environment"] == [{"key": "threads", "before": 1, "after": 2}]
 
 
 def test_metrics_with_their_intervals(line: Workspace, llmos):
