@@ -174,6 +174,61 @@ class Other:
         return self.dot / "tmp" / f"{kind}_{os.getpid()}_{started}_{os.urandom(4).hex()}_{os.uname().nodename}"
 
 
+class OtherRemote:
+    """A plain or an encrypted remote, read by what the page says."""
+
+    def __init__(self, root: Path, key: bytes | None = None) -> None:
+        self.root = root
+        described = json.loads((root / "llmos.json").read_bytes())
+        assert (described["llmos"], described["format"], "encryption" in described) == ("remote", 1, key is not None)
+        if key is not None:
+            self.salt = bytes.fromhex(described["encryption"]["salt"])
+            self.names, self.contents = (hkdf(key, self.salt, f"llmos {each}") for each in ("names", "contents"))
+            self.salts = hkdf(key, self.salt, "llmos salts")
+            assert self.mac("check") == described["encryption"]["check"]
+        self.key = key
+
+    def mac(self, name: str) -> str:
+        return hmac.new(self.names, name.encode(), "sha256").hexdigest()
+
+    def stored(self, name: str) -> str:
+        kind, _, rest = name.partition("/")
+        if self.key is None:
+            return name
+        if kind == "refs":
+            folder, _, number = rest.partition("/")
+            return f"refs/{self.mac(f'refs/{folder}')}/{number}"
+        hidden = self.mac(name)
+        return f"{kind}/{hidden[:2]}/{hidden[2:]}" if kind == "objects" else f"{kind}/{hidden}"
+
+    def read(self, name: str) -> bytes:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        stored = self.stored(name)
+        data = (self.root / stored).read_bytes()
+        if self.key is None:
+            return data
+        own = data[8:40]
+        assert not name.startswith("objects/") or own == hmac.digest(self.salts, name.encode(), "sha256")
+        aes = AESGCM(hkdf(self.contents, own, f"llmos file {stored}"))
+        pieces = [data[at : at + (1 << 20) + 16] for at in range(40, len(data), (1 << 20) + 16)]
+        nonces = [at.to_bytes(11, "big") + bytes([at == len(pieces) - 1]) for at in range(len(pieces))]
+        return b"".join(map(aes.decrypt, nonces, pieces, [None] * len(pieces)))
+
+    def ref(self, ref: str) -> str | None:
+        plain = b"abcdefghijklmnopqrstuvwxyz0123456789._-"
+        said = "".join(chr(byte) if byte in plain else f"%{byte:02x}" for byte in ref.removeprefix("refs/").encode())
+        folder = self.stored(f"refs/{said}/x").rpartition("/")[0]
+        last = max(path.name for path in (self.root / folder).iterdir())
+        told = json.loads(self.read(f"refs/{said}/{last}"))
+        assert told["ref"] == ref
+        return told["value"]
+
+    def files(self, tree: dict[str, Any]) -> dict[str, bytes]:
+        names = {name: each["sha256"] for name, each in tree.items()}
+        return {name: self.read(f"objects/{sha[:2]}/{sha[2:]}") for name, sha in names.items()}
+
+
 def identify(manifest: dict[str, Any]) -> str:
     content = {"made": manifest["made"], "tree": manifest["tree"]}
     return hashlib.sha256(canonical(content).encode()).hexdigest()
@@ -341,6 +396,31 @@ def test_an_operation_it_began_is_finished_by_llmos(ws: Workspace, llmos) -> Non
     assert llmos("tag", "next").code == 0
     assert other.ref("refs/tags/late") == other.ref("refs/tags/next") == first
     assert not (other.dot / "pending.json").exists()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_it_reads_a_remote(
+    ws: Workspace, commit, llmos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the tool cryptography")
+    monkeypatch.setenv("LLMOS_KEY", "5" * 64)
+    files = {"a": "x" * (2 << 20), "b": "y" * ((1 << 20) + 1), "c": ""}
+    first, second = commit(**files).id, commit(a="other").id
+    added = llmos("remote", "add", "origin", tmp_path / "far", *(["--encrypted"] if encrypted else []))
+    done = [added, llmos("tag", "Größe/A-1", first), llmos("push", "--all"), llmos("backup")]
+    done += [llmos("tag", "gone"), llmos("push", "gone"), llmos("push", "--delete", "gone")]
+    assert {each.code for each in done} == {0}, done
+    far = OtherRemote(tmp_path / "far", bytes.fromhex("5" * 64) if encrypted else None)
+    assert (far.ref("refs/heads/main"), far.ref("refs/tags/Größe/A-1")) == (second, first)
+    assert far.ref("refs/tags/gone") is None
+    text = far.read(f"checkpoints/{first}.json")
+    assert text == (ws.root / "checkpoints" / first / "manifest.json").read_bytes()
+    assert far.files(json.loads(text)["tree"]) == {name: content.encode() for name, content in files.items()}
+    for run in (ws.root / "runs").iterdir():
+        told = json.loads(far.read(f"runs/{run.name}.json"))
+        assert (
+            told["run"] == run.name and far.files(told["tree"])["events.jsonl"] == (run / "events.jsonl").read_bytes()
+        )
 
 
 def test_it_opens_what_llmos_sealed_and_llmos_what_it_sealed(
