@@ -46,6 +46,15 @@ class LogResult:
         named = Span(f"({names})", "name") if names else ""
         if self.oneline:
             return [shown_id(checkpoint.id), checkpoint.made_by, named]
+        if not checkpoint.time:
+            return [
+                shown_id(checkpoint.id),
+                "its checkpoint is missing or cannot be read: `llmos fsck`",
+                "",
+                "",
+                "",
+                named,
+            ]
         facts = [age(checkpoint.time), checkpoint.told_size, told(checkpoint.metrics)]
         return [shown_id(checkpoint.id), checkpoint.made_by, *facts, named]
 
@@ -157,7 +166,7 @@ def _children_first(entries: Sequence[Entry]) -> list[Entry]:
 def _left(ws: Workspace, shown: Sequence[Entry]) -> Left | None:
     """Where a run started from scratch on a branch that was elsewhere: the line it left has nothing to do with this one."""
     for entry in shown:
-        if not entry.parents and (left := ws.oplog.left_for(entry.id)) is not None:
+        if entry.time and not entry.parents and (left := ws.oplog.left_for(entry.id)) is not None:
             return Left(*left)
     return None
 

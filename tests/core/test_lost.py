@@ -134,3 +134,41 @@ def test_a_push_sends_what_the_remote_lost_below_its_newest(ws, commit, tmp_path
     (tmp_path / "far" / "checkpoints" / f"{second.id}.json").unlink()
     assert push(ws).checkpoints == 1
     clone(str(tmp_path / "far"), tmp_path / "copy")
+
+
+def test_a_run_that_is_gone_is_told_and_its_ref_goes(ws, commit):
+    commit(a="1")
+    run = ws.runs.list()[0]
+    shutil.rmtree(run.path)
+    assert [problem.where for problem in fsck(anew(ws)).problems] == [f"refs/runs/{run.id}"]
+    assert fsck(anew(ws), repair=True).problems == ()
+    assert list(ws.refs.names("refs/runs/")) == []
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_log_says_where_a_line_breaks_off(ws, commit, llmos, monkeypatch, what):
+    commit(a="1"), commit(a="2")
+    second = commit(a="3", scratch=True)
+    third = commit(a="4")
+    DAMAGES[what](second)
+    monkeypatch.chdir(ws.root)
+    anew(ws)
+    told = llmos("log")
+    assert f"{second.id[:12]}  its checkpoint is missing or cannot be read: `llmos fsck`" in told.out
+    assert third.id[:12] in told.out and "unrelated" not in told.out
+
+
+def test_nothing_is_named_after_a_checkpoint_that_is_missing(ws, commit, llmos, monkeypatch):
+    taken(commit(a="1"))
+    commit(a="2")
+    monkeypatch.chdir(ws.root)
+    before = set(ws.refs.names("refs/"))
+    for words in (
+        ["tag", "x", "HEAD~1"],
+        ["branch", "old", "HEAD~1"],
+        ["checkout", "HEAD~1"],
+        ["checkout", "-b", "y", "@^"],
+    ):
+        ran = llmos(*words)
+        assert ran.code == 5 and "is missing" in ran.err
+    assert set(ws.refs.names("refs/")) == before and ws.head().branch == "main"

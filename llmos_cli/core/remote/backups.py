@@ -23,7 +23,7 @@ from llmos_cli.core import ancestry
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.processes import host
-from llmos_cli.core.refs import SNAPSHOTS
+from llmos_cli.core.refs import RUNS, SNAPSHOTS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import DOT
@@ -72,7 +72,8 @@ def _beside(ws: Workspace) -> Iterator[str]:
         if f"runs/{name.partition('/')[0]}" not in alive:
             yield f"runs/{name}"
     for name in _plain(ws.dot):
-        if name.partition("/")[0] not in _OWN and not name.startswith(_INDEX):
+        run = name.removeprefix(RUNS)
+        if name.partition("/")[0] not in _OWN and not name.startswith(_INDEX) and f"runs/{run}" not in alive:
             yield f"{DOT}/{name}"
 
 
