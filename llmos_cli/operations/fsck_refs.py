@@ -31,8 +31,6 @@ def _of(ws: Workspace, ref: str, read: Callable[[], str | None]) -> Iterator[Pro
         yield replace(missing, snapshot=named) if data else replace(missing, lacks=named)
     if odd:
         yield Problem(ref, odd)
-    if ref.startswith(RUNS) and not (ws.root / "runs" / ref.removeprefix(RUNS)).is_dir():
-        yield Problem(ref, "its run is missing")
 
 
 def _bytes_of(ref: str, ws: Workspace) -> str | None:

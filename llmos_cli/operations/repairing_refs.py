@@ -41,10 +41,7 @@ def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
 
 def _unlogged(ws: Workspace) -> Iterator[Repaired]:
     for run in list(ws.refs.names(RUNS)):
-        if not (ws.root / "runs" / run).is_dir():
-            ws.refs.write(RUNS + run, None)
-            yield Repaired(RUNS + run, "the runs that are here: this one is not, and its ref was removed")
-        elif ws.refs.senseless(RUNS + run):
+        if ws.refs.senseless(RUNS + run):
             record = ws.index.record(run)
             committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
             ws.refs.write(RUNS + run, committed or None)
