@@ -31,6 +31,15 @@ def _of(ws: Workspace, ref: str, read: Callable[[], str | None]) -> Iterator[Pro
         yield replace(missing, snapshot=named) if data else replace(missing, lacks=named)
     if odd:
         yield Problem(ref, odd)
+    if ref.startswith(RUNS) and is_gone(ws, ref.removeprefix(RUNS)):
+        yield Problem(ref, "its run is missing")
+
+
+def is_gone(ws: Workspace, run: str) -> bool:
+    """Of a run that a fetch brings the ref comes first: what was cut off in between is there when it goes on."""
+    from llmos_cli.core.remote.receiving import FOLDER  # here: most workspaces are checked without
+
+    return not (ws.root / "runs" / run).is_dir() and not (ws.dot / "tmp" / FOLDER).is_dir()
 
 
 def _bytes_of(ref: str, ws: Workspace) -> str | None:

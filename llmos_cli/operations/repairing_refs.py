@@ -11,6 +11,7 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck_problem import Repaired
+from llmos_cli.operations.fsck_refs import is_gone
 
 _LOG = "the log of operations"
 
@@ -41,7 +42,10 @@ def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
 
 def _unlogged(ws: Workspace) -> Iterator[Repaired]:
     for run in list(ws.refs.names(RUNS)):
-        if ws.refs.senseless(RUNS + run):
+        if is_gone(ws, run):
+            ws.refs.write(RUNS + run, None)
+            yield Repaired(RUNS + run, "the runs that are here: this one is not, and its ref was removed")
+        elif ws.refs.senseless(RUNS + run):
             record = ws.index.record(run)
             committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
             ws.refs.write(RUNS + run, committed or None)

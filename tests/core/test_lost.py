@@ -136,6 +136,15 @@ def test_a_push_sends_what_the_remote_lost_below_its_newest(ws, commit, tmp_path
     clone(str(tmp_path / "far"), tmp_path / "copy")
 
 
+def test_a_run_that_is_gone_is_told_and_its_ref_goes(ws, commit):
+    commit(a="1")
+    run = ws.runs.list()[0]
+    shutil.rmtree(run.path)
+    assert [problem.where for problem in fsck(anew(ws)).problems] == [f"refs/runs/{run.id}"]
+    assert fsck(anew(ws), repair=True).problems == ()
+    assert list(ws.refs.names("refs/runs/")) == []
+
+
 @pytest.mark.parametrize("what", DAMAGES)
 def test_log_says_where_a_line_breaks_off(ws, commit, llmos, monkeypatch, what):
     commit(a="1"), commit(a="2")
