@@ -121,7 +121,7 @@ def target_of(resolved: Resolved) -> Target:
     options: PruneOptions = resolved.config.prune
     asked = options.sparsity
     if options.pattern == "unstructured" and not asked:
-        raise UsageError("--sparsity 0 zeroes nothing", hint="--sparsity 0.5 zeroes half of the weights")
+        raise UsageError("--sparsity 0 takes nothing away", hint="--sparsity 0.5 takes half of the weights")
     if options.pattern != "unstructured" and options.allocation != "uniform":
         raise UsageError(
             f"pattern {options.pattern} says how many of each group stay: prune.allocation={options.allocation} has nothing to share out",

@@ -483,7 +483,7 @@ def with_manifest(change: Callable[[dict[str, FileEntry]], dict[str, FileEntry]]
         found = parse((far / layout.checkpoint_name(checkpoint)).read_bytes())
         made = Made("train", (), {}, {}, {}, 0, "2026-01-01T00:00:00Z")
         forged = manifest(change(dict(found.tree)), made)
-        (far / layout.checkpoint_name(forged.id)).write_text(json.dumps(forged.to_json()))
+        (far / layout.checkpoint_name(forged.id)).write_text(forged.text())
         ref = json.dumps({"ref": "refs/heads/main", "value": forged.id})
         (far / layout.ref_name("refs/heads/main", 2)).write_text(ref)
 

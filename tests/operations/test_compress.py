@@ -201,7 +201,7 @@ def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: B
     ("command", "said"),
     [
         (["prune", "--sparsity", "1.5"], "sparsity"),
-        (["prune", "--sparsity", "0"], "zeroes nothing"),
+        (["prune", "--sparsity", "0"], "takes nothing away"),
         (["prune", "--pattern", "half"], "pattern"),
         (["prune", "--pattern", "4:2"], "4:2"),
         (["prune", "--pattern", "2:4", "--sparsity", "0.6"], "means sparsity 0.5, not 0.6"),

@@ -120,7 +120,7 @@ def test_zeros_of_the_parent_stay_zeros(grouped: Base, llmos: Any) -> None:
     ("command", "code", "said"),
     [
         (["--pattern", "2:4"], 2, "cuts whole units out"),
-        (["--sparsity", "0"], 2, "cuts nothing out"),
+        (["--sparsity", "0"], 2, "takes nothing away"),
         (["--sparsity", "0.9"], 2, "of the parameters are in intermediate_size"),
         (["-s", "prune.ignore=['*']"], 2, "ignored, as the config says"),
         (["--method", "depth", "--sparsity", "0.97"], 2, "not one block would be left"),

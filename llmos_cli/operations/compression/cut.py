@@ -56,8 +56,6 @@ def check(options: PruneOptions) -> None:
             f"{options.method} cuts whole units out, and prune.allocation={options.allocation} shares out zeros",
             hint="unset prune.allocation, or take --method sparsegpt",
         )
-    if options.sparsity == 0:
-        raise UsageError("--sparsity 0 cuts nothing out", hint="--sparsity 0.3 takes 30 % of the parameters away")
 
 
 def cut_out(
