@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
@@ -71,7 +72,9 @@ def template(scratch: Path) -> Path:
     push(ws)
     tag(ws, "secret", commit(ws, (first,), move=False, time="4", other="secret", same="secret too"))
     seal(ws, "secret", ask=lambda _: "5" * 64)
-    shutil.rmtree(ws.root / "runs" / ws.index.makers(ws.resolve("secret"))[0][0])  # two runs would be sent at once
+    run = ws.index.makers(ws.resolve("secret"))[0][0]
+    shutil.rmtree(ws.root / "runs" / run)  # two runs would be sent at once
+    ws.refs.write(RUNS + run, None)
     commit(ws, (second,), time="3", same="s" * 100, other="third")
     branch(ws, "other", "HEAD")
     for each in (ws, Workspace.find(ws.root / "clone")):

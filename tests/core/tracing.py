@@ -112,7 +112,8 @@ class Forks:
         return {
             "words": list(words),
             "folder": str(folder),
-            "environment": ours,
+            # Threads of a fork that first use torch at once may find its pool gone.
+            "environment": {**ours, "HF_DEACTIVATE_ASYNC_LOAD": "1"},
             "said": str(self._scratch / "said"),
         }
 
