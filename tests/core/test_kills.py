@@ -90,6 +90,8 @@ def template(scratch: Path) -> Path:
     rm(ws, [removed])
     for name in ("secret", "sealed", "both"):
         tag(ws, name, commit(ws, (), move=False, time="7", same=name * 100, other=f"{name} too"))
+    for number in range(256):  # what is encrypted has a name by chance: each time as many folders are to be made
+        (ws.dot / "sealed" / f"{number:02x}").mkdir(parents=True)
     for name in ("sealed", "both"):
         seal(ws, name, ask=lambda _: KEY)
     rm(ws, ["both"], force=True)
