@@ -46,7 +46,7 @@ def broken(ws: Workspace, checkpoints: Iterable[str], *, undone: str) -> Corrupt
     it = "it" if len(found) == 1 else "them"
     return Corrupt(
         f"{' and '.join([*shown, *more])}: nobody knows what {it} came from, and {undone}",
-        hint=f"`llmos fsck --repair` brings {it} back where a remote has {it}",
+        hint=f"`llmos fsck --repair` brings {it} back where a remote has {it}; where none has, move or delete the names above {it}",
     )
 
 

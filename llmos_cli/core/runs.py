@@ -31,7 +31,7 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import this_process
 from llmos_cli.core.records import EVENTS, RunRecord
 from llmos_cli.core.redaction import hidden, redacted, words
-from llmos_cli.core.refs import HEAD, HEADS, RUNS
+from llmos_cli.core.refs import HEAD, HEADS, RUNS, Head
 from llmos_cli.errors import Conflict, Interrupted, LlmosError, Terminated, UsageError
 from llmos_cli.events import Emit, Ended, Event, Saved, Started
 
@@ -47,11 +47,11 @@ def begin(
     files: Sequence[Path],
     argv: Sequence[str] | None,
     parents: Sequence[str],
+    onto: Head | None,
     name: str,
 ) -> Run:
     """Make the run's folder, complete before it appears under its name, with its Started event inside."""
-    workspace.oplog.settle(workspace.emit)
-    head = workspace.head()
+    head = onto or workspace.onto()
     run = _identifier(operation)
     started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)
     with workspace.stage() as folder:

@@ -179,6 +179,12 @@ class Workspace:
             self._must_not_be_lost([f"{HEADS}{head.branch}"])
         return head
 
+    def onto(self) -> Head:
+        """HEAD, for a command that is going to move it and first looks at what is there: what others commit in the meantime would
+        otherwise be taken for seen, and fall out of the line. Nothing that a dead process began is pending then."""
+        self.oplog.settle(self.emit)
+        return self.head()
+
     def _must_not_be_lost(self, names: Sequence[str]) -> None:
         """That there is no such ref is no answer where the log of operations left it at a checkpoint."""
         left = self.oplog.left() if (self.dot / "operations.jsonl").exists() else {}  # else not even imported
@@ -244,14 +250,16 @@ class Workspace:
         files: Sequence[Path] = (),
         argv: Sequence[str] | None = None,
         parents: Sequence[str] = (),
+        onto: Head | None = None,
         name: str = "",
     ) -> Run:
         """Begin a run (a context manager). `files` are kept verbatim, `parents` are the checkpoints (full ids) it uses,
-        which nothing may remove while it lives; `name` is what users call it."""
+        which nothing may remove while it lives; `onto`: where HEAD was before those were looked for, where it is now if that does not
+        matter; `name` is what users call it."""
         from llmos_cli.core import runs
 
         access.require_writable(self.dot)
-        return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, name=name)
+        return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, onto=onto, name=name)
 
 
 def _check_format(path: Path) -> None:

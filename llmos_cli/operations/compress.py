@@ -128,9 +128,10 @@ def compress(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
     Raises UsageError unless exactly one target is set, GateFailed where no model reaches it (naming the nearest) or the result is
     worse than `max_kl` or `max_drop` allow. In each case nothing is committed.
     """
-    parent = ws.checkpoint(rev)
+    onto, parent = ws.onto(), ws.checkpoint(rev)
     target_of(resolved.config.compress, parent)
-    with ws.begin("compress", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
+    begun = as_begun(ws, parent, resolved)
+    with ws.begin("compress", config=begun, files=resolved.files, parents=[parent.id], onto=onto) as run:
         run.listen(emit)
         return carry_out(ws, run, parent, resolved)
 

@@ -32,6 +32,9 @@ from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _OLD = 30 * 86400.0
+STRAY = 86400.0
+"""Seconds that an object stays which no checkpoint holds: it may be the last copy of what somebody has just removed by hand. Not longer,
+or what a killed import left would fill the disk for a month."""
 """Seconds after which even a leftover of another host, whose processes cannot be seen from here, is abandoned."""
 
 
@@ -100,11 +103,12 @@ def gc(
         old = _old(ws, keep, unnamed | young) if keep else set()
         undoable = old & ws.oplog.protected(since) if old else old
         remains = tuple(_remains(ws, unnamed, since))
+        strays = tuple(_strays(ws, remains, since))
         garbage = (
             *_checkpoints(ws, unnamed, now),
             *(_weights(ws, keep, old - undoable) if keep else ()),
             *remains,
-            *_objects(ws, remains, since),
+            *(each for each, changed in strays if changed <= now - min(grace, STRAY)),
             *_sealed(ws),
             *_snapshots(ws, unnamed, now, grace, since),
             *_signatures(ws),
@@ -113,7 +117,7 @@ def gc(
             *_leftovers(ws, now),
         )
         if not dry_run:
-            _remove(ws, garbage, unnamed, since)
+            _remove(ws, garbage, unnamed, {each.name for each, _ in strays} - {each.name for each in garbage}, since)
     return GcResult(tuple(garbage), len(young), grace, dry_run, len(undoable))
 
 
@@ -209,21 +213,21 @@ def _sealed(ws: Workspace) -> Iterator[Garbage]:
             yield Garbage("open", name, "is sealed, and these files are in the clear", length)
 
 
-def _objects(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[Garbage]:
-    """Those that no checkpoint held in the first place; the others go, and are counted, with their last checkpoint."""
+def _strays(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[tuple[Garbage, float]]:
+    """Objects that no checkpoint held in the first place, and since when; the others go, and are counted, with their last checkpoint."""
     removed = {file.sha256 for each in remains for file in ws.manifest(each.name).tree.values()}
-    for name, length in _unheld(ws, reach):
+    for name, status in _unheld(ws, reach):
         if name not in removed:
-            yield Garbage("object", name, "no checkpoint holds it", length)
+            yield Garbage("object", name, "no checkpoint holds it", status.st_size), status.st_ctime
 
 
-def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, int]]:
-    """With their sizes; but for what has come since a living run began: it may be about to be held."""
+def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, os.stat_result]]:
+    """But for what has come since a living run began: it may be about to be held."""
     since = min([record.started for record in ws.runs.alive()], default=math.inf)
     for name in sorted(ws.objects.names() - stored(ws, reach)):
         with contextlib.suppress(FileNotFoundError):
             if (status := ws.objects.path(name).stat()).st_ctime < since:
-                yield name, status.st_size
+                yield name, status
 
 
 def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach: float) -> Iterator[Garbage]:
@@ -292,13 +296,14 @@ def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
 def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
     dead = set(leftovers(ws.dot / "tmp"))
     for path in sorted((ws.dot / "tmp").iterdir()):
-        if path in dead:
-            yield Garbage("leftover", path.name, "its process is dead", _bytes(path))
-        elif now - path.lstat().st_mtime > _OLD:
-            yield Garbage("leftover", path.name, f"untouched since {age(path.lstat().st_mtime, now)}", _bytes(path))
+        with contextlib.suppress(FileNotFoundError):  # the living take theirs away at any time
+            if path in dead:
+                yield Garbage("leftover", path.name, "its process is dead", _bytes(path))
+            elif now - (changed := path.lstat().st_mtime) > _OLD:
+                yield Garbage("leftover", path.name, f"untouched since {age(changed, now)}", _bytes(path))
 
 
-def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reach: float) -> None:
+def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], spared: set[str], reach: float) -> None:
     weights = [each.name for each in garbage if each.kind in ("weights", "remains")]
     if said := _said(garbage):
         ws.oplog.free_locked(f"gc: {said}", collects=_children_first(ws, unnamed), drops=weights)
@@ -309,7 +314,7 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], reac
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
     kinds = {each.kind for each in garbage}
     if kinds & {"checkpoint", "weights", "remains", "object"}:
-        ws.objects.remove([name for name, _ in _unheld(ws, reach)])
+        ws.objects.remove([name for name, _ in _unheld(ws, reach) if name not in spared])
     if kinds & {"snapshot", "piece"}:
         _discard_pieces(ws, reach)
 

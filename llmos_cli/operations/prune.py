@@ -45,8 +45,9 @@ def prune(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Compres
     module, _ = method("prune", resolved.config.prune)
     if is_structured(module):
         check(resolved.config.prune)
-    parent = ws.checkpoint(rev)
-    with ws.begin("prune", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
+    onto, parent = ws.onto(), ws.checkpoint(rev)
+    begun = as_begun(ws, parent, resolved)
+    with ws.begin("prune", config=begun, files=resolved.files, parents=[parent.id], onto=onto) as run:
         run.listen(emit)
         return carry_out(ws, run, parent, resolved)
 

@@ -57,8 +57,9 @@ def quantize(ws: Workspace, rev: str, resolved: Resolved, *, emit: Emit) -> Comp
             "transformers does not read zero points beside embeddings in codes",
             hint="leave quantize.embeddings or quantize.symmetric=false out",
         )
-    parent = ws.checkpoint(rev)
-    with ws.begin("quantize", config=as_begun(ws, parent, resolved), files=resolved.files, parents=[parent.id]) as run:
+    onto, parent = ws.onto(), ws.checkpoint(rev)
+    begun = as_begun(ws, parent, resolved)
+    with ws.begin("quantize", config=begun, files=resolved.files, parents=[parent.id], onto=onto) as run:
         run.listen(emit)
         return carry_out(ws, run, parent, resolved)
 

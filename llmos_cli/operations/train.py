@@ -82,10 +82,11 @@ class TrainResult:
 
 def train(ws: Workspace, rev: str | None, resolved: Resolved, *, move: bool = True, emit: Emit) -> TrainResult:
     """Train from scratch, or from the checkpoint `rev`; `move`: whether the current branch goes to the result."""
+    onto = ws.onto()
     parent = ws.checkpoint(rev) if rev is not None else None
     teacher, resolved = teaching.chosen(ws, resolved)
     uses = [each.id for each in (parent, teacher) if each]
-    with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=uses) as run:
+    with ws.begin("train", config=resolved.mapping, files=resolved.files, parents=uses, onto=onto) as run:
         run.listen(emit)
         result = carry_out(ws, run, parent, resolved, resume=False, move=move)
         note_unread(resolved, lambda message: run.emit(Note(message, level="warning")))

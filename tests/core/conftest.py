@@ -44,8 +44,8 @@ def commit(ws: Workspace) -> Commit:
 def commit_to(
     ws: Workspace, files: Mapping[str, str], *, operation: str = "train", scratch: bool = False, move: bool = True
 ) -> Checkpoint:
-    head = ws.head().checkpoint
-    parents = (head,) if head and not scratch else ()
+    onto = ws.onto()
+    parents = (onto.checkpoint,) if onto.checkpoint and not scratch else ()
     made = Made(
         operation,
         parents,
@@ -56,7 +56,7 @@ def commit_to(
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     with (
-        ws.begin(operation, config=made.config, parents=parents, argv=["llmos", operation]) as run,
+        ws.begin(operation, config=made.config, parents=parents, onto=onto, argv=["llmos", operation]) as run,
         ws.stage() as staged,
     ):
         for name, text in files.items():

@@ -186,9 +186,23 @@ def test_gc_tidies_up_after_the_dead(ws, commit):
     os.waitpid(pid, 0)
     (stray := ws.objects.path("ab" * 32)).parent.mkdir()
     stray.write_text("stray")
-    found = {(each.kind, each.size) for each in gc(ws).garbage}
-    assert found == {("leftover", 10), ("object", 5)}
-    assert gc(ws).garbage == ()
+    assert [(each.kind, each.size) for each in gc(ws).garbage] == [("leftover", 10)]
+    assert stray.exists(), "nobody holds it, but it is younger than a day"
+    assert [(each.kind, each.size) for each in gc(ws, expire="now").garbage] == [("object", 5)]
+    assert gc(ws).garbage == () and not stray.exists()
+
+
+def test_a_young_object_outlives_the_checkpoints_that_go(ws, commit):
+    """What they held goes with them; what nobody holds, because its folder was removed by hand, stays for its day."""
+    commit(a="1")
+    trial, lost = commit(a="123", move=False), commit(a="4567", move=False)
+    held, last = (ws.objects.path(each.manifest.tree["a"].sha256) for each in (trial, lost))
+    grow_old(ws, trial)
+    shutil.rmtree(lost.path)
+    assert [each.kind for each in gc(ws).garbage] == ["checkpoint"]
+    assert last.exists() and not held.exists()
+    assert [(each.kind, each.size) for each in gc(ws, expire="now").garbage] == [("object", 4)]
+    assert not last.exists()
 
 
 @pytest.mark.parametrize(

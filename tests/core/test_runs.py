@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_a_branch_that_moved_meanwhile_is_left_alone(ws: Workspace, commit: Any)
     )
     assert f"`llmos branch -f main {mine[:12]}`" in caught.value.hint
     assert ws.runs.find(run.id).status == "failed"
+
+
+def test_what_others_commit_before_a_run_begins_is_not_taken_for_seen(ws: Workspace, commit: Any) -> None:
+    first, onto = commit(a="1"), ws.onto()
+    second = commit(a="2")
+    made = replace(MADE, parents=(first.id,))
+    with (
+        pytest.raises(Conflict),
+        ws.begin("train", config={}, parents=made.parents, onto=onto) as run,
+        ws.stage() as staged,
+    ):
+        (staged / "a").write_text("3")
+        run.commit(staged, made)
+    assert ws.resolve("main") == second.id
 
 
 def test_a_detached_head_moves_too(ws: Workspace, commit: Any) -> None:
@@ -160,6 +175,7 @@ def test_find_by_name_prefix_and_ending(ws: Workspace) -> None:
 
 SLEEPER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmos_cli.models.rewrite import rewrite
 from llmos_cli.models.statistics import Statistics
 from llmos_cli.operations.compression.result import no_faster
 from llmos_cli.operations.served import Speed
+from tests.operations.conftest import committed
 
 TOKENS = '{task: token-classification, source: "builtin:pytokens", sequence_length: 32, max_samples: 64, max_eval_samples: 32, tokenizer: {vocab_size: 300}}'
 LSTM = f"""\
@@ -219,6 +221,25 @@ def test_options_that_cannot_be_right(base: Base, llmos: Any, command: list[str]
     ran = llmos(*command)
     assert ran.code == 2 and said in ran.err
     assert len(list(Path("checkpoints").iterdir())) == len(list(Path("runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("verb", ["prune", "quantize", "compress"])
+def test_who_commits_while_the_parent_is_looked_at_keeps_the_branch(
+    base: Base, llmos: Any, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint would fall out of the line: the result came from the one before."""
+    ws, operation = base(), importlib.import_module(f"llmos_cli.operations.{verb}")
+    real = operation.as_begun
+
+    def as_begun(*looked: Any) -> Any:
+        committed(ws, "causal-lm", operation="train", parents=(ws.resolve(),), change=lambda model: None)
+        return real(*looked)
+
+    monkeypatch.setattr(operation, "as_begun", as_begun)
+    options = ["--target-ratio", "0.9", "-s", "compress.cuts=[]"] if verb == "compress" else []
+    ran = llmos(verb, *options, "-s", f"{verb}.latency=false", "-s", "data.max_eval_samples=4")
+    assert ran.code == 6 and "main moved to" in ran.err
+    assert len(list(ws.oplog.operations())) == 2 and ws.manifest(ws.resolve()).made.operation == "train"
 
 
 def test_a_missing_revision(base: Base, llmos: Any) -> None:
