@@ -14,7 +14,9 @@ from llmos_cli.operations.fsck_problem import Problem
 def strangers(ws: Workspace) -> Iterator[Problem]:
     """Those among checkpoints and signatures are told with these."""
     for entry in _strange(ws):
-        yield Problem(str(Path(entry.path).relative_to(ws.root)), "llmos did not put it there, and leaves it to you: move it away")
+        yield Problem(
+            str(Path(entry.path).relative_to(ws.root)), "llmos did not put it there, and leaves it to you: move it away"
+        )
 
 
 def _strange(ws: Workspace) -> Iterator[os.DirEntry[str]]:
