@@ -338,9 +338,11 @@ def _nearest(failure: Unreachable) -> str:
     if failure.nearest is None:
         return failure.told
     weight = size(failure.nearest.size)
-    if failure.proven is None:
-        return f"{weight} with a KL of about {number(failure.nearest.kl)}"
-    return f"{weight} with a KL of {number(failure.proven)} in its proof"
+    if failure.proven is not None:
+        return f"{weight} with a KL of {number(failure.proven)} in its proof"
+    if failure.measured is not None:
+        return f"{weight} with a KL of {number(failure.measured)}"
+    return f"{weight} with a KL of about {number(failure.nearest.kl)}"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,14 @@ def test_a_kl_is_kept_and_nearly_used_whatever_the_prediction(factor: float) -> 
     assert found.candidate.size <= 1.02 * min(possible)
 
 
+def test_a_kl_that_only_predictions_miss_is_kept() -> None:
+    least = stock().candidates()[-1].kl
+    world = World(0.5)
+    found = smallest_of_kl([stock()], 0.7 * least, world.build)
+    assert found.kl <= 0.7 * least < least
+    assert found.candidate.size == min(c.size for c in stock().candidates() if world.truth(c) <= 0.7 * least)
+
+
 def test_a_kl_that_nothing_keeps_says_which_is_nearest() -> None:
     with pytest.raises(Unreachable) as raised:
         smallest_of_kl([stock()], 1e-9, World(1).build)

@@ -134,14 +134,20 @@ Latency = Callable[[Stock, int], float]
 
 
 class Unreachable(Exception):
-    """No candidate reaches the target; `nearest` comes closest (with a KL of `proven`, where it was built and proven), or a stock with so
-    much of it `cut` out, of which `told` says how close."""
+    """No candidate reaches the target; `nearest` comes closest (with a KL of `measured` where it was built, of `proven` where that was
+    proven), or a stock with so much of it `cut` out, of which `told` says how close."""
 
     def __init__(
-        self, nearest: Candidate | None = None, *, proven: float | None = None, cut: float = 0.0, told: str = ""
+        self,
+        nearest: Candidate | None = None,
+        *,
+        measured: float | None = None,
+        proven: float | None = None,
+        cut: float = 0.0,
+        told: str = "",
     ) -> None:
         super().__init__()
-        self.nearest, self.proven, self.told = nearest, proven, told
+        self.nearest, self.measured, self.proven, self.told = nearest, measured, proven, told
         self.cut = cut if nearest is None else nearest.stock.cut
 
 
@@ -179,8 +185,10 @@ def proven_of_kl(
         try:
             found = smallest_of_kl(stocks(), aim, noted, tuple(known))
         except Unreachable as failure:
-            proven, nearest = min(missed, key=lambda one: one[0], default=(None, failure.nearest))
-            raise Unreachable(nearest, proven=proven) from None
+            if not missed:
+                raise
+            proven, nearest = min(missed, key=lambda one: one[0])
+            raise Unreachable(nearest, proven=proven) from failure
         proven = prove(found)
         if proven <= bound:
             return found
@@ -202,9 +210,17 @@ def smallest_of_kl(
         for built in _approach(stock, bound, build, here, below=best.candidate.size if best else None):
             if built.kl <= bound and (best is None or built.candidate.size < best.candidate.size):
                 best = built
-    if best is None:
-        raise Unreachable(min(nearest, key=lambda candidate: candidate.kl, default=None))
-    return best
+    return best or _finest(min(nearest, key=lambda candidate: candidate.kl), bound, build, known)
+
+
+def _finest(nearest: Candidate, bound: float, build: Build[Made], known: Sequence[Built[Made]]) -> Built[Made]:
+    """Where no prediction reaches the bound, what comes nearest is built and measured before it is refused: predictions are of single
+    layers, and their sum may be too high. Unreachable where it is above."""
+    built = next((one for one in known if one.candidate == nearest), None) or build(nearest)
+    if built.kl > bound:
+        raise Unreachable(nearest, measured=built.kl)
+    smaller = _approach(nearest.stock, bound, build, [built], below=nearest.size)
+    return min((one for one in (built, *smaller) if one.kl <= bound), key=lambda one: one.candidate.size)
 
 
 def best_of_latency(
