@@ -46,7 +46,8 @@ def broken(ws: Workspace, checkpoints: Iterable[str], *, undone: str) -> Corrupt
     it = "it" if len(found) == 1 else "them"
     return Corrupt(
         f"{' and '.join([*shown, *more])}: nobody knows what {it} came from, and {undone}",
-        hint=f"`llmos fsck --repair` brings {it} back where a remote has {it}; where none has, move or delete the names above {it}",
+        hint=f"`llmos fsck --repair` brings {it} back where a remote has {it}; where none has, "
+        f"`llmos fsck --accept-loss {' '.join(each[:12] for each in found)}` gives {it} up and keeps all else",
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmos_cli.core import records
 from llmos_cli.core.database import Database, write
 from llmos_cli.core.listing import files, folders
+from llmos_cli.core.lost import Lost
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -26,13 +27,14 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 9
+_SCHEMA = 10
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
 CREATE INDEX IF NOT EXISTS checkpoints_newest ON checkpoints(time DESC, id);
 CREATE TABLE IF NOT EXISTS held(id TEXT, sha256 TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unreadable(id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost(id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT,
                   done INTEGER);
@@ -53,6 +55,7 @@ WITH RECURSIVE line(id) AS (SELECT value FROM json_each(?)
     UNION SELECT parent.value FROM line JOIN checkpoints USING (id), json_each(checkpoints.parents) AS parent)
 SELECT id FROM line
 """
+_NEWEST = "SELECT * FROM checkpoints WHERE id NOT IN (SELECT id FROM lost) ORDER BY time DESC, id LIMIT ?"
 _HELD = "SELECT sha256 FROM held WHERE id NOT IN (SELECT value FROM json_each(?))"
 _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
 _HAVING = "SELECT DISTINCT id FROM held WHERE sha256 IN (SELECT value FROM json_each(?))"
@@ -70,12 +73,21 @@ class Entry(NamedTuple):
     parents: tuple[str, ...]
     size: int
 
+    @property
+    def is_lost(self) -> bool:
+        """It was given up: this stands for a manifest that nobody has."""
+        return not self.time and self.operation == LOST
+
+
+LOST = "lost"
+
 
 class Index:
     def __init__(self, root: Path, dot: Path) -> None:
         self._checkpoints = root / "checkpoints"
         self._runs = root / "runs"
         self._locks = dot / "locks"
+        self._lost = Lost(dot)
         self._dot = dot
         self._database = Database(dot / "index.sqlite", _TABLES, _SCHEMA)
         self._still = False
@@ -92,19 +104,23 @@ class Index:
 
     def entries(self, limit: int = -1) -> list[Entry]:
         """The newest checkpoints first."""
-        return [_entry(row) for row in self._ask("SELECT * FROM checkpoints ORDER BY time DESC, id LIMIT ?", limit)]
+        return [_entry(row) for row in self._ask(_NEWEST, limit)]
 
     def line(self, checkpoints: Iterable[str]) -> set[str]:
         """These checkpoints and all their ancestors; those that are missing are named too."""
         return {row[0] for row in self._ask(_LINE, json.dumps(list(checkpoints)))}
 
     def parents(self) -> dict[str, str]:
-        """Of all checkpoints whose manifests can be read, as JSON: `ancestry.walk` through them takes half of the time that `_LINE` does."""
+        """Of all checkpoints whose manifests can be read, or that were given up, as JSON: `ancestry.walk` through them takes half of the time that `_LINE` does."""
         return dict(self._ask("SELECT id, parents FROM checkpoints"))
 
     def unreadable(self) -> set[str]:
-        """Checkpoints that are there and whose manifests cannot be read."""
-        return {checkpoint for (checkpoint,) in self._ask("SELECT id FROM unreadable")}
+        """Checkpoints that are there and whose manifests cannot be read, but for those that were given up."""
+        return {row[0] for row in self._ask("SELECT id FROM unreadable WHERE id NOT IN (SELECT id FROM lost)")}
+
+    def lost(self) -> set[str]:
+        """Checkpoints that were given up, and that nobody brought back since: of those whose weights alone were, none."""
+        return {checkpoint for (checkpoint,) in self._ask("SELECT id FROM lost")}
 
     def held(self, without: Iterable[str] = ()) -> set[str]:
         """SHA-256 of the files of all checkpoints but those `without`."""
@@ -226,6 +242,7 @@ class Index:
     def _refresh(self, db: sqlite3.Connection) -> None:
         if not self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints):
             self._read_manifests(db, {name for (name,) in db.execute("SELECT id FROM unreadable")})
+        self._refresh_folder(db, LOST, self._lost.directory, self._read_lost)
         fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
         if not fresh:
             self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
@@ -246,7 +263,10 @@ class Index:
         return True
 
     def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
-        known = {identifier for (identifier,) in db.execute("SELECT id FROM checkpoints")}
+        known = {
+            identifier
+            for (identifier,) in db.execute("SELECT id FROM checkpoints WHERE id NOT IN (SELECT id FROM lost)")
+        }
         unread = {identifier for (identifier,) in db.execute("SELECT id FROM unreadable")}
         present = {name for name in names if ID.fullmatch(name)}
         self._read_manifests(db, present - known)
@@ -259,18 +279,33 @@ class Index:
         rows = [_row(name, found) for name, found in new.items()]
         held = [(name, sha256) for name, found in new.items() for sha256 in {e.sha256 for e in found.tree.values()}]
         unread = {name for (name,) in db.execute("SELECT id FROM unreadable")}
+        lost = {name for (name,) in db.execute("SELECT id FROM lost")}
         write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
+        write(db, "DELETE FROM lost WHERE id = ?", [(name,) for name in lost & new.keys()])
         write(db, "INSERT OR REPLACE INTO held VALUES (?, ?)", held)
         write(db, "DELETE FROM unreadable WHERE id = ?", [(name,) for name in unread & new.keys()])
         write(db, "INSERT INTO unreadable VALUES (?)", [(name,) for name in names - unread - new.keys()])
+
+    def _read_lost(self, db: sqlite3.Connection, _: set[str]) -> None:
+        """A row for each checkpoint that was given up, where its manifest would have one."""
+        before = {name for (name,) in db.execute("SELECT id FROM lost")}
+        now = {name: loss for name, loss in self._lost.all().items() if self._manifest(name) is None}
+        rows = [
+            (name, "", LOST, "" if loss.known else _UNKNOWN, json.dumps(loss.parents), 0) for name, loss in now.items()
+        ]
+        write(db, "DELETE FROM checkpoints WHERE id = ?", [(name,) for name in before - now.keys()])
+        write(db, "DELETE FROM lost WHERE id = ?", [(name,) for name in before - now.keys()])
+        write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
+        write(db, "INSERT OR IGNORE INTO lost VALUES (?)", [(name,) for name in now])
 
     def _manifest(self, name: str) -> Manifest | None:
         from llmos_cli.core import manifest  # here: most of the time nothing is new
 
         try:
-            return manifest.read(self._checkpoints / name)
+            found = manifest.read(self._checkpoints / name)
         except Corrupt:
             return None  # `fsck`, `gc` and whoever reads this checkpoint will tell
+        return found if name not in self._lost or found.is_of(name) else None
 
     def _read_runs(self, db: sqlite3.Connection, present: set[str]) -> None:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
@@ -320,6 +355,9 @@ class Index:
             "INSERT OR IGNORE INTO saved VALUES (?, ?, ?, ?)",
             [(event["checkpoint"], run, event["at"], event.get("stored", 0)) for event in saved],
         )
+
+
+_UNKNOWN = "what it came from is not known"
 
 
 def _row(name: str, found: Manifest) -> tuple[Any, ...]:

@@ -88,6 +88,13 @@ class Manifest:
         lines = self.written.split("\n", 2)
         return len(lines) == 3 and self.written == _hashed(f"{lines[0]}\n{lines[2]}")
 
+    def is_of(self, checkpoint: str) -> bool:
+        """Whether it is what that id says; not where it holds what no manifest can."""
+        try:
+            return checkpoint == self.id == identify(self.tree, self.made)
+        except LlmosError:
+            return False
+
     def write(self, directory: Path) -> None:
         """Into a staged directory: synced, read-only."""
         path = directory / NAME

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from llmos_cli.core import lost
 from llmos_cli.core.audit import Author, author
 from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.redaction import redacted
@@ -44,6 +45,11 @@ class Change:
     def removes(self) -> str:
         """The checkpoint whose mark of removed weights this sets or takes away; empty where it is another change."""
         return self.what.removeprefix(FOLDER) if self.what.startswith(FOLDER) else ""
+
+    @property
+    def loses(self) -> str:
+        """The checkpoint whose loss this accepts, or takes that back; empty where it is another change."""
+        return self.what.removeprefix(lost.FOLDER) if self.what.startswith(lost.FOLDER) else ""
 
     @property
     def snapshot(self) -> str:

@@ -243,8 +243,8 @@ class OperationLog:
             if change.is_ref and self._refs.senseless(change.what):
                 continue
             now = self._current(change)
-            if (change.removes or change.snapshot) and change.alike(now, change.after):
-                continue  # weights that came back by themselves, from a remote, and rows that were kept again are as good as undone
+            if (change.removes or change.loses or change.snapshot) and change.alike(now, change.after):
+                continue  # what came back by itself, from a remote, and rows that were kept again are as good as undone
             if not change.alike(now, change.before):
                 raise Conflict(
                     f"{change.name} is at {told(now)} and not at {told(change.before)} any more",
@@ -254,8 +254,10 @@ class OperationLog:
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""
         back = self._check_rows(operation)
+        damaged = {change.loses for change in operation.changes}
         for change in operation.changes:
-            if change.removes and change.after is None and not self._whole(change.removes):
+            removed = change.removes if change.after is None else ""
+            if removed and removed not in damaged and not self._whole(removed):
                 raise NotFound(
                     f"cannot {operation.name}: the weights of {told(change.removes)} are gone for good",
                     hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",

@@ -44,14 +44,20 @@ def unprotected(ws: Workspace, since: float) -> set[str]:
     """All checkpoints that need not stay: neither named nor an ancestor of what is, for a branch is worth its whole line. Corrupt
     where nobody can tell, because something of such a line is missing or cannot be read.
     `since`: where the operation log's window begins, in seconds since the epoch."""
-    used = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values(), ws.head().checkpoint or "", *needed(ws)} - {""}
-    walked = ancestry.walk(ws, used | ws.oplog.protected(since))
-    lost = walked.ends and walked.ends - (ws.oplog.collected() - used)
+    held = used(ws)
+    walked = ancestry.walk(ws, held | ws.oplog.protected(since))
+    lost = walked.ends and walked.ends - (ws.oplog.collected() - held)
     if lost := lost | ws.index.unreadable():
         raise ancestry.broken(ws, lost, undone="nothing was removed")
-    if walked.rest:
+    if rest := walked.rest - ws.index.lost():
         _check_refs(ws)
-    return walked.rest
+    return rest
+
+
+def used(ws: Workspace) -> set[str]:
+    """What a name or a run holds now, whatever the log of operations may go back to."""
+    named = {*ws.refs.pointing(), *ws.refs.under(REMOTES).values(), ws.head().checkpoint or ""}
+    return (named | needed(ws)) - {""}
 
 
 def _check_refs(ws: Workspace) -> None:

@@ -23,12 +23,12 @@ def collect(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str]) -> No
     for checkpoint in checkpoints:
         if (signature := signatures.path(dot, checkpoint)).exists():
             remove(signature)
-        _collect_one(root / "checkpoints" / checkpoint, dot)
+        take_away(root / "checkpoints" / checkpoint, dot)
     Sealed(root, dot).forget(checkpoints)
 
 
-def _collect_one(directory: Path, dot: Path) -> None:
-    """Renamed away first: half a checkpoint must not be found under its id."""
+def take_away(directory: Path, dot: Path) -> None:
+    """A checkpoint's folder, renamed away first: half a checkpoint must not be found under its id."""
     if directory.is_dir():
         aside = dot / "tmp" / scratch_name("removed")
         directory.rename(aside)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmos_cli.core.refs import HEAD, HEADS, ID, REMOTES, RUNS, TAGS, Refs
-from llmos_cli.errors import AmbiguousRevision, Corrupt, NotFound
+from llmos_cli.errors import AmbiguousRevision, NotFound
 
 _GRAMMAR = re.compile(r"(?P<base>[^~^]*)(?P<steps>(?:~\d*|\^\d*)*)", re.DOTALL)
 _STEP = re.compile(r"([~^])(\d*)")
@@ -28,15 +28,23 @@ Parents = Callable[[str], Sequence[str]]
 
 
 def resolve(rev: str, *, refs: Refs, checkpoints: Path, parents: Parents) -> str:
-    """The full id that `rev` names; NotFound or AmbiguousRevision, Corrupt where that checkpoint is missing. `parents` gives the parents of an id."""
+    """The full id that `rev` names; NotFound or AmbiguousRevision, Corrupt where that checkpoint is missing and was not given up. `parents` gives the parents of an id."""
+    found = follow(rev, refs=refs, checkpoints=checkpoints, parents=parents)
+    if not (checkpoints / found).is_dir():
+        from llmos_cli.core.lost import missing  # here: all that is named is here, as a rule
+
+        raise missing(checkpoints.parent, found)
+    return found
+
+
+def follow(rev: str, *, refs: Refs, checkpoints: Path, parents: Parents) -> str:
+    """`resolve`, whether that checkpoint is there or not."""
     match = _GRAMMAR.fullmatch(rev)
     if match is None:
         raise NotFound(f"{rev!r} is not a revision", hint="HEAD, a branch, a tag, an id, or one of them with ~N")
     found = _base(match["base"], rev, refs, checkpoints)
     for kind, number in _STEP.findall(match["steps"]):
         found = _step(found, kind, int(number) if number else 1, rev, parents)
-    if not (checkpoints / found).is_dir():
-        raise Corrupt(f"checkpoint {found[:12]} is missing", hint="`llmos fsck` tells what else is affected")
     return found
 
 
@@ -49,6 +57,7 @@ def _base(name: str, rev: str, refs: Refs, checkpoints: Path) -> str:
         _named(name, refs)
         or _abbreviated(name, checkpoints)
         or _of_run(name, refs)
+        or _abbreviated(name, checkpoints.parent / ".llmos" / "lost")
         or _missing(name, refs, checkpoints)
     )
 

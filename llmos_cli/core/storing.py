@@ -49,14 +49,24 @@ def publish(ws: Workspace, prepared: Prepared) -> int:
     The same content made the same way is the same checkpoint again. Returns the bytes that are new on this disk.
     """
     final, stored = prepared.checkpoint, prepared.stored
+    make_way(ws, final)
     if not final.path.is_dir():
         ws.dropped.restore(final.id)  # a mark that outlived its checkpoint, as a seal may
         ws.sealed.forget([final.id])
     if not atomic.publish(prepared.staged, final.path):
         stored = _again(ws, prepared) if final.id in ws.dropped else 0
+    ws.lost.restore(final.id)
     if not ws.closed(final.id):  # a sealed one stays so, whoever makes it again
         ws.index.note_file_times(final.id, _times(final))
     return stored
+
+
+def make_way(ws: Workspace, checkpoint: Checkpoint) -> None:
+    """What is left of one that was given up, and that nobody can read, goes where it comes back whole."""
+    if checkpoint.id in ws.lost and checkpoint.path.is_dir() and checkpoint.id in ws.index.lost():
+        from llmos_cli.core.removal import take_away
+
+        take_away(checkpoint.path, ws.dot)
 
 
 def _names(staged: Path) -> list[str]:

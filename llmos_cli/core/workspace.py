@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,7 @@ from llmos_cli.events import Emit, Metric, ignore
 if TYPE_CHECKING:
     from llmos_cli.core.dropped import Dropped
     from llmos_cli.core.index import Index
+    from llmos_cli.core.lost import Lost
     from llmos_cli.core.manifest import Manifest
     from llmos_cli.core.objects import Objects
     from llmos_cli.core.oplog import OperationLog
@@ -147,6 +148,12 @@ class Workspace:
         return Dropped(self.dot)
 
     @cached_property
+    def lost(self) -> Lost:
+        from llmos_cli.core.lost import Lost
+
+        return Lost(self.dot)
+
+    @cached_property
     def snapshots(self) -> Snapshots:
         from llmos_cli.core.snapshots import Snapshots
 
@@ -198,8 +205,15 @@ class Workspace:
 
     def resolve(self, rev: str = "HEAD") -> str:
         """The full id of a revision; see `revisions.py` for what a revision may be."""
+        return self._found(rev, revisions.resolve)
+
+    def named(self, rev: str) -> str:
+        """`resolve`, whether that checkpoint is here or not."""
+        return self._found(rev, revisions.follow)
+
+    def _found(self, rev: str, find: Callable[..., str]) -> str:
         try:
-            return revisions.resolve(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
+            return find(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
         except NotFound:
             name = re.split("[~^]", rev)[0].removeprefix("heads/").removeprefix("tags/")
             if name in ("", HEAD, "@"):
@@ -209,6 +223,9 @@ class Workspace:
             raise
 
     def parents(self, checkpoint: str) -> tuple[str, ...]:
+        """Of one that was given up as far as they are known."""
+        if not (self.checkpoints / checkpoint).is_dir() and (loss := self.lost.find(checkpoint)) is not None:
+            return loss.parents if loss.known else ()
         return self.manifest(checkpoint).made.parents
 
     def manifest(self, checkpoint: str) -> Manifest:
@@ -216,7 +233,9 @@ class Workspace:
         from llmos_cli.core import manifest
 
         if not (self.checkpoints / checkpoint).is_dir():
-            raise Corrupt(f"checkpoint {checkpoint[:12]} is missing", hint="`llmos fsck` tells what else is affected")
+            from llmos_cli.core.lost import missing
+
+            raise missing(self.root, checkpoint)
         return manifest.read(self.checkpoints / checkpoint)
 
     def checkpoint(self, rev: str = "HEAD") -> Checkpoint:
@@ -229,8 +248,12 @@ class Workspace:
         return found
 
     def closed(self, checkpoint: str) -> str:
-        """Why the weights of a checkpoint cannot be read: `removed`, `sealed`, or empty where they can."""
-        return "removed" if checkpoint in self.dropped else "sealed" if checkpoint in self.sealed else ""
+        """Why the weights of a checkpoint cannot be read: `removed`, `sealed`, `lost`, or empty where they can."""
+        if checkpoint in self.dropped:
+            return "removed"
+        if checkpoint in self.sealed:
+            return "sealed"
+        return "lost" if checkpoint in self.lost and checkpoint in self.index.lost() else ""
 
     def metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
         """The latest numbers that any run measured on a checkpoint (a full id), by (name, split)."""

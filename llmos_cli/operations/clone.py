@@ -69,7 +69,7 @@ def clone(
         emit(Note(f"what came is kept in {os.path.relpath(ready)}: the same `llmos clone` goes on there", "warning"))
         raise
     at = found.branches.get(chosen, "")
-    _configs(ws, at)
+    _configs(ws, "" if at in ws.lost else at)
     _check_out(ws, chosen, at, f"clone {url}")
     appearing.appear(ready, root)
     return CloneResult(os.path.relpath(root), found.result, chosen, at)

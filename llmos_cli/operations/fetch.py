@@ -91,6 +91,7 @@ def fetched(
         coming = receiving.lacking(ws, there, tips, weights=weights)
         coming = receiving.with_data(ws, coming, there, tips) if data else coming
         tags = list(_new_tags(ws, there, refs, emit))
+        _tell_of_lost(there, coming, emit)
         result = _result(place, coming, [*_moved(ws, there, refs), *map(_new, tags)], dry_run)
         if not dry_run:
             _bring(ws, there, coming, tags, emit)
@@ -99,7 +100,8 @@ def fetched(
     branches = {
         ref.removeprefix(HEADS): each.value for ref, each in refs.items() if ref.startswith(HEADS) and each.value
     }
-    return Fetched(result, branches, {each.id: each.made.parents for each in coming.checkpoints})
+    parents = {each.id: each.made.parents for each in coming.checkpoints}
+    return Fetched(result, branches, parents | {each.checkpoint: each.parents for each in coming.lost})
 
 
 def _check_weights(there: Remote, weights: Sequence[str]) -> None:
@@ -108,6 +110,11 @@ def _check_weights(there: Remote, weights: Sequence[str]) -> None:
             raise NotFound(
                 f"{there.name} does not have the weights of {each[:12]}", hint="`llmos remote list` shows the others"
             )
+
+
+def _tell_of_lost(there: Remote, coming: receiving.Receiving, emit: Emit) -> None:
+    for each in coming.lost:
+        emit(Note(f"checkpoint {each.checkpoint[:12]} was given up where {there.name} has its line from", "warning"))
 
 
 def _result(

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,13 +23,14 @@ from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
+from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.audit import audited
 from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
 from llmos_cli.operations.fsck_refs import operations, refs
 from llmos_cli.operations.fsck_sealed import Sealing
 from llmos_cli.operations.fsck_strangers import strangers
+from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
 from llmos_cli.operations.summary import SHORT
 
 _OFTEN = 0.5
@@ -56,6 +57,8 @@ class FsckResult:
     index_made_anew: bool = False
     sealed: int = 0
     opened: int = 0
+    given_up: tuple[GivenUp, ...] = ()
+    """What is lost for good, and no damage since somebody said so (`--accept-loss`)."""
 
     @property
     def sentence(self) -> str:
@@ -74,6 +77,7 @@ class FsckResult:
                 Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
+                Lines([each.told for each in self.given_up]),
                 Lines([f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]),
             ]
         )
@@ -86,16 +90,26 @@ class FsckResult:
         return f"{self.sealed} sealed, {', '.join(inside)}"
 
 
-def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, emit: Emit = ignore) -> FsckResult:
-    """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set."""
+def fsck(
+    ws: Workspace,
+    *,
+    repair: bool = False,
+    accept_loss: Sequence[str] = (),
+    key_file: Path | None = None,
+    emit: Emit = ignore,
+) -> FsckResult:
+    """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set. `accept_loss`: revisions to be given up,
+    unless repairing brings them back: what somebody has is no loss."""
+    lost = lost_ones(ws, accept_loss)
     found = _checked(ws, key_file, emit)
-    if not (repair and found.problems):
+    if not (found.problems and (repair or lost)):
         return found
     from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
 
     repaired = put_back(ws, found.problems, emit)
     if repaired:
         ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
+    accept(ws, [each for each in lost if what_is_lost(ws, each)])
     again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
@@ -103,9 +117,11 @@ def fsck(ws: Workspace, *, repair: bool = False, key_file: Path | None = None, e
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
-    freed = ws.dropped.all() - undoable(ws, time.time() - WINDOW)
+    gone = tuple(given_up(ws))
+    freed = ws.dropped.all() - (undoable(ws, time.time() - WINDOW) - {each.checkpoint for each in gone})
     sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
-    checked = [_Checked(ws, name, freed=name in freed) for name in _names(ws.checkpoints)]
+    lost = ws.index.lost()
+    checked = [_Checked(ws, name, freed=name in freed, lost=lost) for name in _names(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
     hashes = _Hashes({**stored, **_files(checked)}, emit)
@@ -113,6 +129,8 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
     sealing.must_fit(key_file)
     with _quiet(ws):
+        if ws.writable:
+            tidy(ws)
         problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
@@ -130,6 +148,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         index_made_anew=differed and ws.writable,
         sealed=sealing.count,
         opened=sealing.opened,
+        given_up=gone,
     )
 
 
@@ -173,10 +192,11 @@ def _files(checked: Sequence[_Checked]) -> dict[Path, os.stat_result]:
 
 class _Checked:
     """One checkpoint directory under examination; `freed`: its weights were removed, and `undo` needs them no more. Where it could
-    bring them back but none of them came (from a backup, say), it has nothing to bring."""
+    bring them back but none of them came (from a backup, say), it has nothing to bring. `lost`: what was given up, manifest and all."""
 
-    def __init__(self, ws: Workspace, name: str, *, freed: bool) -> None:
+    def __init__(self, ws: Workspace, name: str, *, freed: bool, lost: Container[str]) -> None:
         self._ws = ws
+        self._lost = lost
         self.name = name
         self._freed = freed
         self._directory = ws.checkpoints / name
@@ -205,17 +225,19 @@ class _Checked:
         return found
 
     def problems(self, hashes: _Hashes) -> Iterator[Problem]:
+        if self.name in self._lost:
+            return
         if self._manifest is None:
             file = manifest.NAME if self._directory.is_dir() and ID.fullmatch(self.name) else ""
             yield replace(self._problem("", self._error), file=file)
             return
         found = self._manifest
-        if not self.name == found.id == _identity(found):
+        if not found.is_of(self.name):
             yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
         elif not found.is_written((self._directory / manifest.NAME).read_bytes()):
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
-            if not (self._ws.checkpoints / parent).is_dir():
+            if not ((self._ws.checkpoints / parent).is_dir() or parent in self._lost):
                 yield replace(self._problem("", f"its parent {parent[:SHORT]} is missing"), lacks=parent)
         if self.name in self._ws.sealed and not self._freed:
             open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
@@ -244,14 +266,6 @@ class _Checked:
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
         return {name: status.st_mtime_ns for name, (_, status) in self.files.items()}
-
-
-def _identity(found: Manifest) -> str:
-    """Empty where it holds what no manifest can, and so has none."""
-    try:
-        return manifest.identify(found.tree, found.made)
-    except LlmosError:
-        return ""
 
 
 def _difference(found: FileEntry, entry: FileEntry) -> str:

@@ -26,7 +26,7 @@ def _of(ws: Workspace, ref: str, read: Callable[[], str | None]) -> Iterator[Pro
         yield Problem(ref, error.message)
         return
     data = ref.startswith(DATA)
-    if named and not (named in ws.snapshots if data else (ws.checkpoints / named).is_dir()):
+    if named and not (named in ws.snapshots if data else (ws.checkpoints / named).is_dir() or named in ws.index.lost()):
         missing = Problem(ref, f"names {named[:SHORT]}, which is missing")
         yield replace(missing, snapshot=named) if data else replace(missing, lacks=named)
     if odd:

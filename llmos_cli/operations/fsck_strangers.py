@@ -21,5 +21,5 @@ def strangers(ws: Workspace) -> Iterator[Problem]:
 
 def _strange(ws: Workspace) -> Iterator[os.DirEntry[str]]:
     yield from (each for each in entries(ws.root / "runs") if not is_folder(each))
-    for kept in (ws.refs, ws.dropped, ws.objects, ws.sealed, ws.snapshots):
+    for kept in (ws.refs, ws.dropped, ws.lost, ws.objects, ws.sealed, ws.snapshots):
         yield from kept.strange()

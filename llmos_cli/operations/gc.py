@@ -26,6 +26,7 @@ from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout, UsageError
 from llmos_cli.operations.cargo import counted
+from llmos_cli.operations.giving_up import tidy
 from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
 from llmos_cli.operations.rm import everyone, freed_by, freed_with
 from llmos_cli.operations.summary import age
@@ -40,7 +41,7 @@ or what a killed import left would fill the disk for a month."""
 
 @dataclass(frozen=True)
 class Garbage:
-    """`kind`: checkpoint, weights, object, sealed (file), seal, open (files of a sealed checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
+    """`kind`: checkpoint, weights, lost (what is left of one that was given up), object, sealed (file), seal, open (files of a sealed checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
     removed weights) or leftover; `called`: what made a checkpoint and who named it last, or what data it is; `size` in bytes."""
 
     kind: str
@@ -110,6 +111,7 @@ def gc(
             *remains,
             *(each for each, changed in strays if changed <= now - min(grace, STRAY)),
             *_sealed(ws),
+            *_lost(ws, since),
             *_snapshots(ws, unnamed, now, grace, since),
             *_signatures(ws),
             *_states(ws, now, grace),
@@ -170,7 +172,8 @@ def _last(ws: Workspace, tip: str, count: int) -> Iterator[str]:
     entry = ws.index.entry(tip)
     while entry is not None and count > 0:
         yield entry.id
-        entry, count = ws.index.entry(entry.parents[0]) if entry.parents else None, count - 1
+        count -= not entry.is_lost
+        entry = ws.index.entry(entry.parents[0]) if entry.parents else None
 
 
 def _called(ws: Workspace, checkpoint: str) -> str:
@@ -211,6 +214,13 @@ def _sealed(ws: Workspace) -> Iterator[Garbage]:
         elif not bare(ws, name):
             length = _bytes(ws.checkpoints / name) - (ws.checkpoints / name / manifest.NAME).stat().st_size
             yield Garbage("open", name, "is sealed, and these files are in the clear", length)
+
+
+def _lost(ws: Workspace, reach: float) -> Iterator[Garbage]:
+    """What is left of checkpoints that were given up before the window of `undo`, and whose manifests nobody can read."""
+    for name in sorted(ws.index.lost()):
+        if (ws.checkpoints / name).is_dir() and (ws.lost.directory / name).stat().st_mtime < reach:
+            yield Garbage("lost", name, "it was given up", _bytes(ws.checkpoints / name))
 
 
 def _strays(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[tuple[Garbage, float]]:
@@ -305,10 +315,12 @@ def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
 
 def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], spared: set[str], reach: float) -> None:
     weights = [each.name for each in garbage if each.kind in ("weights", "remains")]
+    lost = [each.name for each in garbage if each.kind == "lost"]
     if said := _said(garbage):
-        ws.oplog.free_locked(f"gc: {said}", collects=_children_first(ws, unnamed), drops=weights)
+        ws.oplog.free_locked(f"gc: {said}", collects=[*_children_first(ws, unnamed), *lost], drops=weights)
     for each in garbage:
         _discard(ws, each)
+    tidy(ws)
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
@@ -353,6 +365,7 @@ def _said(garbage: tuple[Garbage, ...]) -> str:
     told = {
         "checkpoint": ("", "checkpoint"),
         "weights": ("weights of ", "checkpoint"),
+        "lost": ("what was left of ", "lost checkpoint"),
         "state": ("state of ", "run"),
         "snapshot": ("", "snapshot"),
     }

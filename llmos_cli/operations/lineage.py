@@ -17,12 +17,17 @@ COMPRESSING = frozenset({"prune", "quantize", "compress"})
 
 
 def line(ws: Workspace, checkpoint: str) -> Iterator[Manifest]:
-    """The manifests of a checkpoint (a full id) and of its first parents, nearest first."""
+    """The manifests of a checkpoint (a full id) and of its first parents, nearest first. What was given up has none: the line goes on
+    with what that came from."""
     manifest = ws.manifest(checkpoint)
     yield manifest
-    while manifest.made.parents:
-        manifest = ws.manifest(manifest.made.parents[0])
-        yield manifest
+    parents = manifest.made.parents
+    while parents:
+        if ws.closed(at := parents[0]) == "lost":
+            parents = ws.parents(at)
+            continue
+        yield (manifest := ws.manifest(at))
+        parents = manifest.made.parents
 
 
 def uncompressed(ws: Workspace, checkpoint: str) -> Manifest:

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llmos_cli.core.index import Entry
+from llmos_cli.core.refs import HEAD
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
 from llmos_cli.operations.summary import SHORT, Summary, age, shown_id, summarize, told
+
+_GONE = "its checkpoint is missing or cannot be read: `llmos fsck`"
+_LOST = "given up: it is lost for good"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class LogResult:
         if not checkpoint.time:
             return [
                 shown_id(checkpoint.id),
-                "its checkpoint is missing or cannot be read: `llmos fsck`",
+                _GONE if not checkpoint.lost else f"{_LOST}; {checkpoint.label}" if checkpoint.label else _LOST,
                 "",
                 "",
                 "",
@@ -104,7 +108,8 @@ def listed(ws: Workspace, rev: str | None, *, limit: int | None, everything: boo
         return ws.index.entries(-1 if limit is None or whole else limit + 1)
     if rev is None and ws.head().checkpoint is None:
         return []
-    return ancestors(ws, ws.resolve(rev or "HEAD"), None if limit is None else limit + 1)
+    start = ws.named(rev or HEAD)
+    return ancestors(ws, start if start in ws.lost else ws.resolve(rev or HEAD), None if limit is None else limit + 1)
 
 
 def ancestors(ws: Workspace, start: str, limit: int | None) -> list[Entry]:

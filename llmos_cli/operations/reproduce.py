@@ -104,6 +104,8 @@ def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> Repro
         raise UsageError(
             "nothing of this line can be made again", hint="it was imported: `llmos import` brings it anew"
         )
+    for parent in (parent for made in line for parent in made.made.parents):
+        ws.manifest(parent)  # one that was given up cannot be made again, nor what came from it
     check_data(ws, line, emit)
     steps: list[Step] = []
     with ws.stage() as staged:

@@ -73,7 +73,8 @@ class ShowResult:
         if self.proof:
             yield f"proof      {self.proof}"
         new = f", {size(self.stored)} newly stored" if self.stored is not None else ""
-        closed = {checkpoint.removed: " (its weights were removed)", checkpoint.sealed: " (sealed)"}.get(True, "")
+        removed = " (its weights were given up: they are lost)" if checkpoint.lost else " (its weights were removed)"
+        closed = {checkpoint.removed: removed, checkpoint.sealed: " (sealed)"}.get(True, "")
         yield f"size       {size(checkpoint.size)}{new}{closed}"
 
     def _sections(self) -> dict[str, Mapping[str, Any]]:

@@ -20,7 +20,7 @@ SHORT = 12
 @dataclass(frozen=True)
 class Summary:
     """`time` is ISO 8601 in UTC, `size` the bytes of its files, `removed` whether its weights were removed, `sealed`
-    whether they are encrypted."""
+    whether they are encrypted, `lost` whether it was given up as lost for good, or its weights were."""
 
     id: str
     operation: str = "?"
@@ -32,6 +32,7 @@ class Summary:
     metrics: Mapping[str, float] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     sealed: bool = False
+    lost: bool = False
 
     @property
     def made_by(self) -> str:
@@ -39,7 +40,7 @@ class Summary:
 
     @property
     def told_size(self) -> str:
-        return "removed" if self.removed else "sealed" if self.sealed else size(self.size)
+        return "lost" if self.lost else "removed" if self.removed else "sealed" if self.sealed else size(self.size)
 
 
 def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | None = None) -> Summary:
@@ -60,6 +61,7 @@ def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | N
         main_metrics(ws.metrics(checkpoint)),
         named,
         closed == "sealed",
+        entry.is_lost or (closed == "removed" and checkpoint in ws.lost),
     )
 
 

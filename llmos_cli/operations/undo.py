@@ -40,6 +40,8 @@ def told_change(change: Change) -> str:
     """`main: 3f2a91c0dd12 -> 77c1aa0912fe`"""
     if change.removes:
         return f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
+    if change.loses:
+        return f"loss of {change.loses[:SHORT]} {'accepted' if change.after else 'not accepted any more'}"
     if change.snapshot:
         return f"snapshot {change.snapshot[:SHORT]} {'removed' if change.after is None else 'restored'}"
     if not change.is_ref:

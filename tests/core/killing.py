@@ -73,6 +73,7 @@ class State:
     trusted: dict[str, str]
     sealed: set[str]
     signed: dict[str, str | None]
+    given_up: list[str]
 
 
 def state(root: Path) -> State:
@@ -94,6 +95,7 @@ def state(root: Path) -> State:
         trust.trusted(ws),
         ws.sealed.all(),
         {each: signatures.read(ws.dot, each) for each in signatures.signed(ws.dot)},
+        sorted(ws.lost.all()),
     )
 
 
@@ -112,7 +114,9 @@ def torn(root: Path) -> list[str]:
 
 
 def _is_whole(ws: Workspace, checkpoint: str) -> bool:
-    """With its weights, or sealed, or with its manifest alone where they were removed."""
+    """With its weights, or sealed, or with its manifest alone where they were removed, or given up."""
+    if checkpoint in ws.index.lost():
+        return True
     if not (ws.checkpoints / checkpoint).is_dir() or ws.manifest(checkpoint).id != checkpoint:
         return False
     if checkpoint in ws.dropped:

@@ -52,6 +52,9 @@ COMMANDS = {
     "fetch": ("-C", "clone", "fetch"),
     "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
     "fsck --repair": ("fsck", "--repair"),
+    "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
+    "push what was given up": ("push", "--all"),
+    "fetch what was given up": ("-C", "clone", "fetch"),
     "pull": ("-C", "clone", "pull"),
     "backup": ("backup",),
 }
@@ -99,7 +102,36 @@ def damage(root: Path) -> None:
     settle(ws)
 
 
-BEFORE: dict[str, Callable[[Path], None]] = {"fetch --weights": remove_from_the_clone, "fsck --repair": damage}
+def lose(root: Path) -> None:
+    """A checkpoint that no remote has is gone, and its child has lost its weights."""
+    ws = Workspace.find(root)
+    lost = commit(ws, (ws.resolve(),), time="5", other="lost")
+    bitten = ws.checkpoints / commit(ws, (lost,), time="6", other="bitten") / "other"
+    shutil.rmtree(ws.checkpoints / lost)
+    bitten.chmod(0o644)
+    bitten.write_text("tooth")
+    settle(ws)
+
+
+def give_up(root: Path) -> None:
+    lose(root)
+    fsck(ws := Workspace.find(root), accept_loss=["HEAD~1", "HEAD"])
+    settle(ws)
+
+
+def push_what_was_given_up(root: Path) -> None:
+    give_up(root)
+    push(Workspace.find(root))
+    settle(Workspace.find(root))
+
+
+BEFORE: dict[str, Callable[[Path], None]] = {
+    "fetch --weights": remove_from_the_clone,
+    "fsck --repair": damage,
+    "fsck --accept-loss": lose,
+    "push what was given up": give_up,
+    "fetch what was given up": push_what_was_given_up,
+}
 """What was done last, where a command needs more than the template has."""
 
 
@@ -122,7 +154,7 @@ def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scra
 def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
     words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
     before, hurt = refs_everywhere(copied(start, root)), damaged(root)
-    assert bool(hurt) is (name == "fsck --repair")
+    assert bool(hurt) is name.startswith("fsck")
     calls = forks.calls(words, root, root)
     after, wanted = seen(root), refs_everywhere(root)
     for call in calls:
@@ -223,6 +255,10 @@ def torn_there(root: Path) -> list[str]:
 
 def _line_is_whole(there: Remote, checkpoint: str) -> Iterator[bool]:
     """Of each ancestor too. A manifest that is not what its id says is Corrupt as it is read."""
+    if checkpoint in there.lost:
+        for parent in there.lost[checkpoint].parents:
+            yield from _line_is_whole(there, parent)
+        return
     manifest = there.manifest(checkpoint)
     files = manifest.tree if there.has_weights(checkpoint) else {}
     if there.has_seal(checkpoint):

@@ -89,7 +89,8 @@ def checkpoints(ws: Workspace, remote: Remote) -> tuple[str, ...]:
     lost = walked.ends | ws.index.unreadable()
     if gone := [each for each in lost if not remote.has_manifest(each)]:
         raise ancestry.broken(ws, gone, undone="nothing was backed up")
-    return tuple(sorted(walked.line | lost))
+    given_up = {each for each in ws.index.lost() if not remote.has_manifest(each)}
+    return tuple(sorted((walked.line | lost) - given_up))
 
 
 def described(

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmos_cli import errors
-from llmos_cli.core import manifest, records, signatures, snapshots
+from llmos_cli.core import lost, manifest, records, signatures, snapshots
+from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
 from llmos_cli.core.seal import Seal, belongs
@@ -58,6 +59,13 @@ def read_seal(text: bytes, found: Manifest) -> Seal:
     if not belongs(seal, found):
         raise Corrupt(f"{what} on the remote lists other files than the manifest", hint=HINT)
     return seal
+
+
+def read_loss(text: bytes) -> Loss:
+    """It says itself whose it is."""
+    if (found := lost.parse(text)) is None:
+        raise Corrupt("what the remote says of a checkpoint that was given up makes no sense", hint=HINT)
+    return found
 
 
 def read_signature(text: bytes, checkpoint: str) -> str:

@@ -5,6 +5,7 @@
     checkpoints/<id>.json    a manifest all of whose objects are there
     lineage/<id>.json        a manifest alone: its weights were removed before it was sent, or are sealed
     sealed/<id>.json         a seal, where the checkpoint was sealed when it was sent: its encrypted files are objects
+    lost/<id>.json           what the checkpoint came from, which was given up where it was pushed from; counts where no manifest is
     signatures/<id>.json     {"checkpoint", "bundle"}: who vouches for a checkpoint
     runs/<run>.json          {"run", "checkpoint", "tree"}: the files of a run, which are objects too
     snapshots/<id>.json      rows of data that a checkpoint was made with; their pieces are objects (`push --data`)
@@ -34,6 +35,7 @@ OBJECTS = "objects"
 CHECKPOINTS = "checkpoints"
 LINEAGE = "lineage"
 SEALED = "sealed"
+LOST = "lost"
 SIGNATURES = "signatures"
 RUNS = "runs"
 SNAPSHOTS = "snapshots"
@@ -59,6 +61,10 @@ def lineage_name(checkpoint: str) -> str:
 
 def seal_name(checkpoint: str) -> str:
     return f"{SEALED}/{checkpoint}.json"
+
+
+def loss_name(checkpoint: str) -> str:
+    return f"{LOST}/{checkpoint}.json"
 
 
 def signature_name(checkpoint: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, signatures, storing, view
 from llmos_cli.core.locks import lock
+from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
 from llmos_cli.core.protection import with_ancestors
@@ -57,6 +58,7 @@ class Receiving:
     signatures: Mapping[str, str]
     sealed: Mapping[str, Seal] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
+    lost: tuple[Loss, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -73,8 +75,11 @@ def lacking(
     """What is missing here of these checkpoints, their ancestors, and their runs; refused where it cannot be right. `weights`:
     checkpoints that are here without theirs, and are to have them again."""
     here = {entry.id for entry in ws.index.entries()}
-    again = [ws.manifest(each) for each in weights if each in ws.dropped]
-    new = [*_line(remote, set(checkpoints), here), *again]
+    given_up = [each for each in ws.lost.all() if remote.has_manifest(each)]
+    found_again = [each for each in given_up if remote.has_weights(each) or remote.has_seal(each)]
+    again = [ws.manifest(each) for each in sorted({*weights, *found_again} & here) if each in ws.dropped]
+    line, lost = _line(remote, {*checkpoints, *given_up}, here)
+    new = [*line, *again]
     whole = tuple(each for each in new if remote.has_weights(each.id))
     lineage = tuple(each for each in new if not remote.has_weights(each.id))
     found = tuple(_runs(ws, remote, here | {each.id for each in new})) if runs else ()
@@ -87,7 +92,16 @@ def lacking(
     objects |= {sha256: size for sha256, size in encrypted.items() if not ws.sealed.path(sha256).exists()}
     _check_sizes(remote, objects)
     signed = _signatures(ws, remote, here | {each.id for each in new})
-    return Receiving(whole, lineage, found, objects, signed, {each.checkpoint: each for each in seals})
+    sealed = {each.checkpoint: each for each in seals}
+    return Receiving(
+        whole,
+        lineage,
+        found,
+        objects,
+        signed,
+        sealed,
+        lost=tuple(each for each in lost if each.checkpoint not in ws.lost),
+    )
 
 
 def with_data(ws: Workspace, coming: Receiving, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
@@ -110,20 +124,26 @@ def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) ->
     return replace(coming, objects={**coming.objects, **objects})
 
 
-def _line(remote: Remote, wanted: set[str], here: set[str]) -> list[Manifest]:
-    """The manifests of what is missing, parents first. All that the remote lists and we lack are asked for at once: following
+def _line(remote: Remote, wanted: set[str], here: set[str]) -> tuple[list[Manifest], list[Loss]]:
+    """The manifests of what is missing, parents first, and what was given up of it. All that the remote lists and we lack are asked for at once: following
     a line of a thousand parents one by one would take a thousand round trips."""
     if not wanted - here:
-        return []
+        return [], []
     found = remote.new_manifests(here)
     needed: dict[str, Manifest] = {}
+    lost: dict[str, Loss] = {}
     waiting = sorted(wanted - here)
     while waiting:
         each = waiting.pop()
-        if each not in needed and each not in here:
+        if each in needed or each in here or each in lost:
+            continue
+        if not remote.has_manifest(each) and (loss := remote.lost.get(each)) is not None:
+            lost[each] = loss
+            waiting += loss.parents
+        else:
             needed[each] = found.get(each) or remote.manifest(each)
             waiting += needed[each].made.parents
-    return _parents_first(list(needed.values()))
+    return _parents_first(list(needed.values())), list(lost.values())
 
 
 def _parents_first(manifests: Sequence[Manifest]) -> list[Manifest]:
@@ -304,7 +324,10 @@ def _place(source: Path, target: Path) -> None:
 def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Receiving) -> None:
     """Give all of it its place. The refs must be locked until one of them names it, so that nobody collects it."""
     bare = {each.id for each in receiving.lineage}
+    for loss in receiving.lost:
+        ws.lost.keep(loss, scratch=ws.dot / "tmp")
     for each in prepared:
+        storing.make_way(ws, each.checkpoint)
         if seal := receiving.sealed.get(each.checkpoint.id):
             _publish_sealed(ws, each, seal)
         elif each.checkpoint.id in bare:
@@ -312,6 +335,7 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
                 continue  # another fetch brought it, perhaps with its weights
             atomic.write_bytes(ws.dot / "dropped" / each.checkpoint.id, b"", scratch=ws.dot / "tmp")
             atomic.publish(each.staged, each.checkpoint.path)
+            ws.lost.restore(each.checkpoint.id)
         else:
             storing.publish(ws, each)
     for checkpoint, text in receiving.signatures.items():
@@ -334,6 +358,7 @@ def _publish_sealed(ws: Workspace, prepared: storing.Prepared, seal: Seal) -> No
     ws.sealed.close(seal.checkpoint)
     ws.dropped.restore(seal.checkpoint)
     atomic.publish(prepared.staged, prepared.checkpoint.path)
+    ws.lost.restore(seal.checkpoint)
 
 
 def publish_snapshots(ws: Workspace, receiving: Receiving) -> None:

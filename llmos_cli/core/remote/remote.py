@@ -12,6 +12,7 @@ from functools import cached_property
 
 from llmos_cli.core import signatures
 from llmos_cli.core.cipher import NAME, SALT
+from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
@@ -152,6 +153,12 @@ class Remote:
         return hostile.read_seal(
             self.store.read(layout.seal_name(manifest.id), hostile.MANIFEST_LIMIT) or b"", manifest
         )
+
+    @cached_property
+    def lost(self) -> dict[str, Loss]:
+        """What was given up where it was pushed from, and has no manifest here."""
+        found = map(hostile.read_loss, self.all_in(layout.LOST))
+        return {each.checkpoint: each for each in found if not self.has_manifest(each.checkpoint)}
 
     def has_signature(self, checkpoint: str) -> bool:
         return bool(self.signatures) and self._is_in(self.signatures, layout.signature_name(checkpoint))

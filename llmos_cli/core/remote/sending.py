@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import signatures
+from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
@@ -54,6 +55,7 @@ class Sending:
     signatures: Mapping[str, str]
     sealed: tuple[Seal, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
+    lost: tuple[Loss, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -61,7 +63,9 @@ class Sending:
 
     @property
     def empty(self) -> bool:
-        return not (self.whole or self.lineage or self.sealed or self.runs or self.signatures or self.snapshots)
+        return not (
+            self.whole or self.lineage or self.sealed or self.runs or self.signatures or self.snapshots or self.lost
+        )
 
 
 def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: bool = False) -> Sending:
@@ -69,13 +73,22 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: 
     snapshots of what they were made with."""
     with ws.index.still():
         new, known = _new(ws, remote, checkpoints)
+        given_up = _given_up(ws, remote, new)
+        new, known = new - ws.index.lost(), known - ws.index.lost()
         weights, bare, sealed = _parted(ws, remote, parents_first(ws, new))
         runs = list(_runs(ws, remote, checkpoints))
         signed = any(signatures.signed(ws.dot))
         vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
     rows = _snapshots(ws, remote, checkpoints) if data else ()
     objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed) | _pieces(ws, rows), known)
-    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed), tuple(rows))
+    return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed), tuple(rows), given_up)
+
+
+def _given_up(ws: Workspace, remote: Remote, line: Iterable[str]) -> tuple[Loss, ...]:
+    """Holes of the line, which are known to be such there then."""
+    lost = sorted(ws.index.lost() & set(line))
+    found = [ws.lost.find(each) for each in lost if not remote.has_manifest(each)]
+    return tuple(each for each in found if each is not None and remote.lost.get(each.checkpoint) != each)
 
 
 def _parted(ws: Workspace, remote: Remote, line: Sequence[str]) -> tuple[list[Manifest], list[Manifest], list[Seal]]:
@@ -153,10 +166,11 @@ def everything(
 ) -> Sending:
     """What it lacks of all of these checkpoints that are here, whoever names them, and of the objects `beside` them."""
     with ws.index.still():
-        here = ws.index.parents().keys() & set(checkpoints)
+        given_up = _given_up(ws, remote, ws.index.lost())
+        here = (ws.index.parents().keys() & set(checkpoints)) - ws.index.lost()
         weights, bare, sealed = _parted(ws, remote, parents_first(ws, here))
     objects = _objects(ws, remote, weights, {**beside, **_encrypted(ws, sealed)}, ())
-    return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed))
+    return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed), lost=given_up)
 
 
 def _files(runs: Sequence[SentRun]) -> dict[str, tuple[Path, int]]:
@@ -208,6 +222,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
 
     in_parallel(send_object, list(sending.objects.items()), meter)
     meter.end()
+    for loss in sending.lost:  # before its children, as a manifest would be
+        remote.store.put(layout.loss_name(loss.checkpoint), whole(loss.text().encode()), lambda _: None)
     for seal in sending.sealed:  # before the manifest: a manifest alone says that the weights were removed
         remote.store.put(layout.seal_name(seal.checkpoint), whole(seal.text().encode()), lambda _: None)
     for each in sending.lineage:
