@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.events import Event, Progress
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.checkout import checkout
@@ -116,6 +119,40 @@ def test_one_changed_file_is_all_that_is_sent(ws: Workspace, commit: Commit, far
         == size
     )
     assert fetch(other).bytes == size + (run.path / "config.yaml").stat().st_size
+
+
+@pytest.mark.parametrize("verb", ["push", "fetch"])
+def test_files_travel_at_the_same_time(
+    ws: Workspace, commit: Commit, far: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Two of the first transfers wait for one another: one after the other they would wait for ever."""
+    commit(**{name: name * 100 for name in "abcdef"})
+    if verb == "fetch":
+        push(ws)
+    met = threading.Barrier(2)
+    one = LocalStore.put if verb == "push" else LocalStore.chunks
+
+    def meeting(self: LocalStore, name: str, *rest: Any) -> Any:
+        if name.startswith("objects/") and not met.broken and next(numbers) < 2:
+            met.wait(timeout=20)
+        return one(self, name, *rest)
+
+    numbers = itertools.count()
+    monkeypatch.setattr(LocalStore, "put" if verb == "push" else "chunks", meeting)
+    push(ws) if verb == "push" else cloned(far)
+    assert not met.broken and next(numbers) >= 2
+
+
+def test_how_far_it_is_is_told_in_bytes(ws: Workspace, commit: Commit, far: Path) -> None:
+    commit(a="1" * 3_000_000, b="2" * 2_000_000)
+    told: list[Event] = []
+    push(ws, emit=told.append)
+    clone(str(far), far.parent / "copy", emit=told.append)
+    last = {event.stage: event for event in told if isinstance(event, Progress)}
+    assert {stage: (event.step, event.total, event.unit) for stage, event in last.items()} == {
+        "push": (5, 5, "MB"), "fetch": (5, 5, "MB"),
+    }  # fmt: skip
+    assert all(event.rate and event.eta == 0 for event in last.values())
 
 
 def test_a_clone_is_an_operation(ws: Workspace, commit: Commit, far: Path) -> None:

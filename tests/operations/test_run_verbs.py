@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.pipeline import facts
 from tests.operations.test_run import statuses
 
 VERBS = """\
@@ -112,6 +114,29 @@ def test_each_reason_is_told(verbs: Workspace, llmos):
     assert planned("prepare") == "would be restored: data.csv is gone, and was kept"
     shutil.rmtree(verbs.root / "out")
     assert planned("ship") == "may run: after base, judge"
+
+
+def test_another_llmos_or_another_class_of_machine_makes_it_anew(
+    verbs: Workspace, llmos, monkeypatch: pytest.MonkeyPatch
+):
+    """Every stage says so; what an equal machine with other threads made, stands."""
+    found, code = facts.environment(), facts.source()
+
+    def planned(environment: dict[str, Any], source: str = code) -> tuple[str, str]:
+        facts.machine.cache_clear()
+        monkeypatch.setattr(facts, "environment", lambda: environment)
+        monkeypatch.setattr(facts, "source", lambda: source)
+        first = llmos("run", "--dry-run", "--json").json["stages"][0]
+        return first["status"], first["why"]
+
+    try:
+        assert planned({**found, "threads": 64}) == ("fresh", "")
+        assert planned(found, "f" * 64) == ("would run", "llmos is another one")
+        assert planned({**found, "python": "3.99"}) == ("would run", f"python was {found['python']} and is 3.99")
+        newer = planned({**found, "packages": {**found["packages"], "torch": "9.9"}})
+        assert newer == ("would run", f"packages.torch was {found['packages']['torch']} and is 9.9")
+    finally:
+        facts.machine.cache_clear()
 
 
 def test_a_gate_that_fails_ends_the_run_with_3(verbs: Workspace, llmos, tmp_path):
