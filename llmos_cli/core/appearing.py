@@ -31,15 +31,18 @@ def finish(ready: Path, root: Path) -> bool:
     """Go on with a move that was cut off; False where none began."""
     if not (ready / _WHOLE).exists():
         return False
+    for folder in (root, ready):  # who moved the last entry may not have lived to sync it
+        atomic.sync_directory(folder)
     _move(ready, root)
     return True
 
 
 def appear(ready: Path, root: Path) -> None:
-    """What is ready gets its place, durably."""
+    """What is ready gets its place, durably: also the folders that a process which was killed had made and not synced."""
     with atomic.refusals(root):
+        atomic.sync_folders(ready)
         if root.is_dir():
-            atomic.write_bytes(ready / _WHOLE, b"")
+            atomic.write_bytes(ready / _WHOLE, b"", scratch=ready / DOT / "tmp")
             _move(ready, root)
         else:
             ready.rename(root)

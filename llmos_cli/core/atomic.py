@@ -74,8 +74,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 def publish(directory: Path, final: Path) -> bool:
     """Rename a finished directory to its final name. False: `final` exists already, and `directory` is left alone."""
     with refusals(final):
-        for folder, _, _ in os.walk(directory):
-            sync_directory(Path(folder))
+        sync_folders(directory)
         make_directory(final.parent)
         try:
             directory.rename(final)
@@ -130,6 +129,12 @@ def sync_file(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_folders(path: Path) -> None:
+    """Itself and all below, their files apart."""
+    for folder, _, _ in os.walk(path):
+        sync_directory(Path(folder))
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -23,6 +23,9 @@ _RECORDS = re.compile(r"/audit\.jsonl$")
 _SPARE = re.compile(r"\.llmos/(snapshots/)?objects(/|$)")
 """Lost or back again, an object hurts nobody: but what it holds must be right."""
 
+_UNSEEN = re.compile(r"/\.[^/]+\.restoring/")
+"""A workspace that is being restored: all of it is brought again until it appears, and must be synced by then."""
+
 
 def unsafe(calls: Iterable[Call], root: Path, before: Path) -> list[str]:
     """What each call did too early, and what was never synced, in words. `before`: a copy of `root` from before the calls."""
@@ -77,7 +80,7 @@ class _Disk:
                 self._entry(path)
 
     def _named(self, source: str, target: str) -> Iterator[str]:
-        if _CACHE.search(target):
+        if _CACHE.search(target) or _UNSEEN.search(target):
             return
         yield from (f"{each} is not synced yet" for each in self.unsynced(source))
         if target.endswith("/audit.head"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -64,9 +65,11 @@ def say_to(file: str) -> None:
 
 
 def fork_at(place: str, said: str, answers: TextIO) -> None:
-    """At the first call of `module:function` this process waits, and a child of it goes on for every line of stdin."""
+    """At the first call of `module:function`, or `module:Class.method`, this process waits, and a child of it goes on for every line of stdin."""
     name, _, attribute = place.partition(":")
-    module = importlib.import_module(name)
+    holder, _, attribute = attribute.rpartition(".")
+    module: Any = importlib.import_module(name)
+    module = getattr(module, holder) if holder else module
     function = getattr(module, attribute)
 
     def forked(*args: Any, **named: Any) -> Any:
@@ -79,6 +82,7 @@ def fork_at(place: str, said: str, answers: TextIO) -> None:
             pid = os.fork()
             if not pid:
                 say_to(said)
+                adopt()
                 os.kill(os.getpid(), signal.SIGSTOP)
                 return function(*args, **named)
             answer(answers, pid, stopped=True)
@@ -88,12 +92,25 @@ def fork_at(place: str, said: str, answers: TextIO) -> None:
 
 
 def reopen() -> None:
-    """A run writes to files that it has open; where the workspace is put back as it was, they are others by then."""
+    """A run writes to files that it has open, and a study to a database; where the workspace is put back as it was, they are
+    others by then."""
     from llmos_cli.core.journal import Journal
 
     for each in gc.get_objects():
         if isinstance(each, Journal):
             each.close()
+    if "optuna" in sys.modules:
+        from optuna.storages import RDBStorage
+
+        for each in [each for each in gc.get_objects() if type(each) is RDBStorage]:
+            each.remove_session()
+            each.engine.dispose()
+
+
+def adopt() -> None:
+    """The processes of a command are those of its fork: it ends them, as the command would."""
+    for each in multiprocessing.active_children():
+        each._parent_pid = os.getpid()
 
 
 def run(words: list[str]) -> int:

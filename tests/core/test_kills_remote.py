@@ -1,4 +1,4 @@
-"""Killed before any call of a push, a fetch, a pull or a backup: here and there nothing is damaged, every ref is where it was or where
+"""Killed before any call of a push, a fetch, a pull, a backup or a restore: here and there nothing is damaged, every ref is where it was or where
 it goes, and the next one finishes it.
 
 The remote is a folder inside the workspace's own, so that both are copied, watched and looked at together.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.audit import audit
+from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
@@ -30,7 +33,7 @@ from llmos_cli.operations.tag import tag
 from llmos_cli.transports.local import open_store
 from tests.core.durability import unsafe
 from tests.core.killing import commit, refs_of, settle, state, torn
-from tests.core.tracing import Forks, copied
+from tests.core.tracing import Call, Forks, copied
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace"),
@@ -38,7 +41,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "fsck")
+VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "restore", "fsck")
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
@@ -199,7 +202,7 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
 
     new = begun()
     calls = forks.calls(words, root, root)
-    assert unsafe([call for call in calls if "/far" not in str(call)], root, one) == []
+    assert unsafe(within(calls), root, one) == []
     after, there = state(new), listed(root)
     moving = next((at for at, call in enumerate(calls) if "/whole" in str(call)), 0)
     assert bool(moving) is empty and len(calls) - moving > 20
@@ -211,6 +214,74 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
         assert state(new) == after, f"killed before {call}"
         assert fsck(Workspace.find(new)).problems == (), f"killed before {call}"
         assert listed(root) - there <= {".new.cloning", ".new.cloning/whole"}, f"killed before {call}"
+
+
+@pytest.fixture(scope="module")
+def kept(scratch: Path) -> Path:
+    """A remote with a backup, and nothing beside it: of a checkpoint that a tag names and of one whose weights are gone, of a run
+    that can go on, of configs and code."""
+    ws = Workspace.create(scratch / "kept-source")
+    (ws.configs / "train.yaml").write_text("seed: 1\n")
+    (ws.root / "code.py").write_text("x = 1\n")
+    (scratch / "kept").mkdir()
+    remotes.add(ws, "origin", str(scratch / "kept" / "far"))
+    first = commit(ws, (), other="first")
+    tag(ws, "base")
+    rm(ws, [commit(ws, (first,), move=False, time="2", other="removed")])
+    gc(ws, window="now")  # what undo could bring back is in no backup
+    going_on = ws.runs.list()[0].path / "state"
+    going_on.mkdir()
+    (going_on / "training.pt").write_bytes(b"to be resumed")
+    backup(ws)
+    return scratch / "kept"
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["anew", "into an empty folder"])
+def test_a_restore_is_killed_at_every_call(empty: bool, forks: Forks, kept: Path, scratch: Path, home: None) -> None:
+    """There is nothing in its place, and the same command brings it, or there is all that was backed up, to the byte. What the
+    first has done is synced by then too, but for its beginning in the folder around: the move to its place is in the same."""
+    root = scratch / "w"
+    words = ("-C", "new", "restore", "../far", ".") if empty else ("restore", "far", "new")
+
+    def begun() -> Path:
+        copied(kept, root)
+        if empty:
+            (root / "new").mkdir()
+        return root / "new"
+
+    new = begun()
+    calls = forks.calls(words, root, root)
+    assert unsafe(within(calls), root, kept) == []
+    after, whole, there = state(new), bytes_of(new), listed(root)
+    assert whole == bytes_of(scratch / "kept-source")
+    moving = next((at for at, call in enumerate(calls) if "/whole" in str(call)), 0)
+    assert bool(moving) is empty and len(calls) - moving > 20
+    for call in calls[moving:]:
+        new = begun()
+        done = forks.cut(words, root, root, call)
+        if not (new / ".llmos").exists():
+            done += forks.calls(words, root, root)
+            early = [
+                each for each in unsafe(within(done), root, kept) if not each.endswith(f": {root} is not synced yet")
+            ]
+            assert early == [], f"killed before {call}, and the power fails when it was done again"
+        assert (state(new), bytes_of(new)) == (after, whole), f"killed before {call}"
+        ws = Workspace.find(new)
+        assert fsck(ws).problems == (), f"killed before {call}"
+        assert audit(ws, limit=1).records[0].what.startswith("restore "), f"killed before {call}"
+        assert listed(root) - there <= {".new.restoring", ".new.restoring/whole"}, f"killed before {call}"
+
+
+def bytes_of(root: Path) -> dict[str, str]:
+    """Every file of a workspace and its hash, but for what is made anew wherever it stands."""
+    own = ("objects", "tmp", "locks", "cache", "identity", "storage", "audit.jsonl", "audit.head")
+    skipped = tuple(f".llmos/{name}" for name in (*own, "index.sqlite"))
+    return {name: hash_file(root / name).sha256 for name in files_below(root) if not name.startswith(skipped)}
+
+
+def within(calls: Iterable[Call]) -> list[Call]:
+    """Not those by which a lock of the remote is taken."""
+    return [call for call in calls if "/far" not in str(call)]
 
 
 def listed(root: Path) -> set[str]:

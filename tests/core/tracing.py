@@ -6,12 +6,15 @@ fault injection), so that what is tested is the program as it is, with nothing i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,25 +51,68 @@ class Call:
 
 
 class Forks:
-    """A warm interpreter (`forks.py`) and the tracer on its children."""
+    """A warm interpreter (`forks.py`) and the tracer on its children. Where a command does not come to its end, or the test is
+    cut off meanwhile, all processes there are killed, and what is asked next begins with new ones."""
 
-    def __init__(self, scratch: Path, modules: Sequence[str]) -> None:
-        self._scratch = scratch
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.core.forks", *modules],
+    def __init__(self, scratch: Path, modules: Sequence[str], *, patience: float = 240.0) -> None:
+        self._scratch, self._modules, self._patience = scratch, modules, patience
+        self._server = self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.core.forks", *self._modules],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def close(self) -> None:
-        self._server.communicate()
+        try:
+            self._server.communicate(timeout=self._patience)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._server.communicate()
+            raise
+
+    @contextmanager
+    def _nothing_left(self, what: str) -> Iterator[None]:
+        """What takes longer than is patient is killed, and told."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._kill()
+
+        alarm = threading.Timer(self._patience, end)
+        alarm.start()
+        try:
+            yield
+        except BaseException as error:
+            alarm.cancel()
+            self._kill()
+            self._server.communicate()
+            self._server = self._started()
+            if late.is_set():
+                told = f"not ended after {self._patience:g} s, and killed: {what}; it had said: {self.said}"
+                raise AssertionError(told) from error
+            raise
+        finally:
+            alarm.cancel()
+
+    def _kill(self) -> None:
+        """The whole session: a stopped child, those that a command began, process groups of their own too."""
+        for pid in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]:
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == self._server.pid:
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def said(self) -> str:
         """What the last command printed."""
-        return (self._scratch / "said").read_text()
+        said = self._scratch / "said"
+        return said.read_text() if said.exists() else ""
 
     def run(self, words: Sequence[str], folder: Path, inject: str = "") -> int:
         """Its exit code; `inject` is what the kernel is to answer instead, as strace has it: `flock:error=ENOLCK`."""
@@ -101,11 +147,15 @@ class Forks:
     @contextmanager
     def until(self, place: str, words: Sequence[str], folder: Path) -> Iterator[None]:
         """Within the block the command has come to `module:function`, and is forked there by whatever else is asked."""
-        assert "pid" in self._ask(**self._request(words, folder), until=place), self.said
+        server = self._server
+        with self._nothing_left(f"{' '.join(words)}, as far as {place}"):
+            assert "pid" in self._ask(**self._request(words, folder), until=place), self.said
         try:
             yield
         finally:
-            self._ask(end=True)
+            if self._server is server:
+                with self._nothing_left(f"the end of {' '.join(words)} at {place}"):
+                    self._ask(end=True)
 
     def _request(self, words: Sequence[str], folder: Path) -> dict[str, object]:
         ours = {name: value for name, value in os.environ.items() if name == "HOME" or name.startswith("LLMOS_")}
@@ -118,12 +168,15 @@ class Forks:
         }
 
     def _traced(self, words: Sequence[str], folder: Path, how: Sequence[str]) -> int:
-        pid = self._ask(**self._request(words, folder))["pid"]
-        with subprocess.Popen(["strace", "-f", "-p", str(pid), *how], stderr=subprocess.PIPE, text=True) as tracer:
+        what = f"{' '.join(words)} under strace {' '.join(how)}"
+        with self._nothing_left(what):
+            pid = self._ask(**self._request(words, folder))["pid"]
+        command = ["strace", "-f", "-p", str(pid), *how]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer, self._nothing_left(what):
             assert tracer.stderr
             attached = tracer.stderr.readline()
             assert "attached" in attached, attached
-            subprocess.run(["kill", "-CONT", str(pid)], check=True)
+            os.kill(pid, signal.SIGCONT)
             code = self._answer()["code"]
             tracer.stderr.read()
         return code
@@ -136,7 +189,9 @@ class Forks:
 
     def _answer(self) -> dict[str, int]:
         assert self._server.stdout
-        answer: dict[str, int] = json.loads(self._server.stdout.readline())
+        line = self._server.stdout.readline()
+        assert line, "the warm interpreter is gone"
+        answer: dict[str, int] = json.loads(line)
         return answer
 
 
