@@ -3,6 +3,8 @@
 llmos fsck --repair             put back what another checkpoint or a remote still has
 llmos fsck --accept-loss REV    give up what nobody has any more, so that all else can be collected, backed up and pushed again;
                                 `llmos undo` takes that back, and a copy that turns up later counts again
+llmos fsck --accept-loss .llmos/audit.jsonl
+                                set a damaged log aside and begin it anew; so with .llmos/operations.jsonl
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def fsck(
         typer.Option(
             "--accept-loss",
             metavar="REV",
-            help="Give up a checkpoint that --repair cannot bring back, or its weights (repeatable).",
+            help="Give up a checkpoint that --repair cannot bring back, its weights, or what was in a damaged log (repeatable).",
         ),
     ] = None,
     key_file: KeyOfSeal = None,

@@ -8,6 +8,9 @@ The record is synced before the head, so after a crash the log is one record ahe
 is ever cut off, not even that: where a file system shows an old size, it could be somebody's whole record. The half stays on a line
 of its own, which counts for nothing. Whoever may write both files can write another history: so each user's own folder has the head
 that `audit --verify` last saw there (`noted.py`), and one that was noted elsewhere can be asked for.
+
+A log that was damaged can be begun anew, by name (`fsck --accept-loss`): its file is set aside under its hash (`aside.py`), and that is
+what the first record of the new one follows. So the break stays known, and what is before it stays what it was.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import atomic, lines
+from llmos_cli.core import aside, atomic, lines
 from llmos_cli.core.processes import host
 from llmos_cli.core.redaction import command_line, redacted
 from llmos_cli.errors import UNREADABLE
@@ -64,6 +67,14 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Break:
+    """Where a log was begun anew: `set_aside` is the hash of what was there, `time` in seconds since the epoch."""
+
+    set_aside: str
+    time: float
+
+
+@dataclass(frozen=True)
 class Author:
     """Who is doing something, and by which command."""
 
@@ -88,6 +99,7 @@ class Audit:
 
     def __init__(self, dot: Path) -> None:
         self.path = dot / "audit.jsonl"
+        self._dot = dot
         self._head = dot / "audit.head"
         self._scratch = dot / "tmp"
 
@@ -122,6 +134,32 @@ class Audit:
         if last is not None and (last.number, last.before) == (head.number + 1, head.hash) and last.sealed() == last:
             head = Head(last.number, last.hash, head.operation, last.operation)
         return head
+
+    def begin_anew(self, what: str, by: Author, *, logged: str) -> Record:
+        """What is there is set aside, and the log begins with a record that follows it. Last of all it gets its place: whoever is killed
+        before has changed nothing that was not damaged already. `logged`: the last operation, which has its record in what is set aside."""
+        before = aside.keep(self._dot, self.path)
+        record = Record(1, time.time(), by.user, by.host, redacted(what), by.command, "", before).sealed()
+        self._point_at(Head(1, record.hash, logged, ""))
+        atomic.write_bytes(self.path, _line(record) + b"\n", scratch=self._scratch)
+        return record
+
+    def breaks(self) -> list[Break]:
+        """The last one first; up to one whose file is not what was set aside."""
+        found: list[Break] = []
+        text = lines.start(self.path)
+        while (record := parse(text.split(b"\n", 1)[0])) is not None and record.before != NOTHING:
+            if (old := aside.read(self._dot, record.before)) is None:
+                break
+            found.append(Break(record.before, record.time))
+            text = old
+        return found
+
+    def before_breaks(self) -> list[Record]:
+        """What can be read of the records in all that was set aside; each has its own hash."""
+        texts = [aside.read(self._dot, each.set_aside) or b"" for each in self.breaks()]
+        found = [parse(line) for text in texts for line in text.split(b"\n")]
+        return [record for record in found if record is not None and record.sealed() == record]
 
     def _point_at(self, head: Head) -> None:
         atomic.write_text(self._head, json.dumps(asdict(head)) + "\n", scratch=self._scratch)
@@ -163,6 +201,7 @@ class Checked:
     wrong: str = ""
     torn: tuple[int, ...] = ()
     ahead: bool = False
+    breaks: tuple[Break, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -179,8 +218,10 @@ def check(audit: Audit, operations: Sequence[tuple[str, str]] = ()) -> Checked:
     records: list[Record] = []
     torn: list[int] = []
     *whole, rest = audit.lines() or [b""]
+    breaks = tuple(audit.breaks())
+    begins = breaks[0].set_aside if breaks else NOTHING
     for number, line in enumerate([*whole, *([rest] if rest else [])], 1):
-        before = records[-1].hash if records else NOTHING
+        before = records[-1].hash if records else begins
         record = parse(line)
         if record is None and _is_half(line, before):
             torn.append(number)
@@ -188,7 +229,7 @@ def check(audit: Audit, operations: Sequence[tuple[str, str]] = ()) -> Checked:
             return Checked(tuple(records), len(records) + 1, wrong, tuple(torn))
         elif record is not None:
             records.append(record)
-    return _against_head(audit, Checked(tuple(records), torn=tuple(torn)), operations)
+    return _against_head(audit, Checked(tuple(records), torn=tuple(torn), breaks=breaks), operations)
 
 
 def _is_half(line: bytes, before: str) -> bool:
@@ -204,7 +245,11 @@ def _wrong(record: Record | None, line: bytes, number: int, before: str) -> str:
         return "was edited: its hash is another"
     if record.number != number:
         return f"is number {record.number}: one was removed, added or moved"
-    return "" if record.before == before else "does not follow the one before, which was replaced"
+    if record.before == before:
+        return ""
+    if number == 1:
+        return "follows what was set aside under its hash, which is not there or was altered"
+    return "does not follow the one before, which was replaced"
 
 
 def _against_head(audit: Audit, sound: Checked, operations: Sequence[tuple[str, str]]) -> Checked:
@@ -216,7 +261,7 @@ def _against_head(audit: Audit, sound: Checked, operations: Sequence[tuple[str, 
         return replace(
             sound, number=len(records), wrong=f"is not the last one that was written: that was number {head.number}"
         )
-    known = {record.operation for record in records}
+    known = {record.operation for record in (*records, *audit.before_breaks())}
     for identifier, name in operations[:-1]:
         if identifier not in known:
             return replace(

@@ -31,6 +31,15 @@ def read(path: Path) -> list[bytes]:
         return []
 
 
+def start(path: Path) -> bytes:
+    """The first line, with its end; nothing of a file that is not there."""
+    try:
+        with open(path, "rb") as file:
+            return file.readline()
+    except FileNotFoundError:
+        return b""
+
+
 def end(path: Path, size: int) -> bytes:
     """The last `size` bytes; nothing of a file that is not there."""
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import manifest, records, signatures
+from llmos_cli.core.audit import Break
 from llmos_cli.core.listing import entries, folders
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
@@ -25,7 +26,8 @@ from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
-from llmos_cli.operations.audit import audited
+from llmos_cli.operations.audit import audited, told_break
+from llmos_cli.operations.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
 from llmos_cli.operations.fsck_refs import operations, refs
 from llmos_cli.operations.fsck_sealed import Sealing
@@ -59,6 +61,7 @@ class FsckResult:
     opened: int = 0
     given_up: tuple[GivenUp, ...] = ()
     """What is lost for good, and no damage since somebody said so (`--accept-loss`)."""
+    audit_breaks: tuple[Break, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -77,7 +80,7 @@ class FsckResult:
                 Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
-                Lines([each.told for each in self.given_up]),
+                Lines([*(each.told for each in self.given_up), *map(told_break, self.audit_breaks)]),
                 Lines([f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]),
             ]
         )
@@ -100,20 +103,27 @@ def fsck(
 ) -> FsckResult:
     """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set. `accept_loss`: revisions to be given up,
     unless repairing brings them back: what somebody has is no loss."""
-    lost = lost_ones(ws, accept_loss)
+    logs = logs_in(ws, accept_loss)
+    lost = lost_ones(ws, [each for each in accept_loss if each not in logs])
     found = _checked(ws, key_file, emit)
-    if not (found.problems and (repair or lost)):
+    if not (found.problems and (repair or lost or logs)):
         return found
-    from llmos_cli.operations.repairing import repair as put_back  # here: it knows remotes, and is seldom needed
-
-    repaired = put_back(ws, found.problems, emit)
-    if repaired:
-        ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
+    begin_anew(ws, logs)  # first: refs go back to where a log says that they were
+    repaired = _put_back(ws, found.problems, emit) if repair or lost else []
     accept(ws, [each for each in lost if what_is_lost(ws, each)])
     again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
     )
+
+
+def _put_back(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
+    from llmos_cli.operations.repairing import repair  # here: it knows remotes, and is seldom needed
+
+    repaired = repair(ws, problems, emit)
+    if repaired:
+        ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
+    return repaired
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
@@ -149,6 +159,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         sealed=sealing.count,
         opened=sealing.opened,
         given_up=gone,
+        audit_breaks=tuple(ws.oplog.audit.breaks()),
     )
 
 

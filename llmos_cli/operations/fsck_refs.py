@@ -9,6 +9,7 @@ from llmos_cli.core import audit
 from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
+from llmos_cli.operations.begun_anew import is_gone as log_is_gone
 from llmos_cli.operations.fsck_problem import Problem, more, readable
 from llmos_cli.operations.summary import SHORT
 
@@ -58,6 +59,8 @@ def operations(ws: Workspace) -> Iterator[Problem]:
             yield Problem(ref, f"is at {_at(now)}, and the last operation on it (`{name}`) left it at {_at(value)}")
     yield from _made_by_none(ws, set(last))
     yield from _head_that_never_was(ws, set(last))
+    if log_is_gone(ws):
+        yield Problem(".llmos/operations.jsonl", "is missing, and the audit log tells of operations")
     if unread := ws.oplog.unreadable():
         yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + more(unread))
 

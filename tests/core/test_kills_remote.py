@@ -56,6 +56,8 @@ COMMANDS = {
     "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
     "fsck --repair": ("fsck", "--repair"),
     "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
+    "fsck --accept-loss audit": ("fsck", "--accept-loss", ".llmos/audit.jsonl"),
+    "fsck --accept-loss operations": ("fsck", "--accept-loss", ".llmos/operations.jsonl"),
     "push what was given up": ("push", "--all"),
     "fetch what was given up": ("-C", "clone", "fetch"),
     "pull": ("-C", "clone", "pull"),
@@ -116,6 +118,15 @@ def lose(root: Path) -> None:
     settle(ws)
 
 
+def edit(log: str) -> Callable[[Path], None]:
+    def act(root: Path) -> None:
+        path = root / ".llmos" / log
+        path.write_bytes(path.read_bytes().replace(b"tag base", b"tag face", 1).replace(b'"changes"', b'"chances"', 1))
+        settle(Workspace.find(root))
+
+    return act
+
+
 def give_up(root: Path) -> None:
     lose(root)
     fsck(ws := Workspace.find(root), accept_loss=["HEAD~1", "HEAD"])
@@ -132,6 +143,8 @@ BEFORE: dict[str, Callable[[Path], None]] = {
     "fetch --weights": remove_from_the_clone,
     "fsck --repair": damage,
     "fsck --accept-loss": lose,
+    "fsck --accept-loss audit": edit("audit.jsonl"),
+    "fsck --accept-loss operations": edit("operations.jsonl"),
     "push what was given up": give_up,
     "fetch what was given up": push_what_was_given_up,
 }

@@ -1,0 +1,144 @@
+"""A damaged log begins anew where somebody says so, and only there: what was in it is kept, and the break stays known."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt, UsageError
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.audit import audit, audited, verify
+from llmos_cli.operations.backup import backup
+from llmos_cli.operations.begun_anew import AUDIT, OPERATIONS, begin_anew
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.restore import restore
+from llmos_cli.operations.tag import delete_tag, tag
+from llmos_cli.operations.undo import undo
+
+
+def edited(path: Path, number: int, old: bytes, new: bytes) -> bytes:
+    """A line of it says something else; what the file was then."""
+    lines = path.read_bytes().split(b"\n")
+    assert old in lines[number - 1]
+    lines[number - 1] = lines[number - 1].replace(old, new)
+    path.write_bytes(b"\n".join(lines))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def named(ws: Workspace, commit) -> Workspace:
+    commit(a="1")
+    for name in ("one", "two", "three"):
+        tag(ws, name)
+    return ws
+
+
+def test_the_audit_log_begins_anew_and_tells_it(named, llmos, monkeypatch, tmp_path):
+    head = verify(named).head
+    bad = edited(named.oplog.audit.path, 2, b"one", b"uno")
+    monkeypatch.chdir(named.root)
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 5
+    assert llmos("fsck", "--repair").code == 5 and named.oplog.audit.path.read_bytes() == bad
+    done = llmos("fsck", "--accept-loss", AUDIT)
+    assert done.code == 0 and "the audit log was begun anew on 20" in done.out
+    kept = named.dot / "aside" / hashlib.sha256(bad).hexdigest()
+    assert kept.read_bytes() == bad and kept.name in done.out
+    told = llmos("audit", "--verify")
+    assert told.code == 0 and "was begun anew on 20" in told.out and kept.name in told.out
+    assert "begins anew" in audit(named).records[0].what and audit(named).records[0].before == kept.name
+    tag(named, "four")
+    undo(named)
+    assert audited(named).wrong == "" and [record.number for record in audit(named).records] == [3, 2, 1]
+    assert verify(named, head=head).since and llmos("fsck").code == 0
+    remotes.add(named, "origin", str(tmp_path / "far"))
+    backup(named)
+    restore(str(tmp_path / "far"), tmp_path / "back")
+    assert verify(Workspace.find(tmp_path / "back")).breaks == verify(named).breaks
+
+
+def test_who_verified_it_before_goes_on_from_what_is_kept(named, tmp_path, monkeypatch):
+    """Each user remembers what was verified; the one who begins it anew is not the only one."""
+    monkeypatch.setenv("LLMOS_CONFIG_HOME", str(tmp_path / "another's"))
+    verify(named)
+    monkeypatch.setenv("LLMOS_CONFIG_HOME", str(tmp_path / "mine"))
+    edited(named.oplog.audit.path, 2, b"one", b"uno")
+    begin_anew(named, [AUDIT])
+    for whose in ("mine", "another's"):
+        monkeypatch.setenv("LLMOS_CONFIG_HOME", str(tmp_path / whose))
+        assert verify(named).breaks
+    shutil.rmtree(named.dot / "aside")
+    with pytest.raises(Corrupt, match=r"record 1 follows what was set aside .* not there or was altered"):
+        verify(named)
+
+
+@pytest.mark.parametrize("at", [0, 70, -2])
+def test_what_is_kept_is_checked(named, at):
+    bad = bytearray(edited(named.oplog.audit.path, 2, b"one", b"uno"))
+    begin_anew(named, [AUDIT])
+    bad[at] ^= 1
+    (named.dot / "aside" / audit(named).records[0].before).write_bytes(bad)
+    assert AUDIT in [problem.where for problem in fsck(named).problems]
+
+
+def test_a_second_break_keeps_the_first(named):
+    for what in (b"one", b"begins"):
+        edited(named.oplog.audit.path, 2 if what == b"one" else 1, what, b"other")
+        begin_anew(named, [AUDIT])
+        tag(named, what.decode())
+    assert len(verify(named).breaks) == 2 and fsck(named).problems == ()
+    (named.dot / "audit.head").unlink()
+    begin_anew(named, [AUDIT])
+    named.oplog.audit.path.unlink()
+    begin_anew(named, [AUDIT])
+    assert fsck(named).problems == ()
+
+
+def test_an_operation_that_loses_its_record_after_the_break_is_found(named):
+    edited(named.oplog.audit.path, 2, b"one", b"uno")
+    begin_anew(named, [AUDIT])
+    before = [named.oplog.audit.path.read_bytes(), (named.dot / "audit.head").read_bytes()]
+    tag(named, "four")
+    tag(named, "five")
+    for name, text in zip(("audit.jsonl", "audit.head"), before, strict=True):
+        (named.dot / name).write_bytes(text)
+    assert "should be there" in audited(named).wrong
+
+
+def test_the_log_of_operations_begins_anew_where_refs_are(named, commit, llmos, monkeypatch):
+    """The damaged line said that a tag had gone."""
+    delete_tag(named, "two")
+    second = commit(a="2")
+    count = len(list(named.oplog.operations()))
+    bad = edited(named.oplog.path, count - 1, b'"id"', b'"di"')
+    monkeypatch.chdir(named.root)
+    assert llmos("fsck").code == 5
+    assert llmos("fsck", "--accept-loss", OPERATIONS).code == 0
+    assert (named.dot / "aside" / hashlib.sha256(bad).hexdigest()).read_bytes() == bad
+    assert sorted(named.refs.names("refs/tags/")) == ["one", "three"] and named.head().checkpoint == second.id
+    last = list(named.oplog.operations())[-1]
+    assert hashlib.sha256(bad).hexdigest() in last.name and [each.what for each in last.changes] == ["refs/tags/two"]
+    assert hashlib.sha256(bad).hexdigest() in audit(named).records[0].what
+    assert fsck(named, repair=True).problems == () and gc(named).garbage == () and verify(named).records
+    tag(named, "four")
+    assert llmos("undo").code == 0 and llmos("fsck").code == 0
+
+
+def test_both_logs_gone(named):
+    for path in (named.oplog.path, named.oplog.audit.path):
+        path.unlink()
+    assert {AUDIT, OPERATIONS} <= {problem.where for problem in fsck(named).problems}
+    assert fsck(named, accept_loss=[OPERATIONS, AUDIT]).problems == ()
+    assert sorted(named.refs.names("refs/tags/")) == ["one", "three", "two"]
+
+
+def test_a_log_that_is_whole_does_not_begin_anew(named):
+    before = {path: path.read_bytes() for path in named.dot.iterdir() if path.is_file() and "index" not in path.name}
+    for log in (AUDIT, OPERATIONS):
+        with pytest.raises(UsageError, match="as it was written"):
+            fsck(named, accept_loss=[log])
+    assert {path: path.read_bytes() for path in before} == before and not (named.dot / "aside").exists()
