@@ -141,9 +141,10 @@ def _new(tag: Change) -> MovedRef:
 
 
 def _check_refs(there: Remote, refs: Mapping[str, RemoteRef]) -> None:
-    """`a` and `a/b`, `Main` and `main` would be one file on some disk or other."""
+    """`a` and `a/b`, `Main` and `main` would be one file on some disk or other. What was deleted is in nobody's way: its row of files
+    stays for ever."""
     taken: dict[str, str] = {}
-    for ref in refs:
+    for ref in (ref for ref, each in refs.items() if each.value):
         if (other := taken.setdefault(ref.casefold(), ref)) != ref:
             raise Corrupt(f"{there.name} has both {other} and {ref}", hint="delete one of them there")
     for ref in taken:
