@@ -18,7 +18,9 @@ def op() -> None:
 
 @app.command()
 def log(
-    limit: Annotated[int | None, typer.Option("-n", "--limit", metavar="N", help="Show at most N operations.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("-n", "--limit", min=1, metavar="N", help="Show at most N operations.")
+    ] = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

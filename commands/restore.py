@@ -1,4 +1,4 @@
-"""Bring a workspace back from a backup, into a folder that is not there yet."""
+"""Bring a workspace back from a backup, into a folder that is empty or not there yet."""
 
 from __future__ import annotations
 

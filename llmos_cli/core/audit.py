@@ -258,9 +258,9 @@ def _against_head(audit: Audit, sound: Checked, operations: Sequence[tuple[str, 
     if len(records) < head.number:
         return replace(sound, number=len(records) + 1, wrong=f"is missing, and all after it: there were {head.number}")
     if not ahead and (len(records), sound.head) != (head.number, head.hash):
-        return replace(
-            sound, number=len(records), wrong=f"is not the last one that was written: that was number {head.number}"
-        )
+        another = "is not the one that was written last, by audit.head"
+        more = f"was not written, by audit.head: number {head.number} was the last"
+        return replace(sound, number=len(records), wrong=another if len(records) == head.number else more)
     known = {record.operation for record in (*records, *audit.before_breaks())}
     for identifier, name in operations[:-1]:
         if identifier not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ from llmos_cli.core.audit import Author, author
 from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SNAPSHOTS, SYMBOLIC
-from llmos_cli.errors import UNREADABLE, UsageError
+from llmos_cli.core.view import apart
+from llmos_cli.errors import UNREADABLE, Conflict, UsageError
 
 Kind = Literal["do", "undo", "redo"]
 
@@ -22,6 +24,7 @@ _LISTS = ("drops", "collects", "seals", "unseals")
 _LEFT_OUT = (*_LISTS, "by")
 """Of a line, where they are empty."""
 _DATA = f".llmos/{SNAPSHOTS}/"
+_SIGNED = re.compile(r"\.llmos/signatures/([0-9a-f]{64})\.sig")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Change:
     def snapshot(self) -> str:
         """The snapshot of data whose description this takes away or puts back; empty where it is another change."""
         return self.what.removeprefix(_DATA).removesuffix(".json") if self.what.startswith(_DATA) else ""
+
+    @property
+    def signed(self) -> str:
+        """The checkpoint whose signature this writes or takes away; empty where it is another change."""
+        found = _SIGNED.fullmatch(self.what)
+        return found[1] if found else ""
 
     def alike(self, one: str | None, other: str | None) -> bool:
         """Whether two contents come to the same: a snapshot that was taken again, at another time, has the same rows."""
@@ -131,10 +140,27 @@ def check_secrets(operation: Operation) -> None:
                 )
 
 
-def told(value: str | None) -> str:
-    """What a change moves from or to, in words."""
+def told(value: str | None, other: str | None = None) -> str:
+    """What a ref is moved from or to, in words; an id with as many digits as tell it from the `other`."""
     if value is None:
         return "nothing"
     if value.startswith(SYMBOLIC):
         return value.removeprefix(SYMBOLIC + HEADS)
-    return value[:12] if len(value) == 64 else "what was recorded"
+    return apart(value, [other or ""])
+
+
+def moved_meanwhile(operation: Operation, change: Change, now: str | None) -> Conflict:
+    """What it changes is not as it was when it was last seen."""
+    if change.is_ref:
+        return Conflict(
+            f"{change.name} is at {told(now, change.before)} and not at {told(change.before, now)} any more",
+            hint="`llmos op log` shows what moved it",
+        )
+    what = "is gone" if now is None else "was made" if change.before is None else "was changed"
+    if operation.kind == "do":
+        return Conflict(f"{change.name} {what} meanwhile", hint="look at it, and try again")
+    loss = "" if now is None else f", and {operation.kind} would lose that"
+    return Conflict(
+        f"{change.name} {what} since{loss}",
+        hint="put it back as it was; `llmos op log` lists the operations, `llmos undo ID` takes back another one",
+    )

@@ -18,10 +18,19 @@ from llmos_cli.core import access, atomic, lines, reversing
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
-from llmos_cli.core.operation import Change, Operation, check_secrets, new, parse, told, written
+from llmos_cli.core.operation import (
+    Change,
+    Operation,
+    check_secrets,
+    moved_meanwhile,
+    new,
+    parse,
+    told,
+    written,
+)
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
-from llmos_cli.errors import Conflict, LlmosError, NotFound
+from llmos_cli.errors import LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -246,10 +255,7 @@ class OperationLog:
             if (change.removes or change.loses or change.snapshot) and change.alike(now, change.after):
                 continue  # what came back by itself, from a remote, and rows that were kept again are as good as undone
             if not change.alike(now, change.before):
-                raise Conflict(
-                    f"{change.name} is at {told(now)} and not at {told(change.before)} any more",
-                    hint="`llmos op log` shows what moved it",
-                )
+                raise moved_meanwhile(operation, change, now)
 
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""

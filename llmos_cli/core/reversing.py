@@ -10,8 +10,10 @@ from llmos_cli.errors import UsageError
 
 def to_undo(operations: Sequence[Operation], which: str | None) -> Operation:
     """The last one that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
-    done, _ = _stacks(operations)
-    _check_kept(operations, which)
+    done, undone = _stacks(operations)
+    if which is not None:
+        _check_kept(operations, which)
+        _check_done(operations, which, done, undone)
     target = _pick(done, which, "undo")
     _check_keyless(target)
     return target
@@ -50,13 +52,40 @@ def _add_seal(done: dict[str, Operation], operation: Operation) -> None:
     done[operation.id] = operation
 
 
-def _check_kept(operations: Iterable[Operation], which: str | None) -> None:
-    for operation in operations if which else ():
-        if operation.id.startswith(which or "") and (operation.drops or operation.collects):
+def _check_kept(operations: Iterable[Operation], which: str) -> None:
+    for operation in operations:
+        if operation.id.startswith(which) and (operation.drops or operation.collects):
             raise UsageError(
                 f"operation {operation.id} ({operation.name}) cannot be undone: what it removed is gone for good",
                 hint="`llmos op log` lists the others; `llmos undo ID` undoes one of them",
             )
+
+
+def _check_done(
+    operations: Iterable[Operation], which: str, done: Sequence[Operation], undone: Sequence[Operation]
+) -> None:
+    """One that the log lists and that is not in force: an undo, a redo, or what was undone."""
+    found = [operation for operation in operations if operation.id.startswith(which)]
+    if len(found) != 1 or found[0] in done:
+        return
+    said, of = found[0], found[0].of or found[0].id
+    _check_keyless(said)
+    if said.kind == "do":
+        what = "was undone already"
+    else:
+        what = f"is {'an undo' if said.kind == 'undo' else 'a redo'} of {of}"
+    raise UsageError(f"operation {said.id} ({said.name}) {what}", hint=_instead(of, done, undone))
+
+
+def _instead(identifier: str, done: Sequence[Operation], undone: Sequence[Operation]) -> str:
+    """What takes an operation back that was done again, or does one again that was taken back."""
+    if identifier in {operation.id for operation in done}:
+        return f"`llmos undo {identifier}` takes back what it did"
+    if undone and undone[-1].id == identifier:
+        return "`llmos redo` does it again"
+    if identifier in {operation.id for operation in undone}:
+        return "`llmos redo` does again what was undone last, and then this"
+    return "other operations came after it, and it can not be done again: `llmos op log` lists them"
 
 
 def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
@@ -77,6 +106,6 @@ def _check_keyless(target: Operation) -> None:
     if target.seals or target.unseals:
         verb, told = ("unseal", "opens it again, with its key") if target.seals else ("seal", "seals it again")
         raise UsageError(
-            f"operation {target.id} ({target.name}) takes a key, and cannot be undone without one",
+            f"undo does not take back operation {target.id} ({target.name}): that takes a key",
             hint=f"`llmos {verb} {(target.seals or target.unseals)[0][:12]}` {told}; `llmos undo ID` undoes another of `llmos op log`",
         )

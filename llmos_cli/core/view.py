@@ -8,7 +8,7 @@ A line is a string, or a sequence of strings and `Span`s where a part of it mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +79,14 @@ def duration(seconds: float) -> str:
 def short(identifier: str) -> str:
     """The first 12 digits of a checkpoint's id, as shown everywhere."""
     return identifier[:12]
+
+
+def apart(identifier: str, others: Iterable[str]) -> str:
+    """As `short`, and as many digits more as tell it from the `others`: two that are cut alike would be said to differ from themselves."""
+    rest, length = [other for other in others if other != identifier], len(short(identifier))
+    while length < len(identifier) and any(other.startswith(identifier[:length]) for other in rest):
+        length += 1
+    return identifier[:length]
 
 
 def number(value: float) -> str:

@@ -22,7 +22,7 @@ from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
-from llmos_cli.core.view import Group, Lines, Table, View, size
+from llmos_cli.core.view import Group, Lines, Table, View, apart, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
@@ -249,7 +249,8 @@ class _Checked:
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not ((self._ws.checkpoints / parent).is_dir() or parent in self._lost):
-                yield replace(self._problem("", f"its parent {parent[:SHORT]} is missing"), lacks=parent)
+                shown = apart(parent, _names(self._ws.checkpoints))
+                yield replace(self._problem("", f"its parent {shown} is missing"), lacks=parent)
         if self.name in self._ws.sealed and not self._freed:
             open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
             yield from (replace(each, file="") for each in open_)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from llmos_cli.core import audit
+from llmos_cli.core.listing import folders
+from llmos_cli.core.operation import told
 from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
+from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.operations.begun_anew import is_gone as log_is_gone
 from llmos_cli.operations.fsck_problem import Problem, more, readable
-from llmos_cli.operations.summary import SHORT
 
 
 def refs(ws: Workspace) -> Iterator[Problem]:
@@ -28,12 +30,17 @@ def _of(ws: Workspace, ref: str, read: Callable[[], str | None]) -> Iterator[Pro
         return
     data = ref.startswith(DATA)
     if named and not (named in ws.snapshots if data else (ws.checkpoints / named).is_dir() or named in ws.index.lost()):
-        missing = Problem(ref, f"names {named[:SHORT]}, which is missing")
+        missing = Problem(ref, f"names {apart(named, _others(ws, data))}, which is missing")
         yield replace(missing, snapshot=named) if data else replace(missing, lacks=named)
     if odd:
         yield Problem(ref, odd)
     if ref.startswith(RUNS) and is_gone(ws, ref.removeprefix(RUNS)):
         yield Problem(ref, "its run is missing")
+
+
+def _others(ws: Workspace, data: bool) -> Iterable[str]:
+    """What is there, and might be taken for it."""
+    return ws.snapshots.ids() if data else folders(ws.checkpoints)
 
 
 def is_gone(ws: Workspace, run: str) -> bool:
@@ -56,7 +63,9 @@ def operations(ws: Workspace) -> Iterator[Problem]:
     for ref, (value, name) in sorted(last.items()):
         now, corrupt = readable(ws, ref)
         if now != value and not corrupt:
-            yield Problem(ref, f"is at {_at(now)}, and the last operation on it (`{name}`) left it at {_at(value)}")
+            yield Problem(
+                ref, f"is at {told(now, value)}, and the last operation on it (`{name}`) left it at {told(value, now)}"
+            )
     yield from _made_by_none(ws, set(last))
     yield from _head_that_never_was(ws, set(last))
     if log_is_gone(ws):
@@ -88,9 +97,3 @@ def _head_that_never_was(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
     ref = (readable(ws, HEAD)[0] or "").removeprefix(SYMBOLIC)
     if ref.startswith(HEADS) and ref != f"{HEADS}main" and not moved & {HEAD, ref} and readable(ws, ref)[0] is None:
         yield Problem(HEAD, f"is on the branch {ref.removeprefix(HEADS)}, which never was")
-
-
-def _at(value: str | None) -> str:
-    if value is None:
-        return "nothing"
-    return value.removeprefix(SYMBOLIC + HEADS) if value.startswith(SYMBOLIC) else value[:SHORT]

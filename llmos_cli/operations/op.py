@@ -10,7 +10,7 @@ from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.log import aligned
 from llmos_cli.operations.summary import SHORT, age
-from llmos_cli.operations.undo import told_change
+from llmos_cli.operations.undo import told_changes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def _row(operation: Operation) -> list[str | Span]:
         Span(operation.id, "id"),
         age(operation.time),
         operation.name,
-        ", ".join([*map(told_change, operation.changes), *_freed(operation)]),
+        ", ".join([*told_changes(operation), *_freed(operation)]),
     ]
 
 

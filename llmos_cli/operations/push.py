@@ -151,10 +151,17 @@ def _named_one(ws: Workspace, rev: str) -> tuple[str, str]:
         return found[0]
     if rev in remotes.settings(ws):
         raise UsageError(f"{rev} is a remote, not a branch", hint=f"`llmos push --remote {rev}`")
-    checkpoint = ws.resolve(rev)
-    raise UsageError(
-        f"{rev} ({checkpoint[:12]}) is neither a branch nor a tag, and what nothing names could not be fetched again",
-        hint=f"`llmos tag NAME {rev}` gives it a name",
+    raise _nameless(ws, rev, ws.resolve(rev))
+
+
+def _nameless(ws: Workspace, rev: str, checkpoint: str) -> UsageError:
+    said = f"{rev} ({checkpoint[:12]}) is neither a branch nor a tag"
+    for kind in (HEADS, TAGS):
+        for name, value in ws.refs.under(kind).items():
+            if value == checkpoint:
+                return UsageError(f"{said}, but {name} is at it", hint=f"`llmos push {name}`")
+    return UsageError(
+        f"{said}, and what nothing names could not be fetched again", hint=f"`llmos tag NAME {rev}` gives it a name"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos_cli.core.operation import Change, Operation, told
@@ -18,7 +19,7 @@ class UndoResult:
     gone: tuple[str, ...] = ()
 
     def view(self) -> View:
-        lines = [self.operation.name, *(f"  {told_change(change)}" for change in self.operation.changes)]
+        lines = [self.operation.name, *(f"  {each}" for each in told_changes(self.operation))]
         if self.gone:
             freed = ", ".join(each[:SHORT] for each in self.gone)
             lines.append(f"what `gc` freed since then does not come back: the weights of {freed}")
@@ -36,14 +37,28 @@ def _here(ws: Workspace, checkpoint: str) -> bool:
     return (ws.checkpoints / checkpoint).is_dir() and checkpoint not in ws.dropped
 
 
-def told_change(change: Change) -> str:
+def told_changes(operation: Operation) -> Iterator[str]:
     """`main: 3f2a91c0dd12 -> 77c1aa0912fe`"""
-    if change.removes:
-        return f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
-    if change.loses:
-        return f"loss of {change.loses[:SHORT]} {'accepted' if change.after else 'not accepted any more'}"
+    for change in operation.changes:
+        if change.is_ref:
+            yield f"{change.name}: {told(change.before, change.after)} -> {told(change.after, change.before)}"
+        elif change.removes:
+            yield f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
+        elif change.loses:
+            yield f"loss of {change.loses[:SHORT]} {'accepted' if change.after else 'not accepted any more'}"
+        else:
+            yield f"{_called(change)} {_done(operation, change)}"
+
+
+def _called(change: Change) -> str:
     if change.snapshot:
-        return f"snapshot {change.snapshot[:SHORT]} {'removed' if change.after is None else 'restored'}"
-    if not change.is_ref:
-        return f"{change.name} {'restored' if change.after is not None else 'removed'}"
-    return f"{change.name}: {told(change.before)} -> {told(change.after)}"
+        return f"snapshot {change.snapshot[:SHORT]}"
+    return f"signature of {change.signed[:SHORT]}" if change.signed else change.name
+
+
+def _done(operation: Operation, change: Change) -> str:
+    if change.after is None:
+        return "removed"
+    if operation.kind == "undo":
+        return "restored"
+    return "written" if change.before is None else "changed"

@@ -205,9 +205,7 @@ def _told(url: str) -> Iterator[None]:
         raise UsageError(f"no region for {url}", hint="AWS_DEFAULT_REGION=us-east-1") from error
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
         told = " ".join(str(error).split())
-        raise LlmosError(
-            f"cannot reach {url}: {told}", hint="try again: what was sent need not be sent again"
-        ) from error
+        raise LlmosError(f"cannot reach {url}: {told}", hint="try again: nothing need be sent twice") from error
 
 
 def _sentence(url: str, code: str, text: str) -> LlmosError:
@@ -217,4 +215,4 @@ def _sentence(url: str, code: str, text: str) -> LlmosError:
         return LlmosError(
             f"access to {url} is denied ({code})", hint="do the credentials allow reading, writing and listing?"
         )
-    return LlmosError(f"{url} refused: {text}", hint="try again: what was sent need not be sent again")
+    return LlmosError(f"{url} refused: {text}", hint="try again: nothing need be sent twice")

@@ -243,7 +243,7 @@ def _told(url: str) -> Iterator[None]:
     """What the other machine or the way to it said, in one sentence."""
     import paramiko
 
-    again = "try again: what was sent need not be sent again"
+    again = "try again: nothing need be sent twice"
     try:
         yield
     except paramiko.BadHostKeyException as error:
