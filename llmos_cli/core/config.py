@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_origin
 
 from pydantic import ValidationError
 
-from llmos_cli.core import yaml12
+from llmos_cli.core import settings, yaml12
 from llmos_cli.core.config_errors import explain, unknown_key
 from llmos_cli.core.section import Section
 from llmos_cli.core.yaml12 import Node
@@ -163,6 +163,7 @@ def _files(verb: str, workspace: Workspace | None, files: Sequence[Path]) -> lis
 
 def _workspace_defaults(path: Path, own: Collection[str], known: Collection[str]) -> Node:
     """The part of `defaults:` in llmos.yaml that this verb knows; a section that no verb knows is an error."""
+    settings.must_be_there(path.parent)
     tree = read_file(path, path.parent) if path.is_file() else yaml12.from_plain({}, "llmos.yaml")
     defaults = tree.mapping.get("defaults") or yaml12.from_plain({}, "llmos.yaml")
     for key, node in defaults.mapping.items():

@@ -27,14 +27,14 @@ from llmos_cli.events import Metric
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-_SCHEMA = 10
+_SCHEMA = 11
 _TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
 CREATE INDEX IF NOT EXISTS checkpoints_newest ON checkpoints(time DESC, id);
 CREATE TABLE IF NOT EXISTS held(id TEXT, sha256 TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unreadable(id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS lost(id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost(id TEXT PRIMARY KEY, hole INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files(id TEXT PRIMARY KEY, times TEXT);
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, operation TEXT, started REAL, open INTEGER, consumed INTEGER, record TEXT,
                   done INTEGER);
@@ -55,7 +55,7 @@ WITH RECURSIVE line(id) AS (SELECT value FROM json_each(?)
     UNION SELECT parent.value FROM line JOIN checkpoints USING (id), json_each(checkpoints.parents) AS parent)
 SELECT id FROM line
 """
-_NEWEST = "SELECT * FROM checkpoints WHERE id NOT IN (SELECT id FROM lost) ORDER BY time DESC, id LIMIT ?"
+_NEWEST = "SELECT * FROM checkpoints WHERE id NOT IN (SELECT id FROM lost WHERE hole) ORDER BY time DESC, id LIMIT ?"
 _HELD = "SELECT sha256 FROM held WHERE id NOT IN (SELECT value FROM json_each(?))"
 _HOLDERS = "SELECT sha256, COUNT(*) FROM held WHERE id NOT IN (SELECT value FROM json_each(?)) GROUP BY sha256"
 _HAVING = "SELECT DISTINCT id FROM held WHERE sha256 IN (SELECT value FROM json_each(?))"
@@ -116,11 +116,13 @@ class Index:
 
     def unreadable(self) -> set[str]:
         """Checkpoints that are there and whose manifests cannot be read, but for those that were given up."""
-        return {row[0] for row in self._ask("SELECT id FROM unreadable WHERE id NOT IN (SELECT id FROM lost)")}
+        return {
+            row[0] for row in self._ask("SELECT id FROM unreadable WHERE id NOT IN (SELECT id FROM lost WHERE hole)")
+        }
 
     def lost(self) -> set[str]:
         """Checkpoints that were given up, and that nobody brought back since: of those whose weights alone were, none."""
-        return {checkpoint for (checkpoint,) in self._ask("SELECT id FROM lost")}
+        return {checkpoint for (checkpoint,) in self._ask("SELECT id FROM lost WHERE hole")}
 
     def held(self, without: Iterable[str] = ()) -> set[str]:
         """SHA-256 of the files of all checkpoints but those `without`."""
@@ -242,7 +244,7 @@ class Index:
     def _refresh(self, db: sqlite3.Connection) -> None:
         if not self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints):
             self._read_manifests(db, {name for (name,) in db.execute("SELECT id FROM unreadable")})
-        self._refresh_folder(db, LOST, self._lost.directory, self._read_lost)
+        self._read_lost(db)
         fresh = self._refresh_folder(db, "runs", self._runs, self._read_runs)
         if not fresh:
             self._read_some_runs(db, [run for (run,) in db.execute("SELECT id FROM runs WHERE open")])
@@ -265,12 +267,14 @@ class Index:
     def _read_checkpoints(self, db: sqlite3.Connection, names: set[str]) -> None:
         known = {
             identifier
-            for (identifier,) in db.execute("SELECT id FROM checkpoints WHERE id NOT IN (SELECT id FROM lost)")
+            for (identifier,) in db.execute(
+                "SELECT id FROM checkpoints WHERE id NOT IN (SELECT id FROM lost WHERE hole)"
+            )
         }
         unread = {identifier for (identifier,) in db.execute("SELECT id FROM unreadable")}
         present = {name for name in names if ID.fullmatch(name)}
         self._read_manifests(db, present - known)
-        for table in ("checkpoints", "held", "files", "unreadable"):
+        for table in ("checkpoints", "held", "files", "unreadable", "lost"):
             write(db, f"DELETE FROM {table} WHERE id = ?", [(name,) for name in (known | unread) - present])
 
     def _read_manifests(self, db: sqlite3.Connection, names: set[str]) -> None:
@@ -286,17 +290,23 @@ class Index:
         write(db, "DELETE FROM unreadable WHERE id = ?", [(name,) for name in unread & new.keys()])
         write(db, "INSERT INTO unreadable VALUES (?)", [(name,) for name in names - unread - new.keys()])
 
-    def _read_lost(self, db: sqlite3.Connection, _: set[str]) -> None:
-        """A row for each checkpoint that was given up, where its manifest would have one."""
-        before = {name for (name,) in db.execute("SELECT id FROM lost")}
-        now = {name: loss for name, loss in self._lost.all().items() if self._manifest(name) is None}
+    def _read_lost(self, db: sqlite3.Connection) -> None:
+        """A row for each checkpoint that was given up, where its manifest would have one. There are few marks, if any."""
+        known, marks = dict(db.execute("SELECT id, hole FROM lost")), set(files(self._lost.directory))
+        if known.keys() == marks:
+            return
+        new = {name: self._lost.find(name) if self._manifest(name) is None else None for name in marks - known.keys()}
+        holes = {name: loss for name, loss in new.items() if loss is not None}
+        gone = [(name,) for name in known.keys() - marks]
         rows = [
-            (name, "", LOST, "" if loss.known else _UNKNOWN, json.dumps(loss.parents), 0) for name, loss in now.items()
+            (name, "", LOST, "" if loss.known else _UNKNOWN, json.dumps(loss.parents), 0)
+            for name, loss in holes.items()
         ]
-        write(db, "DELETE FROM checkpoints WHERE id = ?", [(name,) for name in before - now.keys()])
-        write(db, "DELETE FROM lost WHERE id = ?", [(name,) for name in before - now.keys()])
+        write(db, "DELETE FROM checkpoints WHERE id = ?", [(name,) for (name,) in gone if known[name]])
+        write(db, "DELETE FROM lost WHERE id = ?", gone)
+        write(db, "DELETE FROM held WHERE id = ?", [(name,) for name in holes])
         write(db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)", rows)
-        write(db, "INSERT OR IGNORE INTO lost VALUES (?)", [(name,) for name in now])
+        write(db, "INSERT INTO lost VALUES (?, ?)", [(name, name in holes) for name in new])
 
     def _manifest(self, name: str) -> Manifest | None:
         from llmos_cli.core import manifest  # here: most of the time nothing is new

@@ -21,9 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import access, atomic, revisions
+from llmos_cli.core import access, atomic, revisions, settings
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, TAGS, Head, Refs
-from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, ignore
 
 # What `status` and `log` do without is imported where it is used: they must answer at git's speed.
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from llmos_cli.core.sealed import Sealed
     from llmos_cli.core.snapshots import Snapshots
 
-FORMAT = 1
 DOT = ".llmos"
-_FORMAT_LINE = re.compile(rb"^format[ \t]*:[ \t]*['\"]?(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Workspace:
         here = (start or Path.cwd()).resolve()
         for folder in (here, *here.parents):
             if (folder / DOT / "refs").is_dir():
-                _check_format(folder / "llmos.yaml")
+                settings.check_format(folder)
                 found = cls(folder)
                 if found.unsettled and found.writable:
                     found.oplog.settle()
@@ -100,8 +98,8 @@ class Workspace:
         for folder in ("configs", "checkpoints", "runs", f"{DOT}/refs/heads", f"{DOT}/tmp", f"{DOT}/cache"):
             with atomic.refusals(root):
                 atomic.make_directory(root / folder)
-        if not (root / "llmos.yaml").exists():
-            atomic.write_text(root / "llmos.yaml", f"format: {FORMAT}\n", scratch=root / DOT / "tmp")
+        if not (root / settings.NAME).exists():
+            atomic.write_text(root / settings.NAME, settings.FIRST, scratch=root / DOT / "tmp")
         atomic.write_text(root / DOT / HEAD, f"{FIRST}\n", scratch=root / DOT / "tmp")
         return cls(root)
 
@@ -283,16 +281,3 @@ class Workspace:
 
         access.require_writable(self.dot)
         return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, onto=onto, name=name)
-
-
-def _check_format(path: Path) -> None:
-    """Without a YAML parser: `status` has no time for one, and a newer format may not even be read by ours."""
-    try:
-        match = _FORMAT_LINE.search(path.read_bytes())
-    except FileNotFoundError:
-        return
-    if match and int(match[1]) > FORMAT:
-        raise LlmosError(
-            f"{path} says format {int(match[1])}, and this llmos knows formats up to {FORMAT}",
-            hint="install a newer llmos: `pip install -U llmos-cli`",
-        )

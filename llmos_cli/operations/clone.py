@@ -12,8 +12,9 @@ from llmos_cli.core import appearing, config_edit
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
+from llmos_cli.core.settings import FIRST
 from llmos_cli.core.view import Group, Lines, Span, View
-from llmos_cli.core.workspace import DOT, FORMAT, Workspace
+from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.errors import LlmosError, NotFound
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import templates
@@ -91,7 +92,7 @@ def _branch(branches: Mapping[str, str], wanted: str | None) -> str:
 
 def _begun(ready: Path, place: RemoteSettings, emit: Emit) -> Workspace:
     """The skeleton, or what an earlier clone that was cut off left there, if it was of the same remote."""
-    settings = config_edit.edited(f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
+    settings = config_edit.edited(FIRST, place.to_yaml(), file=SETTINGS)
     if ready.is_dir() and not (_text(ready / SETTINGS) == settings and (ready / DOT / HEAD).exists()):
         shutil.rmtree(ready)
     ws = Workspace(ready) if ready.is_dir() else Workspace.create(ready)

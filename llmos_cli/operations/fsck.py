@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import manifest, records, signatures
+from llmos_cli.core import manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.listing import entries, folders
 from llmos_cli.core.manifest import FileEntry, Manifest
@@ -141,6 +141,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     with _quiet(ws):
         if ws.writable:
             tidy(ws)
+        problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
         problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(

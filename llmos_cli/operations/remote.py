@@ -21,12 +21,13 @@ from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
 from llmos_cli.core.remote.receiving import FOLDER
 from llmos_cli.core.remote.remote import Remote
+from llmos_cli.core.settings import FIRST, NAME, must_be_there
 from llmos_cli.core.view import Lines, View
-from llmos_cli.core.workspace import FORMAT, Workspace
+from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import ConfigError, NotFound, UsageError
 from llmos_cli.operations.log import aligned
 
-SETTINGS = "llmos.yaml"
+SETTINGS = NAME
 ORIGIN = "origin"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 _KEYS = {"url", "encrypted", "key_file"}
@@ -106,7 +107,7 @@ def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file
     from llmos_cli.core import config_edit
 
     before = _text(ws)
-    after = config_edit.edited(before or f"format: {FORMAT}\n", place.to_yaml(), file=SETTINGS)
+    after = config_edit.edited(before or FIRST, place.to_yaml(), file=SETTINGS)
     ws.oplog.apply(f"remote add {name}", [Change(SETTINGS, before, after)], emit=ws.emit)
     return RemoteResult("added", place, new_key)
 
@@ -230,6 +231,7 @@ def portable(ws: Workspace, url: str) -> str:
 
 
 def _text(ws: Workspace) -> str | None:
+    must_be_there(ws.root)
     path = ws.root / SETTINGS
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None

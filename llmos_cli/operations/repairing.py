@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmos_cli.core import atomic, manifest
+from llmos_cli.core import atomic, manifest, settings
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import SNAPSHOTS
 from llmos_cli.core.remote import layout, receiving
 from llmos_cli.core.remote.remote import Remote
@@ -33,11 +34,12 @@ from llmos_cli.operations.summary import SHORT
 def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
     """Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
     files is taken from here."""
+    found = _settings(ws)
     places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
     _forget_damaged_objects(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
-    found = [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
+    found += [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
     for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):
@@ -49,6 +51,16 @@ def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repai
     for each in places:
         each.store.close()
     return found
+
+
+def _settings(ws: Workspace) -> list[Repaired]:
+    """First of all: they say where the remotes are. What was written there by hand since the last operation nobody knows."""
+    if not settings.is_missing(ws.root):
+        return []
+    known = [c.after for each in ws.oplog.operations() for c in each.changes if c.what == settings.NAME and c.after]
+    text = known[-1] if known else settings.FIRST
+    ws.oplog.apply(f"fsck --repair {settings.NAME}", [Change(settings.NAME, None, text)], emit=ws.emit)
+    return [Repaired(settings.NAME, "the log of operations" if known else "what `llmos init` writes there")]
 
 
 def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit) -> Remote | None:

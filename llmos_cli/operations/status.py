@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import Head
+from llmos_cli.core.settings import HINT, NAME, UNHEARD, is_missing
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.summary import Summary, age, shown_id, summarize, told
@@ -34,7 +35,7 @@ class Process:
 class StatusResult:
     """`changed`: configs that differ from what the last run of their verb was given; `storage`: reflink, hardlink, copy or
     None before the first checkpoint; `resumable`: the last training run, where it was cut off and can go on; `diverged`: where
-    its loss stopped it, so that it goes on with other settings alone."""
+    its loss stopped it, so that it goes on with other settings alone; `lacks_settings`: llmos.yaml is gone."""
 
     workspace: str
     head: Head
@@ -44,6 +45,7 @@ class StatusResult:
     storage: str | None
     resumable: str | None
     diverged: Divergence | None
+    lacks_settings: bool = False
 
     def view(self) -> View:
         storage = [f"storage: {_STORAGE[self.storage]}"] if self.storage else []
@@ -63,7 +65,7 @@ class StatusResult:
         return lines
 
     def _rest(self) -> list[Line]:
-        lines: list[Line] = []
+        lines: list[Line] = [f"{NAME} is missing, {UNHEARD}: {HINT}"] if self.lacks_settings else []
         for process in self.running:
             name = process.name or process.run
             lines.append(
@@ -95,6 +97,7 @@ def _status(ws: Workspace) -> StatusResult:
         ws.storage,
         resumable,
         noted(ws.root / "runs" / resumable / "state") if resumable else None,
+        is_missing(ws.root),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import config as configs
-from llmos_cli.core import yaml12
+from llmos_cli.core import settings, yaml12
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
@@ -78,7 +78,8 @@ def there(ws: Workspace) -> bool:
 
 
 def _written(ws: Workspace) -> Node | None:
-    path = ws.root / "llmos.yaml"
+    settings.must_be_there(ws.root)
+    path = ws.root / settings.NAME
     node = configs.read_file(path, ws.root).mapping.get("pipeline") if path.is_file() else None
     return node if node is not None and node.mapping else None
 
