@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def check(directory: Path) -> Conformance | None:
         return Conformance("", tuple(broken))
     schemes = {name: QuantizationScheme(**group) for name, group in quantization["config_groups"].items()}
     entries, model = headers.of_directory(directory), skeleton(directory)
-    layers = list(_layers(model, quantization))
+    layers = list(_layers(model, headers.dense_shapes(entries), quantization))
     forms = {name: scheme.format or quantization["format"] for name, scheme in schemes.items()}
     broken += _gathered(fault for layer in layers for fault in _stored(layer, entries, schemes, forms))
     told = ", ".join(dict.fromkeys(_named(schemes[layer.group]) for layer in layers if layer.group))
@@ -120,8 +120,8 @@ def _declared(quantization: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is no scheme: {str(problem).splitlines()[-1].strip()}"
 
 
-def _layers(model: PreTrainedModel, quantization: Mapping[str, Any]) -> Iterator[_Layer]:
-    on_disk, tied = stored_names(model), model.get_expanded_tied_weights_keys(all_submodels=True)
+def _layers(model: PreTrainedModel, known: Collection[str], quantization: Mapping[str, Any]) -> Iterator[_Layer]:
+    on_disk, tied = stored_names(model, known), model.get_expanded_tied_weights_keys(all_submodels=True)
     for name, module in model.named_modules():
         weight = f"{name}.weight"
         place, twin = on_disk.get(weight, weight), weight in tied

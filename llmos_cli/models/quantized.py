@@ -95,7 +95,8 @@ def write_quantized(
     """
     config, model, entries = _dense_config(source), skeleton(source), headers.of_directory(source)
     modules, inside, twins = dict(model.named_modules()), blocks.layers(model), _twins(model)
-    weights = {_weight_name(key, model): key for key in layers}
+    parameters = {name for name, _ in model.named_parameters()}
+    weights = {key if key in parameters else f"{key}.weight": key for key in layers}
     kinds = {
         name: Kind.of(layers[key], scheme, inside=name.removesuffix(".weight") in inside)
         for name, key in weights.items()
@@ -141,15 +142,9 @@ def _dense_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _weight_name(key: str, model: nn.Module) -> str:
-    """The weight's name in the model, from its own or its module's."""
-    names = dict(model.named_parameters())
-    return key if key in names else f"{key}.weight"
-
-
 def _stored_names(names: Iterable[str], model: PreTrainedModel, entries: Mapping[str, headers.Entry]) -> dict[str, str]:
     """Where each weight is stored: transformers keeps some architectures under their original names."""
-    converted = stored_names(model)
+    converted = stored_names(model, entries)
     found = {name: name if name in entries else converted.get(name, "") for name in names}
     if lost := [name for name, place in found.items() if place not in entries]:
         raise LlmosError(

@@ -21,7 +21,7 @@ from llmos_cli.models import dequantize, headers
 from llmos_cli.models.blocks import Block, blocks, head_names
 from llmos_cli.models.load import load_config, model_class
 from llmos_cli.models.on_file import OnFile
-from llmos_cli.models.save import stored_names
+from llmos_cli.models.save import stored_names, tied_names
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def owned(model: nn.Module, stack: Sequence[Block]) -> dict[int | None, list[str
     """The names of the stored tensors by the block that they are in, the first of several; None: outside all of them. Tensors
     that are tied go by their first name."""
     found: dict[int | None, list[str]] = {}
-    for names in _tied(model):
+    for names in tied_names(model):
         owners = [owner for name in names if (owner := _owner(name, stack)) is not None]
         found.setdefault(min(owners, default=None), []).append(names[0])
     return found
@@ -157,9 +157,10 @@ def owned(model: nn.Module, stack: Sequence[Block]) -> dict[int | None, list[str
 
 def _slots(model: PreTrainedModel, stack: Sequence[Block], entries: Mapping[str, headers.Entry]) -> list[Slot]:
     """Every tensor that the files must hold. One that several blocks share, or a block and what stands outside, stays in memory."""
-    shapes, renamed = headers.dense_shapes(entries), stored_names(model)
+    shapes = headers.dense_shapes(entries)
+    renamed = stored_names(model, shapes)
     slots = []
-    for names in _tied(model):
+    for names in tied_names(model):
         shape = tuple(tensor_of(model, names[0]).shape)
         found = [stored for name in names for stored in (name, renamed.get(name, "")) if shapes.get(stored) == shape]
         owners = {_owner(name, stack) for name in names}
@@ -182,14 +183,6 @@ def _used_in_place(
 
     outside = (slot for slot in slots if slot.block is None and slot.stored in entries)
     return {slot for slot in outside if OnFile.can_be(entries[slot.stored]) and all(map(serves, slot.names))}
-
-
-def _tied(model: nn.Module) -> list[list[str]]:
-    """The names of each tensor of the state dict."""
-    tied: dict[int, list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        tied.setdefault(id(value), []).append(name)
-    return list(tied.values())
 
 
 def _owner(name: str, stack: Sequence[Block]) -> int | None:
