@@ -70,7 +70,8 @@ class Point:
     """`cut`: share of the parameters that went; `bits` of a quantized weight, with its scales; `size` of all weights in bytes; `kl` to the
     parent on the probes, nats a position, predicted unless `measured`; `how` it was cut, in words; `proven`: its KL on the samples of the
     proof, for which what is committed had to be built, and what missed a KL there; `latency`: as a share of the parent's, of what was timed
-    for a target of that. What was too slow to look at has no size and no KL, and its bits are those of the codes alone."""
+    for a target of that. Of what was too slow even in the fewest bits nothing else is known: it has no size and no KL, and its bits are
+    those of the codes alone."""
 
     cut: float
     bits: float
@@ -239,7 +240,7 @@ class Seen:
         self.stocked: list[Stock] = []
         self.built: dict[Candidate, Built[Made]] = {}
         self.proofs: dict[Candidate, Proof] = {}
-        self.timed: dict[tuple[Stock, int], float] = {}
+        self.timed: dict[Stock | Candidate, float] = {}
 
     def stocks(self) -> Iterator[Stock]:
         """Those that were looked at before, then more."""
@@ -248,10 +249,10 @@ class Seen:
             self.stocked.append(stock)
             yield stock
 
-    def latency(self, stock: Stock, bits: int) -> float:
-        """As a share of the parent's, all layers in so many bits."""
-        self.timed[stock, bits] = self.workshop.latency(stock, bits)
-        return self.timed[stock, bits]
+    def latency(self, of: Stock | Candidate) -> float:
+        """As a share of the parent's; of a stock, all layers in the fewest bits."""
+        self.timed[of] = self.workshop.latency(of)
+        return self.timed[of]
 
     def build(self, candidate: Candidate) -> Built[Made]:
         if candidate not in self.built:
@@ -272,44 +273,38 @@ class Seen:
         return kl
 
     def points(self, best: Built[Made]) -> list[Point]:
-        """What could be had of each stock, and what was built, by size; of a latency what was timed, and no mixtures of bits, since none was
-        thought of."""
-        predicted = [
-            self._predicted(candidate)
-            for stock in self.stocked
-            if stock.looked_at and not self.timed
-            for candidate in thinned(stock.candidates(), SHOWN)
-        ]
-        predicted += [self._timed(stock, bits) for stock, bits in self.timed if not self._is(best, stock, bits)]
-        measured = [self._measured(built, chosen=built is best) for built in self.built.values()]
-        return sorted([*predicted, *measured], key=lambda point: (point.cut, point.size or 0, point.bits))
+        """What could be had of each stock, and what was built, by size; of a latency what was timed."""
+        predicted = [self._predicted(one) for one in self._possible()]
+        slow = [self._slow(one) for one in self.timed if isinstance(one, Stock) and not one.looked_at]
+        measured = [self._measured(candidate, built, chosen=built is best) for candidate, built in self.built.items()]
+        return sorted([*predicted, *slow, *measured], key=lambda point: (point.cut, point.size or 0, point.bits))
 
-    def _predicted(self, candidate: Candidate, latency: float | None = None) -> Point:
-        stock = candidate.stock
+    def _possible(self) -> list[Candidate]:
+        if self.timed:
+            return [one for one in self.timed if isinstance(one, Candidate) and one not in self.built]
+        stocks = (stock for stock in self.stocked if stock.looked_at)
+        return [candidate for stock in stocks for candidate in thinned(stock.candidates(), SHOWN)]
+
+    def _predicted(self, candidate: Candidate) -> Point:
+        stock, latency = candidate.stock, self.timed.get(candidate)
         return Point(stock.cut, self._bits(candidate), candidate.size, candidate.kl, how=stock.how, latency=latency)
 
-    def _timed(self, stock: Stock, bits: int) -> Point:
-        share = self.timed[stock, bits]
-        if stock.looked_at:
-            return self._predicted(stock.uniform(bits), share)
-        return Point(stock.cut, bits, None, None, how=stock.how, latency=share)
+    def _slow(self, stock: Stock) -> Point:
+        fewest = min(self.workshop.options.bits)
+        return Point(stock.cut, fewest, None, None, how=stock.how, latency=self.timed[stock])
 
-    def _is(self, built: Built[Made], stock: Stock, bits: int) -> bool:
-        candidate = built.candidate
-        return candidate.stock is stock and candidate.chosen == stock.uniform(bits).chosen
-
-    def _measured(self, built: Built[Made], *, chosen: bool) -> Point:
-        candidate, stock = built.candidate, built.candidate.stock
+    def _measured(self, candidate: Candidate, built: Built[Made], *, chosen: bool) -> Point:
+        proof, stock = self.proofs.get(built.candidate), candidate.stock
         return Point(
             stock.cut,
             built.made.bits,
-            candidate.size,
+            built.candidate.size,
             built.kl,
             measured=True,
             chosen=chosen,
             how=stock.how,
-            proven=self.proofs[candidate].after["kl_parent"].value if candidate in self.proofs else None,
-            latency=next((share for (of, bits), share in self.timed.items() if self._is(built, of, bits)), None),
+            proven=None if proof is None else proof.after["kl_parent"].value,
+            latency=self.timed.get(candidate),
         )
 
     def _bits(self, candidate: Candidate) -> float:
@@ -324,8 +319,7 @@ def search(target: Target, seen: Seen) -> Built[Made]:
             return best_of_size(seen.stocks(), int(target.value), seen.build)
         if target.kind == "kl":
             return proven_of_kl(seen.stocks, target.value, seen.build, partial(seen.proven, bound=target.value))
-        workshop = seen.workshop
-        return best_of_latency(seen.stocks(), target.value, workshop.options.bits, seen.latency, seen.build)
+        return best_of_latency(seen.stocks(), target.value, seen.latency, seen.build)
     except Unreachable as failure:
         raise GateFailed(
             f"no model reaches {target.asked}: the nearest that was found has {_nearest(failure)} "

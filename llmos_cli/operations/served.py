@@ -19,11 +19,14 @@ from transformers import PreTrainedModel
 from llmos_cli import catalog, device
 from llmos_cli.events import Emit, Progress
 from llmos_cli.methods.eval import Decoder, Subject
+from llmos_cli.methods.eval.decoding import step
+from llmos_cli.methods.turns import Pass
 from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.kernels import coded
 from llmos_cli.models.load import load_config
 from llmos_cli.serve import backend
 from llmos_cli.tasks.base import Split, Task
+from llmos_cli.tasks.scoring import forward
 
 NOISE = 1.05
 """What differs by less than this is called as fast."""
@@ -69,19 +72,28 @@ def beside(
     return Speed(before, after, headline(task), len(subjects[0].rows))
 
 
+def answering(task: Task, model: PreTrainedModel, split: Split) -> Pass:
+    """What a user waits for, on the first sample: one more token of a language model, a whole sample of a classifier."""
+    subject = _decoded(task, Subject(model, split, Path(), 1, 0))
+    if subject.decoding is None:
+        return partial(forward, model, subject.batch([0]))
+    return step(subject.decoding(), split.batch([0])["input_ids"])
+
+
+def arithmetic(task: Task) -> torch.dtype:
+    """In which a model is served."""
+    return device.compute_dtype(device.pick()) if task.name == "causal-lm" else torch.float32
+
+
 def served(task: Task, subject: Subject, *, kv_cache: str = "keep") -> Subject:
     """The subject with its model as it would be served; the one that it has, where that is so already."""
-    if subject.model.dtype != _dtype(task) or is_quantized(load_config(subject.path)):
+    if subject.model.dtype != arithmetic(task) or is_quantized(load_config(subject.path)):
         subject = replace(subject, model=_loaded(task, subject.path))
     return _decoded(task, subject, kv_cache)
 
 
 def _loaded(task: Task, path: Path) -> PreTrainedModel:
-    return coded.load(path, dtype=_dtype(task), device=device.pick())
-
-
-def _dtype(task: Task) -> torch.dtype:
-    return device.compute_dtype(device.pick()) if task.name == "causal-lm" else torch.float32
+    return coded.load(path, dtype=arithmetic(task), device=device.pick())
 
 
 def _decoded(task: Task, subject: Subject, kv_cache: str = "keep") -> Subject:

@@ -216,6 +216,17 @@ def test_a_measurement_is_made_once_and_answers_for_its_kind_alone(own_home: Pat
     assert len(kept) == 2 and all(set(times) == set(first) for times in kept.values())
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_seconds_are_those_of_the_form_that_would_be_taken_and_fewer_bits_than_it_holds_gain_nothing(
+    own_home: Path, rows: int
+):
+    found = {bits: choice.seconds(layer(64, 128, bits, group=64), torch.bfloat16, rows) for bits in (2, 3, 4, 5, 8)}
+    assert found[2] == found[3] == found[4] and found[5] == found[8]
+    names = choice.choose(layer(64, 128, 4, group=64), torch.bfloat16)
+    used = next(form.name for limit, form in zip(names.limits, names.forms, strict=True) if rows < limit)
+    assert found[4] == choice.measured(layer(64, 128, 4, group=64), torch.bfloat16, (rows,))[used][0] > 0
+
+
 def test_a_file_of_measurements_that_is_not_one_is_made_anew(own_home: Path):
     (own_home / "cache").mkdir(exist_ok=True)
     (own_home / "cache" / "kernels.json").write_text("{half")

@@ -11,6 +11,7 @@ from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.methods import turns
 from llmos_cli.models import headers
+from llmos_cli.models.kernels import native
 from llmos_cli.operations.compression import shapes
 from llmos_cli.operations.served import NOISE
 
@@ -129,6 +130,25 @@ def test_a_latency_is_reached_by_leaving_blocks_out(base: Any, llmos: Any, monke
     assert all(point["latency"] for point in done.json["frontier"])
     slow = [point for point in done.json["frontier"] if point["latency"] > 0.9]
     assert all((point["size"], point["kl"]) == (None, None) for point in slow)
+
+
+WIDE = DEEP.replace(
+    "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 6", "hidden_size: 384, num_hidden_layers: 2"
+)
+
+
+@pytest.mark.skipif(not native.has_weights(), reason=f"no kernels for codes: {native.obstacle()}")
+def test_a_latency_is_reached_by_bits_that_a_kernel_is_faster_with(
+    base: Any, llmos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "SECONDS", 0.2)
+    ws = base("causal-lm", WIDE)
+    sets = {"compress.cuts": [], "compress.calibration_samples": 2, "data.max_eval_samples": 2}
+    done = llmos("compress", "--target-latency", "0.9", *(f"-s{key}={value}" for key, value in sets.items()), "--json")
+    assert done.code == 0, done.err
+    assert chosen(done)["latency"] <= 0.9
+    layers = ws.manifest(ws.resolve()).made.config["compress"]["chosen"]["layers"]
+    assert set(layers.values()) <= {4, 8}, "2 and 3 bits are held as 4 are, 5 and 6 as 8"
 
 
 def test_a_guard_holds(base: Any, llmos: Any) -> None:

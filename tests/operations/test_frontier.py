@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmos_cli.operations.compression.frontier import (
+    SECONDS,
     Built,
     Candidate,
     Rest,
@@ -24,7 +27,12 @@ from llmos_cli.operations.compression.sensitivity import Part
 def stock(cut: float = 0.0, kl: float = 0.0, parts: int = 6) -> Stock:
     weights = int(1000 * (1 - cut))
     found = [
-        Part((f"layer.{i}",), {b: weights * b for b in (2, 3, 4, 8)}, {b: (i + 1) * 4.0**-b for b in (2, 3, 4, 8)})
+        Part(
+            (f"layer.{i}",),
+            {b: weights * b for b in (2, 3, 4, 8)},
+            {b: (i + 1) * 4.0**-b for b in (2, 3, 4, 8)},
+            {b: weights * (4 if b <= 4 else 8) / 8000 / parts for b in (2, 3, 4, 8)},
+        )
         for i in range(parts)
     ]
     return Stock(cut, kl, lambda: Rest(found, weights * parts, fixed=500))
@@ -96,43 +104,86 @@ def test_a_kl_that_nothing_keeps_says_which_is_nearest() -> None:
     assert set(raised.value.nearest.bits().values()) == {8}
 
 
-def seconds(stock: Stock, bits: int) -> float:
-    """Eight bits take as long as the parent, two half of that; a cut saves its share."""
-    return (1 - stock.cut) * (0.4 + 0.6 * bits / 8)
+class Watch:
+    """What the layers do not take is .4 of the parent; a cut saves its share of all. A mixture of bits takes `more` than its seconds
+    say."""
+
+    def __init__(self, more: float = 0.0) -> None:
+        self.more, self.timed = more, list[Stock | Candidate]()
+
+    def __call__(self, of: Stock | Candidate) -> float:
+        self.timed.append(of)
+        if isinstance(of, Stock):
+            return (1 - of.cut) * 0.7
+        mixed = self.more if len(set(of.bits().values())) > 1 else 0.0
+        return (1 - of.stock.cut) * 0.4 + 0.6 * of.spends(SECONDS) + mixed
 
 
-LATENCY_BITS = (2, 3, 4, 8)
+@pytest.mark.parametrize("more", [0.0, 0.06])
+def test_fewer_bits_go_where_they_cost_least_until_it_is_fast_enough(more: float) -> None:
+    watch, world = Watch(more), World(1)
+    found = best_of_latency([stock(), stock(0.3, 50.0)], 0.86, watch, world.build).candidate
+    assert watch(found) <= 0.86 and found.stock.cut == 0
+    # 3 and 2 bits take as long as 4, which lose less; the layers that lose most keep 8.
+    kept = [found.bits()[f"layer.{i}"] for i in range(6)]
+    assert kept == sorted(kept) and set(kept) == {4, 8}
+    assert len(world.built) == 1
 
 
-def test_fewer_bits_are_taken_where_they_are_fast_enough_and_cost_less_than_a_cut() -> None:
-    stocks = [stock(), stock(0.3, 50.0)]
-    found = best_of_latency(stocks, 0.75, LATENCY_BITS, seconds, World(1).build)
-    assert found.candidate.stock.cut == 0 and set(found.candidate.bits().values()) == {4}
+def test_the_most_bits_are_kept_where_they_are_fast_enough_and_nothing_else_is_tried() -> None:
+    watch = Watch()
+    found = best_of_latency([stock(), stock(0.3, 0.01)], 0.999999, watch, World(1).build).candidate
+    assert set(found.bits().values()) != {8}, "they take as long as the parent's"
+    watch = Watch()
+    found = best_of_latency([stock(0.1, 0.01)], 0.95, watch, World(1).build).candidate
+    assert set(found.bits().values()) == {8} and len(watch.timed) == 2
 
 
 def test_a_cut_is_taken_where_it_costs_less_than_the_bits_that_are_fast_enough() -> None:
-    stocks = [stock(), stock(0.1, 0.01), stock(0.3, 0.02), stock(0.5, 9.0)]
-    found = best_of_latency(stocks, 0.72, LATENCY_BITS, seconds, World(1).build)
-    assert found.candidate.stock.cut == 0.3 and set(found.candidate.bits().values()) == {8}
+    stocks = [stock(), stock(0.1, 0.01), stock(0.3, 0.0101), stock(0.5, 9.0)]
+    found = best_of_latency(stocks, 0.72, Watch(), World(1).build).candidate
+    assert found.stock.cut == 0.3 and set(found.bits().values()) == {8}
 
 
 def test_a_stock_that_is_too_slow_is_timed_once_and_never_healed() -> None:
-    timed: list[tuple[float, int]] = []
-
-    def latency(stock: Stock, bits: int) -> float:
-        timed.append((stock.cut, bits))
-        return seconds(stock, bits)
-
+    watch = Watch()
     slow = Stock(0.0, 0.0, lambda: pytest.fail("measured"), lambda: pytest.fail("healed"))
-    found = best_of_latency([slow, stock(0.5, 1.0)], 0.3, LATENCY_BITS, latency, World(1).build)
-    assert timed == [(0.0, 2), (0.5, 2), (0.5, 8), (0.5, 4), (0.5, 3)]
-    assert set(found.candidate.bits().values()) == {2}
+    found = best_of_latency([slow, stock(0.5, 1.0)], 0.36, watch, World(1).build).candidate
+    assert [of for of in watch.timed if isinstance(of, Stock)] == [slow, found.stock]
+    assert set(found.bits().values()) == {4}
 
 
 def test_a_latency_that_nothing_reaches_says_what_was_nearest() -> None:
     with pytest.raises(Unreachable) as raised:
-        best_of_latency([stock(), stock(0.5, 1.0)], 0.2, LATENCY_BITS, seconds, World(1).build)
-    assert (raised.value.told, raised.value.cut) == ("0.28 of the parent's latency", 0.5)
+        best_of_latency([stock(), stock(0.5, 1.0)], 0.2, Watch(), World(1).build)
+    assert (raised.value.told, raised.value.cut) == ("0.35 of the parent's latency", 0.5)
+
+
+PARTS = st.lists(
+    st.tuples(st.floats(0.1, 9), st.floats(0.1, 9), st.floats(1e-3, 9)), min_size=1, max_size=5
+)  # seconds of 4 bits and more for 8, and what a bit less loses
+
+
+@given(PARTS, st.floats(0, 100))
+def test_no_bits_for_all_alike_that_are_as_fast_lose_less(
+    sizes: list[tuple[float, float, float]], budget: float
+) -> None:
+    parts = [
+        Part(
+            (f"layer.{i}",),
+            {b: b for b in (2, 3, 4, 8)},
+            {b: loss * 4.0**-b for b in (2, 3, 4, 8)},
+            {b: base + (more if b > 4 else 0) for b in (2, 3, 4, 8)},
+        )
+        for i, (base, more, loss) in enumerate(sizes)
+    ]
+    whole = Stock(0.0, 0.0, lambda: Rest(parts, 1, 0))
+    found = whole.within(budget, SECONDS)
+    alike = [one for one in map(whole.uniform, (2, 3, 4, 8)) if one.spends(SECONDS) <= budget]
+    assert (found is None) == (not alike)
+    if found is not None:
+        assert found.spends(SECONDS) <= budget and found.loss <= min(one.loss for one in alike)
+        assert set(found.bits().values()) <= {4, 8}, "2 and 3 bits are no faster"
 
 
 def test_what_cannot_be_worth_its_cut_is_not_healed() -> None:
@@ -142,7 +193,7 @@ def test_what_cannot_be_worth_its_cut_is_not_healed() -> None:
         pytest.fail("healed")
 
     def least() -> float:
-        return stock().within(13_000).kl  # type: ignore[union-attr]
+        return stock().within(12_500).kl  # type: ignore[union-attr]
 
     stocks = [stock(), Stock(0.1, 10.1 * least(), lambda: pytest.fail("measured"), hopeless)]
     assert best_of_size(stocks, 13_000, World(1).build).candidate.stock.cut == 0

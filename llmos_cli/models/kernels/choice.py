@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,7 +72,8 @@ class Chosen:
 
 def choose(codes: Codes, dtype: torch.dtype) -> Chosen:
     """The best product with `codes`, whose inputs will be `dtype`, on the device they are on."""
-    times = measured(codes, dtype)
+    nothing: Times = {"dense": [1.0] * len(ROWS)}
+    times = nothing if forms.usable(codes, dtype) == ["dense"] else measured(codes, dtype)
     names = best(times)
     built = {name: forms.build(name, codes, dtype) for name in dict.fromkeys(names)}
     starts = [at for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
@@ -96,29 +97,36 @@ def best(times: Times) -> list[str]:
     return [other if s < d else "dense" for s, d in zip(coded[other], dense, strict=True)]
 
 
-def measured(codes: Codes, dtype: torch.dtype) -> Times:
-    names = forms.usable(codes, dtype)
-    if names == ["dense"]:
-        return {"dense": [1.0] * len(ROWS)}
-    where = codes.codes_OI.device
-    key = f"{_machine(where)} / {str(dtype).removeprefix('torch.')} / {codes.kind()}"
+def seconds(codes: Codes, dtype: torch.dtype, rows: int) -> float:
+    """How long the product that `choose` would take is measured to take for so many rows."""
+    name = best(measured(codes, dtype))[max(at for at, least in enumerate(ROWS) if least <= max(1, rows))]
+    return measured(codes, dtype, (rows,))[name][0]
+
+
+def measured(codes: Codes, dtype: torch.dtype, rows: Sequence[int] = ROWS) -> Times:
+    """For each number of `rows`. Codes of fewer bits than kernels hold them in take as long as those that fill them."""
+    names, where = forms.usable(codes, dtype), codes.codes_OI.device
+    kind = replace(codes, bits=codes.held).kind() + ("" if rows == ROWS else f" at {', '.join(map(str, rows))}")
+    key = f"{_machine(where)} / {str(dtype).removeprefix('torch.')} / {kind}"
     known = _remembered()
     if set(known.get(key, {})) != set(names):
-        known[key] = time_forms(codes, dtype, names)
+        known[key] = time_forms(codes, dtype, names, rows)
         _remember(known)
     return known[key]
 
 
-def time_forms(codes: Codes, dtype: torch.dtype, names: Sequence[str]) -> dict[str, list[float]]:
+def time_forms(
+    codes: Codes, dtype: torch.dtype, names: Sequence[str], rows: Sequence[int] = ROWS
+) -> dict[str, list[float]]:
     """Seconds of one product. Forms take turns, and the fastest call of each counts: a busy machine only ever makes one slower."""
     built = [forms.build(name, codes, dtype) for name in names]
     times: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
-        for rows in ROWS:
-            x = torch.randn(rows, codes.shape[1], dtype=dtype, device=codes.codes_OI.device)
+        for count in rows:
+            x = torch.randn(count, codes.shape[1], dtype=dtype, device=codes.codes_OI.device)
             turns = [[_fastest_call(form, x) for form in built] for _ in range(TURNS)]
-            for name, seconds in zip(names, zip(*turns, strict=True), strict=True):
-                times[name].append(min(seconds))
+            for name, found in zip(names, zip(*turns, strict=True), strict=True):
+                times[name].append(min(found))
     return times
 
 

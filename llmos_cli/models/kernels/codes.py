@@ -34,6 +34,11 @@ class Codes:
         return (*self.codes_OI.shape, self.scales_OG.shape[1])
 
     @property
+    def held(self) -> int:
+        """Bits in which kernels hold a code: fewer take no less room there, and no less time."""
+        return 4 if self.bits <= 4 else 8
+
+    @property
     def floats(self) -> bool:
         return self.codes_OI.is_floating_point()
 

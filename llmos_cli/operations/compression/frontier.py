@@ -1,7 +1,8 @@
-"""The frontier of size and loss: models that could be built, models that were, and the search among them for a target.
+"""The frontier of cost and loss: models that could be built, models that were, and the search among them for a target.
 
 A stock is the parent, or the parent with a share of its parameters cut out; of each, the bits of the layers are chosen along the
-frontier of `methods/allocation.py`. What is predicted there is set right by what is measured of the models that are built.
+frontier of `methods/allocation.py`, whether bytes are spent or seconds. What is predicted there is set right by what is measured of the
+models that are built.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from llmos_cli.methods import allocation
@@ -16,6 +18,10 @@ from llmos_cli.methods.allocation import Allocation, Choice
 from llmos_cli.operations.compression.sensitivity import Part
 
 Made = TypeVar("Made")
+Cost = Callable[[Part], Mapping[int, float]]
+"""What a part costs in each number of bits that it may have, in a unit that adds up."""
+BYTES: Cost = attrgetter("bits_bytes")
+SECONDS: Cost = attrgetter("bits_seconds")
 HEALS = 0.1
 """What healing leaves of a cut's KL at the very best."""
 BUILDS = 4
@@ -69,16 +75,21 @@ class Stock:
         return self.promise >= bound or self.kl >= bound
 
     @cached_property
-    def choices(self) -> list[list[Choice]]:
-        return [
-            [Choice(part.bits_bytes[b], part.bits_kl[b]) for b in sorted(part.bits_bytes)] for part in self.rest.parts
-        ]
+    def _priced(self) -> dict[Cost, list[list[Choice]]]:
+        return {}
 
-    def candidates(self) -> list[Candidate]:
-        return [self.candidate(chosen) for chosen in allocation.frontier(self.choices)]
+    def choices(self, cost: Cost = BYTES) -> list[list[Choice]]:
+        if cost not in self._priced:
+            self._priced[cost] = [
+                [Choice(cost(part)[b], part.bits_kl[b]) for b in sorted(part.bits_bytes)] for part in self.rest.parts
+            ]
+        return self._priced[cost]
+
+    def candidates(self, cost: Cost = BYTES) -> list[Candidate]:
+        return [self.candidate(chosen) for chosen in allocation.frontier(self.choices(cost))]
 
     def candidate(self, chosen: Allocation) -> Candidate:
-        whole = allocation.total(self.choices, chosen)
+        whole = allocation.total(self.choices(), chosen)
         return Candidate(self, chosen, self.rest.fixed + int(whole.cost), whole.loss)
 
     def uniform(self, bits: int) -> Candidate:
@@ -86,9 +97,13 @@ class Stock:
         kept = [sorted(part.bits_bytes) for part in self.rest.parts]
         return self.candidate(tuple(max(0, sum(each <= bits for each in widths) - 1) for widths in kept))
 
-    def within(self, size: int) -> Candidate | None:
-        chosen = allocation.within(self.choices, size - self.rest.fixed)
-        return None if chosen is None else self.candidate(chosen)
+    def within(self, budget: float, cost: Cost = BYTES) -> Candidate | None:
+        """The least loss that all parts together cost at most `budget` for; never more than that of all parts alike."""
+        found = allocation.within(self.choices(cost), budget)
+        widths = {bits for part in self.rest.parts for bits in part.bits_bytes}
+        alike = [one for one in map(self.uniform, widths) if one.spends(cost) <= budget]
+        fitting = [*([] if found is None else [self.candidate(found)]), *alike]
+        return min(fitting, key=lambda candidate: candidate.loss, default=None)
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,9 @@ class Candidate:
     @property
     def kl(self) -> float:
         return self.stock.kl + self.loss
+
+    def spends(self, cost: Cost) -> float:
+        return allocation.total(self.stock.choices(cost), self.chosen).cost
 
     @property
     def finest(self) -> bool:
@@ -129,8 +147,8 @@ class Built(Generic[Made]):
 Build = Callable[[Candidate], Built[Made]]
 Prove = Callable[[Built[Made]], float]
 """The KL of a built model on samples that the search does not see."""
-Latency = Callable[[Stock, int], float]
-"""Of a stock in so many bits, as a share of the parent's."""
+Latency = Callable[[Stock | Candidate], float]
+"""As a share of the parent's: of a candidate, or of a stock that need not have healed, all its layers in the fewest bits."""
 
 
 class Unreachable(Exception):
@@ -160,7 +178,7 @@ def best_of_size(stocks: Iterable[Stock], size: int, build: Build[Made]) -> Buil
         if best is not None and stock.costs(best.kl):
             break
         smallest.append(stock.candidates()[0])
-        found = stock.within(size)
+        found = stock.within(size - stock.rest.fixed)
         if found is not None and (best is None or found.kl < best.kl):
             best = found
         if best is not None and best.finest:
@@ -223,40 +241,45 @@ def _finest(nearest: Candidate, bound: float, build: Build[Made], known: Sequenc
     return min((one for one in (built, *smaller) if one.kl <= bound), key=lambda one: one.candidate.size)
 
 
-def best_of_latency(
-    stocks: Iterable[Stock], share: float, bits: Sequence[int], latency: Latency, build: Build[Made]
-) -> Built[Made]:
-    """The least KL whose latency is at most `share` of the parent's: of each stock the most bits that are fast enough, all layers
-    alike. Latency needs no weights that are good for anything, so nothing is healed until it is known to be fast enough."""
+def best_of_latency(stocks: Iterable[Stock], share: float, latency: Latency, build: Build[Made]) -> Built[Made]:
+    """The least KL whose latency is at most `share` of the parent's. Latency needs no weights that are good for anything, so nothing is
+    healed until it is known to be fast enough."""
     best: Candidate | None = None
     slow: dict[float, Stock] = {}
     for stock in stocks:
         if best is not None and stock.costs(best.kl):
             break
-        enough = _most_bits(stock, share, sorted(bits), latency, slow)
-        if enough is not None:
-            found = stock.uniform(enough)
-            best = found if best is None or found.kl < best.kl else best
-            if best.finest:
-                break
+        found = _fast_enough(stock, share, latency, slow)
+        if found is not None and (best is None or found.kl < best.kl):
+            best = found
+        if best is not None and best.finest:
+            break
     if best is None:
         raise Unreachable(cut=slow[min(slow)].cut, told=f"{min(slow):.2f} of the parent's latency")
     return build(best)
 
 
-def _most_bits(
-    stock: Stock, share: float, bits: Sequence[int], latency: Latency, slow: dict[float, Stock]
-) -> int | None:
-    """The fewest are tried first: where they are too slow, none is fast enough; `slow` notes how slow."""
-    for tried in [bits[0], *reversed(bits[1:])]:
-        measured = latency(stock, tried)
-        if measured > share:
-            slow[measured] = stock
-            if tried == bits[0]:
-                return None
-        elif tried != bits[0]:
-            return tried
-    return bits[0]
+def _fast_enough(stock: Stock, share: float, latency: Latency, slow: dict[float, Stock]) -> Candidate | None:
+    """The least loss of a stock that is measured to be fast enough; `slow` notes how slow the others are.
+
+    The fewest bits are timed first: where they are too slow, all are. Then the most; what else the model does is the same in both, so
+    between the two the latency rises as the seconds of the layers do. Where that is measured to be untrue of a mixture, fewer seconds
+    are spent on the next.
+    """
+    quickest = latency(stock)
+    if quickest > share:
+        slow[quickest] = stock
+        return None
+    plans = stock.candidates(SECONDS)
+    least, candidate = plans[0].spends(SECONDS), plans[-1]
+    while (measured := latency(candidate)) > share:
+        slow[measured] = stock
+        over = candidate.spends(SECONDS) - least
+        if over <= 0:
+            return None
+        allowed = least + MARGIN * over * (share - quickest) / (measured - quickest)
+        candidate = stock.within(allowed, SECONDS) or plans[0]
+    return candidate
 
 
 def _approach(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,13 @@ CLIPS = (1.0, 0.85, 0.7)
 
 @dataclass(frozen=True)
 class Part:
-    """`names`: its matrices; `bits_bytes`, `bits_kl`: what they weigh and what they cost in KL (nats per position) by bits."""
+    """`names`: its matrices; `bits_bytes`, `bits_kl`: what they weigh and what they cost in KL (nats per position) by bits;
+    `bits_seconds`: how long they take where a latency is asked for (`pace`)."""
 
     names: tuple[str, ...]
     bits_bytes: Mapping[int, int]
     bits_kl: Mapping[int, float]
+    bits_seconds: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

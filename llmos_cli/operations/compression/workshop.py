@@ -38,6 +38,7 @@ from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, St
 from llmos_cli.operations.compression.healing import heal_quantized, heal_smaller
 from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
 from llmos_cli.operations.compression.notebook import Notebook, Page
+from llmos_cli.operations.compression.pace import paced
 from llmos_cli.operations.compression.reshape import fitting, missed
 from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.sensitivity import Part, mean_kl, scored, sensitivities
@@ -48,7 +49,7 @@ from llmos_cli.operations.heal import Healing
 from llmos_cli.operations.proof import proof_split
 from llmos_cli.operations.served import beside
 from llmos_cli.options.verbs import CompressConfig, CompressOptions
-from llmos_cli.tasks.base import Batch
+from llmos_cli.tasks.base import Batch, Split
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
@@ -120,12 +121,17 @@ class Workshop:
         made = Made(page.model, logits, page.facts["bits"], source)
         return Built(replace(candidate, size=page.facts["size"]), page.facts["kl"], made)
 
-    def latency(self, stock: Stock, bits: int) -> float:
+    def latency(self, of: Stock | Candidate) -> float:
         """How long one answer takes of what the parent takes, as a deployment would give it: one more token of a language model, a
-        whole sample of a classifier. Weights are rounded to the nearest code, and the stock need not have healed: neither matters here."""
-        page = self.notes.once(f"timed-{stock.cut:g}-{bits}", partial(self._timed, stock, bits))
+        whole sample of a classifier. Weights are rounded to the nearest code, and a stock, all of whose layers then have the fewest
+        bits, need not have healed: neither matters here."""
+        stock, bits = (of, {}) if isinstance(of, Stock) else (of.stock, of.bits())
+        page = self.notes.once(f"timed-{stock.cut:g}-{_digest(bits)}", partial(self._timed, stock, bits))
         share = float(page.facts["share"])
-        self.emit(Note(f"{stock.cut:.0%} cut out, {bits} bits: {share:.2f} of the parent's latency"))
+        told = " to ".join(
+            map(str, sorted({min(bits.values()), max(bits.values())} if bits else {min(self.options.bits)}))
+        )
+        self.emit(Note(f"{stock.cut:.0%} cut out, {told} bits: {share:.2f} of the parent's latency"))
         return share
 
     def loaded(self, source: Path) -> Subject:
@@ -216,7 +222,7 @@ class Workshop:
 
     def _rest(self, cut: float) -> Rest:
         facts = self.notes.once(f"measured-{cut:g}", partial(self._measured, self.sources[cut])).facts
-        parts = [Part(tuple(names), _by_bits(sizes), _by_bits(kls)) for names, sizes, kls in facts["parts"]]
+        parts = [Part(tuple(names), *map(_by_bits, found)) for names, *found in facts["parts"]]
         return Rest(parts, facts["weights"], facts["fixed"])
 
     def _measured(self, source: Path, _: Page) -> dict[str, Any]:
@@ -232,12 +238,16 @@ class Workshop:
             group_size=self.options.group_size,
             emit=self.emit,
         )
+        if self.options.target_latency:
+            parts = paced(here, self.split, parts, self.options.group_size)
         entries = headers.of_directory(source)
         coded = [name for part in parts for name in part.names]
         whole = sum(file.stat().st_size for file in headers.files(source))
         gained = bytes_gained(here.model, entries, self.options.group_size) if self.options.embeddings else 0
         return {
-            "parts": [[list(part.names), dict(part.bits_bytes), dict(part.bits_kl)] for part in parts],
+            "parts": [
+                [part.names, dict(part.bits_bytes), dict(part.bits_kl), dict(part.bits_seconds)] for part in parts
+            ],
             "weights": sum(here.matrices[name].shape.numel() for name in coded),
             "fixed": whole - gained - sum(entries[name].bytes for name in coded if name in entries),
         }
@@ -258,22 +268,30 @@ class Workshop:
             "bits": average_bits(coded),
         }
 
-    def _timed(self, stock: Stock, bits: int, page: Page) -> dict[str, Any]:
+    def _timed(self, stock: Stock, bits: Mapping[str, int], page: Page) -> dict[str, Any]:
         here = self.loaded(self.sources[stock.cut])
         embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
         coded: dict[str, Coded] = {}
-        form = Form(bits, self.options.group_size)
+        form = self._form(here, bits, otherwise=min(self.options.bits))
         sweep(here, [], coding(here, rtn, rtn.Options(), form, coded), rtn.NEEDS, stage="round", emit=ignore)
         with self.stage() as folder:
             self._write(here, {**coded, **embedded}, self.sources[stock.cut], folder)
-            prepared, task = here.exam.prepared, here.exam.task
-            split = prepared.splits[proof_split(prepared)]
+            task, split = here.exam.task, self.split
             speed = beside(task, self.parent, folder, split, batch_size=BATCH, waited_for=True, emit=ignore)
         return {"share": 1 / speed.gain}
 
+    @property
+    def split(self) -> Split:
+        """Whose samples are answered where answers are timed: as in the proof."""
+        prepared = self.subject.exam.prepared
+        return prepared.splits[proof_split(prepared)]
+
+    def _form(self, here: Subject, bits: Mapping[str, int], otherwise: int) -> Form:
+        layers = {here.matrices[name].layer_name: width for name, width in bits.items()}
+        return Form(otherwise, self.options.group_size, layers)
+
     def _coded(self, here: Subject, candidate: Candidate) -> dict[str, Coded]:
-        layers = {here.matrices[name].layer_name: bits for name, bits in candidate.bits().items()}
-        form = Form(max(self.options.bits), self.options.group_size, layers)
+        form = self._form(here, candidate.bits(), otherwise=max(self.options.bits))
         coded: dict[str, Coded] = {}
         compress = coding(here, gptq, gptq.Options(), form, coded)
         dtype = self.samples.dtype
