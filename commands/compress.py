@@ -23,7 +23,7 @@ from llmos_cli.session import (
     session,
 )
 
-LATENCY = "One answer's time as a share of the parent's; all layers get the same bits."
+LATENCY = "One answer's time as a share of the parent's."
 
 
 def compress(
