@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core import access, atomic, journal, storing
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
+from llmos_cli.core.names import folded, plain
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import this_process
 from llmos_cli.core.records import EVENTS, RunRecord
@@ -57,7 +58,7 @@ def begin(
     with workspace.stage() as folder:
         atomic.write_text(folder / "config.yaml", _yaml(hidden(config)))
         for file in files:
-            atomic.write_text(_free(folder / "configs" / file.name), redacted(file.read_text(encoding="utf-8")))
+            atomic.write_text(_free(folder / "configs", plain(file.name)), redacted(file.read_text(encoding="utf-8")))
         atomic.write_text(folder / EVENTS, journal.line(started))
         atomic.write_text(folder / "log.txt", journal.sentence(started))
         if not atomic.publish(folder, workspace.root / "runs" / run):
@@ -123,12 +124,13 @@ def _identifier(operation: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
 
 
-def _free(path: Path) -> Path:
-    """`path`, or `stem-2.yaml` and so on where two of the files are called the same."""
-    number, free = 1, path
-    while free.exists():
+def _free(folder: Path, name: str) -> Path:
+    """A place of that name, or `stem-2.yaml` and so on where two of the files are called the same, on whatever disk."""
+    taken = {folded(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
+    number, free = 1, folder / name
+    while folded(free.name) in taken:
         number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        free = folder / f"{Path(name).stem}-{number}{free.suffix}"
     return free
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, manifest
 from llmos_cli.core.manifest import Made
+from llmos_cli.core.names import wrong
 from llmos_cli.core.objects import files_below, hash_file, hash_files
 from llmos_cli.core.redaction import hidden
 from llmos_cli.core.workspace import Checkpoint
@@ -73,6 +74,8 @@ def _names(staged: Path) -> list[str]:
     names = files_below(staged)
     if manifest.NAME in names:
         raise LlmosError(f"a checkpoint's own {manifest.NAME} is written by llmos", hint="give that file another name")
+    if why := wrong(names):
+        raise LlmosError(f"the new checkpoint {why}", hint="give that file another name: it could not be pushed")
     return names
 
 

@@ -57,7 +57,7 @@ def rename_branch(ws: Workspace, name: str, new: str) -> BranchResult:
     before = _existing(ws, name)
     if ws.refs.read(HEADS + check_name("branch", new)):
         raise UsageError(f"there is a branch {new} already", hint="choose another name")
-    check_free(ws, HEADS, new)
+    check_free(ws, HEADS, new, leaves=name)
     changes = [Change(HEADS + name, before, None), Change(HEADS + new, None, before)]
     if ws.head().branch == name:
         changes.append(Change(HEAD, f"{SYMBOLIC}{HEADS}{name}", f"{SYMBOLIC}{HEADS}{new}"))

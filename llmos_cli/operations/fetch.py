@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from llmos_cli.core.names import in_the_way, wrong
 from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEADS, REMOTES, TAGS
@@ -143,14 +144,11 @@ def _new(tag: Change) -> MovedRef:
 def _check_refs(there: Remote, refs: Mapping[str, RemoteRef]) -> None:
     """`a` and `a/b`, `Main` and `main` would be one file on some disk or other. What was deleted is in nobody's way: its row of files
     stays for ever."""
-    taken: dict[str, str] = {}
-    for ref in (ref for ref, each in refs.items() if each.value):
-        if (other := taken.setdefault(ref.casefold(), ref)) != ref:
-            raise Corrupt(f"{there.name} has both {other} and {ref}", hint="delete one of them there")
-    for ref in taken:
-        parts = ref.split("/")
-        if any((above := "/".join(parts[:length])) in taken for length in range(1, len(parts))):
-            raise Corrupt(f"{there.name} has both {taken[above]} and {taken[ref]}", hint="delete one of them there")
+    if why := wrong(ref for ref, each in refs.items() if each.value):
+        raise Corrupt(
+            f"{there.name} {why}",
+            hint="`llmos push --delete NAME`, from a workspace that has this remote, deletes one of them there",
+        )
 
 
 def _new_tags(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef], emit: Emit) -> Iterator[Change]:
@@ -160,9 +158,12 @@ def _new_tags(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef], emit:
         if not ref.startswith(TAGS) or each.value is None:
             continue
         name = ref.removeprefix(TAGS)
-        if name not in here and not any(other.startswith(f"{name}/") or name.startswith(f"{other}/") for other in here):
+        if name not in here and (other := in_the_way(name, here)):
+            told = f"tag {name} of {there.name} is {there.name}/{name} here: your tag {other} stands in its way"
+            emit(Note(f"{told} (`llmos tag -d {other}` makes room for the next fetch)", "warning"))
+        elif name not in here:
             yield Change(ref, None, each.value)
-        elif here.get(name) != each.value:
+        elif here[name] != each.value:
             emit(
                 Note(
                     f"tag {name} is another on {there.name} ({each.value[:12]}): it is {there.name}/{name} here",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmos_cli.core.names import folded, in_the_way
 from llmos_cli.core.refs import DATA, HEADS
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
@@ -45,11 +46,17 @@ def listed(ws: Workspace, prefix: str) -> Iterator[tuple[str, Summary]]:
         yield name, summarize(ws, checkpoint)
 
 
-def check_free(ws: Workspace, prefix: str, name: str) -> None:
-    """`a` and `a/b` cannot both be names: one would be a file and a folder."""
-    taken = [other for other in ws.refs.names(prefix) if other.startswith(f"{name}/") or name.startswith(f"{other}/")]
-    if taken:
+def check_free(ws: Workspace, prefix: str, name: str, *, leaves: str = "") -> None:
+    """`a` and `a/b` cannot both be names: one would be a file and a folder; nor can `Main` and `main`: some disks take them for one.
+    `leaves`: a name that makes room for it."""
+    taken = set(ws.refs.names(prefix))
+    other = None if name in taken else in_the_way(name, sorted(taken - {leaves}))
+    if other is not None:
         kind = {HEADS: "branch", DATA: "snapshot"}.get(prefix, "tag")
+        alike = folded(other) == folded(name)
         raise UsageError(
-            f"{kind} {taken[0]} stands in the way of {name}", hint="choose a name that does not begin like it"
+            f"{kind} {other} stands in the way of {name}{', which some disks take for it' if alike else ''}",
+            hint="choose a name that differs by more than that"
+            if alike
+            else "choose a name that does not begin like it",
         )

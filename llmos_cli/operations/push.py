@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llmos_cli.core.names import in_the_way, wrong
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEAD, HEADS, REMOTES, TAGS
 from llmos_cli.core.remote import sending
@@ -51,6 +52,7 @@ def push(
         moves = list(
             _moves(ws, there, known, {**wanted, **_tags(ws, wanted, known)}, set(wanted), force=force, emit=emit)
         )
+        _check_names(there, known, moves)
         missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())), data=data)
         if not dry_run:
             if moves or not missing.empty:
@@ -187,17 +189,36 @@ def _moves(
     force: bool,
     emit: Emit,
 ) -> Iterator[tuple[RemoteRef, str]]:
+    alive = [ref for ref, each in known.items() if each.value]
     for ref, value in refs.items():
         before = known.get(ref) or RemoteRef(ref, 0, None)
         if before.value == value:
             continue
-        if before.value is None or force or (ref.startswith(HEADS) and before.value in with_ancestors(ws, [value])):
+        if ref not in asked and before.value is None and (other := in_the_way(ref, alive)):
+            name = ref.removeprefix(TAGS)
+            emit(
+                Note(
+                    f"tag {name} stays here: {other.removeprefix('refs/')} on {there.name} stands in its way", "warning"
+                )
+            )
+        elif before.value is None or force or (ref.startswith(HEADS) and before.value in with_ancestors(ws, [value])):
             yield before, value
         elif ref in asked:
             raise _diverged(ws, there, before, value)
         else:
             told = f"tag {ref.removeprefix(TAGS)} is at {before.value[:12]} on {there.name} and at {value[:12]} here"
             emit(Note(f"{told}: left as it is (`llmos push --force {ref.removeprefix('refs/')}` moves it)", "warning"))
+
+
+def _check_names(there: Remote, known: Mapping[str, RemoteRef], moves: Sequence[tuple[RemoteRef, str]]) -> None:
+    """What a fetch would refuse is not sent."""
+    refs = {ref for ref, each in known.items() if each.value} | {before.ref for before, _ in moves}
+    if why := wrong(sorted(refs)):
+        raise UsageError(
+            f"nobody could fetch from {there.name} then: it {why}",
+            hint="`llmos branch -m` renames a branch, `llmos tag NEW OLD` and `llmos tag -d OLD` a tag; "
+            "`llmos push --delete NAME` deletes one there",
+        )
 
 
 def _diverged(ws: Workspace, there: Remote, before: RemoteRef, value: str) -> Conflict:

@@ -14,20 +14,21 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import ancestry
 from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.names import wrong
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import RUNS, SNAPSHOTS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import DOT
-from llmos_cli.errors import Conflict, Corrupt
+from llmos_cli.errors import Conflict, Corrupt, UsageError
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -54,7 +55,8 @@ def copied(ws: Workspace, folder: Path) -> dict[str, Path]:
     """All files that a backup has beside checkpoints: name -> where its bytes stay as they are now. What may change at any
     moment is copied to `folder`, under the lock of the refs, so that refs and the log of operations agree."""
     with ws.oplog.locked(ws.emit):
-        files = {name: ws.root / name for name in _beside(ws)}
+        files = {name: ws.root / name for name in sorted(_beside(ws))}
+        _check_names(files)
         # What is kept of data stays what its name says, as checkpoints do.
         for name in (
             name for name in files if name.startswith(f"{DOT}/") and not name.startswith(f"{DOT}/{SNAPSHOTS}/")
@@ -62,6 +64,15 @@ def copied(ws: Workspace, folder: Path) -> dict[str, Path]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files[name] = Path(shutil.copyfile(ws.root / name, folder / name))
     return files
+
+
+def _check_names(files: Iterable[str]) -> None:
+    """What a restore would refuse is not backed up."""
+    if why := _not_kept(files) or wrong(files):
+        raise UsageError(
+            f"nobody could restore this workspace: it {why}",
+            hint="rename one: a branch by `llmos branch -m`, a tag by `llmos tag NEW OLD` and `llmos tag -d OLD`, a file by `mv`",
+        )
 
 
 def _beside(ws: Workspace) -> Iterator[str]:
@@ -140,9 +151,16 @@ def files_of(remote: Remote, backup: Backup) -> dict[str, FileEntry]:
     except hostile.UNREADABLE as error:
         raise Corrupt(f"the tree of backup {backup.backup} makes no sense", hint=hostile.HINT) from error
     hostile.check_tree(tree, f"backup {backup.backup}")
-    for name in tree:
+    if why := _not_kept(tree):
+        raise Corrupt(f"backup {backup.backup} {why}", hint=hostile.HINT)
+    return tree
+
+
+def _not_kept(files: Iterable[str]) -> str | None:
+    """What no backup has, in words: checkpoints are sent as such, and other things have their place where the workspace stands."""
+    for name in files:
         top, _, below = name.casefold().partition("/")
         own = top == DOT and (below.partition("/")[0] in _OWN or below.startswith(_INDEX))
         if own or (below and top not in (DOT, "configs", "runs")) or top == "checkpoints":
-            raise Corrupt(f"backup {backup.backup} has a file {name[:80]!r}, which no backup has", hint=hostile.HINT)
-    return tree
+            return f"has a file {name[:80]!r}, which no backup has"
+    return None

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmos_cli import errors
-from llmos_cli.core import lost, manifest, records, signatures, snapshots
+from llmos_cli.core import lost, manifest, names, records, signatures, snapshots
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
@@ -24,11 +23,11 @@ MANIFEST_LIMIT = 64 << 20
 """Bytes: a model of 100,000 files has a manifest of 15 MB."""
 REF_LIMIT = 4096
 _LARGEST = 1 << 50
-_FILES = 1_000_000
 _PIECE = 1 << 32
 """Bytes of a piece of a snapshot, which is read as a whole."""
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
 UNREADABLE = (*errors.UNREADABLE, LlmosError)
+RENAME = "nothing was written; give one of them another name where this came from and send it again, or ask who can write there"
 HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
 
 
@@ -46,6 +45,8 @@ def read_manifest(text: bytes, checkpoint: str | None = None) -> Manifest:
     if not all(ID.fullmatch(parent) for parent in found.made.parents):
         raise Corrupt(f"{what} on the remote names a parent that is no id", hint=HINT)
     check_tree(found.tree, what)
+    if manifest.NAME in map(names.folded, found.tree):
+        raise Corrupt(f"{what} has itself among its files", hint=HINT)
     return found
 
 
@@ -103,45 +104,15 @@ def _words(found: Snapshot) -> Iterator[str]:
 
 def check_tree(tree: Mapping[str, FileEntry], what: str) -> None:
     """Every name is a plain relative path of its own, on whatever file system; every size can be."""
-    if len(tree) > _FILES:
-        raise Corrupt(f"{what} lists {len(tree):,} files", hint=HINT)
-    taken: dict[str, str] = {}
     for name, entry in tree.items():
-        _check_path(name, what)
         if not ID.fullmatch(entry.sha256) or not 0 <= entry.size <= _LARGEST:
             raise Corrupt(f"{what} gives {name!r} an impossible hash or size ({entry.size:,} bytes)", hint=HINT)
-        folded = _folded(name)
-        if folded in taken:
-            raise Corrupt(f"{what} has {taken[folded]!r} and {name!r}, which some disks take for one", hint=HINT)
-        taken[folded] = name
-    for folded, name in taken.items():
-        parts = folded.split("/")
-        if any("/".join(parts[:length]) in taken for length in range(1, len(parts))):
-            raise Corrupt(f"{what} has {name!r} inside of what is a file too", hint=HINT)
+    if why := names.wrong(tree):
+        raise Corrupt(f"{what} {why}", hint=RENAME)
 
 
 def is_id(text: str) -> bool:
     return bool(ID.fullmatch(text))
-
-
-def _check_path(name: str, what: str) -> None:
-    parts = name.split("/")
-    bad = (
-        not all(parts)
-        or "." in parts
-        or ".." in parts
-        or "\\" in name
-        or not name.isprintable()
-        or any(len(part.encode(errors="replace")) > 255 for part in parts)
-        or len(parts) > 32
-        or _folded(name) == manifest.NAME
-    )
-    if bad:
-        raise Corrupt(f"{what} lists a file {name[:80]!r}, which no checkpoint can have", hint=HINT)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def read_ref(text: bytes) -> tuple[str, str | None]:
@@ -178,16 +149,21 @@ def read_run(text: bytes) -> tuple[str, str, dict[str, FileEntry]]:
 
 def check_events(path: Path, run: str) -> None:
     """The events of a run that is over, of which the index can make rows: else every later command would stumble over it."""
+    if why := wrong_events(path):
+        raise Corrupt(f"run {run} on the remote: {why}", hint=HINT)
+
+
+def wrong_events(path: Path) -> str | None:
+    """Why these are not the events of a run that is over; None where they are."""
     ended = False
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line:
             continue
         event = records.parse(line)
         if event is None or event.get("status") == "running":
-            raise Corrupt(f"line {number} of the events of run {run} on the remote makes no sense", hint=HINT)
+            return f"line {number} of its events makes no sense"
         ended = event["event"] == "ended" or (ended and event["event"] != "started")
-    if not ended:
-        raise Corrupt(f"run {run} on the remote never ended", hint=HINT)
+    return None if ended else "it never ended"
 
 
 def _told(error: BaseException) -> str:

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 from llmos_cli.core import signatures
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.names import wrong
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
-from llmos_cli.core.records import RunRecord
-from llmos_cli.core.remote import layout
+from llmos_cli.core.records import EVENTS, RunRecord
+from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK, Content, whole
 from llmos_cli.core.seal import Seal
 from llmos_cli.core.snapshots import Snapshot, read_in
-from llmos_cli.errors import Corrupt
-from llmos_cli.events import Emit
+from llmos_cli.errors import Corrupt, UsageError
+from llmos_cli.events import Emit, Note
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -81,7 +82,17 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: 
         vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
     rows = _snapshots(ws, remote, checkpoints) if data else ()
     objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed) | _pieces(ws, rows), known)
+    _check_names([*weights, *bare], runs)
     return Sending(tuple(weights), tuple(bare), tuple(runs), objects, vouching, tuple(sealed), tuple(rows), given_up)
+
+
+def _check_names(checkpoints: Iterable[Manifest], runs: Iterable[SentRun] = ()) -> None:
+    """What a fetch would refuse is not sent."""
+    trees = [(f"checkpoint {each.id[:12]}", each.tree) for each in checkpoints]
+    trees += [(f"run {each.record.id}", each.tree) for each in runs]
+    for what, tree in trees:
+        if why := wrong(tree):
+            raise UsageError(f"{what} could not be fetched: it {why}", hint="a file of a run may be renamed in `runs/`")
 
 
 def _given_up(ws: Workspace, remote: Remote, line: Iterable[str]) -> tuple[Loss, ...]:
@@ -156,9 +167,17 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator
         made = next((each for each in record.checkpoints if each in line), "")
         looked = record.status == "done" and set(record.parents) & line
         travels = not record.alive and record.status != "died" and record.operation not in _LEFT_HERE
-        if travels and (made or looked):
-            names = [name for name in files_below(record.path) if name.split("/")[0] != "state"]
+        if travels and (made or looked) and _is_sound(ws, record):
+            names = [name for name in files_below(record.path) if name.split("/")[0].casefold() != "state"]
             yield SentRun(record, made, {name: hash_file(record.path / name) for name in names})
+
+
+def _is_sound(ws: Workspace, record: RunRecord) -> bool:
+    """Whether others would believe its events: a disk that was full may have cut a line off, and all of the remote would be refused."""
+    why = hostile.wrong_events(record.path / EVENTS)
+    if why:
+        ws.emit(Note(f"run {record.id} stays here: {why}", "warning"))
+    return not why
 
 
 def everything(
@@ -170,6 +189,7 @@ def everything(
         here = (ws.index.parents().keys() & set(checkpoints)) - ws.index.lost()
         weights, bare, sealed = _parted(ws, remote, parents_first(ws, here))
     objects = _objects(ws, remote, weights, {**beside, **_encrypted(ws, sealed)}, ())
+    _check_names([*weights, *bare])
     return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed), lost=given_up)
 
 
