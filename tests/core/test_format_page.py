@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import shutil
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -105,6 +106,31 @@ class Other:
 
         return AESGCM(hkdf(hkdf(key, salt, "llmos contents"), own, f"llmos file sealed/{sha256}"))
 
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What stages made, by key."""
+        found = {}
+        for path in (self.dot / "pipeline" / "results").glob("*.json"):
+            found[path.stem] = result = json.loads(path.read_bytes())
+            facts = json.dumps(result["facts"], sort_keys=True)
+            assert result["key"] == path.stem == hashlib.sha256(facts.encode()).hexdigest()
+        return found
+
+    def stage(self, name: str) -> dict[str, Any]:
+        return json.loads((self.dot / "pipeline" / "stages" / f"{name}.json").read_bytes())
+
+    def output(self, value: str) -> bytes:
+        data = (self.dot / "pipeline" / "objects" / value.removesuffix("+x")).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == value.removesuffix("+x")
+        return data
+
+    def remember(self, result: dict[str, Any], outputs: dict[str, bytes]) -> None:
+        """A result, as if its stage had run here."""
+        for data in outputs.values():
+            self.replace(f"pipeline/objects/{hashlib.sha256(data).hexdigest()}", data)
+        last = {each: result[each] for each in ("key", "facts", "outputs")} | {"status": "done", "process": None}
+        for name, value in ((f"results/{result['key']}", result), (f"stages/{result['stage']}", last)):
+            self.replace(f"pipeline/{name}.json", json.dumps(value, indent=1) + "\n")
+
     def run_status(self, run: str) -> str:
         lines = (self.root / "runs" / run / "events.jsonl").read_text().splitlines()
         told = [event for event in map(json.loads, lines) if event["event"] in ("started", "ended")]
@@ -154,9 +180,9 @@ class Other:
         operation = {"id": os.urandom(4).hex(), "name": name, "changes": told, "time": time.time()}
         return json.dumps({**operation, "run": "", "kind": "do", "of": "", **more}) + "\n"
 
-    def replace(self, name: str, text: str) -> None:
+    def replace(self, name: str, text: str | bytes) -> None:
         new = self.scratch(".file")
-        written(new, text.encode())
+        written(new, text.encode() if isinstance(text, str) else text)
         (self.dot / name).parent.mkdir(parents=True, exist_ok=True)
         new.rename(self.dot / name)
         synced((self.dot / name).parent)
@@ -202,9 +228,11 @@ class OtherRemote:
         return f"{kind}/{hidden[:2]}/{hidden[2:]}" if kind == "objects" else f"{kind}/{hidden}"
 
     def read(self, name: str) -> bytes:
+        return self.opened(self.stored(name), name)
+
+    def opened(self, stored: str, name: str = "") -> bytes:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        stored = self.stored(name)
         data = (self.root / stored).read_bytes()
         if self.key is None:
             return data
@@ -227,6 +255,29 @@ class OtherRemote:
     def files(self, tree: dict[str, Any]) -> dict[str, bytes]:
         names = {name: each["sha256"] for name, each in tree.items()}
         return {name: self.read(f"objects/{sha[:2]}/{sha[2:]}") for name, sha in names.items()}
+
+    def backups(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path in (self.root / "backups").iterdir():
+            backup = json.loads(self.opened(f"backups/{path.name}"))
+            found[backup["backup"]] = backup
+            assert self.stored(f"backups/{backup['backup']}.json") == f"backups/{path.name}"
+        return found
+
+    def restore(self, root: Path) -> None:
+        """The workspace of the last backup."""
+        (_, backup) = max(self.backups().items())
+        files = self.files(json.loads(self.files({"tree": backup["tree"]})["tree"]))
+        for checkpoint in backup["checkpoints"]:
+            whole = (self.root / self.stored(f"checkpoints/{checkpoint}.json")).exists()
+            text = self.read(f"{'checkpoints' if whole else 'lineage'}/{checkpoint}.json")
+            found = self.files(json.loads(text)["tree"]) if whole else {}
+            files |= {f"checkpoints/{checkpoint}/{name}": data for name, data in found.items()}
+            files[f"checkpoints/{checkpoint}/manifest.json"] = text
+        for name, data in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            written(root / name, data)
+            (root / name).chmod(0o444 if name.startswith("checkpoints/") else 0o644)
 
 
 def identify(manifest: dict[str, Any]) -> str:
@@ -437,3 +488,67 @@ def test_it_opens_what_llmos_sealed_and_llmos_what_it_sealed(
     assert "2 sealed, 2 decrypted and compared" in llmos("fsck").out
     assert {path.name for path in (ws.root / "checkpoints" / second).iterdir()} == {"manifest.json"}
     assert llmos("unseal", second).code == 0 and other.damaged(second) == []
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_it_restores_what_llmos_backed_up(
+    ws: Workspace, commit, llmos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the tool cryptography")
+    monkeypatch.setenv("LLMOS_KEY", "5" * 64)
+    gone, first = commit(a="gone").id, commit(a="1", b="same").id
+    (ws.configs / "train.yaml").write_text("seed: 1\n")
+    (ws.root / "code.py").write_text("x = 1\n")
+    state = ws.runs.list()[0].path / "state"
+    state.mkdir()
+    (state / "training.pt").write_bytes(b"to be resumed")
+    added = llmos("remote", "add", "origin", tmp_path / "far", *(["--encrypted"] if encrypted else []))
+    done = [added, llmos("backup"), llmos("tag", "v1", first), llmos("rm", gone), llmos("gc", "--window", "now")]
+    assert {each.code for each in [*done, llmos("backup")]} == {0}, done
+    far = OtherRemote(tmp_path / "far", bytes.fromhex("5" * 64) if encrypted else None)
+    assert [each["checkpoints"] for each in far.backups().values()] == [sorted([gone, first])] * 2
+    far.restore(tmp_path / "copy")
+    copy = Other(tmp_path / "copy")
+    assert copy.head() == copy.ref("refs/tags/v1") == first and copy.moved_otherwise() == []
+    assert copy.damaged(first) == copy.damaged(gone) == [] and (copy.dot / "dropped" / gone).exists()
+    for name in ("code.py", "configs/train.yaml", str((state / "training.pt").relative_to(ws.root))):
+        assert (copy.root / name).read_bytes() == (ws.root / name).read_bytes()
+    checked = llmos("-C", copy.root, "fsck", "--json")
+    assert checked.code == 0, checked.out
+    assert llmos("-C", copy.root, "log").out == llmos("log").out and llmos("-C", copy.root, "tag", "next").code == 0
+
+
+PIPELINE = """\
+format: 1
+pipeline:
+  shout: {sh: "mkdir -p bin; tr a-z A-Z < raw.txt > bin/loud; chmod +x bin/*", inputs: [raw.txt], outputs: [bin]}
+  greet: {sh: "echo \\"$who\\" > \\"$who.txt\\"", foreach: {who: [ann]}, outputs: ["${who}.txt"]}
+"""
+
+
+def test_it_reads_and_writes_what_stages_made(ws: Workspace, llmos, tmp_path: Path) -> None:
+    (ws.root / "raw.txt").write_text("one\n")
+    (ws.root / "llmos.yaml").write_text(PIPELINE)
+    assert llmos("trust", "--pipeline").code == llmos("run", "--cache-dir", tmp_path / "far").code == 0
+    other, made = Other(ws.root), {"bin/loud": b"ONE\n", "ann.txt": b"ann\n"}
+    results = {each["stage"]: each for each in other.results().values()}
+    assert sorted(results) == ["greet/ann", "shout"]
+    outputs = {name: value for each in results.values() for name, value in each["outputs"].items()}
+    assert {name: other.output(value) for name, value in outputs.items()} == made
+    assert [name for name, value in outputs.items() if value.endswith("+x")] == ["bin/loud"]
+    far = OtherRemote(tmp_path / "far")
+    for name, each in results.items():
+        assert (other.stage(name)["key"], other.stage(name)["status"]) == (each["key"], "done")
+        assert json.loads(far.read(f"results/{each['key']}.json")) == each
+        sizes = {path: {"sha256": value.removesuffix("+x")} for path, value in each["outputs"].items()}
+        assert far.files(sizes) == {path: made[path] for path in each["outputs"]}
+    shutil.rmtree(other.dot / "pipeline")
+    (ws.root / "bin" / "loud").unlink()
+    for each in results.values():
+        other.remember(each, {name: made[name] for name in each["outputs"]})
+    ran = llmos("run", "--json")
+    assert ran.code == 0 and os.access(ws.root / "bin" / "loud", os.X_OK)
+    assert {name: (ws.root / name).read_bytes() for name in made} == made
+    told = {each["stage"]: each["status"] for each in ran.json["stages"]}
+    assert told == {"greet/ann": "fresh", "shout": "restored"}
+    assert llmos("fsck").code == 0
