@@ -3,6 +3,7 @@
 llmos bisect --require 'bits_per_byte <= 1.05 * base'            HEAD and what it was made from
 llmos bisect --require 'accuracy >= 0.9' --since base release    from `base` on up to `release`
 llmos bisect --require 'accuracy >= 0.9' v1 v2 v3 v4             these, in this order
+llmos bisect --require 'accuracy >= 0.9' --dry-run               what it would look at, what is measured, what the rest takes
 """
 
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llmos_cli.errors import UsageError
-from llmos_cli.session import ConfigFiles, JsonFlag, QuietFlag, Sets, Unsets, session
+from llmos_cli.session import ConfigFiles, DryRunFlag, JsonFlag, QuietFlag, Sets, Unsets, session
 
 
 def bisect(
@@ -27,10 +28,11 @@ def bisect(
     config: ConfigFiles = None,
     sets: Sets = None,
     unsets: Unsets = None,
+    dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    with session(json=json, quiet=quiet) as s:
+    with session(json=json, quiet=quiet, dry_run=dry_run, changes=False) as s:
         from llmos_cli.operations import gate
 
         flags = {"eval.require": require, "eval.split": split}
@@ -43,5 +45,7 @@ def bisect(
                 "--since begins one line, and there are several REVs", hint="leave out what comes before it"
             )
         from llmos_cli.operations.bisect import bisect as operation
+        from llmos_cli.operations.bisect_plan import plan
 
-        s.ui.show(operation(s.workspace, revs or ["HEAD"], requirements, resolved, since=since, emit=s.ui.emit))
+        act = plan if dry_run else operation
+        s.ui.show(act(s.workspace, revs or ["HEAD"], requirements, resolved, since=since, emit=s.ui.emit))

@@ -23,7 +23,6 @@ from tests.operations.conftest import committed
 READING = "reads, and writes nothing but caches"
 EXEMPT = {
     "audit": READING,
-    "bisect": "measures, as eval does",
     "completion": "prints a script",
     "config": READING,
     "diff": READING,
@@ -50,6 +49,7 @@ EXEMPT = {
 SHORT_TRAINING = ("-s", "train.max_steps=1", "-q")
 CASES: dict[str, list[tuple[str, ...]]] = {
     "backup": [("backup",)],
+    "bisect": [("bisect", "--require", "loss <= 2 * base", "-q")],
     "branch": [("branch", "new"), ("branch", "-m", "other", "renamed"), ("branch", "-d", "other"), ("branch", "-f", "other", "base")],
     "checkout": [("checkout", "other"), ("checkout", "base"), ("checkout", "-b", "new"), ("checkout", "--configs", "-f")],
     "clone": [("clone", "../far", "../copy")],

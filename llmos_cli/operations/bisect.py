@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, short
 from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit, Note
-from llmos_cli.operations import gate, lineage
+from llmos_cli.operations import gate
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.evaluations import Evaluation
 from llmos_cli.operations.gate import Requirement, Verdict
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.workspace import Checkpoint, Workspace
+    from llmos_cli.options.data import DataOptions
 
 Measure = Callable[[str], Evaluation]
 
@@ -42,7 +43,7 @@ class Judged:
 @dataclass(frozen=True)
 class BisectResult:
     """`first` breaks the gate and what comes before it does not; None when the end of the line holds. `suspects`: of the line,
-    what cannot be judged (its weights were removed, or are sealed) and stands right before `first`, where it may have broken already."""
+    what cannot be judged (its weights were removed, or are sealed or lost) and stands right before `first`, where it may have broken already."""
 
     requirements: Sequence[str]
     length: int
@@ -68,7 +69,7 @@ class BisectResult:
         lines: list[Line] = [[first, f" is the first that does not hold: {count}"]]
         if self.suspects:
             hidden = ", ".join(map(short, self.suspects))
-            lines.append(f"or {hidden} before it, whose weights were removed or are sealed")
+            lines.append(f"or {hidden} before it, whose weights were removed, or are sealed or lost")
         if self.before is not None:
             lines.append(Span(f"`llmos diff {short(self.before)} {short(self.first)}` shows what it changed", "dim"))
         return lines
@@ -84,10 +85,7 @@ def bisect(
     emit: Emit,
 ) -> BisectResult:
     """Along the line of the one revision in `revs`, or along those given, oldest first."""
-    whole = list(dict.fromkeys(map(ws.resolve, revs))) if len(revs) > 1 else _line(ws, revs[0], since)
-    line = [checkpoint for checkpoint in whole if not ws.closed(checkpoint)]
-    if not line:
-        raise NotFound("of this line no weights can be read", hint="`llmos log` shows which were removed, or sealed")
+    whole, line = readable_line(ws, revs, since)
     measure = _measuring(ws, line, requirements, resolved, emit)
     judged: list[Judged] = []
 
@@ -105,6 +103,15 @@ def bisect(
     before = line[broken - 1] if broken else None
     unknown = whole[whole.index(before) + 1 if before else 0 : whole.index(line[broken])]
     return BisectResult(texts, len(whole), judged, line[broken], before, unknown)
+
+
+def readable_line(ws: Workspace, revs: Sequence[str], since: str | None) -> tuple[list[str], list[str]]:
+    """All of it, oldest first, and what of it can be judged."""
+    whole = list(dict.fromkeys(map(ws.resolve, revs))) if len(revs) > 1 else _line(ws, revs[0], since)
+    line = [checkpoint for checkpoint in whole if not ws.closed(checkpoint)]
+    if not line:
+        raise NotFound("of this line no weights can be read", hint="`llmos log` shows which were removed, or sealed")
+    return whole, line
 
 
 def most(length: int) -> int:
@@ -129,8 +136,10 @@ def first_broken(length: int, holds: Callable[[int], bool]) -> int | None:
 
 
 def _line(ws: Workspace, rev: str, since: str | None) -> list[str]:
-    """First parents from the root (or from `since`) to `rev`."""
-    found = [manifest.id for manifest in lineage.line(ws, ws.resolve(rev))]
+    """First parents from the root (or from `since`) to `rev`, with those that were given up."""
+    found = [ws.resolve(rev)]
+    while parents := ws.parents(found[-1]):
+        found.append(parents[0])
     if since is None:
         return found[::-1]
     start = ws.resolve(since)
@@ -144,13 +153,10 @@ def _line(ws: Workspace, rev: str, since: str | None) -> list[str]:
 def _measuring(
     ws: Workspace, line: Sequence[str], requirements: Sequence[Requirement], resolved: Resolved, emit: Emit
 ) -> Measure:
-    """How one of them, or a revision that the gate speaks of, is evaluated: on the data of the line's end, and once."""
+    """How one of them, or a revision that the gate speaks of, is evaluated: once."""
     from llmos_cli.operations import eval as evaluating
 
-    names = [*line, *gate.revisions(requirements)]
-    checkpoints = {rev: ws.checkpoint(rev) for rev in dict.fromkeys(names)}
-    emit = evaluating.notes_once(emit)
-    data = evaluating.common_data(ws, checkpoints, line[-1], resolved.config.data, emit)
+    checkpoints, data, emit = readied(ws, line, requirements, resolved, emit)
     known: dict[str, Evaluation] = {}
 
     def measure(rev: str) -> Evaluation:
@@ -162,14 +168,30 @@ def _measuring(
     return measure
 
 
+def readied(
+    ws: Workspace, line: Sequence[str], requirements: Sequence[Requirement], resolved: Resolved, emit: Emit
+) -> tuple[dict[str, Checkpoint], DataOptions, Emit]:
+    """What may be evaluated, the data of the line's end, on which all of it is, and who hears of that once."""
+    from llmos_cli.operations import eval as evaluating
+
+    names = [*line, *gate.revisions(requirements)]
+    checkpoints = {rev: ws.checkpoint(rev) for rev in dict.fromkeys(names)}
+    emit = evaluating.notes_once(emit)
+    return checkpoints, evaluating.common_data(ws, checkpoints, line[-1], resolved.config.data, emit), emit
+
+
 def _judge(ws: Workspace, checkpoint: str, place: int, requirements: Sequence[Requirement], measure: Measure) -> Judged:
     evaluation = measure(checkpoint)
     others: Mapping[str, Mapping[str, float]] = {rev: measure(rev).values for rev in gate.revisions(requirements)}
     verdicts = [gate.judge(requirement, evaluation.values, others) for requirement in requirements]
     _all_produced(checkpoint, verdicts)
+    passed = all(verdict.passed for verdict in verdicts)
+    return Judged(checkpoint, made_by(ws, checkpoint), place, passed, verdicts, evaluation.cached)
+
+
+def made_by(ws: Workspace, checkpoint: str) -> str:
     entry = ws.index.entry(checkpoint)
-    made_by = f"{entry.operation} {entry.label}".strip() if entry else "?"
-    return Judged(checkpoint, made_by, place, all(v.passed for v in verdicts), verdicts, evaluation.cached)
+    return f"{entry.operation} {entry.label}".strip() if entry else "?"
 
 
 def _all_produced(checkpoint: str, verdicts: Sequence[Verdict]) -> None:

@@ -139,11 +139,7 @@ def recall_or_measure(
     fresh: bool = False,
     emit: Emit,
 ) -> Evaluation:
-    exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
-    teachers = _teachers(ws, checkpoint, emit)
-    if resolved.config.eval.kv_cache != "keep":
-        teachers["kl_cache"] = checkpoint
-    key = _key(exam, teachers, resolved)
+    exam, teachers, key = _asked(ws, checkpoint, data, resolved, emit)
     if not fresh and (known := evaluations.known(ws, key, rev)):
         return known
     config = {**resolved.mapping, "data": data.model_dump(mode="json")}
@@ -157,6 +153,24 @@ def recall_or_measure(
             )
         evaluations.keep(run.path, key, evaluation)
     return evaluation
+
+
+def recall(
+    ws: Workspace, rev: str, checkpoint: Checkpoint, data: DataOptions, resolved: Resolved, *, emit: Emit
+) -> Evaluation | None:
+    """What is known already; the data is read for it, and nothing is computed."""
+    return evaluations.known(ws, _asked(ws, checkpoint, data, resolved, emit)[2], rev)
+
+
+def _asked(
+    ws: Workspace, checkpoint: Checkpoint, data: DataOptions, resolved: Resolved, emit: Emit
+) -> tuple[Exam, dict[str, Checkpoint], str]:
+    """The rows that it answers for, what it is compared with, and the key of what that measures."""
+    exam = prepare(ws, checkpoint, data, seed=resolved.config.seed, emit=emit)
+    teachers = _teachers(ws, checkpoint, emit)
+    if resolved.config.eval.kv_cache != "keep":
+        teachers["kl_cache"] = checkpoint
+    return exam, teachers, _key(exam, teachers, resolved)
 
 
 @dataclass(frozen=True)

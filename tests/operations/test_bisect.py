@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.bisect import first_broken, most
+from llmos_cli.operations.bisect_plan import steps
 from llmos_cli.operations.init import init
 from llmos_cli.operations.tag import tag
 from tests.operations.conftest import committed, make
@@ -25,6 +28,24 @@ def test_the_first_that_breaks_with_few_questions(case):
     found = first_broken(length, lambda at: asked.append(at) or at < breaks)
     assert found == (breaks if breaks < length else None)
     assert len(asked) == len(set(asked)) <= most(length)
+
+
+@given(st.data(), st.integers(1, 40))
+def test_a_plan_follows_the_search(data, length):
+    """Of what is measured the answers are known; where the line breaks is tried everywhere that fits them."""
+    truth = data.draw(st.integers(0, length))
+    measured = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    planned = steps(measured, [at < truth if known else None for at, known in enumerate(measured)])
+    counts = []
+    for breaks in range(length + 1):
+        if all((at < breaks) == (at < truth) for at in range(length) if measured[at]):
+            asked: list[int] = []
+            first_broken(length, lambda at, breaks=breaks, asked=asked: asked.append(at) or at < breaks)
+            assert all(planned.steps[at] <= step for step, at in enumerate(asked, 1))
+            counts.append(sum(not measured[at] for at in asked))
+    assert max(counts) <= planned.most <= most(length)
+    if not any(measured):
+        assert max(counts) == planned.most
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +139,6 @@ def test_what_cannot_be_asked(long: Workspace, llmos, words, code, told):
 
 
 def test_removed_weights_are_passed_over_and_told(long: Workspace, llmos, tmp_path, monkeypatch):
-    import shutil
-
     shutil.copytree(long.root, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     ids = line(long)
@@ -128,3 +147,39 @@ def test_removed_weights_are_passed_over_and_told(long: Workspace, llmos, tmp_pa
     found = llmos("bisect", *GATE, "--json").json
     assert (found["first"], found["before"], found["suspects"]) == (ids[6], ids[4], [ids[BREAKS]])
     assert f"or {ids[BREAKS][:12]} before it" in llmos("bisect", *GATE).out
+
+
+def test_a_dry_run_says_what_it_would_look_at_and_computes_nothing(long: Workspace, llmos, tmp_path, monkeypatch):
+    shutil.copytree(long.root, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    copy = Workspace.find(tmp_path / "copy")
+    for record in copy.runs.list():
+        if record.operation == "eval":
+            shutil.rmtree(record.path)
+    ids, gate = line(long), ("--require", "loss <= 1.01 * base", "-s", "eval.latency=false", "-q", "--dry-run")
+    fresh = llmos("bisect", *gate, "--json").json
+    assert (
+        fresh["evaluations"] == most(LENGTH)
+        and fresh["seconds"] is None
+        and not any(e["measured"] for e in fresh["looks"])
+    )
+    assert [look["checkpoint"] for look in fresh["looks"] if look["step"] in (1, 2, 3)] == [ids[6], ids[0], ids[3]]
+    runs = len(copy.runs.list())
+    assert llmos("eval", "base", "HEAD", "-s", "eval.latency=false", "-q").code == 0
+    some = llmos("bisect", *gate, "--json").json
+    assert {e["checkpoint"]: e["holds"] for e in some["looks"] if e["measured"]} == {ids[0]: True, ids[6]: False}
+    assert some["evaluations"] == most(LENGTH) - 2 and some["seconds"] > 0
+    assert "would compute at most 3 evaluations, " in llmos("bisect", *gate).out
+    assert len(copy.runs.list()) == runs + 2
+    llmos("bisect", *GATE)
+    assert "all that it would look at is measured: nothing would be computed" in llmos("bisect", *gate).out
+
+
+def test_a_line_with_a_hole_is_searched_around_it(long: Workspace, llmos, tmp_path, monkeypatch):
+    shutil.copytree(long.root, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    ids = line(long)
+    shutil.rmtree(tmp_path / "copy" / "checkpoints" / ids[BREAKS])
+    assert llmos("fsck", "--accept-loss", ids[BREAKS][:12]).code == 0
+    found = llmos("bisect", *GATE, "--json").json
+    assert (found["first"], found["before"], found["suspects"]) == (ids[6], ids[4], [ids[BREAKS]])
