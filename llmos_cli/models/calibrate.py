@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from llmos_cli.models.activations import Spill, Store
 from llmos_cli.models.blocks import Block, blocks, weights
 from llmos_cli.models.inputs import Inputs, inputs_of, leaders
-from llmos_cli.models.memo import Memo
+from llmos_cli.models.memo import Ending, Memo, ending
 from llmos_cli.models.replay import Output, Replay, replaying
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -139,9 +139,10 @@ def _looked_at(
 
     @contextmanager
     def held(index: int) -> Iterator[None]:
-        with keeper.held(index), _recorded(stops[index], 0) as seen:
+        block = replay.stack[index]
+        with keeper.held(index), _recorded(stops[index], 0) as seen, ending(block.module, block.name) as endings:
             yield
-        found[index] = Layout()
+        found[index] = Layout(endings=endings)
         found[index].note(seen)
 
     replay.check(batch, held)
@@ -185,7 +186,8 @@ class Streams:
         turn = Turn(self, index, watched)
         groups = self._references(index, watched, hooks, turn)
         if watched and index < len(self.replay.stack):
-            self.memo = Memo(turn.module, turn.name, watched, groups.layout.once(watched), self.spill)
+            once, endings = groups.layout.once(watched), self.layouts.get(index, Layout()).endings
+            self.memo = Memo(turn.module, turn.name, watched, once, self.spill, endings)
         for leader in groups.layout.calls:
             # Nothing here remembers a group's sums: they are gone before the next one's are begun.
             yield dict.fromkeys(
@@ -301,11 +303,13 @@ def _recording(name: str, layer: nn.Module, seen: dict[str, list[Inputs]], until
 @dataclass
 class Layout:
     """Which of a block's matrices are fed alike. `follows`: for each matrix, in the order of their running, the first one that
-    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass."""
+    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass; `endings`: of the
+    block's modules."""
 
     follows: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
+    endings: Mapping[str, Ending] = field(default_factory=dict)
 
     def note(self, seen: Mapping[str, list[Inputs]]) -> None:
         self.most |= {name: max(len(calls), self.most.get(name, 0)) for name, calls in seen.items()}
