@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmos_cli.core import access, atomic, lines, reversing
+from llmos_cli.core import access, atomic, continuity, lines, reversing
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.locks import lock
@@ -30,7 +30,7 @@ from llmos_cli.core.operation import (
 )
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
-from llmos_cli.errors import LlmosError, NotFound
+from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -103,7 +103,11 @@ class OperationLog:
 
     def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
         """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
-        target = reversing.to_undo(list(self.operations()), which)
+        operations = list(self.operations())
+        target = reversing.to_undo(operations, which)
+        for flaw in continuity.torn(operations, self.audit):
+            if flaw.operation == target.id:
+                raise Corrupt(f"{flaw.ref} would go where it may never have been: {flaw.what}", hint=continuity.HINT)
         changes = [change.reversed() for change in reversed(target.changes)]
         return self._apply(new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
@@ -129,10 +133,11 @@ class OperationLog:
         except FileNotFoundError:
             return
 
-    def left(self) -> dict[str, tuple[str | None, str]]:
-        """Where operations left `HEAD`, branches, tags, stages and names of data that they moved, and what the last one was called."""
+    def left(self, operations: Iterable[Operation] | None = None) -> dict[str, tuple[str | None, str]]:
+        """Where operations (all that are logged) left `HEAD`, branches, tags, stages and names of data that they moved, and what the last one
+        was called."""
         found: dict[str, tuple[str | None, str]] = {}
-        for operation in self.operations():
+        for operation in self.operations() if operations is None else operations:
             moved = (change for change in operation.changes if change.what == HEAD or change.what.startswith(MOVED))
             found |= {change.what: (change.after, operation.name) for change in moved}
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from llmos_cli.core import aside, atomic, lines, noted
+from llmos_cli.core import aside, atomic, continuity, lines, noted
 from llmos_cli.core.audit import Author, author
 from llmos_cli.core.operation import Change, new, parse, written
 from llmos_cli.core.refs import FIRST, HEAD, MOVED
@@ -22,7 +22,8 @@ AUDIT, OPERATIONS = ".llmos/audit.jsonl", ".llmos/operations.jsonl"
 def damaged(ws: Workspace, log: str) -> bool:
     if log == AUDIT:
         return bool(audited(ws).wrong)
-    return bool(ws.oplog.unreadable()) or is_gone(ws)
+    flawed = continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
+    return bool(flawed or ws.oplog.unreadable()) or is_gone(ws)
 
 
 def is_gone(ws: Workspace) -> bool:
@@ -48,7 +49,7 @@ def _audit(ws: Workspace) -> None:
 
 def _operations(ws: Workspace) -> None:
     kept = aside.keep(ws.dot, ws.oplog.path)
-    name = f"fsck --accept-loss {OPERATIONS}: it was damaged, and is kept in .llmos/{aside.FOLDER}/{kept}"
+    name = f"{continuity.ACCEPTED}: it was damaged, and is kept in .llmos/{aside.FOLDER}/{kept}"
     operation = new(name, [*_where_refs_are(ws)])
     ws.oplog.audit.append(name, operation.by or Author(), operation=operation.id, logged=True, at=operation.time)
     sound = [line + b"\n" for line in lines.read(ws.oplog.path) if parse(line) is not None]

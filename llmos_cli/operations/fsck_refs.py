@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from llmos_cli.core import audit
+from llmos_cli.core import audit, continuity
 from llmos_cli.core.listing import folders
-from llmos_cli.core.operation import told
+from llmos_cli.core.operation import Operation, told
 from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
@@ -59,7 +59,8 @@ def _bytes_of(ref: str, ws: Workspace) -> str | None:
 def operations(ws: Workspace) -> Iterator[Problem]:
     """Every move of HEAD, a branch, a tag, a stage's name or that of data is an operation: what says otherwise was edited behind our
     back."""
-    last = ws.oplog.left()
+    logged = list(ws.oplog.operations())
+    last = ws.oplog.left(logged)
     for ref, (value, name) in sorted(last.items()):
         now, corrupt = readable(ws, ref)
         if now != value and not corrupt:
@@ -70,8 +71,15 @@ def operations(ws: Workspace) -> Iterator[Problem]:
     yield from _head_that_never_was(ws, set(last))
     if log_is_gone(ws):
         yield Problem(".llmos/operations.jsonl", "is missing, and the audit log tells of operations")
+    yield from _edited(ws, logged)
     if unread := ws.oplog.unreadable():
         yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + more(unread))
+
+
+def _edited(ws: Workspace, logged: Sequence[Operation]) -> Iterator[Problem]:
+    """Of the log itself: of operations that follow upon one another none was lost, and none says something else now."""
+    for flaw in continuity.flaws(logged, ws.oplog.audit):
+        yield Problem(flaw.ref or ".llmos/operations.jsonl", flaw.what, flaw.value)
 
 
 def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from llmos_cli.core import manifest, signatures
+from llmos_cli.core import continuity, manifest, signatures
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import KEPT
 from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
@@ -24,7 +24,7 @@ from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import LockTimeout, UsageError
+from llmos_cli.errors import Corrupt, LockTimeout, UsageError
 from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.giving_up import tidy
 from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
@@ -33,6 +33,8 @@ from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _OLD = 30 * 86400.0
+_GONE_BACK_TO = ("checkpoint", "weights", "remains", "lost", "snapshot", "piece")
+"""Kinds of what the log of operations protects."""
 STRAY = 86400.0
 """Seconds that an object stays which no checkpoint holds: it may be the last copy of what somebody has just removed by hand. Not longer,
 or what a killed import left would fill the disk for a month."""
@@ -118,9 +120,19 @@ def gc(
             *_results(ws, now - grace),
             *_leftovers(ws, now),
         )
+        if any(each.kind in _GONE_BACK_TO for each in garbage):
+            _check_log(ws, since)
         if not dry_run:
             _remove(ws, garbage, unnamed, {each.name for each, _ in strays} - {each.name for each in garbage}, since)
     return GcResult(tuple(garbage), len(young), grace, dry_run, len(undoable))
+
+
+def _check_log(ws: Workspace, since: float) -> None:
+    """What a lost operation of the window protected would go for nothing."""
+    flaws = continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
+    if found := [flaw for flaw in flaws if flaw.time >= since]:
+        what = f"{found[0].ref}: {found[0].what}" if found[0].ref else found[0].what
+        raise Corrupt(f"the log of operations is not all of it, and nothing was removed: {what}", hint=continuity.HINT)
 
 
 def duration(text: str) -> float:

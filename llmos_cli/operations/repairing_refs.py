@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmos_cli.core import continuity
 from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
@@ -26,11 +27,13 @@ def repaired(ws: Workspace) -> list[Repaired]:
 
 
 def _changes(ws: Workspace) -> Iterator[Change]:
-    left = {ref: value for ref, (value, _) in ws.oplog.left().items()}
+    operations = list(ws.oplog.operations())
+    left = {ref: value for ref, (value, _) in ws.oplog.left(operations).items()}
+    whole = not continuity.missing(operations, ws.oplog.audit)  # or refs may be where a lost operation left them
     if HEAD not in left and (ws.refs.senseless(HEAD) or not _is_here(ws, HEAD, ws.refs.read(HEAD))):
         left[HEAD] = FIRST
     for ref, value in sorted(left.items()):
-        if (ws.refs.senseless(ref) or ws.refs.read(ref) != value) and _is_here(ws, ref, value):
+        if (ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != value)) and _is_here(ws, ref, value):
             yield Change(ref, ws.oplog.said(ref), value)
 
 

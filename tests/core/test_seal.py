@@ -276,9 +276,9 @@ def test_gc_and_rm(ws: Workspace, commit: Commit) -> None:
     nameless.parent.mkdir(exist_ok=True)
     nameless.write_text("left by a kill")
     assert [each.kind for each in gc(ws, expire="now").garbage] == ["sealed"] and not nameless.exists()
-    ws.oplog.path.unlink()  # the window over, and nothing names what is on no branch
+    ws.oplog.path.unlink()  # nothing names what is on no branch
     ws.refs.write("refs/heads/main", kept.id)
-    assert {each.name: each.size for each in gc(ws, expire="now").garbage} == {gone.id: 60, dropped.id: 0}
+    assert {each.name: each.size for each in gc(ws, expire="now", window="now").garbage} == {gone.id: 60, dropped.id: 0}
     assert ws.sealed.all() == {kept.id} and len(list(ws.sealed.names())) == 1
     unseal(ws, kept.id, ask=typed)
 

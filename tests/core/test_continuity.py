@@ -1,0 +1,123 @@
+"""The log of operations is not believed whatever it says: a lost line or an edited one is found, undo does not follow it, and gc removes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.operation import Change, new, written
+from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
+from llmos_cli.operations.begun_anew import OPERATIONS
+from llmos_cli.operations.branch import branch
+from llmos_cli.operations.checkout import checkout
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
+from llmos_cli.operations.redo import redo
+from llmos_cli.operations.tag import delete_tag, tag
+from llmos_cli.operations.undo import undo
+from tests.core.conftest import Commit
+
+
+@pytest.fixture
+def ids(ws: Workspace, commit: Commit) -> list[str]:
+    """Three in a row on main; the first has a tag."""
+    made = [commit(operation, a=operation).id for operation in ("train", "prune", "quantize")]
+    tag(ws, "base", made[0])
+    return made
+
+
+def rewritten(ws: Workspace, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    lines = [change(json.loads(line)) for line in ws.oplog.path.read_text().splitlines()]
+    ws.oplog.path.write_text("".join(json.dumps(line) + "\n" for line in lines if line is not None))
+
+
+def without(ws: Workspace, *names: str) -> None:
+    rewritten(ws, lambda line: None if line["name"] in names else line)
+
+
+def told(ws: Workspace) -> list[str]:
+    return [f"{problem.where}: {problem.what}" for problem in fsck(ws).problems]
+
+
+def test_an_edited_before_is_found_and_not_undone(ws: Workspace, ids: list[str]) -> None:
+    def edit(line: dict[str, Any]) -> dict[str, Any]:
+        if line["name"].startswith("quantize"):
+            line["changes"][0]["before"] = ids[0]
+        return line
+
+    rewritten(ws, edit)
+    problem = fsck(ws).problems[0]
+    assert problem.where == f"{HEADS}main" and problem.hurts == ("main",)
+    assert f"moved it from {ids[0][:12]}, and the one before" in problem.what
+    assert f"left it at {ids[1][:12]}" in problem.what
+    undo(ws)  # the tag, which is as it was
+    with pytest.raises(Corrupt, match="refs/heads/main would go where it may never have been"):
+        undo(ws)
+    assert ws.refs.read(f"{HEADS}main") == ids[2]
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_every_line_that_is_lost_is_found(ws: Workspace, ids: list[str], at: int) -> None:
+    branch(ws, "try")
+    checkout(ws, "try")
+    undo(ws)
+    redo(ws)
+    lines = ws.oplog.path.read_text().splitlines(keepends=True)
+    assert fsck(ws).problems == () and len(lines) == 8
+    ws.oplog.path.write_text("".join(lines[:at] + lines[at + 1 :]))
+    lost = json.loads(lines[at])
+    assert f"{OPERATIONS}: operation {lost['id']} (`{lost['name']}`) is missing: the audit log has it" in told(ws)
+
+
+def test_gc_does_not_trust_a_log_that_was_shortened(ws: Workspace, ids: list[str]) -> None:
+    branch(ws, "main", ids[0], force=True)
+    assert gc(ws, expire="now", dry_run=True).garbage == ()
+    moves = [each.name for each in ws.oplog.operations() if each.name == "branch main" or "on main" in each.name]
+    without(ws, *moves[1:])
+    for dry_run in (True, False):
+        with pytest.raises(
+            Corrupt, match=r"^the log of operations is not all of it, and nothing was removed: operation"
+        ):
+            gc(ws, expire="now", dry_run=dry_run)
+    assert all((ws.checkpoints / each).is_dir() for each in ids)
+    assert {each.name for each in gc(ws, expire="now", window="now").garbage} == {*ids[1:]}  # it is not asked
+
+
+def test_what_was_given_up_is_believed_from_there_on(ws: Workspace, ids: list[str]) -> None:
+    branch(ws, "main", ids[0], force=True)
+    without(ws, "branch main")
+    assert len(told(ws)) == 2  # where main is, and what is missing
+    assert len(fsck(ws, repair=True).problems) == 2 and ws.refs.read(f"{HEADS}main") == ids[0]
+    assert fsck(ws, accept_loss=[OPERATIONS]).problems == ()
+    tag(ws, "later")
+    tag(ws, "latest")
+    assert fsck(ws).problems == () and gc(ws, expire="now").garbage == ()
+    without(ws, "tag later")
+    assert (
+        [each for each in told(ws) if "is missing" in each] == [each for each in told(ws) if "tag later" in each] != []
+    )
+
+
+def test_what_another_process_finished_is_no_loss(ws: Workspace, ids: list[str]) -> None:
+    begun = new("tag mine", [Change(f"{TAGS}mine", None, ids[0])])
+    for _ in range(2):  # a kill before it was carried out, and one after it was logged
+        (ws.dot / "pending.json").write_text(written(begun))
+        Workspace(ws.root).oplog.settle()
+        assert ws.refs.read(f"{TAGS}mine") == ids[0] and fsck(ws).problems == ()
+    delete_tag(ws, "mine")
+    assert fsck(ws).problems == ()
+
+
+def test_a_ref_that_was_moved_by_hand_and_put_back_is_no_edit(ws: Workspace, ids: list[str], commit: Commit) -> None:
+    ws.refs.write(f"{HEADS}main", ids[0])
+    assert len(told(ws)) == 1 and fsck(ws, repair=True).problems == ()
+    commit(a="4")
+    assert fsck(ws).problems == ()
+    undo(ws)
+    undo(ws)  # the repair too can be taken back
+    assert ws.refs.read(f"{HEADS}main") == ids[0] and fsck(ws).problems == ()
