@@ -14,7 +14,7 @@ from llmos_cli.core import lost
 from llmos_cli.core.audit import Author, author
 from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.redaction import redacted
-from llmos_cli.core.refs import HEAD, HEADS, SNAPSHOTS, SYMBOLIC
+from llmos_cli.core.refs import HEAD, HEADS, SNAPSHOTS, SYMBOLIC, TAGS
 from llmos_cli.core.view import apart
 from llmos_cli.errors import UNREADABLE, Conflict, UsageError
 
@@ -164,3 +164,21 @@ def moved_meanwhile(operation: Operation, change: Change, now: str | None) -> Co
         f"{change.name} {what} since{loss}",
         hint="put it back as it was; `llmos op log` lists the operations, `llmos undo ID` takes back another one",
     )
+
+
+def in_the_way(change: Change, other: str) -> Conflict:
+    """`a` and `a/b` cannot both be refs: one would be a file and a folder."""
+    name = other.removeprefix(HEADS).removeprefix(TAGS)
+    hint = "`llmos op log` shows what made it"
+    if other.startswith(HEADS):
+        hint = f"`llmos branch -m {name} NEW` gives it another name"
+    if other.startswith(TAGS):
+        hint = f"`llmos tag NEW {name}` and `llmos tag -d {name}` give it another name"
+    return Conflict(f"{_kind(other)} stands in the way of {_kind(change.what)}", hint=hint)
+
+
+def _kind(ref: str) -> str:
+    """`branch try/one`"""
+    if ref.startswith(HEADS):
+        return f"branch {ref.removeprefix(HEADS)}"
+    return f"tag {ref.removeprefix(TAGS)}" if ref.startswith(TAGS) else ref.removeprefix("refs/")

@@ -22,6 +22,7 @@ from llmos_cli.core.operation import (
     Change,
     Operation,
     check_secrets,
+    in_the_way,
     moved_meanwhile,
     new,
     parse,
@@ -253,6 +254,7 @@ class OperationLog:
             self._carry_out(operation)
 
     def _compare(self, operation: Operation) -> None:
+        leaving = {change.what for change in operation.changes if change.after is None}
         for change in operation.changes:
             if change.is_ref and self._refs.senseless(change.what):
                 continue
@@ -261,6 +263,13 @@ class OperationLog:
                 continue  # what came back by itself, from a remote, and rows that were kept again are as good as undone
             if not change.alike(now, change.before):
                 raise moved_meanwhile(operation, change, now)
+            if (
+                change.is_ref
+                and change.after
+                and now is None
+                and (other := self._refs.in_the_way(change.what, leaving))
+            ):
+                raise in_the_way(change, other)
 
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""
@@ -407,7 +416,8 @@ class OperationLog:
             self._sealed.shut(checkpoint)
 
     def _set(self, changes: Sequence[Change]) -> None:
-        for change in changes:
+        """What goes goes first: `a` makes room for `a/b`."""
+        for change in sorted(changes, key=lambda change: change.after is not None):
             if not (change.is_ref and self._refs.senseless(change.what)) and change.alike(
                 self._current(change), change.after
             ):

@@ -18,13 +18,13 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import atomic
 from llmos_cli.core.listing import entries, is_file, is_folder
-from llmos_cli.errors import Corrupt, UsageError
+from llmos_cli.errors import Conflict, Corrupt, UsageError
 
 HEAD = "HEAD"
 HEADS = "refs/heads/"
@@ -90,12 +90,46 @@ class Refs:
             return True
 
     def write(self, name: str, value: str | None) -> None:
-        """Set or, with None, remove a ref, unconditionally: see `oplog.py` for who may."""
+        """Set or, with None, remove a ref, unconditionally: see `oplog.py` for who may. Those with a `/` in their names are written
+        under the lock of the refs alone, so that nobody takes away a folder that another is about to need."""
         path = self._dot / name
         if value is None:
             atomic.remove(path)
+            self._prune(path.parent)
         else:
+            self._make_room(path)
             atomic.write_text(path, value + "\n", scratch=self._dot / "tmp")
+
+    def _prune(self, folder: Path) -> None:
+        """Take away what holds no ref any more, up to `heads/` or `tags/`: a folder `a/` would be in the way of a branch `a`."""
+        while len(folder.relative_to(self._dot).parts) > 2:
+            try:
+                folder.rmdir()
+            except OSError:  # another ref is in it
+                return
+            folder = folder.parent
+            atomic.sync_directory(folder)
+
+    def _make_room(self, path: Path) -> None:
+        """An empty tree of folders in a ref's place is what a kill left of another."""
+        if not path.is_dir() or path.is_symlink():
+            return
+        for folder, _, files in os.walk(path, topdown=False):
+            if files:
+                raise Conflict(
+                    f"{Path(folder, files[0]).relative_to(self._dot.parent)} stands in the way of {path.relative_to(self._dot)}",
+                    hint="move it away, and try again",
+                )
+            with atomic.refusals(folder):
+                Path(folder).rmdir()
+        atomic.sync_directory(path.parent)
+
+    def in_the_way(self, name: str, leaving: Container[str] = ()) -> str | None:
+        """The ref that would have to be a folder for this one to be written, or one that lies where its file would be."""
+        parts = name.split("/")
+        above = (ref for end in range(3, len(parts)) if (self._dot / (ref := "/".join(parts[:end]))).is_file())
+        below = (f"{name}/{each}" for each in self.names(f"{name}/"))
+        return next((ref for ref in (*above, *below) if ref not in leaving), None)
 
     def head(self) -> Head:
         value = self.read(HEAD)

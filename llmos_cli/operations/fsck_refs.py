@@ -64,9 +64,10 @@ def operations(ws: Workspace) -> Iterator[Problem]:
     for ref, (value, name) in sorted(last.items()):
         now, corrupt = readable(ws, ref)
         if now != value and not corrupt:
-            yield Problem(
-                ref, f"is at {told(now, value)}, and the last operation on it (`{name}`) left it at {told(value, now)}"
-            )
+            other = ws.refs.in_the_way(ref) if now is None else None
+            stands = f"; {other} stands in its way" if other else ""
+            left = f"the last operation on it (`{name}`) left it at {told(value, now)}{stands}"
+            yield Problem(ref, f"is at {told(now, value)}, and {left}")
     yield from _made_by_none(ws, set(last))
     yield from _head_that_never_was(ws, set(last))
     if log_is_gone(ws):

@@ -268,7 +268,7 @@ def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None
         for ref in set(ws.refs.under(prefix)) - {ref.removeprefix("refs/") for ref, value in refs.items() if value}:
             ws.refs.write(prefix + ref, None)
         for ref, value in seen.items():
-            if ws.refs.read(prefix + ref) != value:
+            if ws.refs.read(prefix + ref) != value and not ws.refs.in_the_way(prefix + ref):
                 ws.refs.write(prefix + ref, value)
 
 

@@ -32,9 +32,11 @@ def _changes(ws: Workspace) -> Iterator[Change]:
     whole = not continuity.missing(operations, ws.oplog.audit)  # or refs may be where a lost operation left them
     if HEAD not in left and (ws.refs.senseless(HEAD) or not _is_here(ws, HEAD, ws.refs.read(HEAD))):
         left[HEAD] = FIRST
-    for ref, value in sorted(left.items()):
-        if (ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != value)) and _is_here(ws, ref, value):
-            yield Change(ref, ws.oplog.said(ref), value)
+    other = {ref for ref, at in left.items() if ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != at)}
+    leaving = {ref for ref in other if left[ref] is None}
+    for ref in sorted(other):
+        if _is_here(ws, ref, left[ref]) and (ref in leaving or not ws.refs.in_the_way(ref, leaving)):
+            yield Change(ref, ws.oplog.said(ref), left[ref])
 
 
 def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:

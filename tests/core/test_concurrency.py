@@ -35,14 +35,14 @@ def commits(ws: Workspace, me: int, number: int) -> str:
 
 
 def names(ws: Workspace, me: int, number: int) -> str:
-    """A tag and a branch of one's own, moved and deleted again."""
+    """A tag and a branch of one's own, moved and deleted again, in a folder that others take away meanwhile."""
     head = ws.resolve()
-    tag(ws, f"tag-{me}", head, force=True)
-    branch(ws, f"branch-{me}", head, force=True)
-    assert ws.refs.read(f"{TAGS}tag-{me}") == head
+    tag(ws, f"tag/{me}", head, force=True)
+    branch(ws, f"branch/{me}", head, force=True)
+    assert ws.refs.read(f"{TAGS}tag/{me}") == head
     if number % 3 == 2:
-        delete_tag(ws, f"tag-{me}")
-        delete_branch(ws, f"branch-{me}")
+        delete_tag(ws, f"tag/{me}")
+        delete_branch(ws, f"branch/{me}")
     return ""
 
 

@@ -96,6 +96,7 @@ def template(scratch: Path) -> Path:
         seal(ws, name, ask=lambda _: KEY)
     rm(ws, ["both"], force=True)
     branch(ws, "spare", "base")
+    branch(ws, "try/one", "base")
     (ws.configs / "train.yaml").write_text("seed: 2\n")
     commit(ws, (second,), time="7", same="s" * 100, other="third")
     tag(ws, "undone")
@@ -128,6 +129,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "branch -f": ("branch", "-f", "other", "HEAD"),
     "branch -d": ("branch", "-d", "spare"),
     "branch -m": ("branch", "-m", "main", "trunk"),
+    "branch -m out of its folder": ("branch", "-m", "try/one", "try"),
+    "tag in a folder": ("tag", "new/one"),
     "checkout": ("checkout", "other"),
     "checkout -b": ("checkout", "-b", "new", "base"),
     "checkout --configs": ("checkout", "--configs", "base"),
@@ -151,7 +154,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "commit shared": (f"{__name__}:commit_what_is_shared",),
     "commit again": (f"{__name__}:commit_what_was_removed",),
 }
-QUICK = {"tag", "checkout", "commit"}
+QUICK = {"tag", "checkout", "commit", "branch -m out of its folder"}
 SAID = ("pending.json", "audit.jsonl", "audit.head")
 """Files of `.llmos/` by which a command says what it does, before it does it or at once after that."""
 KEY = "5" * 64

@@ -65,6 +65,22 @@ def test_fsck_repairs_each(lived):
             lived.refs.write(ref, lived.resolve("base"))
 
 
+def test_a_folder_in_the_place_of_a_ref_is_repaired_and_what_is_in_it_named(lived):
+    before = said(lived)
+    (lived.dot / "refs/heads/other").unlink()
+    (lived.dot / "refs/heads/other/empty").mkdir(parents=True)
+    assert fsck(lived, repair=True).problems == () and said(lived) == before
+    (lived.dot / "refs/heads/other").unlink()
+    lived.refs.write("refs/heads/other/stray", lived.resolve("base"))
+    (lived.dot / "refs/tags/base").unlink()
+    result = fsck(lived, repair=True)
+    assert [each.where for each in result.repaired] == ["refs/tags/base"], "all that can be"
+    told = {problem.where: problem.what for problem in result.problems}
+    assert told["refs/heads/other"].endswith("; refs/heads/other/stray stands in its way")
+    delete_branch(lived, "other/stray")
+    assert [each.where for each in fsck(lived, repair=True).repaired] == ["refs/heads/other"] and said(lived) == before
+
+
 def test_all_of_them_come_back_in_one_operation_that_undo_takes_back(lived):
     before = said(lived)
     for ref in ("refs/heads/other", "refs/tags/base"):

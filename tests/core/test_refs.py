@@ -93,11 +93,46 @@ def test_an_operation_that_was_cut_off_is_finished_by_the_next(ws: Workspace) ->
 
 def test_an_operation_on_a_full_disk_did_not_happen(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ws.oplog.apply("one", [Change(TAGS + "t", None, A)])
-    (ws.dot / "refs" / "heads" / "main").mkdir()  # writing the second ref fails
-    with pytest.raises(IsADirectoryError):
+    (ws.dot / "refs" / "heads" / "main").mkdir()
+    (ws.dot / "refs" / "heads" / "main" / ".nobodys").touch()  # writing the second ref fails
+    with pytest.raises(Conflict, match=r"\.llmos/refs/heads/main/\.nobodys stands in the way of refs/heads/main"):
         ws.oplog.apply("two", [Change(TAGS + "t", A, B), Change(HEADS + "main", None, B)])
     assert ws.refs.under(TAGS) == {"t": A}
     assert [operation.name for operation in ws.oplog.operations()] == ["one"]
+
+
+@pytest.mark.parametrize("kind", [HEADS, TAGS, "refs/stages/", "refs/remotes/origin/heads/"])
+def test_a_name_that_went_leaves_room_for_what_it_was_inside_of(ws: Workspace, kind: str) -> None:
+    ws.refs.write(f"{kind}a/b/c", A)
+    ws.refs.write(f"{kind}a/d", A)
+    ws.refs.write(f"{kind}a/b/c", None)
+    assert ws.refs.under(kind) == {"a/d": A} and not (ws.dot / kind / "a" / "b").exists()
+    ws.refs.write(f"{kind}a/d", None)
+    (ws.dot / kind / "a" / "b").mkdir(parents=True)  # as a kill leaves it
+    ws.refs.write(f"{kind}a", B)
+    assert ws.refs.under(kind) == {"a": B}
+    ws.refs.write(f"{kind}a", None)
+    assert (ws.dot / "refs" / kind.split("/")[1]).is_dir()
+
+
+def test_what_stands_in_the_way_is_named(ws: Workspace) -> None:
+    """Before anything is written; what the same operation takes away is in nobody's way, whatever comes first."""
+    for checkpoint in (A, B):
+        (ws.root / "checkpoints" / checkpoint).mkdir(parents=True)
+    first = ws.oplog.apply("one", [Change(HEADS + "a", None, A)])
+    ws.oplog.apply("two", [Change(HEADS + "a/b", None, B), Change(HEADS + "a", A, None)])
+    for refused in (
+        lambda: ws.oplog.apply("three", [Change(TAGS + "t", None, A), Change(HEADS + "a", None, A)]),
+        lambda: ws.oplog.apply("three", [Change(HEADS + "a/b/c", None, A)]),
+    ):
+        with pytest.raises(Conflict, match=r"branch a/b stands in the way of branch a") as error:
+            refused()
+        assert error.value.hint == "`llmos branch -m a/b NEW` gives it another name"
+    assert ws.refs.under("refs/") == {"heads/a/b": B} and not (ws.dot / "pending.json").exists()
+    ws.oplog.undo()
+    assert ws.refs.under("refs/") == {"heads/a": A}
+    ws.oplog.undo(first.id)
+    assert ws.refs.under("refs/") == {}
 
 
 def test_a_line_cut_off_by_a_crash_is_skipped_and_not_glued_to(ws: Workspace) -> None:

@@ -40,7 +40,7 @@ def key(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.parametrize(("old", "new"), [("try", "try/one"), ("try/one", "Try"), ("RC1", "rc1")])
+@pytest.mark.parametrize(("old", "new"), [("try", "try/one"), ("try/one", "Try"), ("try/one", "try"), ("RC1", "rc1")])
 def test_a_name_that_was_deleted_there_is_in_nobodys_way(
     ws: Workspace, commit: Commit, tmp_path: Path, key: str, kind: str, old: str, new: str
 ) -> None:

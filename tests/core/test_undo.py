@@ -32,8 +32,8 @@ from llmos_cli.operations.tag import delete_tag, tag
 from llmos_cli.operations.undo import undo
 from tests.core.conftest import commit_to
 
-NAMES = ["one", "two"]
-REVS = ["HEAD", "HEAD~1", "main", "one", "two"]
+NAMES = ["one", "two", "one/two"]
+REVS = ["HEAD", "HEAD~1", "main", "one", "two", "one/two"]
 
 
 def do(ws: Workspace, verb: str, name: str, rev: str) -> None:
@@ -45,7 +45,7 @@ def do(ws: Workspace, verb: str, name: str, rev: str) -> None:
         "tag -d": lambda: delete_tag(ws, name),
         "branch": lambda: branch(ws, name, rev, force=True),
         "branch -d": lambda: delete_branch(ws, name),
-        "branch -m": lambda: rename_branch(ws, name, "two" if name == "one" else "one"),
+        "branch -m": lambda: rename_branch(ws, name, NAMES[NAMES.index(name) - 1]),
         "checkout": lambda: checkout(ws, rev),
         "rm": lambda: rm(ws, [rev], force=True),
         "remote add": lambda: remotes.add(ws, name, f"/nowhere/{name}"),
