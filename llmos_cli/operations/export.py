@@ -11,6 +11,8 @@ from types import ModuleType
 
 from llmos_cli.core import atomic, storing
 from llmos_cli.core.objects import files_below
+from llmos_cli.core.processes import scratch_name
+from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import UsageError
@@ -50,6 +52,10 @@ class ExportResult:
         return Lines(lines)
 
 
+_UNFINISHED = ".exporting"
+"""Begins the name of what is written beside its place; that of a process that was killed goes with the next export to that folder."""
+
+
 def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry_run: bool = False) -> ExportResult:
     """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
     does the same in the workspace's scratch folder, and renames nothing."""
@@ -64,7 +70,10 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
     if dry_run:
         with ws.stage() as staged:
             return _written(checkpoint, staged, output, options, format)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    for path in leftovers(output.parent):
+        if path.name.startswith(_UNFINISHED):
+            discard(path)
+    unfinished = output.with_name(scratch_name(_UNFINISHED))
     try:
         with atomic.refusals(output):
             atomic.make_directory(unfinished)
@@ -127,11 +136,20 @@ def _publish(unfinished: Path, output: Path, format: ModuleType) -> None:
 
 
 def _publish_file(file: Path, output: Path) -> bool:
-    """Rename `file`, unless the name is taken: it is reserved first, for a rename would replace what is there."""
     try:
-        output.touch(exist_ok=False)
+        _name(file, output)
     except FileExistsError:
         return False
-    file.replace(output)
     atomic.sync_directory(output.parent)
     return True
+
+
+def _name(file: Path, output: Path) -> None:
+    """FileExistsError where the name is taken: a rename would replace what is there."""
+    try:
+        os.link(file, output)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links: the name is reserved first
+        output.touch(exist_ok=False)
+        file.replace(output)

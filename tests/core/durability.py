@@ -13,11 +13,11 @@ from pathlib import Path
 from tests.core.tracing import Call
 
 _CACHE = re.compile(
-    r"\.llmos/(tmp|locks|cache|index\.sqlite[^/]*|sealed/waiting/opening[^/]*)(/|$)|/uploads(/|$)|/log\.txt$|/state(/|$)|\.lock$|/\.file_[^/]*$"
+    r"\.llmos/(tmp|locks|cache|index\.sqlite[^/]*|sealed/waiting/opening[^/]*|pipeline/logs)(/|$)|/\.exporting_[^/]*(/|$)|/uploads(/|$)|/log\.txt$|/state(/|$)|\.lock$|/\.file_[^/]*$"
 )
 """May be lost: unfinished things, who holds a lock, what is made anew from the files, a run's story told a second time."""
-_SHARED = re.compile(r"/objects(/|$)|/runs/[^/]+/events\.jsonl$")
-"""Stored several at once, before anything names them; and what a run tells as it goes."""
+_SHARED = re.compile(r"/objects(/|$)|/far/runs(/|$)|/runs/[^/]+/events\.jsonl$")
+"""Stored several at once, before anything names them, or if nothing does; and what a run tells as it goes."""
 _RECORDS = re.compile(r"/audit\.jsonl$")
 """A record that the head of the audit does not know yet is missed by nobody."""
 _SPARE = re.compile(r"\.llmos/(snapshots/)?objects(/|$)")

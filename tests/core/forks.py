@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from typing import Any, TextIO
 
 
@@ -108,9 +109,12 @@ def reopen() -> None:
 
 
 def adopt() -> None:
-    """The processes of a command are those of its fork: it ends them, as the command would."""
-    for each in multiprocessing.active_children():
-        each._parent_pid = os.getpid()
+    """The processes of a command are those of its fork: it ends them, as the command would. Its temporary files are for the
+    other forks too."""
+    for process in multiprocessing.active_children():
+        process._parent_pid = os.getpid()
+    for file in [each for each in gc.get_objects() if type(each) is tempfile._TemporaryFileCloser]:
+        file.delete = False
 
 
 def run(words: list[str]) -> int:

@@ -3,6 +3,7 @@ what commands can see of it before and after."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -62,7 +63,8 @@ def settle(ws: Workspace) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """What commands can see of a workspace, checkpoints by their content: the time of a commit is in its id."""
+    """What commands can see of a workspace, checkpoints by their content: the time of a commit is in its id. `measured`: of which,
+    and what, by evaluations that ended well."""
 
     head: str | None
     refs: dict[str, Any]
@@ -74,6 +76,7 @@ class State:
     sealed: set[str]
     signed: dict[str, str | None]
     given_up: list[str]
+    measured: list[Any]
 
 
 def state(root: Path) -> State:
@@ -96,7 +99,13 @@ def state(root: Path) -> State:
         ws.sealed.all(),
         {each: signatures.read(ws.dot, each) for each in signatures.signed(ws.dot)},
         sorted(ws.lost.all()),
+        sorted((content(each["checkpoint"]), sorted(each["metrics"])) for each in evaluations(ws)),
     )
+
+
+def evaluations(ws: Workspace) -> list[dict[str, Any]]:
+    done = [each.path for each in ws.runs.list() if each.operation == "eval" and each.status == "done"]
+    return [json.loads((path / "evaluation.json").read_bytes()) for path in done]
 
 
 def refs_of(root: Path) -> dict[str, str]:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.tuning.trial import carry_out_trial
+from llmos_cli.operations.tuning.workers import Job, Trained
 from tests.core.durability import unsafe
 from tests.core.killing import settle, state
 from tests.core.tracing import Forks, copied
@@ -22,9 +24,10 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-VERBS = ("train", "import_", "prune", "quantize", "compress", "tune")
+VERBS = ("train", "import_", "prune", "quantize", "compress", "tune", "eval", "export")
 MODULES = [
     *(
+        __name__,
         "llmos_cli.app",
         "llmos_cli.methods.prune.wanda",
         "llmos_cli.methods.prune.width",
@@ -32,6 +35,14 @@ MODULES = [
     ),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
 ]
+
+
+def carry_out_a_trial() -> None:
+    """As a worker of a search does it: a run that moves no branch."""
+    job = Job(0, {"train.max_steps": 1}, ["bits_per_byte"], prunable=False)
+    assert isinstance(carry_out_trial(Workspace.find(), job, lambda _: True), Trained)
+
+
 COMMANDS = {
     "train": ("train", "-s", "seed=1", "-s", "train.max_steps=1"),
     "train onwards": ("train", "HEAD", "-s", "train.max_steps=1"),
@@ -43,6 +54,8 @@ COMMANDS = {
     "cut": ("prune", "--method", "width", "--sparsity", "0.25"),
     "quantize": ("quantize", "--method", "gptq"),
     "compress": ("compress", "--target-ratio", "0.9"),
+    "eval": ("eval", "HEAD"),
+    "trial": (f"{__name__}:carry_out_a_trial",),
     "tune --apply": (
         *("tune", "--apply", "-s", "tune.trials=1", "-s", "tune.max_steps=1"),
         *("-s", "tune.space={train.learning_rate: [0.004]}"),
@@ -50,8 +63,9 @@ COMMANDS = {
 }
 COMMIT = "llmos_cli.core.storing:prepare"
 """Where the commit step begins: what is computed has been computed, and is on the disk in a staged folder."""
-APPLIES = "llmos_cli.operations.tune:_apply"
-"""Of a search the commits are those of trainings, in processes of their own; what is left is to write what was found."""
+PLACES = {"tune --apply": "llmos_cli.operations.tune:_apply", "eval": "llmos_cli.operations.evaluations:keep"}
+"""Of those that commit nothing: what is left of a search is to write what was found (how its study is told is killed in
+test_kills_tune.py), and of an evaluation to keep it."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +92,7 @@ def test_the_commit_step_is_killed_at_every_call(
     """Also by any of the calls after it, to the end of the command."""
     words, root = COMMANDS[name], scratch / "w"
     copied(template, root)
-    with forks.until(APPLIES if "--apply" in words else COMMIT, words, root):
+    with forks.until(PLACES.get(name, COMMIT), words, root):
         begun = copied(root, scratch / "begun")
         assert forks.run(words, root) == 0, forks.said  # what is imported on the way is compiled now, and never again
         before = state(copied(begun, root))
@@ -86,7 +100,7 @@ def test_the_commit_step_is_killed_at_every_call(
         calls = forks.calls(words, root, root)
         assert unsafe(calls, root, begun) == []
         after = state(root)
-        assert after != before and len(calls) > 20
+        assert after != before and len(calls) > (5 if name in PLACES else 20)
         for call in calls:
             copied(begun, root)
             assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
@@ -96,3 +110,35 @@ def test_the_commit_step_is_killed_at_every_call(
             assert tag(ws, "next").name == "next", f"killed before {call}"
     copied(template, root)
     assert forks.run(words, root) == 0 and state(root) == after
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_an_export_is_killed_at_every_call(
+    format: str, forks: Forks, template: Path, scratch: Path, home: None
+) -> None:
+    """From where it is written: under its name there is nothing or all of it, and what a kill left goes with the next one."""
+    words, root, out = ("export", "-o", "out/model", "--format", format), scratch / "w", scratch / "w" / "out"
+    copied(template, root)
+    with forks.until("llmos_cli.operations.export:_publish", words, root):
+        begun = copied(root, scratch / "begun")
+        assert forks.run(words, root) == 0, forks.said
+        copied(begun, root)
+        calls = forks.calls(words, root, root)
+        assert unsafe(calls, root, begun) == []
+        whole = contents(out)
+        assert whole and len(calls) > 10
+        for call in calls:
+            copied(begun, root)
+            assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
+            assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
+            assert contents(out) in ({}, whole), f"killed before {call}"
+    copied(begun, root)
+    assert len(list(out.iterdir())) == 1
+    assert forks.run(words, root) == 0, forks.said
+    assert contents(out) == whole and [path.name for path in out.iterdir()] == ["model"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of what has a name that does not begin with a dot."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not name.parts[0].startswith(".")}

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import atomic
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.refs import ID
 from llmos_cli.core.remote import hostile, layout, receiving, sending
@@ -135,7 +136,8 @@ def _receive_output(remote: Remote, path: Path, sha256: str, emit: Emit) -> None
     size = remote.store.size(layout.object_name(sha256))
     if size is None:
         raise NotFound(f"the contents of an output ({sha256[:12]}) are missing", hint="it is made anew")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_directory(path.parent)
     meter = Meter("fetch", size, emit)
     receiving.download(remote, path.parent, sha256, size, meter)
+    atomic.sync_directory(path.parent)
     meter.end()
