@@ -138,9 +138,9 @@ def pruned(parent: Subject, resolved: Any) -> None:
     module, own = method("prune", options)
     batches = calibration(parent, options.calibration_samples, module.NEEDS, seed=resolved.config.seed).batches
     compress = zeroing(parent, module, own, target_of(resolved))
-    changes = sweep(parent, batches, compress, module.NEEDS, stage="prune", emit=ignore)
+    sweep(parent, batches, compress, module.NEEDS, stage="prune", emit=ignore)
     if options.heal:
-        heal_pruned(parent, changes, Healing(options.heal, resolved.config.heal, resolved.config.seed), ignore)
+        heal_pruned(parent, Healing(options.heal, resolved.config.heal, resolved.config.seed), ignore)
     round_to_stored(parent.model, parent.checkpoint.path)
 
 

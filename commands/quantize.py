@@ -28,7 +28,10 @@ def quantize(
     rev: Annotated[str, typer.Argument(metavar="[REV]", help="Checkpoint to quantize.")] = "HEAD",
     method: Annotated[str | None, typer.Option(help="How codes are chosen.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of a weight.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale; -1: all of them.")] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Inputs that share a scale, or as many fewer as divide a layer's; -1: all of them."),
+    ] = None,
     heal: HealFlag = None,
     max_kl: MaxKlFlag = None,
     max_drop: MaxDropFlag = None,

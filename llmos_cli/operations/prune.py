@@ -82,7 +82,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
             kept.sweep(compress, samples, needs, spill=spill(options, spilled), stage="prune", emit=run.emit)
             if options.heal:
                 healing = Healing(options.heal, config.heal, config.seed, run.state / HEAL)
-                heal_pruned(model, kept.changes, healing, run.emit)
+                heal_pruned(model, healing, run.emit)
             write_pruned(kept, staged)
             outcome = _outcome(kept, target, options.method, staged)
         return conclude(ws, run, model, resolved, outcome, samples.record)
@@ -105,11 +105,13 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
         check(options)
         return planned_cut(parent, module, options, cut.held(options, parent.path))
 
-    def become(matrix: Matrix) -> str:
-        return str(target) if target.fits(matrix.inputs) else f"left alone: {misfit(matrix, target)}"
+    def unfit(matrix: Matrix) -> str:
+        return "" if target.fits(matrix.inputs) else misfit(matrix, target)
 
     calibrated = bool(module.NEEDS) or hasattr(module, "score")
-    return planned(parent, options, become, calibrated=calibrated, memory=held(module, options, parent.path))
+    return planned(
+        parent, options, lambda _: str(target), unfit, calibrated=calibrated, memory=held(module, options, parent.path)
+    )
 
 
 NOT_SMALLER = (

@@ -120,11 +120,12 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
         described(model, options.rotation, resolved.config.seed)
 
     def become(matrix: Matrix) -> str:
-        if reason := why_not(model, matrix.layer):
-            return f"left alone: {reason}"
         return f"{form.bits_of(matrix)} bits, groups of {form.group_of(matrix)}"
 
-    found = planned(checkpoint, options, become, calibrated=bool(module.NEEDS), memory=memory)
+    def unfit(matrix: Matrix) -> str:
+        return why_not(model, matrix.layer) or ""
+
+    found = planned(checkpoint, options, become, unfit, calibrated=bool(module.NEEDS), memory=memory)
     if not options.embeddings:
         return found
     told = {
@@ -182,7 +183,9 @@ def _linear(entry: Coded) -> bool:
 
 def _reached(coded: Mapping[str, Coded], used: Mapping[str, int], module: ModuleType) -> str:
     group_size = used["group_size"]
-    groups = "one scale per output channel" if group_size == -1 else f"groups of {group_size}"
+    sizes = sorted({usable_group(entry.matrix.inputs, group_size) for entry in coded.values() if _linear(entry)})
+    there = " and ".join(map(str, sizes or [group_size]))
+    groups = "one scale per output channel" if group_size == -1 else f"groups of {there}"
     rounded = module.ACTIVATIONS and any(_linear(entry) for entry in coded.values())
     inputs = f", inputs rounded to {module.ACTIVATIONS} bits" if rounded else ""
     kinds = sorted({entry.grid.bits for entry in coded.values() if _linear(entry)}) or [used["bits"]]
@@ -210,7 +213,8 @@ def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> l
     asked = {name: usable_group(entry.matrix.inputs, group_size) for name, entry in linear.items()}
     smaller = sorted({group for name, group in asked.items() if 0 < group_size != group})
     if smaller:
+        some = "some layers" if group_size in asked.values() else "any layer"
         notes.append(
-            f"{group_size} does not divide the inputs of some layers: groups of {', '.join(map(str, smaller))} there"
+            f"{group_size} does not divide the inputs of {some}: groups of {', '.join(map(str, smaller))} there"
         )
     return notes

@@ -128,7 +128,7 @@ class Compressing(Section):
     """Commit nothing when the KL to the parent (nats per position) is above this."""
     max_drop: float | None = Field(None, ge=0)
     """Commit nothing when the task's metric is worse than the parent's by more than this, in its own unit."""
-    memory_budget: float | None = Field(None, gt=0)
+    memory_budget: float | None = Field(None, gt=0, le=1e9)
     """Gigabytes that compressing and proving may take beside one block: activations past a quarter of it go to disk, models that
     do not fit are proven block by block. Half of what is free when absent."""
     latency: bool = True

@@ -194,6 +194,8 @@ def test_layers_that_do_not_fit_are_named_and_nothing_at_all_is_an_error(base: B
     ws = base()
     ran = llmos("prune", "--pattern", "1:7")
     assert ran.code == 1 and "its 32 inputs do not divide into groups of 7" in ran.err
+    planned = llmos("prune", "--pattern", "1:7", "--dry-run")
+    assert planned.code == 1 and ran.err.endswith(planned.err)
     ran = llmos("prune", "-s", "prune.ignore=['*']")
     assert ran.code == 1 and "ignored, as the config says" in ran.err
     assert len(list(ws.checkpoints.iterdir())) == 1
@@ -261,6 +263,22 @@ def test_weights_that_are_not_finite(base: Base, llmos: Any, where: str) -> None
     for command in (["prune", "--method", "magnitude"], ["quantize"], ["quantize", "--heal", "1"]):
         ran = llmos(*command)
         assert ran.code == 1 and f"{where}.weight holds values that are not finite" in ran.err
+
+
+def test_zeros_enough_are_left_as_they_are(base: Base, llmos: Any) -> None:
+    ws = base()
+    assert llmos("prune", "--method", "magnitude", "--sparsity", "0.5").code == 0
+    again = llmos("prune", "--method", "magnitude", "--sparsity", "0.3")
+    assert again.code == 1 and "it has as many zeros already" in again.err
+    assert len(list(ws.checkpoints.iterdir())) == 2
+
+
+def test_the_headline_says_the_groups_that_are_there(base: Base, llmos: Any) -> None:
+    base()
+    ran = llmos("quantize", "--method", "rtn", "--group-size", "7", "--json")
+    assert ran.json["reached"] == "4 bits, groups of 4"
+    assert "7 does not divide the inputs of any layer: groups of 4 there" in ran.json["notes"]
+    assert llmos("quantize", "-s", "quantize.memory_budget=1e300").code == 2
 
 
 def test_a_dry_run_tells_and_does_nothing(base: Base, llmos: Any) -> None:

@@ -236,3 +236,9 @@ def test_where_every_proof_misses_the_nearest_of_them_is_told() -> None:
     with pytest.raises(Unreachable) as raised:
         proven_of_kl(lambda: [stock()], 0.5, World(1).build, lambda built: next(missed, 0.9))
     assert raised.value.proven == 0.6 and raised.value.nearest
+
+
+def test_where_the_samples_see_no_loss_at_all_and_the_proof_does_the_search_ends() -> None:
+    with pytest.raises(Unreachable) as raised:
+        proven_of_kl(lambda: [stock()], 1e-7, lambda candidate: Built(candidate, 0.0, "made"), lambda built: 2e-7)
+    assert raised.value.proven == 2e-7 and raised.value.nearest

@@ -15,6 +15,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.models import gguf_file, headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
+from llmos_cli.models.rewrite import rewrite
 from llmos_cli.models.save import save
 from llmos_cli.operations.export import _publish_file
 from tests.models.conftest import batch, logits, make, nearest, quantize_all
@@ -127,6 +128,18 @@ def test_a_quantized_checkpoint_is_exported_dense(
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     assert headers.parameters(tmp_path / "dense") == quantized["parameters"]
     assert AutoTokenizer.from_pretrained(tmp_path / "dense").eos_token == "<|end|>"
+
+
+def test_what_would_answer_nan_is_not_exported(workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path) -> None:
+    """A weight past what float16 holds."""
+    parent = workspace.checkpoint("HEAD")
+    model = load(parent.path)
+    model.get_parameter("model.norm.weight").data *= 1e6
+    with workspace.begin("train", config={}) as run, workspace.stage() as staged:
+        rewrite(model, parent.path, staged)
+        run.commit(staged, parent.manifest.made)
+    ran = llmos("export", "-o", tmp_path / "half", "--type", "float16")
+    assert ran.code == 1 and "export with --type float32" in ran.err and not (tmp_path / "half").exists()
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("q8_0", 0.02)])

@@ -20,7 +20,7 @@ from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import write_resized
 from llmos_cli.operations.compression import memory
 from llmos_cli.operations.compression.finish import Outcome, conclude, round_to_stored
-from llmos_cli.operations.compression.healing import heal_smaller
+from llmos_cli.operations.compression.healing import heal_pruned
 from llmos_cli.operations.compression.memory import CUTTING, HEALING
 from llmos_cli.operations.compression.narrow import Cut, size_of
 from llmos_cli.operations.compression.reshape import reshape
@@ -82,7 +82,7 @@ def cut_out(
         smaller = replace(whole, model=cut.model, matrices=matrices(cut.model, options.ignore))
         after = size_of(cut.model)
         if options.heal:
-            heal_smaller(smaller, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
+            heal_pruned(smaller, Healing(options.heal, config.heal, config.seed, run.state / HEAL), run.emit)
         round_to_stored(cut.model, parent.path)
         write_resized(cut.model, parent.path, staged)
         skipped = [name for name, change in cut.changes.items() if change.skipped]

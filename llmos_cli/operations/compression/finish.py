@@ -99,7 +99,7 @@ def proven(ws: Workspace, run: Run, subject: Subject, outcome: Outcome, resolved
         ancestors["kl_base"] = ws.checkpoint(base).path
     exhibits = Exhibits(
         subject.asked, outcome.logits, is_standard(subject.model), outcome.folder, subject.checkpoint.path, ancestors, exam.task, exam.prepared,
-        proof_split(exam.prepared), BATCH, frozenset(subject.matrices),
+        proof_split(exam.prepared), BATCH, subject.compressible, frozenset(subject.matrices),
         untimed="" if options.latency else f"latency was not measured: {resolved.verb}.latency is off",
     )  # fmt: skip
     with ws.stage() as spilled:

@@ -211,6 +211,8 @@ def proven_of_kl(
         if proven <= bound:
             return found
         missed.append((proven, found.candidate))
+        if found.kl == 0:  # no bound is tight enough to leave it out
+            raise Unreachable(found.candidate, proven=proven)
         aim = MARGIN * bound * found.kl / proven
 
 

@@ -13,29 +13,19 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.operations.compression.coded import Coded
 from llmos_cli.operations.compression.frozen import FACTOR, PLACE, scales_free
-from llmos_cli.operations.compression.narrow import was_pruned
 from llmos_cli.operations.compression.subject import Subject
-from llmos_cli.operations.compression.sweep import Change
 from llmos_cli.operations.heal import Healing, heal
 from llmos_cli.operations.training.holding import Held
 
 
-def heal_pruned(subject: Subject, changes: Mapping[str, Change], healing: Healing, emit: Emit) -> None:
-    """Learn the parent's logits with every zero of a pruned matrix held."""
-    pruned = [subject.matrices[name].parameter for name, change in changes.items() if not change.skipped]
-    chosen = {id(parameter) for parameter in pruned}
-    masks = {name: p != 0 for name, p in subject.model.named_parameters() if id(p) in chosen}
-    heal(subject.model, subject.parent(), subject.exam, healing, Held(masks), emit=emit)
+def heal_pruned(subject: Subject, healing: Healing, emit: Emit) -> None:
+    """Learn the parent's logits with every zero of a matrix held: what was pruned just now, or in a parent that was cut since."""
+    heal(subject.model, subject.parent(), subject.exam, healing, Held(zeros_held(subject.model)), emit=emit)
 
 
-def heal_smaller(smaller: Subject, healing: Healing, emit: Emit) -> None:
-    """Learn the parent's logits; where the parent was pruned to zeros, those that are left stay."""
-    heal(smaller.model, smaller.parent(), smaller.exam, healing, Held(born_zeros(smaller.model)), emit=emit)
-
-
-def born_zeros(model: PreTrainedModel) -> Mapping[str, Tensor]:
-    """Parameter name -> True where it may differ from zero, for the matrices that were pruned before they were cut."""
-    found = {id(matrix.parameter) for matrix in matrices(model).values() if was_pruned(matrix.parameter)}
+def zeros_held(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Parameter name -> True where it may differ from zero, for the matrices that hold a zero: it was put there."""
+    found = {id(matrix.parameter) for matrix in matrices(model).values() if bool((matrix.parameter == 0).any())}
     return {name: p != 0 for name, p in model.named_parameters() if id(p) in found}
 
 

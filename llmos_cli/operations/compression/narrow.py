@@ -24,9 +24,6 @@ from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change, relative_error, sweep
 from llmos_cli.tasks.base import Batch
 
-PRUNED = 0.05
-"""Share of zeros from which a matrix counts as pruned."""
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -113,18 +110,11 @@ def _refitted(
         before_OI = matrix.read()
         kept_I = inputs_kept(matrix, reading[matrix.name], stays)
         after_OI: Tensor = module.refit(before_OI, kept_I.to(before_OI.device), statistics, own)
-        if was_pruned(before_OI):
-            after_OI = after_OI.where(before_OI != 0, 0)
-        matrix.write(after_OI)
+        matrix.write(after_OI.where(before_OI != 0, 0))  # what was pruned stays
         gone = float((~kept_I).float().mean())
         return Change({"gone": gone, "error": relative_error(before_OI, after_OI, statistics)})
 
     return sweep(subject, batches, compress, module.NEEDS, stage="prune", emit=emit)
-
-
-def was_pruned(weight: Tensor) -> bool:
-    """Whether a matrix has so many zeros that they were put there, and must stay."""
-    return float((weight == 0).float().mean()) > PRUNED
 
 
 @torch.no_grad()

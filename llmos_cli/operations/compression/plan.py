@@ -17,6 +17,7 @@ from llmos_cli.models.channels import widths
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
 from llmos_cli.operations.compression.subject import check_dense
+from llmos_cli.operations.compression.sweep import nothing_changed
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
 
 
@@ -45,19 +46,25 @@ def planned(
     checkpoint: Checkpoint,
     options: PruneOptions | QuantizeOptions,
     become: Callable[[Matrix], str],
+    unfit: Callable[[Matrix], str],
     *,
     calibrated: bool,
     memory: str,
 ) -> CompressPlan:
+    """`unfit`: why a matrix is left alone, "" where it is not."""
     check_dense(checkpoint)
     model = skeleton(checkpoint.path)
+    found, ignored = matrices(model, options.ignore), left_alone(model, options.ignore)
+    reasons = {name: unfit(matrix) for name, matrix in found.items()}
+    if all(reasons.values()):
+        raise nothing_changed([*reasons.values(), *ignored.values()])
     return CompressPlan(
         checkpoint.id,
         options.method,
         options.heal,
         options.calibration_samples if calibrated else 0,
-        {name: become(matrix) for name, matrix in matrices(model, options.ignore).items()},
-        left_alone(model, options.ignore),
+        {name: f"left alone: {reasons[name]}" if reasons[name] else become(matrix) for name, matrix in found.items()},
+        ignored,
         memory,
     )
 

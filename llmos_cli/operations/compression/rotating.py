@@ -21,7 +21,6 @@ from llmos_cli.models.rotation import Written, holds, write
 from llmos_cli.models.shelf import Shelf
 from llmos_cli.models.stream import Stream, Unfit, carried, find
 from llmos_cli.operations import lineage
-from llmos_cli.operations.compression.narrow import PRUNED
 from llmos_cli.operations.compression.plan import blank
 from llmos_cli.operations.compression.witness import witnessing
 from llmos_cli.operations.eval import Exam
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["off", "hadamard", "heads"]
 HINT = "leave quantize.rotation out"
+PRUNED = 0.05
+"""Share of zeros from which a model counts as pruned whose lineage says that it was."""
 UNKNOWN_PRUNED = 0.3
 """Share of zeros from which a model counts as pruned whose lineage does not say so: weights that were codes of 4 bits have a sixth."""
 

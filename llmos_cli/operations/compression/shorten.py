@@ -92,7 +92,13 @@ def _through(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, t
 def _gone(model: PreTrainedModel, order: Iterable[tuple[str, float]], sparsity: float) -> dict[str, float]:
     """The blocks to leave out with what was measured of each: one at least, less than all."""
     sizes = {block.name: sum(p.numel() for p in block.module.parameters()) for block in blocks(model)}
-    wanted = sparsity * sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    wanted = sparsity * total
+    if wanted < min(sizes.values()) / 2:
+        raise UsageError(
+            f"the smallest block holds {min(sizes.values()) / total:.1%} of the parameters, and {sparsity:.1%} are to go",
+            hint="a higher --sparsity, or `--method width`, which takes channels out of all blocks",
+        )
     gone: dict[str, float] = {}
     for name, value in order:
         saved = sum(sizes[each] for each in gone)

@@ -54,6 +54,8 @@ class Subject:
     shelf: Shelf | None = None
     rotated: Path | None = None
     """The directory whose weights these are, where they are not the checkpoint's own."""
+    compressible: frozenset[str] = frozenset()
+    """The parent's matrices, by name; a model that was cut out of it has fewer, and under other names."""
 
     @property
     def source(self) -> Path:
@@ -112,7 +114,9 @@ def subject(
     model = shelf.model if shelf else load(source, device=device.pick())
     changing = matrices(model, ignore)
     check_finite(source, {name for name, _ in model.named_parameters()}.difference(changing))
-    return Subject(exam, model, changing, left_alone(model, ignore), shelf, source if rewritten else None)
+    return Subject(
+        exam, model, changing, left_alone(model, ignore), shelf, source if rewritten else None, frozenset(changing)
+    )
 
 
 def check_dense(checkpoint: Checkpoint) -> None:

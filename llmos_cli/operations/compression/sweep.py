@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -127,12 +127,16 @@ UNREACHED = "no calibration input reached it"
 
 def _check_some(subject: Subject, changes: Mapping[str, Change]) -> None:
     if all(change.skipped for change in changes.values()):
-        reasons = {change.skipped for change in changes.values()} | set(subject.left_alone.values())
-        raise LlmosError(
-            f"no layer was changed: {'; '.join(sorted(reasons)) or 'the model has none that can be compressed'}",
-            hint="look at the `ignore` globs, the method and its options",
-            final=True,
-        )
+        raise nothing_changed([*(change.skipped for change in changes.values()), *subject.left_alone.values()])
+
+
+def nothing_changed(reasons: Iterable[str]) -> LlmosError:
+    """`reasons`: why each matrix is left alone."""
+    return LlmosError(
+        f"no layer was changed: {'; '.join(sorted(set(reasons))) or 'the model has none that can be compressed'}",
+        hint="look at the `ignore` globs, the method and its options",
+        final=True,
+    )
 
 
 TOLD_BY = 128

@@ -32,7 +32,7 @@ from llmos_cli.models.replay import replaying
 from llmos_cli.models.residual import Channels, allowed, channels, scaled, thinned
 from llmos_cli.models.statistics import add_gram
 from llmos_cli.models.stream import Unfit
-from llmos_cli.operations.compression.narrow import NEGLIGIBLE, Cut, narrow, size_of, was_pruned
+from llmos_cli.operations.compression.narrow import NEGLIGIBLE, Cut, narrow, size_of
 from llmos_cli.operations.compression.saliency import first_order
 from llmos_cli.operations.compression.subject import Subject
 from llmos_cli.operations.compression.sweep import Change
@@ -218,8 +218,7 @@ class Fitting:
         if name in self.found.written:
             whole_OJ = whole_OJ[self.kept]
         fitted_OI = refit(start_OI, whole_OJ, hessian_II, cross_IJ, self.own.damping)  # type: ignore[attr-defined]
-        if was_pruned(start_OI):
-            fitted_OI = fitted_OI.where(start_OI != 0, 0)
+        fitted_OI = fitted_OI.where(start_OI != 0, 0)  # what was pruned stays
         parameter = self.smaller.get_parameter(name)
         with torch.no_grad():
             parameter.copy_(fitted_OI if parameter.shape == fitted_OI.shape else fitted_OI.T)

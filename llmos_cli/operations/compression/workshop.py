@@ -35,7 +35,7 @@ from llmos_cli.operations.compression.embeddings import bytes_gained, round_embe
 from llmos_cli.operations.compression.finish import round_to_stored
 from llmos_cli.operations.compression.form import Form
 from llmos_cli.operations.compression.frontier import Built, Candidate, Rest, Stock
-from llmos_cli.operations.compression.healing import heal_quantized, heal_smaller
+from llmos_cli.operations.compression.healing import heal_pruned, heal_quantized
 from llmos_cli.operations.compression.memory import CUTTING, HEALING, whole
 from llmos_cli.operations.compression.notebook import Notebook, Page
 from llmos_cli.operations.compression.pace import paced
@@ -206,7 +206,7 @@ class Workshop:
 
         def make(page: Page) -> dict[str, Any]:
             smaller = self.loaded(self.sources[share])
-            heal_smaller(smaller, self._healing(self.notes.unfinished(name)), self.emit)
+            heal_pruned(smaller, self._healing(self.notes.unfinished(name)), self.emit)
             round_to_stored(smaller.model, self.parent)
             write_resized(smaller.model, self.parent, page.model)
             return {"kl": mean_kl(smaller.model, smaller.exam.task, self.probes, self.dense)}

@@ -54,6 +54,9 @@ def scored(
     return _pruning(lambda matrix, before_OI, _: before_OI.where(found[matrix.name], 0), target)
 
 
+ENOUGH = "it has as many zeros already"
+
+
 def _pruning(after: Callable[[Matrix, Tensor, Statistics], Tensor], target: Target) -> Compress:
     """`after`: what a matrix [O, I] becomes."""
 
@@ -62,6 +65,8 @@ def _pruning(after: Callable[[Matrix, Tensor, Statistics], Tensor], target: Targ
             return Change(skipped=misfit(matrix, target))
         before_OI = matrix.read()
         after_OI = after(matrix, before_OI, statistics)
+        if after_OI.equal(before_OI):
+            return Change(skipped=ENOUGH)
         matrix.write(after_OI)
         zeros = float((after_OI == 0).float().mean())
         return Change({"sparsity": zeros, "error": relative_error(before_OI, after_OI, statistics)})
