@@ -1,4 +1,6 @@
-"""Copy all of the workspace to a remote: every checkpoint, runs, configs, branches, tags and the operation log.
+"""Copy the workspace to a remote: every checkpoint, runs, configs, branches, tags and the operation log.
+
+Files beside llmos.yaml come along. Folders of your own (data/, src/), links and runs that are alive do not: it names them.
 
 llmos backup                            to origin
 llmos -C ~/models/mine backup -q        from cron: no progress, and the exit code tells

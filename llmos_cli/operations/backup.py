@@ -15,7 +15,8 @@ from llmos_cli.operations.cargo import counted
 
 @dataclass(frozen=True)
 class BackupResult:
-    """`checkpoints` and `files` (of them and beside them) are all that the backup has; `sent` files and `bytes` were new there."""
+    """`checkpoints` and `files` (of them and beside them) are all that the backup has; `sent` files and `bytes` were new there.
+    `left_out`: folders of the user's own, links and runs that are alive, which it has not."""
 
     remote: str
     url: str
@@ -25,12 +26,14 @@ class BackupResult:
     sent: int
     bytes: int
     dry_run: bool
+    left_out: tuple[str, ...] = ()
 
     def view(self) -> View:
         verb = "would back up" if self.dry_run else "backed up"
         has = f"{verb} {counted(self.checkpoints, 'checkpoint')} and {counted(self.files, 'other file')} to {self.remote} ({self.url})"
         new = f"{counted(self.sent, 'file')} ({size(self.bytes)}) {'would be' if self.dry_run else 'were'} new there"
-        return Lines([has, new])
+        without = [f"left out (folders of your own, links, runs that are alive): {', '.join(self.left_out)}"]
+        return Lines([has, new, *(without if self.left_out else [])])
 
 
 def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, emit: Emit = ignore) -> BackupResult:
@@ -38,7 +41,7 @@ def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, e
     still = nullcontext() if ws.oplog.rehearsing else ws.snapshots.still(ws.emit)
     with remotes.turn(ws, place), still, ws.stage() as folder:
         there = remotes.opened(ws, place)
-        files = backups.copied(ws, folder)
+        files, left_out = backups.copied(ws, folder), backups.left_out(ws)
         made, entries = backups.described(ws, files, folder, backups.checkpoints(ws, there))
         beside = {entry.sha256: (files[name], entry.size) for name, entry in entries.items()}
         beside[made.tree.sha256] = (folder / backups.TREE, made.tree.size)
@@ -57,4 +60,5 @@ def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, e
         len(missing.objects),
         missing.bytes,
         dry_run,
+        left_out,
     )

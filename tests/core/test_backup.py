@@ -87,6 +87,20 @@ def test_all_of_it_comes_back(lived: Workspace, far: Path) -> None:
     assert [path.name for path in far.parent.iterdir() if path.name.startswith(".")] == []
 
 
+def test_what_a_backup_has_not_it_names(lived: Workspace, far: Path) -> None:
+    assert backup(lived).left_out == () and "left out" not in str(backup(lived, dry_run=True).view())
+    (lived.root / "data").mkdir()
+    (lived.root / "data" / "rows.csv").write_text("1\n")
+    for link in (lived.root / "link", lived.configs / "eval.yaml"):
+        link.symlink_to("data/rows.csv")
+    with lived.begin("train", config={}) as run:
+        made = backup(lived)
+        assert made.left_out == ("configs/eval.yaml", "data/", "link", f"runs/{run.id}/")
+    assert f"configs/eval.yaml, data/, link, runs/{run.id}/" in str(made.view())
+    names = {path.name for path in lived.root.iterdir()}
+    assert {path.name for path in restored(far).root.iterdir()} == names - {"data", "link"}
+
+
 def test_a_second_backup_costs_what_changed_and_the_first_stays(lived: Workspace, far: Path) -> None:
     before = files(lived)
     first = backup(lived)

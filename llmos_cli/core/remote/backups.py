@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _OWN = ("objects", "sealed", "tmp", "locks", "cache", "crash", "identity", "storage", "pending.json")
 """Of `.llmos/`: made anew wherever a workspace stands, or of no use elsewhere."""
+_FOLDERS = (DOT, "checkpoints", "configs", "runs")
 _INDEX = "index.sqlite"
 _NAME = re.compile(r"\d{8}-\d{6}-\d{6}")
 TREE = "tree.json"
@@ -86,6 +87,18 @@ def _beside(ws: Workspace) -> Iterator[str]:
         run = name.removeprefix(RUNS)
         if name.partition("/")[0] not in _OWN and not name.startswith(_INDEX) and f"runs/{run}" not in alive:
             yield f"{DOT}/{name}"
+
+
+def left_out(ws: Workspace) -> tuple[str, ...]:
+    """What stands in the workspace's folder and no backup has: folders of the user's own, links and the like, and runs that are alive."""
+    others = [
+        entry
+        for entry in os.scandir(ws.root)
+        if entry.name not in _FOLDERS and not entry.is_file(follow_symlinks=False)
+    ]
+    names = [f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in others]
+    names += [f"configs/{name}" for name in set(files_below(ws.configs)) - set(_plain(ws.configs))]
+    return tuple(sorted([*names, *(f"runs/{record.id}/" for record in ws.runs.alive())]))
 
 
 def _plain(folder: Path) -> list[str]:
