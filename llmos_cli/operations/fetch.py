@@ -92,7 +92,7 @@ def fetched(
         coming = receiving.lacking(ws, there, tips, weights=weights)
         coming = receiving.with_data(ws, coming, there, tips) if data else coming
         tags = list(_new_tags(ws, there, refs, emit))
-        _tell_of_lost(there, coming, emit)
+        _tell_of_lost(ws, there, coming, emit)
         result = _result(place, coming, [*_moved(ws, there, refs), *map(_new, tags)], dry_run)
         if not dry_run:
             _bring(ws, there, coming, tags, emit)
@@ -113,8 +113,8 @@ def _check_weights(there: Remote, weights: Sequence[str]) -> None:
             )
 
 
-def _tell_of_lost(there: Remote, coming: receiving.Receiving, emit: Emit) -> None:
-    for each in coming.lost:
+def _tell_of_lost(ws: Workspace, there: Remote, coming: receiving.Receiving, emit: Emit) -> None:
+    for each in (each for each in coming.lost if each.checkpoint not in ws.lost):
         emit(Note(f"checkpoint {each.checkpoint[:12]} was given up where {there.name} has its line from", "warning"))
 
 

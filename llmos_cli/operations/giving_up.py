@@ -7,14 +7,14 @@ tells; where only weights are, they count as removed. What is whole is never giv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmos_cli.core import ancestry, dropped, lost, manifest
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
-from llmos_cli.core.protection import used
+from llmos_cli.core.protection import used, with_ancestors
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import AmbiguousRevision, Corrupt, UsageError
 from llmos_cli.operations.summary import SHORT
@@ -124,8 +124,14 @@ def _loss(ws: Workspace, checkpoint: str) -> Loss:
         return Loss(checkpoint, ws.parents(checkpoint))
     runs = [record for run, _ in ws.index.makers(checkpoint) if (record := ws.index.record(run))]
     if runs:
-        return Loss(checkpoint, tuple(dict.fromkeys(parent for record in runs for parent in record.parents)))
-    return Loss(checkpoint, tuple(sorted(_unheld(ws))), known=False)
+        parents = dict.fromkeys(parent for record in runs for parent in record.parents)
+        return Loss(checkpoint, tuple(_not_below(ws, checkpoint, parents)))
+    return Loss(checkpoint, tuple(sorted(_not_below(ws, checkpoint, _unheld(ws)))), known=False)
+
+
+def _not_below(ws: Workspace, checkpoint: str, parents: Iterable[str]) -> list[str]:
+    """What came from it is none of its ancestors, whatever read it."""
+    return [each for each in parents if checkpoint not in with_ancestors(ws, [each])]
 
 
 def _unheld(ws: Workspace) -> set[str]:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.lost import Loss
+from llmos_cli.core.operation import Change
+from llmos_cli.core.remote import receiving, sending
+from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
@@ -25,6 +29,7 @@ from llmos_cli.operations.seal import seal
 from llmos_cli.operations.show import show
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
+from llmos_cli.transports.local import open_store
 from tests.core.test_lost import DAMAGES, anew, flipped, taken
 
 
@@ -217,6 +222,45 @@ def test_a_mark_that_was_edited_is_found(ws, three):
         path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
         assert [each.name for each in ws.lost.strange()] == [three[1].id]
     assert f".llmos/lost/{three[1].id}" in [problem.where for problem in fsck(anew(ws)).problems]
+
+
+def test_what_is_beyond_a_hole_goes_first(ws, commit, tmp_path):
+    """Or what was cut off would be taken for whole, and never go on."""
+    line = [commit(a=str(number)) for number in range(8)]
+    for each in line[1:8:2][:3]:
+        shutil.rmtree(each.path)
+    give_up(ws, *line[1:8:2][:3])
+    left = [line[0].id, line[2].id, line[4].id, line[6].id, line[7].id]
+    far = Remote("far", str(tmp_path / "far"), open_store(str(tmp_path / "far"), tmp_path, "nobody"))
+    assert [each.id for each in sending.lacking(ws, far, [line[7].id]).whole] == left
+    assert [each.id for each in sending.everything(ws, far, left, {}).whole] == left
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    far = Remote("far", str(tmp_path / "far"), open_store(str(tmp_path / "far"), tmp_path, "nobody"))
+    coming = receiving.lacking(Workspace.create(tmp_path / "new"), far, [line[7].id])
+    assert [each.id for each in coming.checkpoints] == left and len(coming.runs) == len(line)
+
+
+def test_what_nobody_names_below_a_hole_is_none_of_its_ancestors(ws, three, commit):
+    ws.oplog.apply("branch", [Change("refs/heads/main", three[2].id, three[0].id)])
+    for record in ws.runs.list():
+        shutil.rmtree(record.path)
+        ws.refs.write(f"refs/runs/{record.id}", None)
+    taken(three[1])
+    tag(ws, "x", three[2].id)
+    ws.refs.write("refs/tags/x", None)
+    give_up(ws, three[1])
+    assert ws.lost.all()[three[1].id].parents == ()
+
+
+def test_a_line_on_a_remote_that_bites_its_tail_is_refused(ws, three, tmp_path):
+    taken(three[1])
+    give_up(ws, three[1])
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    (tmp_path / "far" / "lost" / f"{three[1].id}.json").write_text(Loss(three[1].id, (three[2].id,)).text())
+    with pytest.raises(Corrupt, match="comes from itself"):
+        clone(str(tmp_path / "far"), tmp_path / "copy")
 
 
 def test_a_remote_gives_up_nothing_that_is_here(ws, three, tmp_path):

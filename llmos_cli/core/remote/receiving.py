@@ -66,7 +66,7 @@ class Receiving:
 
     @property
     def checkpoints(self) -> list[Manifest]:
-        return _parents_first([*self.whole, *self.lineage])
+        return _parents_first([*self.whole, *self.lineage], self.lost)
 
 
 def lacking(
@@ -78,11 +78,12 @@ def lacking(
     given_up = [each for each in ws.lost.all() if remote.has_manifest(each)]
     found_again = [each for each in given_up if remote.has_weights(each) or remote.has_seal(each)]
     again = [ws.manifest(each) for each in sorted({*weights, *found_again} & here) if each in ws.dropped]
-    line, lost = _line(remote, {*checkpoints, *given_up}, here)
+    line, lost = _line(ws, remote, {*checkpoints, *given_up}, here)
     new = [*line, *again]
     whole = tuple(each for each in new if remote.has_weights(each.id))
     lineage = tuple(each for each in new if not remote.has_weights(each.id))
-    found = tuple(_runs(ws, remote, here | {each.id for each in new})) if runs else ()
+    told = {*here, *(each.id for each in new), *(each.checkpoint for each in lost), *ws.index.lost()}
+    found = tuple(_runs(ws, remote, told)) if runs else ()
     wanted = {entry.sha256: entry.size for each in whole for entry in each.tree.values()}
     local = _local(ws, wanted)
     objects = {sha256: size for sha256, size in wanted.items() if sha256 not in local}
@@ -93,15 +94,7 @@ def lacking(
     _check_sizes(remote, objects)
     signed = _signatures(ws, remote, here | {each.id for each in new})
     sealed = {each.checkpoint: each for each in seals}
-    return Receiving(
-        whole,
-        lineage,
-        found,
-        objects,
-        signed,
-        sealed,
-        lost=tuple(each for each in lost if each.checkpoint not in ws.lost),
-    )
+    return Receiving(whole, lineage, found, objects, signed, sealed, lost=tuple(lost))
 
 
 def with_data(ws: Workspace, coming: Receiving, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
@@ -124,7 +117,7 @@ def beside(coming: Receiving, remote: Remote, files: Mapping[str, FileEntry]) ->
     return replace(coming, objects={**coming.objects, **objects})
 
 
-def _line(remote: Remote, wanted: set[str], here: set[str]) -> tuple[list[Manifest], list[Loss]]:
+def _line(ws: Workspace, remote: Remote, wanted: set[str], here: set[str]) -> tuple[list[Manifest], list[Loss]]:
     """The manifests of what is missing, parents first, and what was given up of it. All that the remote lists and we lack are asked for at once: following
     a line of a thousand parents one by one would take a thousand round trips."""
     if not wanted - here:
@@ -143,22 +136,36 @@ def _line(remote: Remote, wanted: set[str], here: set[str]) -> tuple[list[Manife
         else:
             needed[each] = found.get(each) or remote.manifest(each)
             waiting += needed[each].made.parents
-    return _parents_first(list(needed.values())), list(lost.values())
+    _check_lost(ws, list(needed.values()), list(lost.values()))
+    return _parents_first(list(needed.values()), list(lost.values())), list(lost.values())
 
 
-def _parents_first(manifests: Sequence[Manifest]) -> list[Manifest]:
+def _check_lost(ws: Workspace, line: Sequence[Manifest], lost: Sequence[Loss]) -> None:
+    """A line cannot bite its own tail, for an id is a hash over the ids of the parents; what is said of one that is lost is no hash."""
+    parents = {each.id: each.made.parents for each in line} | {each.checkpoint: each.parents for each in lost}
+    for loss in lost:
+        waiting, seen = list(loss.parents), set[str]()
+        while waiting:
+            if (each := waiting.pop()) not in seen:
+                seen.add(each)
+                waiting += parents[each] if each in parents else with_ancestors(ws, [each])
+        if loss.checkpoint in seen:
+            raise Corrupt(f"{loss.checkpoint[:12]} comes from itself, as the remote has it", hint=hostile.HINT)
+
+
+def _parents_first(manifests: Sequence[Manifest], lost: Sequence[Loss] = ()) -> list[Manifest]:
+    """Also of what is beyond one that was given up."""
     by_id = {each.id: each for each in manifests}
-    ordered: dict[str, Manifest] = {}
+    parents = {each.id: each.made.parents for each in manifests} | {each.checkpoint: each.parents for each in lost}
+    ordered: dict[str, None] = {}
     waiting = list(by_id)
     while waiting:
-        each = by_id[waiting[-1]]
-        # A line cannot bite its own tail: an id is a hash over the ids of the parents.
-        missing = [parent for parent in each.made.parents if parent in by_id and parent not in ordered]
+        missing = [each for each in parents[waiting[-1]] if each in parents and each not in ordered]
         if missing:
             waiting += missing
         else:
-            ordered[waiting.pop()] = each
-    return list(ordered.values())
+            ordered[waiting.pop()] = None
+    return [by_id[each] for each in ordered if each in by_id]
 
 
 def _runs(ws: Workspace, remote: Remote, checkpoints: set[str]) -> Iterator[ReceivedRun]:

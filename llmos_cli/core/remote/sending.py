@@ -75,8 +75,8 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: 
     with ws.index.still():
         new, known = _new(ws, remote, checkpoints)
         given_up = _given_up(ws, remote, new)
-        new, known = new - ws.index.lost(), known - ws.index.lost()
-        weights, bare, sealed = _parted(ws, remote, parents_first(ws, new))
+        known -= ws.index.lost()
+        weights, bare, sealed = _parted(ws, remote, _here(ws, parents_first(ws, new)))
         runs = list(_runs(ws, remote, checkpoints))
         signed = any(signatures.signed(ws.dot))
         vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
@@ -100,6 +100,12 @@ def _given_up(ws: Workspace, remote: Remote, line: Iterable[str]) -> tuple[Loss,
     lost = sorted(ws.index.lost() & set(line))
     found = [ws.lost.find(each) for each in lost if not remote.has_manifest(each)]
     return tuple(each for each in found if each is not None and remote.lost.get(each.checkpoint) != each)
+
+
+def _here(ws: Workspace, line: Sequence[str]) -> list[str]:
+    """Without its holes, which have put what is beyond them in its place."""
+    lost = ws.index.lost()
+    return [each for each in line if each not in lost]
 
 
 def _parted(ws: Workspace, remote: Remote, line: Sequence[str]) -> tuple[list[Manifest], list[Manifest], list[Seal]]:
@@ -186,8 +192,8 @@ def everything(
     """What it lacks of all of these checkpoints that are here, whoever names them, and of the objects `beside` them."""
     with ws.index.still():
         given_up = _given_up(ws, remote, ws.index.lost())
-        here = (ws.index.parents().keys() & set(checkpoints)) - ws.index.lost()
-        weights, bare, sealed = _parted(ws, remote, parents_first(ws, here))
+        known = ws.index.parents().keys() & {*checkpoints, *ws.index.lost()}
+        weights, bare, sealed = _parted(ws, remote, _here(ws, parents_first(ws, known)))
     objects = _objects(ws, remote, weights, {**beside, **_encrypted(ws, sealed)}, ())
     _check_names([*weights, *bare])
     return Sending(tuple(weights), tuple(bare), (), objects, {}, tuple(sealed), lost=given_up)
