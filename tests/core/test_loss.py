@@ -180,7 +180,7 @@ def test_what_is_put_back_by_hand_counts_again(ws, three):
 @pytest.mark.parametrize("what", DAMAGES)
 def test_where_nobody_knows_what_it_came_from_all_that_may_have_been_stays(ws, three, commit, what):
     first, second, third = three
-    stray = commit(a="4", move=False)
+    stray = commit(a="4", move=False, scratch=True)
     for record in ws.runs.list():
         shutil.rmtree(record.path)
         ws.refs.write(f"refs/runs/{record.id}", None)
