@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos_cli.core.atomic import refusals
+from llmos_cli.core.endings import closed
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.redaction import hidden, redacted
 from llmos_cli.errors import LlmosError
@@ -32,7 +33,8 @@ class Journal:
         self._progress_said = 0.0
 
     def write(self, event: Event) -> None:
-        self._append(self._events, line(event))
+        text = line(event)
+        self._append(self._events, closed(text, self._events.read_bytes()) if isinstance(event, Ended) else text)
         if isinstance(event, Saved | Ended):  # what a command that ended well has said of itself outlives a power cut
             os.fsync(self._descriptor(self._events))
         if self._worth_saying(event):

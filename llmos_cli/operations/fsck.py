@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmos_cli.core import manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
+from llmos_cli.core.endings import altered
 from llmos_cli.core.listing import entries, folders
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
@@ -344,7 +345,12 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
         if not path.is_file():
             yield Problem(f"runs/{name}", f"has no {records.EVENTS}")
             continue
-        bad = [number for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1) if not _is_json(line)]
+        text = path.read_bytes()
+        if altered(text):
+            yield Problem(
+                f"runs/{name}/{records.EVENTS}", "was edited: it is not what the run had written when it ended"
+            )
+        bad = [number for number, line in enumerate(text.split(b"\n")[:-1], 1) if not _is_json(line)]
         if bad:
             yield Problem(
                 f"runs/{name}/{records.EVENTS}",

@@ -1,0 +1,85 @@
+"""What a run has written is what it had written when it ended: any byte that is another is found, and what goes on after it is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmos_cli.core.endings import altered, closed
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Interrupted
+from llmos_cli.events import Metric, Progress
+from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.push import push
+
+
+def measured(ws: Workspace, checkpoint: str) -> str:
+    with ws.begin("eval", config={}, parents=[checkpoint]) as run:
+        run.emit(Progress("eval", 1, 2))
+        run.emit(Metric("loss", 1.5, "test", checkpoint=checkpoint))
+    return run.id
+
+
+def test_a_forged_number_is_found(ws, commit, llmos, monkeypatch, tmp_path):
+    checkpoint = commit(a="1")
+    path = ws.root / "runs" / measured(ws, checkpoint.id) / "events.jsonl"
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    clone(str(tmp_path / "far"), tmp_path / "copy")
+    assert fsck(ws).problems == fsck(Workspace.find(tmp_path / "copy")).problems == ()
+    path.write_text(path.read_text().replace('"value": 1.5', '"value": 0.5'))
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck")
+    assert told.code == 5 and "was edited: it is not what the run had written when it ended" in told.out
+    assert [problem.where for problem in fsck(ws).problems] == [str(path.relative_to(ws.root))]
+
+
+def test_every_byte_of_it(ws, commit):
+    path = ws.root / "runs" / measured(ws, commit(a="1").id) / "events.jsonl"
+    text = path.read_bytes()
+    assert altered(text) == []
+    for at in range(len(text) - 1):
+        for other in (text[at] ^ 1, text[at] ^ 16):
+            changed = text[:at] + bytes([other]) + text[at + 1 :]
+            assert altered(changed) or not all(map(_is_json, changed.split(b"\n")[:-1])), (
+                at,
+                changed[at - 20 : at + 20],
+            )
+        assert altered(text[:at] + text[at + 1 :]) or not all(
+            map(_is_json, (text[:at] + text[at + 1 :]).split(b"\n")[:-1])
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def test_a_resumed_run_ends_again(ws):
+    with pytest.raises(Interrupted), ws.begin("train", config={}) as run:
+        (run.state).mkdir()
+        (run.state / "x").write_text("x")
+        run.emit(Progress("train", 1, 2))
+        raise KeyboardInterrupt
+    with ws.runs.resume(run.id) as again:
+        again.emit(Progress("train", 2, 2))
+    path = run.path / "events.jsonl"
+    assert path.read_bytes().count(b'"sha256"') == 2 and fsck(ws).problems == ()
+    first, last = (path.read_text().replace(f'"step": {step}', '"step": 7', 1) for step in (1, 2))
+    assert len(altered(first.encode())) == 2 and len(altered(last.encode())) == 1
+
+
+def test_an_end_of_before_and_what_comes_after_one_are_as_good(ws, commit):
+    path = ws.root / "runs" / measured(ws, commit(a="1").id) / "events.jsonl"
+    *events, end = path.read_text().splitlines(keepends=True)
+    old = {key: value for key, value in json.loads(end).items() if key not in ("bytes", "sha256")}
+    path.write_text("".join(events) + json.dumps(old) + "\n")
+    assert fsck(ws).problems == ()
+    text = "".join(events)
+    path.write_text(text + closed(json.dumps(old) + "\n", text.encode()) + events[1])
+    assert fsck(ws).problems == ()
