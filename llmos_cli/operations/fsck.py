@@ -10,7 +10,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmos_cli.core import manifest, records, settings, signatures
@@ -29,11 +29,14 @@ from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.begun_anew import begin_anew, logs_in
+from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
 from llmos_cli.operations.fsck_refs import operations, refs
 from llmos_cli.operations.fsck_sealed import Sealing
 from llmos_cli.operations.fsck_strangers import strangers
+from llmos_cli.operations.fsck_whole import missing_signatures, refs_of_runs
 from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
+from llmos_cli.operations.sharing_again import share_again, unshared
 from llmos_cli.operations.summary import SHORT
 
 _OFTEN = 0.5
@@ -63,6 +66,8 @@ class FsckResult:
     given_up: tuple[GivenUp, ...] = ()
     """What is lost for good, and no damage since somebody said so (`--accept-loss`)."""
     audit_breaks: tuple[Break, ...] = ()
+    unshared: Mapping[str, int] = field(default_factory=dict)
+    """Checkpoint -> bytes that share nothing with an object: no damage, but `du` counts on it."""
 
     @property
     def sentence(self) -> str:
@@ -82,9 +87,16 @@ class FsckResult:
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
                 Lines([*(each.told for each in self.given_up), *map(told_break, self.audit_breaks)]),
-                Lines([f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]),
+                Lines(
+                    [*self._told_unshared(), f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]
+                ),
             ]
         )
+
+    def _told_unshared(self) -> Iterator[str]:
+        if self.unshared:
+            of = f"{size(sum(self.unshared.values()))} of {counted(len(self.unshared), 'checkpoint')}"
+            yield f"{of} share nothing with .llmos/objects: what is equal would be stored again, and `du` takes it for shared; --repair links them"
 
     def _told_sealed(self) -> str:
         """What this says of what cannot be read."""
@@ -107,10 +119,10 @@ def fsck(
     logs = logs_in(ws, accept_loss)
     lost = lost_ones(ws, [each for each in accept_loss if each not in logs])
     found = _checked(ws, key_file, emit)
-    if not (found.problems and (repair or lost or logs)):
+    if not ((found.problems or found.unshared) and (repair or lost or logs)):
         return found
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
-    repaired = _put_back(ws, found.problems, emit) if repair or lost else []
+    repaired = _put_back(ws, found, emit) if repair or lost else []
     accept(ws, [each for each in lost if what_is_lost(ws, each)])
     again = _checked(ws, key_file, emit)
     return replace(
@@ -118,10 +130,11 @@ def fsck(
     )
 
 
-def _put_back(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
+def _put_back(ws: Workspace, found: FsckResult, emit: Emit) -> list[Repaired]:
     from llmos_cli.operations.repairing import repair  # here: it knows remotes, and is seldom needed
 
-    repaired = repair(ws, problems, emit)
+    repaired = repair(ws, found.problems, emit) if found.problems else []
+    repaired += share_again(ws, found.unshared.keys() - {each.checkpoint for each in found.problems})
     if repaired:
         ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
     return repaired
@@ -135,6 +148,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     checked = [_Checked(ws, name, freed=name in freed, lost=lost) for name in _names(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
+    inodes = {name: _inode(stored[path]) for name, path in objects}
     hashes = _Hashes({**stored, **_files(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
@@ -144,6 +158,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
             tidy(ws)
         problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
         problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws)]
+        problems += [*refs_of_runs(ws), *missing_signatures(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
@@ -162,6 +177,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         opened=sealing.opened,
         given_up=gone,
         audit_breaks=tuple(ws.oplog.audit.breaks()),
+        unshared={each.name: count for each in checked if each.name not in bad and (count := each.unshared(inodes))},
     )
 
 
@@ -276,6 +292,14 @@ class _Checked:
     def _problem(self, name: str, what: str) -> Problem:
         where = f"checkpoints/{self.name[:SHORT]}" + (f"/{name}" if name else "")
         return Problem(where, what, self.name, name)
+
+    def unshared(self, objects: Mapping[str, tuple[int, int]]) -> int:
+        """Bytes that share nothing with an object, of what has its weights in the clear."""
+        if self._manifest is None or self._freed or self.name in self._ws.sealed or self.name in self._lost:
+            return 0
+        tree = self._manifest.tree
+        files = ((tree[name], _inode(status)) for name, (_, status) in self.files.items())
+        return unshared(self._ws.storage, files, objects)
 
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos_cli.core import continuity
+from llmos_cli.core import atomic, continuity, signatures
 from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck_problem import Repaired
 from llmos_cli.operations.fsck_refs import is_gone
+from llmos_cli.operations.fsck_whole import lost_refs_of_runs, lost_signatures
 
 _LOG = "the log of operations"
 
@@ -23,7 +24,7 @@ def repaired(ws: Workspace) -> list[Repaired]:
         changes = list(_changes(ws))
         if changes:
             ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
-        return [*(Repaired(change.what, _LOG) for change in changes), *_unlogged(ws), *_bytes(ws)]
+        return [*(Repaired(change.what, _LOG) for change in changes), *_unlogged(ws), *_bytes(ws), *_signatures(ws)]
 
 
 def _changes(ws: Workspace) -> Iterator[Change]:
@@ -55,6 +56,9 @@ def _unlogged(ws: Workspace) -> Iterator[Repaired]:
             committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
             ws.refs.write(RUNS + run, committed or None)
             yield Repaired(RUNS + run, f"what runs/{run} says")
+    for ref, saved in lost_refs_of_runs(ws):
+        ws.refs.write(ref, saved)
+        yield Repaired(ref, f"what runs/{ref.removeprefix(RUNS)} says")
     for name in list(ws.refs.names(REMOTES)):
         if ws.refs.senseless(REMOTES + name):
             ws.refs.write(REMOTES + name, None)
@@ -71,3 +75,11 @@ def _bytes(ws: Workspace) -> Iterator[Repaired]:
         ):
             ws.refs.write(ref, value)
             yield Repaired(ref, "its own value")
+
+
+def _signatures(ws: Workspace) -> Iterator[Repaired]:
+    """The log keeps what was written."""
+    for signed, text in lost_signatures(ws).items():
+        path = signatures.path(ws.dot, signed)
+        atomic.write_text(path, text, scratch=ws.dot / "tmp")
+        yield Repaired(str(path.relative_to(ws.root)), _LOG)

@@ -527,7 +527,8 @@ def test_repair_brings_back_whole_checkpoints(ws, commit, tmp_path, lost):
     result = fsck(Workspace(ws.root), repair=True)
     assert result.problems == ()
     back = {f"checkpoints/{checkpoints[each].id[:12]}" for each in lost}
-    assert {(each.where, each.source) for each in result.repaired} == {(where, "origin") for where in back}
+    repaired = {(each.where, each.source) for each in result.repaired if each.where != ".llmos/objects"}
+    assert repaired == {(where, "origin") for where in back}
     assert [(each.path / "a").read_text() for each in checkpoints] == ["1", "2", "3"]
 
 

@@ -1,0 +1,71 @@
+"""What fsck says of whole files that are gone, or stand in one another's place, and that no hash tells: a run's ref, a signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmos_cli.core import lines, signatures
+from llmos_cli.core.listing import folders
+from llmos_cli.core.operation import parse
+from llmos_cli.core.refs import RUNS
+from llmos_cli.core.view import apart
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.fsck_problem import Problem, readable
+
+_SIGNED = f".llmos/{signatures.FOLDER}/".encode()
+
+
+def refs_of_runs(ws: Workspace) -> Iterator[Problem]:
+    """A run that says that it saved a checkpoint which is here has a ref that names it: that comes first. What a run saved at last it may
+    not have lived to say, unless it says that it is done."""
+    for run, (saved, done) in _saved(ws).items():
+        named, corrupt = readable(ws, RUNS + run)
+        if not corrupt and named is None:
+            yield Problem(
+                RUNS + run, f"is missing, and runs/{run} saved {apart(saved, folders(ws.checkpoints))}", saved
+            )
+        elif not corrupt and named != saved and done:
+            yield Problem(
+                RUNS + run,
+                f"names {apart(named or '', [saved])}, and the run saved {apart(saved, [named or ''])}",
+                saved,
+            )
+
+
+def lost_refs_of_runs(ws: Workspace) -> Iterator[tuple[str, str]]:
+    """Those that are not what their runs say, and what that is."""
+    for run, (saved, done) in _saved(ws).items():
+        named, corrupt = readable(ws, RUNS + run)
+        if not corrupt and (named is None or (named != saved and done)):
+            yield RUNS + run, saved
+
+
+def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:
+    """Run -> what it saved last, which is here, and whether it was done then. What `gc` collected may have come back without its run's ref,
+    and what a cut-off fetch is about to bring too."""
+    from llmos_cli.core.remote.receiving import FOLDER  # here: most workspaces are checked without
+
+    if (ws.dot / "tmp" / FOLDER).is_dir():
+        return {}
+    here = set(folders(ws.checkpoints)) - ws.oplog.collected()
+    return {each.id: (each.checkpoint, each.status == "done") for each in ws.index.records() if each.checkpoint in here}
+
+
+def lost_signatures(ws: Workspace) -> dict[str, str]:
+    """Checkpoints that are here, and the signatures that the log of operations says they have and that are gone."""
+    texts: dict[str, str | None] = {}
+    for line in lines.read(ws.oplog.path):
+        if (_SIGNED in line or b'"collects"' in line) and (operation := parse(line)) is not None:
+            texts |= {change.signed: change.after for change in operation.changes if change.signed}
+            texts |= dict.fromkeys(operation.collects)
+    return {
+        signed: text
+        for signed, text in texts.items()
+        if text and (ws.checkpoints / signed).is_dir() and not signatures.path(ws.dot, signed).exists()
+    }
+
+
+def missing_signatures(ws: Workspace) -> Iterator[Problem]:
+    for signed in lost_signatures(ws):
+        where = str(signatures.path(ws.dot, signed).relative_to(ws.root))
+        yield Problem(where, "is missing, and the log of operations says that it is there", signed)
