@@ -303,12 +303,10 @@ def test_what_a_remote_was_seen_to_have_is_kept_by_gc(ws: Workspace, commit: Com
     theirs = commit_to(other, {"a": "2"})
     push(other)
     fetch(ws)
-    (ws.dot / "operations.jsonl").unlink()
-    gc(ws, expire="now")
+    gc(ws, expire="now", window="now")
     assert ws.checkpoint("origin/main").id == theirs.id
     remotes.remove(ws, "origin")
-    (ws.dot / "operations.jsonl").unlink()
-    gc(ws, expire="now")
+    gc(ws, expire="now", window="now")
     assert not (ws.checkpoints / theirs.id).exists()
 
 

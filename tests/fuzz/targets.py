@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmos_cli.core import audit, manifest, records, seal, signatures, yaml12
+from llmos_cli.core import audit, continuity, manifest, records, seal, signatures, yaml12
 from llmos_cli.core.cipher import MAGIC, SALT
 from llmos_cli.core.config import read_file
 from llmos_cli.core.redaction import redacted
@@ -70,6 +70,7 @@ def the_op_log(data: bytes) -> object:
     list(ws.oplog.operations())
     ws.oplog.removed(0.0)
     ws.oplog.left_for("0" * 64)
+    continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
     return ws.oplog.protected(0.0), ws.oplog.unreadable()
 
 

@@ -185,9 +185,8 @@ def test_gc_keeps_what_is_named_or_was_trained_on(on_rows: Workspace, llmos):
         len(each.pieces) for each in on_rows.snapshots.all()
     )
     on_rows.refs.write("refs/data/notes", None)
-    (on_rows.dot / "operations.jsonl").write_text("")  # as when the window of the log is over
-    assert llmos("gc", "--json").json["garbage"] == [], "young"
-    gone = llmos("gc", "--expire", "now", "--json").json["garbage"]
+    assert llmos("gc", "--window", "now", "--json").json["garbage"] == [], "young"
+    gone = llmos("gc", "--window", "now", "--expire", "now", "--json").json["garbage"]
     assert [each["called"] for each in gone if each["kind"] == "snapshot"] == ["notes.csv"]
     assert on_rows.snapshots.ids() == [trained] and on_rows.snapshots.wrong(on_rows.snapshots.read(trained)) == ""
 

@@ -241,8 +241,7 @@ def test_a_signature_goes_with_its_checkpoint(ws, model, keys) -> None:
     sign(ws, key=keys / "key.pem")
     stays = commit_to(ws, {"a.txt": "unnamed"}, scratch=True, move=False)
     sign(ws, stays.id, key=keys / "key.pem")
-    (ws.dot / "operations.jsonl").unlink()  # its window would keep what was signed
-    collected = gc(ws, expire="now")
+    collected = gc(ws, expire="now", window="now")
     assert [each.kind for each in collected.garbage] == ["checkpoint"]
     assert list(signatures.signed(ws.dot)) == [model.id]
     kept(ws, stays).write_text("left over")
