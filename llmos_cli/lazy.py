@@ -40,6 +40,8 @@ PANELS = {
         "op",
         "rm",
         "path",
+        "seal",
+        "unseal",
         "sign",
         "verify",
         "audit",

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmos_cli import device
+from llmos_cli.core.refs import ID
+from llmos_cli.core.view import short
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Event, Metric, Note, Progress
 from llmos_cli.methods.eval import Subject
@@ -265,7 +267,7 @@ def measure(
         )
     model = load(exam.checkpoint.path, device=device.pick())
     judged = _with_cache(exam, model, options.kv_cache)
-    outcome = _outcome(exam, judged, split, teachers, options, stage=f"evaluate {rev}", emit=emit)
+    outcome = _outcome(exam, judged, split, teachers, options, stage=f"evaluate {_shown(rev)}", emit=emit)
     facts = exam.prepared.facts
     intervals = scoring.intervals(exam.task, outcome, facts, seed=seed)
     metrics = {
@@ -275,11 +277,16 @@ def measure(
     as_served = served(exam.task, subject, kv_cache=options.kv_cache) if options.latency else subject
     modules = list(measurements(timed=options.latency))
     for done, (_, module) in enumerate(modules, 1):
-        emit(Progress(f"measure {rev}", done, len(modules), unit="measurement"))
+        emit(Progress(f"measure {_shown(rev)}", done, len(modules), unit="measurement"))
         on = as_served if module.TIMED else subject
         metrics |= {key: Measured(value, module.UNITS[key]) for key, value in module.measure(on).items()}
     classes = _classes(outcome, facts)
     return Evaluation(rev, exam.checkpoint.id, exam.task.name, options.split, len(split), metrics, classes)
+
+
+def _shown(rev: str) -> str:
+    """A name as it was given, an id as ids are shown."""
+    return short(rev) if ID.fullmatch(rev) else rev
 
 
 def _with_cache(exam: Exam, model: PreTrainedModel, kv_cache: str) -> nn.Module:

@@ -275,7 +275,7 @@ class _Checked:
             return
         if not self._freed and not (self.name in self._ws.dropped and not self.files):
             yield from self._damaged(found, hashes)
-        yield from self._extra(found.tree, "does not belong to the checkpoint")
+        yield from self._extra(found.tree, "does not belong to the checkpoint, which is whole without: move it away")
 
     def _damaged(self, found: Manifest, hashes: _Hashes) -> Iterator[Problem]:
         for name, entry in found.tree.items():

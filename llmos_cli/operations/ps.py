@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmos_cli.core.records import RunRecord
-from llmos_cli.core.view import Table, View
+from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.log import aligned
 from llmos_cli.operations.summary import age
 
 ADDRESS = "deployment.json"
@@ -39,11 +40,15 @@ class PsResult:
     def view(self) -> View:
         if not self.processes:
             return "no runs yet" if self.all else "nothing is running; `llmos ps --all` lists every run"
-        rows = [
-            [each.name or each.run, each.operation, each.status, age(each.started), each.checkpoint[:12], each.doing]
-            for each in self.processes
-        ]
-        return Table(["name", "operation", "status", "since", "checkpoint", "doing"], rows, align="llllll")
+        return Lines(
+            aligned([["name", "operation", "status", "since", "checkpoint", "doing"], *map(_row, self.processes)])
+        )
+
+
+def _row(each: Process) -> list[str | Span]:
+    """No table, which would fold ids where a terminal is narrow: nobody could copy them."""
+    name, checkpoint = Span(each.name or each.run, "id"), Span(each.checkpoint[:12], "id")
+    return [name, each.operation, each.status, age(each.started), checkpoint, each.doing]
 
 
 def ps(ws: Workspace, *, all: bool = False) -> PsResult:

@@ -12,6 +12,7 @@ from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.op import op_log
+from llmos_cli.operations.ps import ps
 from llmos_cli.operations.push import push
 from llmos_cli.operations.redo import redo
 from llmos_cli.operations.tag import tag
@@ -113,3 +114,14 @@ def test_a_detached_head_that_a_tag_names_is_pushed_by_that(ws: Workspace, commi
     with pytest.raises(UsageError, match=rf"^HEAD \({first.id[:12]}\) is neither .*, but base is at it$") as error:
         push(ws, ["HEAD"])
     assert error.value.hint == "`llmos push base`"
+
+
+def test_ps_folds_no_id_on_a_narrow_terminal(ws: Workspace, commit: Commit) -> None:
+    made = commit(a="1")
+    told = render(ps(ws, all=True).view(), colour=True, width=80)
+    assert ws.runs.list()[0].id in told and made.id[:12] in told
+
+
+def test_a_file_in_a_checkpoint_that_is_not_its_own_is_to_be_moved_away(ws: Workspace, commit: Commit) -> None:
+    (commit(a="1").path / "x").write_text("mine")
+    assert [each.what.endswith("move it away") for each in fsck(ws, repair=True).problems] == [True]
