@@ -37,6 +37,7 @@ MODULES = {
 
 
 HEALED = "benchmarks.compress.healed"
+JUDGES = {"judged": "benchmarks.compress.judge", "paced": "benchmarks.compress.pace"}
 LOOK_EVERY = 0.1
 """Seconds."""
 
@@ -72,7 +73,7 @@ def measure(cell: Cell, material: Material, seed: int, *, run: str, again: bool)
     # One at a time: they share a workspace whose branch each of ours moves, and would slow each other down.
     with (material.folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if again or not (folder / "usage.json").exists():
+        if again or not (folder / "usage.json").exists() or _unjudgeable(folder, material, options):
             _compress(cell, material, seed, options, folder, run)
     report, usage = (json.loads((folder / f"{name}.json").read_text()) for name in ("report", "usage"))
     scores = _judged(material, folder, report, options)
@@ -82,6 +83,21 @@ def measure(cell: Cell, material: Material, seed: int, *, run: str, again: bool)
         sum(report["seconds"][name] for name in phases), sum(report["cpu_seconds"][name] for name in phases),
         usage["peak"], usage["run"], report,
     )  # fmt: skip
+
+
+def _unjudgeable(folder: Path, material: Material, options: Mapping[str, Any]) -> bool:
+    """Whether other tokens are to be judged on than before, and the model is gone since."""
+    missing = any(not _scores(folder, kind, material).exists() for kind in _kinds(options))
+    model = Path(json.loads((folder / "report.json").read_text())["model"])
+    return missing and not (model / "config.json").exists()
+
+
+def _kinds(options: Mapping[str, Any]) -> list[str]:
+    return [kind for kind in JUDGES if options.get(kind, kind == "judged")]
+
+
+def _scores(folder: Path, kind: str, material: Material) -> Path:
+    return folder / f"{kind}-{material.held_out.stem}.npz"
 
 
 def _options(cell: Cell, material: Material, seed: int) -> dict[str, Any]:
@@ -156,11 +172,9 @@ def _judged(
     material: Material, folder: Path, report: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Mapping[str, NDArray[np.floating[Any]]]:
     """What the judges say; the model, when a peer wrote it, is of no use after that and goes."""
-    judges = {"judged": "benchmarks.compress.judge", "paced": "benchmarks.compress.pace"}
     scores: dict[str, NDArray[np.floating[Any]]] = {}
-    for kind, module in judges.items():
-        if options.get(kind, kind == "judged"):
-            scores |= _asked(module, material, folder, report, kind)
+    for kind in _kinds(options):
+        scores |= _asked(JUDGES[kind], material, folder, report, kind)
     for name in ("native", "model", "healed"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return scores
@@ -169,7 +183,7 @@ def _judged(
 def _asked(
     module: str, material: Material, folder: Path, report: Mapping[str, Any], kind: str
 ) -> Mapping[str, NDArray[np.floating[Any]]]:
-    out = folder / f"{kind}-{material.held_out.stem}.npz"
+    out = _scores(folder, kind, material)
     if not out.exists():
         half = out.with_suffix(".half.npz")
         paths = [material.parent, report["model"], material.held_out, half]

@@ -160,8 +160,16 @@ def test_a_cell_goes_from_the_model_to_its_kl_and_is_kept(two_models, tmp_path, 
     assert found.scores["kl_SL"].shape == np.load(shared.held_out).shape
     assert 0 < found.scores["kl_SL"].mean() < 1
     assert found.report["versions"]["torch"] == torch.__version__
-    monkeypatch.setattr(cells, "watched", lambda *_: pytest.fail("a finished cell ran again"))
-    assert cells.measure(cell, shared, 0, run="second", again=False).run == "first"
+    with monkeypatch.context() as patched:
+        patched.setattr(cells, "watched", lambda *_: pytest.fail("a finished cell ran again"))
+        assert cells.measure(cell, shared, 0, run="second", again=False).run == "first"
+    more = material(two_models[0], tmp_path / "cache", sources=str(text), length=16, samples=4, held_out=12, seeds=1)
+    assert cells.measure(cell, more, 0, run="third", again=False).run == "first", "judged again, not made again"
+    for scores in shared.folder.glob("cells/*/judged-*"):
+        scores.unlink()
+    (Path(found.report["model"]) / "config.json").unlink()  # as a peer's model goes once it is judged
+    (Path(found.report["model"]) / "model.safetensors.index.json").unlink(missing_ok=True)
+    assert cells.measure(cell, shared, 0, run="fourth", again=False).run == "fourth"
 
 
 def tokenizer(folder: Path) -> None:
