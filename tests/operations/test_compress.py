@@ -20,7 +20,9 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.rewrite import rewrite
 from llmos_cli.models.statistics import Statistics
+from llmos_cli.operations.compression import finish
 from llmos_cli.operations.compression.result import no_faster
+from llmos_cli.operations.proof import Exhibits
 from llmos_cli.operations.served import Speed
 from tests.operations.conftest import committed
 
@@ -250,6 +252,43 @@ def test_a_missing_revision(base: Base, llmos: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("damage", "code", "said"),
+    [
+        ("weights", 1, "the result's logits differ by"),
+        ("config", 5, "of the model's tensors or has them in another shape"),
+        ("codes", 1, "the result's logits differ by"),
+    ],
+)
+def test_a_result_that_was_written_wrongly_is_not_committed(
+    base: Base, llmos: Any, monkeypatch: pytest.MonkeyPatch, damage: str, code: int, said: str
+) -> None:
+    """Between the writing and the proof, as a faulty writer or disk would."""
+    ws = base()
+    prove = finish.prove
+
+    def damaged(exhibits: Exhibits, **rest: Any) -> Any:
+        if damage == "config":
+            config = json.loads((exhibits.staged / "config.json").read_text())
+            (exhibits.staged / "config.json").write_text(json.dumps({**config, "hidden_size": 48}))
+        else:
+            wanted = ("q_proj.weight_packed", "o_proj.weight_packed") if damage == "codes" else ("up_proj.weight",)
+            for name, entry in headers.of_directory(exhibits.staged).items():
+                if name.endswith(wanted):
+                    with open(entry.file, "r+b") as file:
+                        file.seek(entry.start)
+                        turned = bytes(byte ^ 0x40 for byte in file.read(entry.bytes))
+                        file.seek(entry.start)
+                        file.write(turned)
+        return prove(exhibits, **rest)
+
+    monkeypatch.setattr(finish, "prove", damaged)
+    command = ["quantize", "--method", "rtn"] if damage == "codes" else ["prune", "--method", "magnitude"]
+    ran = llmos(*command)
+    assert ran.code == code and said in ran.err, ran.err
+    assert len(list(ws.checkpoints.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
     "where", ["model.layers.0.self_attn.q_proj", "model.layers.1.input_layernorm", "model.embed_tokens"]
 )
 def test_weights_that_are_not_finite(base: Base, llmos: Any, where: str) -> None:
@@ -260,7 +299,8 @@ def test_weights_that_are_not_finite(base: Base, llmos: Any, where: str) -> None
     with ws.begin("train", config={}) as run, ws.stage() as staged:
         rewrite(model, parent.path, staged)
         run.commit(staged, parent.manifest.made)
-    for command in (["prune", "--method", "magnitude"], ["quantize"], ["quantize", "--heal", "1"]):
+    cut = ["prune", "--method", "depth", "--sparsity", "0.3"]
+    for command in (["prune", "--method", "magnitude"], cut, ["quantize"], ["quantize", "--heal", "1"]):
         ran = llmos(*command)
         assert ran.code == 1 and f"{where}.weight holds values that are not finite" in ran.err
 

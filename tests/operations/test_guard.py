@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmos_cli import tasks
-from llmos_cli.errors import GateFailed
+from llmos_cli.errors import GateFailed, LlmosError
 from llmos_cli.models.conformance import OTHER_BITS, Conformance
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.proof import Bytes, Parity, Proof, guard
@@ -103,3 +103,13 @@ def test_a_latency_that_was_not_measured_is_not_kept() -> None:
     assert judged(unmeasured, "causal-lm", max_latency=0.9) == (
         "latency was not measured: no room: nothing was committed"
     )
+
+
+def test_a_divergence_that_is_no_number_keeps_no_guard_and_is_refused_without_one() -> None:
+    with pytest.raises(LlmosError, match="KL to the parent is nan"):
+        guard(proof("bits_per_byte", 3.0, 3.0, kl=math.nan), tasks.load("causal-lm"), max_kl=None, max_drop=None)
+
+
+@pytest.mark.parametrize("difference", [math.nan, math.inf, 0.5])
+def test_logits_that_come_back_as_others_do_not_hold(difference: float) -> None:
+    assert Parity(0.0, 1.0, "transformers").holds and not Parity(difference, 1.0, "transformers").holds

@@ -27,6 +27,7 @@ from llmos_cli.operations.compression.reshape import reshape
 from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import calibrated
 from llmos_cli.operations.compression.shorten import shorten
+from llmos_cli.operations.compression.sound import check_finite
 from llmos_cli.operations.compression.subject import Subject, subject
 from llmos_cli.operations.compression.thin import narrower
 from llmos_cli.operations.heal import HEAL, Healing
@@ -68,6 +69,7 @@ def cut_out(
     with ws.stage() as staged:
         held(options, parent.path, emit=run.emit)
         whole = subject(ws, parent, resolved, options.ignore, emit=run.emit)
+        check_finite(parent.path, whole.compressible)  # no method reads all of them
         samples = calibrated(ws, run, whole, resolved, module.NEEDS)
         before = size_of(whole.model)
         cut = cutting(module)(
