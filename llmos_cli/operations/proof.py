@@ -347,14 +347,14 @@ def guard(
 ) -> None:
     """GateFailed where the result is further from its parent than allowed."""
     kl = proof.after["kl_parent"].value
+    if max_kl is not None and not kl <= max_kl:
+        raise GateFailed(f"KL to the parent is {kl:.4g}, above --max-kl {max_kl:g}: nothing was committed", hint=MILDER)
     if not math.isfinite(kl):
         raise LlmosError(
             f"KL to the parent is {kl}: parent or result answers what is not finite; nothing was committed",
             hint="evaluate the parent first: `llmos eval`",
             final=True,
         )
-    if max_kl is not None and not kl <= max_kl:
-        raise GateFailed(f"KL to the parent is {kl:.4g}, above --max-kl {max_kl:g}: nothing was committed", hint=MILDER)
     drop = dropped(proof, task)
     if max_drop is not None and not drop <= max_drop:
         raise GateFailed(
