@@ -93,7 +93,6 @@ class Workspace:
     @classmethod
     def create(cls, directory: Path) -> Workspace:
         """Make the skeleton. HEAD comes last: what was cut off before can be created again."""
-        access.require_change()
         root = cls.vacant(directory)
         for folder in ("configs", "checkpoints", "runs", f"{DOT}/refs/heads", f"{DOT}/tmp", f"{DOT}/cache"):
             with atomic.refusals(root):
