@@ -324,6 +324,7 @@ def test_damaged_snapshots_come_back_from_a_remote(on_rows: Workspace, llmos, tm
     kept, where = snapshot_of(on_rows), f".llmos/snapshots/{snapshot_of(on_rows)[:12]}"
     assert llmos("remote", "add", "origin", str(tmp_path / "far")).code == 0
     assert llmos("push", "-q", "--data").code == 0
+    fsck(on_rows, repair=True)  # a copied workspace: its files are shared again
     text = on_rows.snapshots.path(kept).read_text()
     (one, path), *_ = on_rows.snapshots.stored()
     piece = f"{where} (piece {one[:12]})"
