@@ -205,10 +205,10 @@ def calibration(
     cache: Path | None = None,
     room: int | None = None,
 ) -> Calibration:
-    """`samples` of the training split, drawn by `seed`; those that share text with what evaluation looks at are passed over. None are
-    read where none are needed.
+    """`samples` of the training split, drawn by `seed`: evaluation never sees them. None are read where none are needed.
 
-    `source`: where they come from instead, read with the help of `cache`. `room`: bytes that the widest layer's outputs may take, of as many
+    `source`: where they come from instead, read with the help of `cache`; those that share text with what evaluation looks at are
+    passed over. `room`: bytes that the widest layer's outputs may take, of as many
     samples as are run together; the record is the same whatever that is, the result but for the last bits; of pictures, as if each were one position.
     """
     if not needs and not labelled:
@@ -218,15 +218,12 @@ def calibration(
     if split is None or not len(split):
         raise NotFound("the data has no training samples to calibrate on", hint="set data.source or data.splits")
     shuffled: list[int] = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
-    drawn, passed = disjoint(split, shuffled, held_out(subject.exam.prepared), samples)
-    if not drawn:
-        looked_at = source or "the training samples"
-        raise UsageError(
-            f"evaluation looks at all of {looked_at}", hint="calibrate on another source (`calibration: SOURCE`)"
-        )
-    record: dict[str, Any] = {"passed_over": passed} if passed or source else {}
+    drawn, record = shuffled[:samples], {}
     if source:
-        record |= {"source": source, "data": dict(prepared.fingerprint)}
+        drawn, passed = disjoint(split, shuffled, held_out(subject.exam.prepared), samples)
+        record = {"source": source, "passed_over": passed, "data": dict(prepared.fingerprint)}
+    if not drawn:
+        raise UsageError(f"evaluation looks at all of {source}", hint="calibrate on another source")
     batches = _batches(split, drawn, BATCH)
     digest = hashlib.sha256(b"".join(_bytes(batch) for batch in batches)).hexdigest()
     if room is not None:
