@@ -77,6 +77,7 @@ def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) 
             record.id, record.operation, record.base, record.base_checkpoint, argv, record.parents, record.name
         )
         run = Run(workspace, record.id, started)
+        run.committed = workspace.refs.read(RUNS + record.id)
         run.emit(started)
         # The index trusts a run that has ended until the folder's time changes, and then looks at those whose lock was taken.
         os.utime(run.path.parent)
@@ -144,7 +145,8 @@ def _yaml(config: Mapping[str, Any]) -> str:
 class Run:
     """One run while it lives: made by `Workspace.begin` or `Runs.resume`, used as a context manager.
 
-    `base` is the branch (or the detached id) that was current when it first started.
+    `base` is the branch (or the detached id) that was current when it first started; `committed`: of a run that is resumed, what
+    it had committed when it was cut off.
     """
 
     def __init__(self, workspace: Workspace, identifier: str, started: Started) -> None:
@@ -154,6 +156,7 @@ class Run:
         self.state = self.path / "state"
         self.started = started
         self.base = started.base
+        self.committed: str | None = None
         self._listeners: list[Emit] = []
         self._journal = journal.Journal(self.path)
         self._handler: Any = None
@@ -174,9 +177,13 @@ class Run:
     def commit(self, staged: Path, made: Made, *, move: bool = True) -> Checkpoint:
         """Make the staged directory a checkpoint, whole or not at all, and move the branch that was current at the start.
 
-        Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`.
+        Conflict when that branch moved meanwhile: the checkpoint stays, recorded in `refs/runs/<run>`. Where the run had committed
+        before it was cut off and resumed, that stands.
         """
         move = move and not self._workspace.keep_branch
+        if (already := self._committed(move)) is not None:
+            self.emit(Saved(already.id, "", already.manifest.size))
+            return already
         prepared = storing.prepare(self._workspace, staged, made, emit=self.emit)
         checkpoint, conflict = prepared.checkpoint, None
         with self._workspace.oplog.locked(self.emit):
@@ -190,6 +197,16 @@ class Run:
         if conflict is not None:
             raise self._moved_meanwhile(checkpoint.id) from conflict
         return checkpoint
+
+    def _committed(self, move: bool) -> Checkpoint | None:
+        """What it had committed when it was cut off: once is enough."""
+        ws, made = self._workspace, self.committed
+        if made is None or not (ws.checkpoints / made).is_dir():
+            return None
+        stayed = made != self.started.base_checkpoint and all(each.run != self.id for each in ws.oplog.operations())
+        if move and stayed:
+            raise self._moved_meanwhile(made)
+        return ws.checkpoint(made)
 
     @property
     def _detached(self) -> bool:

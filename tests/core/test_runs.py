@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -157,6 +158,35 @@ def test_resume_goes_on_in_the_same_folder(ws: Workspace) -> None:
     assert not run.state.exists()
     with pytest.raises(UsageError, match="is done: there is nothing to resume"), ws.runs.resume(run.id):
         pass
+
+
+def commit_and_die(ws: Workspace, run: str | None = None, *, text: str, time: str, die: bool) -> str:
+    """A run, or one that is resumed, that commits and perhaps is cut off before it can say that it is done."""
+    begun = ws.runs.resume(run) if run else ws.begin("train", config={})
+    with contextlib.suppress(Terminated), begun as it, ws.stage() as staged:
+        (staged / "a").write_text(text)
+        it.commit(staged, replace(MADE, time=time))
+        if die:
+            raise Terminated("cut off", hint="")
+    return it.id
+
+
+def test_a_run_that_is_cut_off_after_its_commit_commits_once(ws: Workspace) -> None:
+    run = commit_and_die(ws, text="x", time="2026-11-22T10:45:01Z", die=True)
+    (made,) = ws.checkpoints.iterdir()
+    assert (ws.resolve(), ws.runs.find(run).status) == (made.name, "terminated")
+    assert commit_and_die(ws, run, text="x", time="2026-11-22T10:45:02Z", die=False) == run
+    assert (ws.resolve(), [*ws.checkpoints.iterdir()], ws.runs.find(run).status) == (made.name, [made], "done")
+
+
+def test_what_a_conflict_kept_from_its_branch_is_one_for_the_resumed_run_too(ws: Workspace) -> None:
+    with pytest.raises(Conflict), ws.begin("train", config={}) as run, ws.stage() as staged:
+        (staged / "a").write_text("x")
+        commit_and_die(ws, text="y", time="2026-11-22T10:45:02Z", die=False)
+        run.commit(staged, MADE)
+    with pytest.raises(Conflict, match="main moved to"):
+        commit_and_die(ws, run.id, text="x", time="2026-11-22T10:45:03Z", die=False)
+    assert len([*ws.checkpoints.iterdir()]) == 2
 
 
 def test_find_by_name_prefix_and_ending(ws: Workspace) -> None:
