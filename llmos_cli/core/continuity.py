@@ -83,7 +83,8 @@ def _torn(operation: Operation, change: Change, before: tuple[str | None, str] |
 
 
 def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
-    """Operations that the audit log knows, and the log of operations does not."""
+    """Operations that the audit log knows, and the log of operations does not. One that was to begin that log anew is told there first:
+    cut off between the two, it is nothing lost, and the damage that it was about is still told."""
     known = {operation.id for operation in operations}
     there = audit.path.read_bytes() if audit.path.exists() else b""
     if not audit.breaks() and all(each.decode() in known for each in _KNOWN.findall(there)):
@@ -94,7 +95,7 @@ def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
     return [
         Flaw(f"operation {each.operation} (`{each.what}`) is missing: the audit log has it", each.operation, each.time)
         for each in gone
-        if each.time >= since and not each.what.startswith(_COLLECTED)
+        if each.time >= since and not each.what.startswith((_COLLECTED, ACCEPTED))
     ]
 
 
