@@ -140,6 +140,13 @@ def test_what_would_answer_nan_is_not_exported(workspace: Workspace, imported: A
         run.commit(staged, parent.manifest.made)
     ran = llmos("export", "-o", tmp_path / "half", "--type", "float16")
     assert ran.code == 1 and "export with --type float32" in ran.err and not (tmp_path / "half").exists()
+    model.get_parameter("model.norm.weight").data *= torch.nan
+    with workspace.begin("train", config={}) as run, workspace.stage() as staged:
+        rewrite(model, parent.path, staged)
+        run.commit(staged, parent.manifest.made)
+    for asked in (["--type", "float16"], ["--format", "gguf"]):
+        ran = llmos("export", "-o", tmp_path / "half.gguf", *asked)
+        assert ran.code == 1 and "the checkpoint answers what is not finite" in ran.err
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.02), ("q8_0", 0.02)])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llmos_cli.core import atomic
 from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.errors import LlmosError
 from llmos_cli.models.conformance import Conformance
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -60,7 +61,12 @@ def logits(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """The largest between two sets of logits, as a share of the largest."""
+    """The largest between two sets of logits, as a share of the largest; LlmosError where `one`, the checkpoint's, are not finite."""
+    if not one.isfinite().all():
+        raise LlmosError(
+            "the checkpoint answers what is not finite: nothing was exported",
+            hint="export one from before that; `llmos eval` tells which answer",
+        )
     return float((one - other).abs().max() / one.abs().max())
 
 

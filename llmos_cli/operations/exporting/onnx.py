@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,6 +64,8 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
     if options.type == "int8":
         _quantize(target / GRAPH)
         found = max(difference(logits(model, inputs), run(target / GRAPH, inputs)) for inputs in _questions(model))
+        if not math.isfinite(found):
+            raise LlmosError("in int8 the graph answers what is not finite", hint="export with --type float32")
         notes.append("int8 weights per channel, inputs of their products rounded to 8 bits as they come")
     copy(checkpoint, target, {*others(checkpoint), "config.json"})
     return Outcome(found, notes=tuple(notes))

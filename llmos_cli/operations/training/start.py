@@ -20,6 +20,7 @@ from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.models.blocks import layers, weights
 from llmos_cli.models.build import OWN_DEFAULTS, build, freeze_backbone, transfer
+from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
 from llmos_cli.operations.training import teacher as teaching
@@ -72,6 +73,8 @@ def make_model(
         model = load(parent.path, dtype=torch.float32)
         if not _holds(config):
             _warn_of_zeros(model, parent, emit)
+        if config.train.quantize.bits is None:
+            _warn_of_codes(parent, emit)
     else:
         facts = {**begin.prepared.facts, "sequence_length": begin.data.sequence_length}
         source = parent.config_json() if parent is not None else None
@@ -163,6 +166,18 @@ def _recorded_model(parent: Checkpoint, has: Mapping[str, Any]) -> dict[str, Any
     unlike = {names.get(key, key) for key in OWN_DEFAULTS}
     widths = {key: value for key, value in has.items() if key in plain and (key in unlike or plain[key] != value)}
     return {"arch": arch, **{key: value for key, value in widths.items() if key not in decided_by_data}}
+
+
+def _warn_of_codes(parent: Checkpoint, emit: Emit) -> None:
+    """What is trained is in fp32, and is stored so that nothing is rounded again."""
+    if is_quantized(parent.config_json()):
+        emit(
+            Note(
+                f"{parent.id[:12]} is quantized, and what comes of this training is not; `train.quantize.bits` trains in few bits, "
+                "and a parent that is trained first can be quantized after.",
+                level="warning",
+            )
+        )
 
 
 def _warn_of_zeros(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:

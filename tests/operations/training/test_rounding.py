@@ -118,6 +118,9 @@ def test_a_quantized_checkpoint_is_what_training_leaves(workspace: Workspace, ll
     assert lineage.uncompressed(workspace, result.checkpoint).id == parent
     assert llmos("quantize").code == 2
     assert llmos("fsck").code == 0
+    again = llmos("train", "HEAD", "-s", "train.max_steps=1")
+    assert again.code == 0 and "is quantized, and what comes of this training is not" in again.err
+    assert "quantization_config" not in workspace.checkpoint().config_json()
 
 
 def test_a_killed_run_is_resumed_to_the_same_codes(workspace: Workspace) -> None:
