@@ -78,7 +78,8 @@ class FsckResult:
         )
 
     def view(self) -> View:
-        checked = f"{self.checkpoints} checkpoints, {self.files} files, {size(self.bytes)} hashed"
+        checkpoints, files = counted(self.checkpoints, "checkpoint"), counted(self.files, "file")
+        checked = f"{checkpoints}, {files}, {size(self.bytes)} hashed"
         rows = [[each.where, each.what, ", ".join(each.hurts)] for each in self.problems]
         verdict = f"{len(rows)} damaged" if rows else "everything is as it was saved"
         return Group(

@@ -234,7 +234,7 @@ def _take_over(model: PreTrainedModel, parent: Checkpoint, emit: Emit) -> None:
     if not moved.copied:
         raise UsageError(
             f"No weight of {parent.id[:12]} fits the model: no name and shape is the same.",
-            hint="Leave model: out to continue its training, or leave REV out to train from scratch.",
+            hint="`--unset model` continues its training as the model that it is; without REV, training is from scratch.",
         )
     emit(
         Note(
