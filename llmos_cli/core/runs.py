@@ -72,7 +72,7 @@ def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) 
     access.require_change()
     with lock(workspace.dot / "locks" / f"run-{record.id}", emit=workspace.emit):
         record = workspace.runs.find(record.id)
-        _check_resumable(record)
+        check_resumable(record)
         started = _started(
             record.id, record.operation, record.base, record.base_checkpoint, argv, record.parents, record.name
         )
@@ -85,7 +85,8 @@ def resume(workspace: Workspace, record: RunRecord, argv: Sequence[str] | None) 
         yield run
 
 
-def _check_resumable(record: RunRecord) -> None:
+def check_resumable(record: RunRecord) -> None:
+    """Conflict where it is still running, UsageError where it is done."""
     if record.alive:
         raise Conflict(
             f"run {record.id} is still running (process {record.pid})", hint=f"`llmos logs {record.id}` follows it"

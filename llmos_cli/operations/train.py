@@ -14,6 +14,7 @@ from llmos_cli.core.config import Resolved
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.core.refs import RUNS
+from llmos_cli.core.runs import check_resumable
 from llmos_cli.core.view import Line, Lines, Span, duration, number, short, size
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Emit, Metric, Note, Resumed
@@ -106,11 +107,12 @@ def resume(
         raise UsageError(
             f"run {record.id} is a {record.operation}, not a training run", hint="`llmos ps --all` lists every run"
         )
+    check_resumable(record)
     again = resumption(record, sets=sets, unsets=unsets)
     if again.changes and (made := ws.refs.read(RUNS + record.id)):
         raise UsageError(
             f"run {record.id} has saved {short(made)} already: how it was optimised cannot change any more",
-            hint="`llmos train --resume` alone measures it, and ends the run",
+            hint=f"`llmos train --resume --run {record.id}`, with nothing else, measures it and ends the run",
         )
     with ws.runs.resume(record.id) as run:
         run.listen(emit)

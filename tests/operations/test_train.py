@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedT
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.device import compute_dtype
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, Terminated, UsageError
-from llmos_cli.events import Event, Metric, Note, Progress, Resumed
+from llmos_cli.events import Event, Metric, Note, Progress, Resumed, Saved
 from llmos_cli.models.headers import files
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
@@ -128,6 +128,24 @@ def test_there_is_nothing_to_resume_after_a_run_that_ended_well(workspace: Works
         resume(workspace, None, emit=lambda event: None)
     with pytest.raises(UsageError, match="is done"):
         resume(workspace, result.run, emit=lambda event: None)
+    with pytest.raises(UsageError, match="is done"):
+        resumed(workspace, result.run, "train.learning_rate=1e-3")
+
+
+def test_what_was_saved_already_is_not_optimised_in_another_way(workspace: Workspace) -> None:
+    def cut_off(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise Terminated("cut off", hint="")
+
+    with pytest.raises(Terminated):
+        trained(workspace, None, "train.max_steps=2", emit=cut_off)
+    (run,), made = workspace.runs.list(), workspace.head().checkpoint
+    with pytest.raises(UsageError, match="has saved") as refused:
+        resumed(workspace, None, "train.learning_rate=1e-3")
+    assert refused.value.hint and f"--resume --run {run.id}`" in refused.value.hint
+    assert workspace.runs.list() == [run] and run.status == "terminated"
+    assert resumed(workspace, run.id).checkpoint == made == workspace.head().checkpoint
+    assert workspace.runs.find(run.id).status == "done" and workspace.metrics(made or "")
 
 
 def diverged(ws: Workspace, *sets: str) -> str:
