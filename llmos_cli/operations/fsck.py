@@ -35,7 +35,7 @@ from llmos_cli.operations.fsck_refs import operations, refs
 from llmos_cli.operations.fsck_sealed import Sealing
 from llmos_cli.operations.fsck_strangers import strangers
 from llmos_cli.operations.fsck_whole import missing_signatures, refs_of_runs
-from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
+from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy
 from llmos_cli.operations.sharing_again import share_again, unshared
 from llmos_cli.operations.summary import SHORT
 
@@ -124,7 +124,7 @@ def fsck(
         return found
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
     repaired = _put_back(ws, found, emit) if repair or lost else []
-    accept(ws, [each for each in lost if what_is_lost(ws, each)])
+    accept(ws, lost)
     again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)

@@ -33,11 +33,10 @@ class GivenUp:
 
     @property
     def told(self) -> str:
+        at = self.checkpoint[:SHORT]
         if self.what == WEIGHTS:
-            return (
-                f"the weights of {self.checkpoint[:SHORT]} were given up: they are lost for good, and count as removed"
-            )
-        return f"checkpoint {self.checkpoint[:SHORT]} was given up: it is lost for good, and what it came from stays"
+            return f"the weights of {at} were given up: they are lost for good, and count as removed"
+        return f"checkpoint {at} was given up: it is lost for good, and what it came from stays"
 
 
 def lost_ones(ws: Workspace, revs: Sequence[str]) -> list[str]:
@@ -55,10 +54,12 @@ def lost_ones(ws: Workspace, revs: Sequence[str]) -> list[str]:
 
 
 def accept(ws: Workspace, checkpoints: Sequence[str]) -> None:
+    """What of these is lost still: repairing may have brought it back."""
     with ws.oplog.locked(ws.emit):
-        changes = [change for each in checkpoints for change in _changes(ws, each)]
+        lost = {each: what for each in checkpoints if (what := what_is_lost(ws, each))}
+        changes = [change for each, what in lost.items() for change in _changes(ws, each, what)]
         if changes:
-            names = " ".join(each[:SHORT] for each in checkpoints)
+            names = " ".join(each[:SHORT] for each in lost)
             ws.oplog.apply_locked(f"fsck --accept-loss {names}", changes)
 
 
@@ -113,14 +114,14 @@ def _named(ws: Workspace, rev: str) -> str:
     return found[0] if found else ws.named(rev)
 
 
-def _changes(ws: Workspace, checkpoint: str) -> Iterator[Change]:
-    yield Change(lost.mark_of(checkpoint), None, _loss(ws, checkpoint).text())
-    if what_is_lost(ws, checkpoint) == WEIGHTS:
+def _changes(ws: Workspace, checkpoint: str, what: str) -> Iterator[Change]:
+    yield Change(lost.mark_of(checkpoint), None, _loss(ws, checkpoint, what).text())
+    if what == WEIGHTS:
         yield Change(dropped.mark_of(checkpoint), None, "")
 
 
-def _loss(ws: Workspace, checkpoint: str) -> Loss:
-    if _has_manifest(ws, checkpoint):
+def _loss(ws: Workspace, checkpoint: str, what: str) -> Loss:
+    if what == WEIGHTS:
         return Loss(checkpoint, ws.parents(checkpoint))
     runs = [record for run, _ in ws.index.makers(checkpoint) if (record := ws.index.record(run))]
     if runs:
