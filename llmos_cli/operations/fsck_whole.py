@@ -16,28 +16,20 @@ _SIGNED = f".llmos/{signatures.FOLDER}/".encode()
 
 
 def refs_of_runs(ws: Workspace) -> Iterator[Problem]:
-    """A run that says that it saved a checkpoint which is here has a ref that names it: that comes first. What a run saved at last it may
-    not have lived to say, unless it says that it is done."""
-    for run, (saved, done) in _saved(ws).items():
-        named, corrupt = readable(ws, RUNS + run)
-        if not corrupt and named is None:
-            yield Problem(
-                RUNS + run, f"is missing, and runs/{run} saved {apart(saved, folders(ws.checkpoints))}", saved
-            )
-        elif not corrupt and named != saved and done:
-            yield Problem(
-                RUNS + run,
-                f"names {apart(named or '', [saved])}, and the run saved {apart(saved, [named or ''])}",
-                saved,
-            )
+    for ref, named, saved in lost_refs_of_runs(ws):
+        what = f"is missing, and runs/{ref.removeprefix(RUNS)} saved {apart(saved, folders(ws.checkpoints))}"
+        if named is not None:
+            what = f"names {apart(named, [saved])}, and the run saved {apart(saved, [named])}"
+        yield Problem(ref, what, saved)
 
 
-def lost_refs_of_runs(ws: Workspace) -> Iterator[tuple[str, str]]:
-    """Those that are not what their runs say, and what that is."""
+def lost_refs_of_runs(ws: Workspace) -> Iterator[tuple[str, str | None, str]]:
+    """Those that are not what their runs say, what they name and what that is. A run that says that it saved a checkpoint which is here has
+    a ref that names it: that comes first. What a run saved at last it may not have lived to say, unless it says that it is done."""
     for run, (saved, done) in _saved(ws).items():
         named, corrupt = readable(ws, RUNS + run)
         if not corrupt and (named is None or (named != saved and done)):
-            yield RUNS + run, saved
+            yield RUNS + run, named, saved
 
 
 def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:

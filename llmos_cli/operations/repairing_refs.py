@@ -56,7 +56,7 @@ def _unlogged(ws: Workspace) -> Iterator[Repaired]:
             committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
             ws.refs.write(RUNS + run, committed or None)
             yield Repaired(RUNS + run, f"what runs/{run} says")
-    for ref, saved in lost_refs_of_runs(ws):
+    for ref, _, saved in lost_refs_of_runs(ws):
         ws.refs.write(ref, saved)
         yield Repaired(ref, f"what runs/{ref.removeprefix(RUNS)} says")
     for name in list(ws.refs.names(REMOTES)):
