@@ -65,11 +65,11 @@ def _follows(operation: Operation, change: Change, before: tuple[str | None, str
         return True
     if operation.name.startswith(_REPAIRED):
         return True
-    return before is None and change.what.startswith((HEAD, HEADS)) and _is_old_clone(audit)
+    return before is None and change.what.startswith((HEAD, HEADS)) and is_old_clone(audit)
 
 
-def _is_old_clone(audit: Audit) -> bool:
-    """Then HEAD and its branch were written without an operation."""
+def is_old_clone(audit: Audit) -> bool:
+    """Whether it was cloned when a clone was recorded, and HEAD and its branch were written without an operation."""
     return any(record.what.startswith("clone ") and not record.operation for record in _records(audit))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from llmos_cli.core import audit, continuity
+from llmos_cli.core import continuity
 from llmos_cli.core.listing import folders
 from llmos_cli.core.operation import Operation, told
 from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
@@ -91,10 +91,8 @@ def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
 
 
 def _cloned_to(ws: Workspace) -> str:
-    """The branch that HEAD was on at first, of a workspace that was cloned when a clone was recorded and its branch written without an
-    operation; empty in all others."""
-    recorded = (audit.parse(line) for line in ws.oplog.audit.lines())
-    if not any(each is not None and each.what.startswith("clone ") and not each.operation for each in recorded):
+    """The branch that HEAD was on at first, of a workspace that was cloned long ago; empty in all others."""
+    if not continuity.is_old_clone(ws.oplog.audit):
         return ""
     moves = (change for operation in ws.oplog.operations() for change in operation.changes if change.what == HEAD)
     first = next(moves, None)
