@@ -113,8 +113,9 @@ def steps(measured: Sequence[bool], verdicts: Sequence[bool | None]) -> Steps:
             return 0
         middle = (good + bad) // 2
         cost = look(middle, step)
-        ways = {True: [(middle, bad)], False: [(good, middle)]}.get(verdicts[middle], [(middle, bad), (good, middle)])  # type: ignore[arg-type]
-        return cost + max(between(*way, step + 1) for way in ways)
+        holds = verdicts[middle]
+        later = 0 if holds is False else between(middle, bad, step + 1)
+        return cost + max(later, 0 if holds is True else between(good, middle, step + 1))
 
     last = len(measured) - 1
     most = look(last, 1)

@@ -72,13 +72,17 @@ class Chosen:
 
 def choose(codes: Codes, dtype: torch.dtype) -> Chosen:
     """The best product with `codes`, whose inputs will be `dtype`, on the device they are on."""
-    nothing: Times = {"dense": [1.0] * len(ROWS)}
-    times = nothing if forms.usable(codes, dtype) == ["dense"] else measured(codes, dtype)
+    times = _compared(codes, dtype)
     names = best(times)
     built = {name: forms.build(name, codes, dtype) for name in dict.fromkeys(names)}
     starts = [at for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
     limits = [*(float(ROWS[at]) for at in starts[1:]), math.inf]
     return Chosen(codes.kind(), times, tuple(limits), tuple(built[names[at]] for at in starts))
+
+
+def _compared(codes: Codes, dtype: torch.dtype) -> Times:
+    """Nothing is measured where there is nothing to choose from."""
+    return {"dense": [1.0] * len(ROWS)} if forms.usable(codes, dtype) == ["dense"] else measured(codes, dtype)
 
 
 def best(times: Times) -> list[str]:
@@ -99,7 +103,7 @@ def best(times: Times) -> list[str]:
 
 def seconds(codes: Codes, dtype: torch.dtype, rows: int) -> float:
     """How long the product that `choose` would take is measured to take for so many rows."""
-    name = best(measured(codes, dtype))[max(at for at, least in enumerate(ROWS) if least <= max(1, rows))]
+    name = best(_compared(codes, dtype))[max(at for at, least in enumerate(ROWS) if least <= max(1, rows))]
     return measured(codes, dtype, (rows,))[name][0]
 
 

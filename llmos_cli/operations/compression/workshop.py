@@ -128,9 +128,8 @@ class Workshop:
         stock, bits = (of, {}) if isinstance(of, Stock) else (of.stock, of.bits())
         page = self.notes.once(f"timed-{stock.cut:g}-{_digest(bits)}", partial(self._timed, stock, bits))
         share = float(page.facts["share"])
-        told = " to ".join(
-            map(str, sorted({min(bits.values()), max(bits.values())} if bits else {min(self.options.bits)}))
-        )
+        widths = set(bits.values()) or {min(self.options.bits)}
+        told = " to ".join(map(str, sorted({min(widths), max(widths)})))
         self.emit(Note(f"{stock.cut:.0%} cut out, {told} bits: {share:.2f} of the parent's latency"))
         return share
 
