@@ -166,7 +166,7 @@ def moved_meanwhile(operation: Operation, change: Change, now: str | None) -> Co
     )
 
 
-def in_the_way(change: Change, other: str) -> Conflict:
+def blocked(change: Change, other: str) -> Conflict:
     """`a` and `a/b` cannot both be refs: one would be a file and a folder."""
     name = other.removeprefix(HEADS).removeprefix(TAGS)
     hint = "`llmos op log` shows what made it"

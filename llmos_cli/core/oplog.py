@@ -21,8 +21,8 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import (
     Change,
     Operation,
+    blocked,
     check_secrets,
-    in_the_way,
     moved_meanwhile,
     new,
     parse,
@@ -269,7 +269,7 @@ class OperationLog:
                 and now is None
                 and (other := self._refs.in_the_way(change.what, leaving))
             ):
-                raise in_the_way(change, other)
+                raise blocked(change, other)
 
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""

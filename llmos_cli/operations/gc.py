@@ -33,12 +33,12 @@ from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _OLD = 30 * 86400.0
+"""Seconds after which even a leftover of another host, whose processes cannot be seen from here, is abandoned."""
 _GONE_BACK_TO = ("checkpoint", "weights", "remains", "lost", "snapshot", "piece")
 """Kinds of what the log of operations protects."""
 STRAY = 86400.0
 """Seconds that an object stays which no checkpoint holds: it may be the last copy of what somebody has just removed by hand. Not longer,
 or what a killed import left would fill the disk for a month."""
-"""Seconds after which even a leftover of another host, whose processes cannot be seen from here, is abandoned."""
 
 
 @dataclass(frozen=True)
