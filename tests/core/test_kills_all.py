@@ -9,11 +9,25 @@ import pytest
 
 from llmos_cli import catalog
 from llmos_cli.lazy import commands_below
-from tests.core import test_kills, test_kills_data, test_kills_model, test_kills_pipeline, test_kills_remote
+from tests.core import (
+    test_kills,
+    test_kills_data,
+    test_kills_model,
+    test_kills_pipeline,
+    test_kills_remote,
+    test_kills_resumed,
+)
 from tests.test_dry_run import CASES
 from tests.test_read_only import CHANGING, READING
 
-MATRIX = (test_kills, test_kills_data, test_kills_model, test_kills_pipeline, test_kills_remote)
+MATRIX = (
+    test_kills,
+    test_kills_data,
+    test_kills_model,
+    test_kills_pipeline,
+    test_kills_remote,
+    test_kills_resumed,
+)
 OF_THEIR_OWN = {"init", "clone", "restore", "export", "tune"}
 """Rows that are tests for themselves, in test_kills.py, test_kills_remote.py, test_kills_model.py and test_kills_tune.py."""
 NONE = {
