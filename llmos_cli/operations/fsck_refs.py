@@ -59,6 +59,9 @@ def _bytes_of(ref: str, ws: Workspace) -> str | None:
 def operations(ws: Workspace) -> Iterator[Problem]:
     """Every move of HEAD, a branch, a tag, a stage's name or that of data is an operation: what says otherwise was edited behind our
     back."""
+    if log_is_gone(ws):  # that each of its operations is missing, and made none of the refs, says no more
+        yield Problem(".llmos/operations.jsonl", "is missing, and the audit log tells of operations")
+        return
     logged = list(ws.oplog.operations())
     last = ws.oplog.left(logged)
     for ref, (value, name) in sorted(last.items()):
@@ -70,8 +73,6 @@ def operations(ws: Workspace) -> Iterator[Problem]:
             yield Problem(ref, f"is at {told(now, value)}, and {left}")
     yield from _made_by_none(ws, set(last))
     yield from _head_that_never_was(ws, set(last))
-    if log_is_gone(ws):
-        yield Problem(".llmos/operations.jsonl", "is missing, and the audit log tells of operations")
     yield from _edited(ws, logged)
     if unread := ws.oplog.unreadable():
         yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + more(unread))

@@ -128,6 +128,12 @@ def test_the_log_of_operations_begins_anew_where_refs_are(named, commit, llmos, 
     assert llmos("undo").code == 0 and llmos("fsck").code == 0
 
 
+def test_a_log_that_is_gone_is_told_once(named):
+    """Not once more for each of its operations and of the refs that they made."""
+    named.oplog.path.unlink()
+    assert [problem.where for problem in fsck(named).problems] == [OPERATIONS]
+
+
 def test_both_logs_gone(named):
     for path in (named.oplog.path, named.oplog.audit.path):
         path.unlink()
