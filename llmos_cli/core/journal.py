@@ -35,7 +35,8 @@ class Journal:
     def write(self, event: Event) -> None:
         text = line(event)
         self._append(self._events, closed(text, self._events.read_bytes()) if isinstance(event, Ended) else text)
-        if isinstance(event, Saved | Ended):  # what a command that ended well has said of itself outlives a power cut
+        # What a command that ended well has said of itself outlives a power cut, and so does what a config is written after.
+        if isinstance(event, Resumed | Saved | Ended):
             os.fsync(self._descriptor(self._events))
         if self._worth_saying(event):
             self._append(self._log, sentence(event))

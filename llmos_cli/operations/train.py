@@ -117,9 +117,10 @@ def resume(
     with ws.runs.resume(record.id) as run:
         run.listen(emit)
         divergence.forget(run.state)
-        if again.changes:
-            run.reconfigure(again.resolved.mapping)
+        if again.changes:  # told before it is written: cut off in between, the run goes on by what it told
             run.emit(Resumed(state.step(run.state), again.changes))
+        if not again.recorded:
+            run.reconfigure(again.resolved.mapping)
         return carry_out(ws, run, _parent(ws, run, again.resolved), again.resolved, resume=True, move=True)
 
 

@@ -25,7 +25,10 @@ pytestmark = [
 
 MODULES = ["llmos_cli.app", "llmos_cli.operations.train", "llmos_cli.commands.train"]
 TRAIN = ("train", "-q", "-s", "train.max_steps=3", "-s", "train.save_every=2")
-COMMANDS = {"train --resume": ("train", "-q", "--resume")}
+COMMANDS = {
+    "train --resume": ("train", "-q", "--resume"),
+    "train --resume -s": ("train", "-q", "--resume", "-s", "train.learning_rate=0.001"),
+}
 BEGINNING, COMMIT = "llmos_cli.core.runs:resume", "llmos_cli.core.storing:prepare"
 
 
@@ -41,8 +44,10 @@ def template(scratch: Path, forks: Forks, new_workspace: Callable[..., Workspace
     return copied(ws.root, scratch / "template")
 
 
-@pytest.mark.parametrize("place", [BEGINNING, COMMIT])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("train --resume", BEGINNING), ("train --resume", COMMIT), ("train --resume -s", BEGINNING)],
+)
 def test_killed_at_every_call(name: str, place: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
     """From its beginning to where it commits, and from there to its end."""
     words, root = COMMANDS[name], copied(template, scratch / "w")
@@ -71,7 +76,9 @@ def test_killed_at_every_call(name: str, place: str, forks: Forks, template: Pat
         (run,) = Workspace.find(root).runs.list()
         if run.status != "done":
             assert forks.run(words[:3], root) == 0, f"killed before {call}: {forks.said}"
-        assert state(root) == after, f"killed before {call}"
+        if name == "train --resume":
+            assert state(root) == after, f"killed before {call}"
+        assert told(root) == rates(root), f"killed before {call}"
         assert visible(root)["status"] == "done", f"killed before {call}"
 
 
@@ -80,3 +87,15 @@ def visible(root: Path) -> dict[str, Any]:
     (run,) = Workspace.find(root).runs.list()
     kept = {path.name: path.stat().st_size for path in (run.path / "state").glob("*")}
     return {"status": run.status, "state": kept, "config": (run.path / "config.yaml").read_text(), "refs": state(root)}
+
+
+def rates(root: Path) -> list[str]:
+    """What the checkpoint is to say of its steps, from the rate that its config ends with."""
+    ws = Workspace.find(root)
+    rate = ws.checkpoint().manifest.made.config["train"]["learning_rate"]
+    return [f"from step 2 on: train.learning_rate {rate} (was 0.002)"] if rate != 0.002 else []
+
+
+def told(root: Path) -> list[str]:
+    said = Workspace.find(root).checkpoint().manifest.made.environment.get("resumed", "")
+    return said.split("; ") if said else []

@@ -6,12 +6,14 @@ state, and other data would make the record of what the checkpoint was trained o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
+from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.errors import UsageError
 from llmos_cli.operations.config import methods
 from llmos_cli.operations.training.divergence import WAY_ON, noted
@@ -48,17 +50,21 @@ FREE = frozenset(
 
 @dataclass(frozen=True)
 class Resumption:
-    """The config to go on with, and what is new in it: key -> (before, now)."""
+    """The config to go on with, and what is new in it: key -> (before, now). `recorded`: whether the run's config.yaml says so."""
 
     resolved: Resolved
     changes: Mapping[str, tuple[Any, Any]]
+    recorded: bool
 
 
 def resumption(record: RunRecord, *, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Resumption:
     """A run's own config, with none of what the config files say today, changed as asked; UsageError for what cannot change."""
     file = record.path / "config.yaml"
-    before = _recorded(configs.read_file(file))
-    resolved = _recorded(configs.amended(configs.read_file(file), sets=sets, unsets=unsets))
+    told = _told(record)
+    before = _recorded(configs.amended(configs.read_file(file), sets=told, unsets=()))
+    resolved = _recorded(
+        configs.amended(configs.amended(configs.read_file(file), sets=told, unsets=()), sets=sets, unsets=unsets)
+    )
     changes = configs.changes(before.mapping, resolved.mapping)
     _check_free(changes, before.config.train.optimizer)
     diverged = noted(record.path / "state")
@@ -67,7 +73,15 @@ def resumption(record: RunRecord, *, sets: Sequence[str] = (), unsets: Sequence[
             f"run {record.id} ended at step {diverged.step}, where the loss was no longer finite, and would end there again",
             hint=f"{WAY_ON} goes on with a lower rate (it was {resolved.config.train.learning_rate:g})",
         )
-    return Resumption(resolved, changes)
+    recorded = _recorded(configs.read_file(file)).mapping == resolved.mapping
+    return Resumption(resolved, changes, recorded)
+
+
+def _told(record: RunRecord) -> list[str]:
+    """What was changed before, as `-s` has it: told, then written to the config, and a kill may have come between."""
+    events, _ = read_events(record.path / EVENTS)
+    changed = [each["settings"].items() for each in events if each["event"] == "resumed"]
+    return [f"{key}={json.dumps(now)}" for settings in changed for key, (_, now) in settings]
 
 
 def _recorded(tree: Any) -> Resolved:
