@@ -28,14 +28,13 @@ MATRIX = (
     test_kills_remote,
     test_kills_resumed,
 )
-OF_THEIR_OWN = {"init", "clone", "restore", "export", "tune"}
-"""Rows that are tests for themselves, in test_kills.py, test_kills_remote.py, test_kills_model.py and test_kills_tune.py."""
+OF_THEIR_OWN = {"init", "clone", "restore", "export", "tune", "deploy", "stop"}
+"""Rows that are tests for themselves, in test_kills.py, test_kills_remote.py, test_kills_model.py, test_kills_tune.py and
+test_kills_served.py."""
 NONE = {
     "bisect": "a row of evaluations, each of which is as `eval`",
-    "deploy": "serves until it is ended: a run that begins and ends as every other, its address in one file, a record of the audit",
     "predict": "reads the workspace; `-o FILE` is a file of the user's",
     "reproduce": "works in a scratch workspace",
-    "stop": "sends a signal, and adds a record to the audit as every operation does",
     "verify": "reads",
     "why": "works in scratch workspaces; what it measured is kept in the cache, one file each",
 }
