@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.refs import DATA
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck import fsck
 from tests.core.durability import unsafe
@@ -21,6 +22,7 @@ MODULES = [
 ]
 COMMANDS: dict[str, tuple[str, ...]] = {
     "data snapshot": ("data", "snapshot", "--source", "notes", "-q"),
+    "data snapshot --name": ("data", "snapshot", "--source", "notes", "--name", "named", "-q"),
     "data snapshot again": ("data", "snapshot", "--source", "kept", "-q"),
     "data rm": ("data", "rm", "{kept}", "-q"),
     "gc": ("gc", "--expire", "now", "-q"),
@@ -65,6 +67,8 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
     before = Workspace(copied(template, root)).snapshots.ids()
     calls = forks.calls(told, root, root)
     after = Workspace(root).snapshots.ids()
+    named, named_before = names(root), names(template)
+    assert (named != named_before) is ("--name" in told)
     assert len(calls) > 5 and (after != before) is (name != "data snapshot again")
     for call in calls:
         ws = Workspace(copied(template, root))
@@ -72,6 +76,15 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
         assert ws.snapshots.ids() in (before, after), f"killed before {call}"
         assert all(ws.snapshots.wrong(each) == "" for each in ws.snapshots.all())
-        if ws.snapshots.ids() != after:
+        assert names(root) in (named_before, named), f"killed before {call}"
+        if (ws.snapshots.ids(), names(root)) != (after, named):
             assert forks.run(told, root) == 0, f"killed before {call}: {forks.said}"
-            assert ws.snapshots.ids() == after
+            assert (ws.snapshots.ids(), names(root)) == (after, named)
+
+
+def names(root: Path) -> dict[str, str]:
+    """What is called something, each of which is there."""
+    ws = Workspace(root)
+    found = dict(ws.refs.under(DATA))
+    assert set(found.values()) <= set(ws.snapshots.ids())
+    return found
