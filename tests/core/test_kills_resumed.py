@@ -1,5 +1,5 @@
 """A training run that was cut off, gone on with, and killed before any call of that too: it can be gone on with again, and ends as
-one that nothing happened to."""
+one that was gone on with once and not killed (that this one ends as a training that was never cut off, tests/operations/test_train.py shows)."""
 
 from __future__ import annotations
 
