@@ -108,6 +108,7 @@ def test_two_keys_of_which_one_counts(made: Workspace, llmos):
 def test_data_and_config_apart(made: Workspace, llmos):
     """The samples of both are B's; that A was measured on its own is a line of its own, and all lines add up to what people saw."""
     told = answer(llmos, "a", "all", "--runs", "0")
+    assert [run["what"] for run in told["runs"]][:2] == ["a's recipe with seed 1", "a's recipe with seed 2"]
     found = causes(told)
     assert [kind for kind, _, _ in found] == ["test", "data", "config"]
     assert found[1][1] == ["data.max_samples", "data.max_eval_samples"]

@@ -119,8 +119,9 @@ class Points:
         return self._known.get(identity(recipe), "")
 
     def siblings(self, recipe: Recipe) -> list[Recipe]:
-        """The same with other seeds, as checkpoints of the workspace were made."""
-        return [each for each in self._alike.get(identity(recipe, seeds=False), []) if not _same(each, recipe)]
+        """The same with other seeds, as checkpoints of the workspace were made; by seed, or ids would decide what noise is taken for."""
+        alike = [each for each in self._alike.get(identity(recipe, seeds=False), []) if not _same(each, recipe)]
+        return sorted(alike, key=lambda each: [step.config["seed"] for step in each])
 
     def _run(self, recipe: Recipe, what: str) -> Measurement | str:
         self.emit(Note(f"run again: {what}"))
