@@ -108,12 +108,13 @@ def test_hostile_blocks(kind: str) -> None:
 
 
 @example(seed=0, scale=0.001, kind="Q4_K")
+@example(seed=0, scale=2**-8, kind="Q8_0")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 10), kind=st.sampled_from(["Q4_0", "Q4_1", "Q4_K", "Q8_0"]))
 def test_an_error_is_about_half_a_step(seed: int, scale: float, kind: str) -> None:
     weight = weights(2, 256, seed) * scale
     found = read(gguf_blocks.of_dense(weight, kind), kind)
     step = weight.unflatten(1, (-1, 32)).abs().amax(2, keepdim=True) / (127 if kind == "Q8_0" else 7)
-    # Q4_K holds each of its 32s' scales as a code of 6 bits times one half-precision number, which ends at 2^-24.
-    half = 2**-25 * 63 * 15 if kind == "Q4_K" else 0
+    # Scales are half-precision numbers, which end at 2^-24: half of that, times the largest code (and in Q4_K the scale's own, of 6 bits).
+    half = 2**-25 * {"Q4_0": 8, "Q4_1": 16, "Q4_K": 63 * 15, "Q8_0": 127}[kind]
     assert ((found - weight).unflatten(1, (-1, 32)).abs() <= 1.6 * step + 1e-4 * scale + half).all()
