@@ -9,14 +9,14 @@ that was cut off by a kill or a power failure is finished by the next one to tak
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llmos_cli.core import access, atomic, continuity, lines, reversing
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
+from llmos_cli.core.history import History
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import (
     Change,
@@ -29,7 +29,7 @@ from llmos_cli.core.operation import (
     told,
     written,
 )
-from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
+from llmos_cli.core.refs import DATA, FIRST, HEAD, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
@@ -38,16 +38,15 @@ WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
 KEPT = f"{WINDOW / 86400:g}d"
 """The same as `gc` is told it."""
-_TIME = re.compile(rb'"time": ([0-9]+(?:\.[0-9]+)?)[,}]')
-"""Of an operation alone: within a text that it holds, each quote has a backslash before it."""
 _TAIL = 1 << 20
 """More than one line can be, as a rule: a config file before and after."""
 
 
-class OperationLog:
+class OperationLog(History):
     """While `rehearsing` an operation is checked like any other, told, and not carried out."""
 
     def __init__(self, root: Path, dot: Path, refs: Refs) -> None:
+        super().__init__(dot / "operations.jsonl")
         self.rehearsing = False
         self._root = root
         self._dot = dot
@@ -55,7 +54,6 @@ class OperationLog:
         self._dropped = Dropped(dot)
         self._sealed = Sealed(root, dot)
         self.audit = Audit(dot)
-        self.path = dot / "operations.jsonl"
         self._pending = dot / "pending.json"
 
     def apply(self, name: str, changes: Sequence[Change], *, emit: Emit = ignore) -> Operation:
@@ -117,101 +115,11 @@ class OperationLog:
         target = reversing.to_redo(list(self.operations()))
         return self._apply(new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
 
-    def freed_since(self, identifier: str) -> set[str]:
-        """Checkpoints of which something was freed for good after that operation."""
-        freed: set[str] = set()
-        for operation in self.operations():
-            freed = set() if operation.id == identifier else freed | {*operation.drops, *operation.collects}
-        return freed
-
-    def operations(self) -> Iterator[Operation]:
-        """All operations, oldest first; a line cut off by a crash is skipped."""
-        try:
-            with open(self.path, "rb") as file:
-                for line in file:
-                    if (operation := parse(line)) is not None:
-                        yield operation
-        except FileNotFoundError:
-            return
-
-    def left(self, operations: Iterable[Operation] | None = None) -> dict[str, tuple[str | None, str]]:
-        """Where operations (all that are logged) left `HEAD`, branches, tags, stages and names of data that they moved, and what the last one
-        was called."""
-        found: dict[str, tuple[str | None, str]] = {}
-        for operation in self.operations() if operations is None else operations:
-            moved = (change for change in operation.changes if change.what == HEAD or change.what.startswith(MOVED))
-            found |= {change.what: (change.after, operation.name) for change in moved}
-        return found
-
     def said(self, ref: str) -> str | None:
         """What a ref says; where that makes no sense, where the log left it: what whoever overwrites it may go back to."""
         if self._refs.senseless(ref):
             return self.left().get(ref, (FIRST if ref == HEAD else None, ""))[0]
         return self._refs.read(ref)
-
-    def unreadable(self) -> list[int]:
-        """Numbers of the lines that are no operation, but for one that a crash cut off."""
-        return [number for number, line in enumerate(lines.read(self.path)[:-1], 1) if parse(line) is None]
-
-    def protected(self, since: float) -> set[str]:
-        """Ids that operations at or after `since` moved a ref from or to, or removed the weights of."""
-        return {
-            value
-            for operation in self._since(since)
-            for change in operation.changes
-            if not change.what.startswith(DATA)
-            for value in ((change.before, change.after) if change.is_ref else (change.removes,))
-            if value and not value.startswith(SYMBOLIC)
-        }
-
-    def collected(self) -> set[str]:
-        """Checkpoints that were removed altogether. That they are gone is no damage, whatever else the log says of them."""
-        found: set[str] = set()
-        for line in lines.read(self.path):
-            if b'"collects"' in line and (operation := parse(line)) is not None:
-                found |= {*operation.collects}
-        return found
-
-    def removed(self, since: float) -> set[str]:
-        """Ids whose weights operations at or after `since` removed, and nothing has freed since: `undo` must find them again."""
-        found: set[str] = set()
-        for operation in self._since(since):
-            found |= {change.removes for change in operation.changes}
-            found -= {*operation.drops, *operation.collects}
-        return found - {""}
-
-    def named_snapshots(self, since: float) -> set[str]:
-        """Ids of the snapshots of data that operations at or after `since` gave a name, or took one from."""
-        changes = (change for operation in self._since(since) for change in operation.changes)
-        return {value for each in changes if each.what.startswith(DATA) for value in (each.before, each.after) if value}
-
-    def snapshots(self, since: float) -> set[str]:
-        """Descriptions of the snapshots of data that operations at or after `since` removed: `undo` must find their pieces again."""
-        changes = (change for operation in self._since(since) for change in operation.changes if change.snapshot)
-        return {text for change in changes for text in (change.before, change.after) if text}
-
-    def _since(self, since: float) -> Iterator[Operation]:
-        """Older lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken
-        for the first: a clock may have jumped."""
-        for line in lines.read(self.path):
-            time_ = _TIME.search(line)
-            if (time_ is None or float(time_[1]) >= since) and (operation := parse(line)) is not None:
-                yield operation
-
-    def left_for(self, checkpoint: str) -> tuple[str, float] | None:
-        """Where the branch (or detached HEAD) was when a run moved it to `checkpoint`: that id and the time."""
-        # A substring first: parsing thousands of lines would take longer than the rest of `log`.
-        for line in lines.read(self.path):
-            if (
-                checkpoint.encode() in line
-                and (operation := parse(line)) is not None
-                and operation.run
-                and operation.kind == "do"
-            ):
-                for change in operation.changes:
-                    if change.after == checkpoint and change.before:
-                        return change.before, operation.time
-        return None
 
     def _apply(self, operation: Operation, emit: Emit) -> Operation:
         with self.locked(emit):
