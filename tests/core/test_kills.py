@@ -138,6 +138,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "gc": ("gc", "--expire", "now"),
     "gc --window": ("gc", "--expire", "now", "--window", "now"),
     "gc --keep-last": ("gc", "--keep-last", "1", "--window", "now"),
+    "gc --keep-tagged": ("gc", "--keep-tagged", "--window", "now"),
     "undo": ("undo",),
     "undo rm": ("undo",),
     "redo": ("redo",),
@@ -194,6 +195,7 @@ def sign_here(ws: Workspace) -> None:
 
 BEFORE: dict[str, Callable[[Workspace], object]] = {
     "gc --keep-last": grow_older,
+    "gc --keep-tagged": grow_older,
     "undo rm": remove_what_undo_knows,
     "redo rm": remove_and_undo,
     "trust --revoke": lambda ws: trust(ws, ws.root / "code.py"),

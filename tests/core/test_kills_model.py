@@ -49,6 +49,7 @@ COMMANDS = {
     "distil": ("train", "-s", "train.teacher=HEAD", "-s", "train.max_steps=1"),
     "import": ("import", "outside"),
     "import in one file": ("import", "one"),
+    "import of GGUF": ("import", "one.gguf"),
     "prune": ("prune", "--method", "wanda", "--sparsity", "0.5"),
     "prune and heal": ("prune", "--method", "wanda", "--sparsity", "0.5", "--heal", "1"),
     "cut": ("prune", "--method", "width", "--sparsity", "0.25"),
@@ -81,6 +82,7 @@ def template(scratch: Path, forks: Forks, new_workspace: Callable[..., Workspace
         for name, value in load_file(file).items()
     }
     save_file(weights, ws.root / "one" / "model.safetensors", metadata={"format": "pt"})
+    assert forks.run(("export", "-o", "one.gguf", "--format", "gguf"), ws.root) == 0, forks.said
     settle(ws)
     return copied(ws.root, scratch / "template")
 

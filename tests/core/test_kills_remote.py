@@ -15,7 +15,7 @@ import pytest
 
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import files_below, hash_file
-from llmos_cli.core.refs import RUNS
+from llmos_cli.core.refs import HEAD, HEADS, RUNS, TAGS
 from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
@@ -55,6 +55,7 @@ COMMANDS = {
     "fetch": ("-C", "clone", "fetch"),
     "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
     "fsck --repair": ("fsck", "--repair"),
+    "fsck --repair of refs": ("fsck", "--repair"),
     "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
     "fsck --accept-loss audit": ("fsck", "--accept-loss", ".llmos/audit.jsonl"),
     "fsck --accept-loss operations": ("fsck", "--accept-loss", ".llmos/operations.jsonl"),
@@ -107,6 +108,15 @@ def damage(root: Path) -> None:
     settle(ws)
 
 
+def move_by_hand(root: Path) -> None:
+    """HEAD and a tag are gone, and a branch is where no operation left it."""
+    ws = Workspace.find(root)
+    ws.refs.write(f"{HEADS}other", ws.resolve("HEAD~1"))
+    ws.refs.write(f"{TAGS}base", None)
+    ws.refs.write(HEAD, None)
+    settle(ws)
+
+
 def lose(root: Path) -> None:
     """A checkpoint that no remote has is gone, and its child has lost its weights."""
     ws = Workspace.find(root)
@@ -142,6 +152,7 @@ def push_what_was_given_up(root: Path) -> None:
 BEFORE: dict[str, Callable[[Path], None]] = {
     "fetch --weights": remove_from_the_clone,
     "fsck --repair": damage,
+    "fsck --repair of refs": move_by_hand,
     "fsck --accept-loss": lose,
     "fsck --accept-loss audit": edit("audit.jsonl"),
     "fsck --accept-loss operations": edit("operations.jsonl"),
