@@ -13,7 +13,7 @@ Shapes: N rows of inputs (tokens, patches, steps), I inputs of a matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from llmos_cli.models.activations import Spill, Store
-from llmos_cli.models.blocks import Block, blocks, weights
-from llmos_cli.models.inputs import Inputs, inputs_of, leaders
-from llmos_cli.models.memo import Ending, Memo, ending
+from llmos_cli.models.blocks import Block, blocks
+from llmos_cli.models.inputs import Inputs, leaders
+from llmos_cli.models.memo import Memo, ending
+from llmos_cli.models.recording import Enough, Layout, names_of, recorded
 from llmos_cli.models.replay import Output, Replay, replaying
 from llmos_cli.models.statistics import Need, Statistics
 
@@ -106,7 +106,7 @@ def sequential(
     if not needs:
         for index, watched in enumerate(ours):
             with keeper.held(index):
-                _change(keeper, index, partial(visit, {name: Statistics() for name in _names(watched)}))
+                _change(keeper, index, partial(visit, {name: Statistics() for name in names_of(watched)}))
             advance(index + 1, len(ours))
         return
     with replaying(model, stack, torch.float32 if hooks else dtype) as replay:
@@ -140,7 +140,7 @@ def _looked_at(
     @contextmanager
     def held(index: int) -> Iterator[None]:
         block = replay.stack[index]
-        with keeper.held(index), _recorded(stops[index], 0) as seen, ending(block.module, block.name) as endings:
+        with keeper.held(index), recorded(stops[index], 0) as seen, ending(block.module, block.name) as endings:
             yield
         found[index] = Layout(endings=endings)
         found[index].note(seen)
@@ -150,7 +150,7 @@ def _looked_at(
 
 
 def _visit(streams: Streams, index: int, watched: Mapping[str, nn.Module], visit: Visit, keeper: Keeper) -> None:
-    unreached = set(_names(watched))
+    unreached = set(names_of(watched))
     for statistics in streams.stages(index, watched):
         visit(statistics)
         keeper.settle(statistics)
@@ -242,12 +242,12 @@ class Streams:
             before.clear()
         if watched and not groups.layout.follows:
             known = self.layouts.get(index, Layout())
-            if set(_names(watched)) <= set(known.follows):
+            if set(names_of(watched)) <= set(known.follows):
                 groups.layout = known
             else:  # one sample did not reach every expert
                 for number in range(len(self.batches)):
                     groups.note(number, self.watch(index, number, watched, self.compressed[number])[0])
-                    if set(_names(watched)) <= set(groups.layout.follows):
+                    if set(names_of(watched)) <= set(groups.layout.follows):
                         break
         return groups
 
@@ -267,61 +267,11 @@ class Streams:
         self, index: int, number: int, watched: Mapping[str, nn.Module], before: Output, until: int = 0
     ) -> tuple[dict[str, list[Inputs]], Output]:
         """What the block's layers are given, and its output; None for that where the `until`-th call of a layer was enough."""
-        with _recorded(watched, until) as seen:
+        with recorded(watched, until) as seen:
             try:
                 return seen, self.replay.run(index, number, self.batches[number], before)
-            except _Enough:
+            except Enough:
                 return seen, None
-
-
-@contextmanager
-def _recorded(watched: Mapping[str, nn.Module], until: int) -> Iterator[dict[str, list[Inputs]]]:
-    """Within it, what each matrix is given, call by call."""
-    seen: dict[str, list[Inputs]] = {}
-    with ExitStack() as undo:
-        for name, layer in watched.items():
-            undo.callback(_recording(name, layer, seen, until).remove)
-        yield seen
-
-
-def _recording(name: str, layer: nn.Module, seen: dict[str, list[Inputs]], until: int) -> RemovableHandle:
-    """Adds what the layer is given to `seen`; ends the pass at its `until`-th call."""
-
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else next(iter(kwargs.values()))
-        calls = [seen.setdefault(f"{name}.{weight}", []) for weight in weights(layer)]
-        for weight, inputs in inputs_of(layer, given, args[1:], output).items():
-            seen[f"{name}.{weight}"].append(inputs)
-        if until and all(len(call) == until for call in calls):
-            raise _Enough
-
-    if isinstance(layer, nn.LSTM):  # its states are the inputs of one of its matrices
-        return layer.register_forward_hook(lambda _, args, kwargs, output: note(args, kwargs, output), with_kwargs=True)
-    return layer.register_forward_pre_hook(lambda _, args, kwargs: note(args, kwargs, None), with_kwargs=True)
-
-
-@dataclass
-class Layout:
-    """Which of a block's matrices are fed alike. `follows`: for each matrix, in the order of their running, the first one that
-    is given the same tensors; `calls`: how often that one is called; `most`: how often each was called in a pass; `endings`: of the
-    block's modules."""
-
-    follows: dict[str, str] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    most: dict[str, int] = field(default_factory=dict)
-    endings: Mapping[str, Ending] = field(default_factory=dict)
-
-    def note(self, seen: Mapping[str, list[Inputs]]) -> None:
-        self.most |= {name: max(len(calls), self.most.get(name, 0)) for name, calls in seen.items()}
-        new = {name: leader for name, leader in leaders(seen).items() if name not in self.follows}
-        self.follows |= new
-        self.calls |= {leader: len(seen[leader]) for leader in new.values()}
-
-    def once(self, layers: Mapping[str, nn.Module]) -> set[str]:
-        """Those of `layers` that are called once in a pass, if at all."""
-        return {
-            name for name, layer in layers.items() if all(self.most.get(f"{name}.{w}") == 1 for w in weights(layer))
-        }
 
 
 @dataclass
@@ -412,14 +362,6 @@ def answered(
 def leading(output: Output) -> Tensor:
     """The first tensor of a nest: of a block's outputs, the hidden states."""
     return next(value for value in tree_leaves(output) if isinstance(value, Tensor))
-
-
-class _Enough(Exception):
-    """All that was looked for has been seen: the rest of the forward pass need not run."""
-
-
-def _names(watched: Mapping[str, nn.Module]) -> list[str]:
-    return [f"{name}.{weight}" for name, layer in watched.items() for weight in weights(layer)]
 
 
 def _within(block: Block, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
