@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import stat
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,32 +12,28 @@ from pathlib import Path
 from llmos_cli.core import manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.endings import altered
-from llmos_cli.core.listing import entries, folders
-from llmos_cli.core.manifest import FileEntry, Manifest
-from llmos_cli.core.objects import cores, files_below, hash_file
+from llmos_cli.core.listing import folders
+from llmos_cli.core.objects import hash_file
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import undoable, with_ancestors
-from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
+from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
-from llmos_cli.core.view import Group, Lines, Table, View, apart, size
+from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
-from llmos_cli.events import Emit, Progress, ignore
+from llmos_cli.events import Emit, ignore
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.cargo import counted
+from llmos_cli.operations.fsck_checkpoint import Examined, Hashes, files_of, inode_of, names_in
 from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
 from llmos_cli.operations.fsck_refs import operations, refs
 from llmos_cli.operations.fsck_sealed import Sealing
 from llmos_cli.operations.fsck_strangers import strangers
 from llmos_cli.operations.fsck_whole import missing_signatures, refs_of_runs
 from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy
-from llmos_cli.operations.sharing_again import share_again, unshared
+from llmos_cli.operations.sharing_again import share_again
 from llmos_cli.operations.summary import SHORT
-
-_OFTEN = 0.5
-"""Seconds between two words on how far it is."""
-
 
 _INDEX_DIFFERED = {
     True: "the index differed from the files, and was made anew",
@@ -146,11 +138,11 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     freed = ws.dropped.all() - (undoable(ws, time.time() - WINDOW) - {each.checkpoint for each in gone})
     sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
     lost = ws.index.lost()
-    checked = [_Checked(ws, name, freed=name in freed, lost=lost) for name in _names(ws.checkpoints)]
+    checked = [Examined(ws, name, freed=name in freed, lost=lost) for name in names_in(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
-    inodes = {name: _inode(stored[path]) for name, path in objects}
-    hashes = _Hashes({**stored, **_files(checked)}, emit)
+    inodes = {name: inode_of(stored[path]) for name, path in objects}
+    hashes = Hashes({**stored, **files_of(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
     sealing.must_fit(key_file)
@@ -187,139 +179,13 @@ def _quiet(ws: Workspace) -> AbstractContextManager[None]:
     return ws.oplog.locked(ws.emit) if ws.writable else nullcontext()
 
 
-class _Hashes:
-    """Hashes of files, computed on all cores, of each inode once: hard links are one file."""
-
-    def __init__(self, files: Mapping[Path, os.stat_result], emit: Emit) -> None:
-        self._inodes = {path: _inode(status) for path, status in files.items()}
-        one_each = {inode: path for path, inode in self._inodes.items()}
-        self.files = len(one_each)
-        self.bytes = sum(files[path].st_size for path in one_each.values())
-        self._found: dict[tuple[int, int], FileEntry] = {}
-        total = self.bytes // 1_000_000
-        done, told_at = 0, time.monotonic()
-        with ThreadPoolExecutor(max_workers=cores()) as pool:
-            for inode, entry in zip(one_each, pool.map(hash_file, one_each.values()), strict=True):
-                self._found[inode] = entry
-                done += entry.size
-                if time.monotonic() - told_at > _OFTEN:
-                    told_at = time.monotonic()
-                    emit(Progress("fsck", done // 1_000_000, total, "MB"))
-        if total:
-            emit(Progress("fsck", total, total, "MB"))
-
-    def __getitem__(self, path: Path) -> FileEntry:
-        return self._found[self._inodes[path]]
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _files(checked: Sequence[_Checked]) -> dict[Path, os.stat_result]:
-    return {path: status for each in checked for path, status in each.files.values()}
-
-
-class _Checked:
-    """One checkpoint directory under examination; `freed`: its weights were removed, and `undo` needs them no more. Where it could
-    bring them back but none of them came (from a backup, say), it has nothing to bring. `lost`: what was given up, manifest and all."""
-
-    def __init__(self, ws: Workspace, name: str, *, freed: bool, lost: Container[str]) -> None:
-        self._ws = ws
-        self._lost = lost
-        self.name = name
-        self._freed = freed
-        self._directory = ws.checkpoints / name
-        self._manifest: Manifest | None = None
-        self._error = ""
-        self._read()
-        self.files = self._there()
-        """Those that are there to be hashed, by name."""
-
-    def _read(self) -> None:
-        if not ID.fullmatch(self.name) or not self._directory.is_dir():
-            self._error = "is not a checkpoint: llmos did not put it there"
-            return
-        try:
-            self._manifest = manifest.as_it_stands(self._directory)
-        except Corrupt as error:
-            self._error = error.message
-
-    def _there(self) -> dict[str, tuple[Path, os.stat_result]]:
-        found = {}
-        for name in self._manifest.tree if self._manifest else ():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path = self._directory / name
-                if stat.S_ISREG((status := path.lstat()).st_mode):
-                    found[name] = path, status
-        return found
-
-    def problems(self, hashes: _Hashes) -> Iterator[Problem]:
-        if self.name in self._lost:
-            return
-        if self._manifest is None:
-            file = manifest.NAME if self._directory.is_dir() and ID.fullmatch(self.name) else ""
-            yield replace(self._problem("", self._error), file=file)
-            return
-        found = self._manifest
-        if not found.is_of(self.name):
-            yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
-        elif not found.is_written((self._directory / manifest.NAME).read_bytes()):
-            yield self._problem(manifest.NAME, "was altered, though it means the same")
-        for parent in found.made.parents:
-            if not ((self._ws.checkpoints / parent).is_dir() or parent in self._lost):
-                shown = apart(parent, _names(self._ws.checkpoints))
-                yield replace(self._problem("", f"its parent {shown} is missing"), lacks=parent)
-        if self.name in self._ws.sealed and not self._freed:
-            open_ = self._extra({}, "is in the clear, and the checkpoint is sealed: `llmos gc` removes it")
-            yield from (replace(each, file="") for each in open_)
-            return
-        if not self._freed and not (self.name in self._ws.dropped and not self.files):
-            yield from self._damaged(found, hashes)
-        yield from self._extra(found.tree, "does not belong to the checkpoint, which is whole without: move it away")
-
-    def _damaged(self, found: Manifest, hashes: _Hashes) -> Iterator[Problem]:
-        for name, entry in found.tree.items():
-            if name not in self.files:
-                yield self._problem(name, "is missing")
-            elif (now := hashes[self.files[name][0]]) != entry:
-                yield self._problem(name, _difference(now, entry))
-
-    def _extra(self, tree: Mapping[str, FileEntry], what: str) -> Iterator[Problem]:
-        for name in files_below(self._directory):
-            if name not in tree and name != manifest.NAME:
-                yield self._problem(name, what)
-
-    def _problem(self, name: str, what: str) -> Problem:
-        where = f"checkpoints/{self.name[:SHORT]}" + (f"/{name}" if name else "")
-        return Problem(where, what, self.name, name)
-
-    def unshared(self, objects: Mapping[str, tuple[int, int]]) -> int:
-        """Bytes that share nothing with an object, of what has its weights in the clear."""
-        if self._manifest is None or self._freed or self.name in self._ws.sealed or self.name in self._lost:
-            return 0
-        tree = self._manifest.tree
-        files = ((tree[name], _inode(status)) for name, (_, status) in self.files.items())
-        return unshared(self._ws.storage, files, objects)
-
-    def times(self) -> dict[str, int]:
-        """Files that have just been hashed need not be hashed again because a copy changed their times."""
-        return {name: status.st_mtime_ns for name, (_, status) in self.files.items()}
-
-
-def _difference(found: FileEntry, entry: FileEntry) -> str:
-    if found.size != entry.size:
-        return f"has {found.size:,} bytes instead of {entry.size:,}"
-    return "has other bytes than were saved"
-
-
 def _objects(
-    ws: Workspace, objects: Sequence[tuple[str, Path]], checked: Sequence[_Checked], hashes: _Hashes
+    ws: Workspace, objects: Sequence[tuple[str, Path]], checked: Sequence[Examined], hashes: Hashes
 ) -> Iterator[Problem]:
     """Damage to an inode that a checkpoint has too was told with the checkpoint."""
-    told = {_inode(status) for status in _files(checked).values()}
+    told = {inode_of(status) for status in files_of(checked).values()}
     for name, path in objects:
-        if hashes[path].sha256 != name and _inode(path.stat()) not in told:
+        if hashes[path].sha256 != name and inode_of(path.stat()) not in told:
             where = str(path.relative_to(ws.root))
             yield Problem(
                 where, "has other bytes than its name says; no checkpoint reads it, `llmos fsck --repair` removes it"
@@ -344,7 +210,7 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
     """What can be told without a key: that they are signatures, and of the checkpoint that they are named after."""
     folder = ws.dot / signatures.FOLDER
     signed = {signatures.path(ws.dot, each).name: each for each in signatures.signed(ws.dot)}
-    for name in _names(folder):
+    for name in names_in(folder):
         where = f"{folder.relative_to(ws.root)}/{name}"
         if name not in signed:
             yield Problem(where, "is not a signature: llmos did not put it there")
@@ -408,7 +274,3 @@ class _Hurt:
     def by(self, checkpoints: Iterable[str]) -> tuple[str, ...]:
         """Those that have any of these."""
         return tuple(name for name, line in self._lines.items() if not line.isdisjoint(checkpoints))
-
-
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in entries(folder)]
