@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from llmos_cli.core import continuity, manifest, signatures
+from llmos_cli.core import atomic, continuity, manifest, signatures
 from llmos_cli.core.locks import lock
 from llmos_cli.core.oplog import KEPT
 from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
@@ -336,6 +336,8 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], spar
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
             ws.dropped.restore(name)  # a mark that outlived its checkpoint
+    for folder in {(ws.dot / each.name).parent for each in garbage if each.kind == "result"}:
+        atomic.sync_directory(folder)
     kinds = {each.kind for each in garbage}
     if kinds & {"checkpoint", "weights", "remains", "object"}:
         ws.objects.remove([name for name, _ in _unheld(ws, reach) if name not in spared])
