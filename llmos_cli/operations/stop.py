@@ -1,4 +1,7 @@
-"""stop: ask a run to end (SIGTERM), and wait until it has. A run saves its state, a deployment drains."""
+"""stop: ask a run to end (SIGTERM), and wait until it has. A run saves its state, a deployment drains.
+
+The audit hears of a signal before the process does: who stopped a run is recorded, even if `stop` itself is killed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from llmos_cli.core import access
 from llmos_cli.core.processes import host, start_time
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.view import View
@@ -40,18 +44,35 @@ def stop(ws: Workspace, name: str, *, timeout: float = 60.0, kill: bool = False)
     if record.host != host():
         raise LlmosError(f"{called} runs on {record.host}", hint=f"run `llmos stop {called}` there")
     start = time.monotonic()
-    send(record, signal.SIGTERM)
-    gone = ended(record, timeout)
-    ws.oplog.note(f"stop {called}{'' if gone or not kill else ' --kill'}", emit=ws.emit)
+    gone = _told_to_end(ws, record, signal.SIGTERM, f"stop {called}", timeout)
     if not gone:
         if not kill:
             raise LlmosError(
                 f"{called} has not ended within {timeout:g} s (process {record.pid})",
                 hint="`--timeout` waits longer, `--kill` ends it hard after that",
             )
-        send(record, signal.SIGKILL)
-        ended(record, 10.0)
+        _told_to_end(ws, record, signal.SIGKILL, f"stop {called} --kill", 10.0)
     return StopResult(record.id, record.name, ws.runs.find(record.id).status, time.monotonic() - start)
+
+
+def _told_to_end(ws: Workspace, record: RunRecord, number: signal.Signals, what: str, timeout: float) -> bool:
+    """Whether it ended in time. What cannot be recorded first (a full disk, a lock that somebody holds) is done all the same, for
+    that run may be what fills the disk, and recorded once it has ended."""
+    recorded = _recorded(ws, what)
+    send(record, number)
+    gone = ended(record, timeout)
+    if not recorded:
+        ws.oplog.note(what, emit=ws.emit)
+    return gone
+
+
+def _recorded(ws: Workspace, what: str) -> bool:
+    access.require_change()
+    try:
+        ws.oplog.note(what, emit=ws.emit)
+    except LlmosError:
+        return False
+    return True
 
 
 def send(record: RunRecord, number: signal.Signals) -> None:

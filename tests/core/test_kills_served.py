@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.locks import lock
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import LockTimeout
 from llmos_cli.operations import audit
 from llmos_cli.operations.config import resolve
 from llmos_cli.operations.deploy import DeployResult, check_free, deploy
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.ps import ADDRESS, address_of
+from llmos_cli.operations.stop import stop
 from tests.core.durability import unsafe
 from tests.core.killing import settle, state
 from tests.core.tracing import Forks, copied
@@ -33,6 +36,7 @@ MODULES = [
     *("llmos_cli.operations.stop", "llmos_cli.commands.stop", "llmos_cli.serve.server"),
 ]
 STOP = ("stop", "-q", "chat")
+KILL = (*STOP, "--kill", "--timeout", "0")
 
 
 def serve_until_it_answers() -> None:
@@ -82,35 +86,56 @@ def records(root: Path) -> list[str]:
     return [line.decode() for line in ws.oplog.audit.lines()]
 
 
-def test_a_stop_is_killed_at_every_call(forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    """Its record comes after its signal: of a stop that is killed in between, only the end of the run itself tells."""
+@pytest.mark.parametrize("words", [STOP, KILL], ids=["gently", "hard"])
+def test_a_stop_is_killed_at_every_call(
+    words: tuple[str, ...], forks: Forks, template: Path, scratch: Path, home: None
+) -> None:
+    """Its record comes before its signal: no run ends by a stop that nobody knows of. One that is deaf is told twice."""
+    deaf, signals = words == KILL, 2 if words == KILL else 1
     root = copied(template, scratch / "w")
     noted = len(records(root))
-    ending = running(root)
+    ending = running(root, deaf=deaf)
     begun = copied(root, scratch / "begun")
-    calls = forks.calls(STOP, root, root)
+    calls = forks.calls(words, root, root)
     ending.join()
     assert unsafe(calls, root, begun) == []
-    assert len(records(root)) == noted + 1 and len(calls) > 3
+    assert len(records(root)) == noted + signals and len(calls) > 3
     for call in calls:
-        ending = running(copied(template, root))
-        assert forks.killed(STOP, root, call) or call.aside, f"{call} never came: {forks.said}"
+        ending = running(copied(template, root), deaf=deaf)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
         ws = Workspace.find(root)
         assert fsck(ws).problems == (), f"killed before {call}"
-        assert len(records(root)) in (noted, noted + 1), f"killed before {call}"
+        ending.join(0.5)
         if ws.runs.find("chat").alive:
-            assert forks.run(STOP, root) == 0, f"killed before {call}: {forks.said}"
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        else:
+            assert len(records(root)) == noted + signals, f"killed before {call}"
         ending.join()
-        assert ws.runs.find("chat").status == "terminated", f"killed before {call}"
+        assert ws.runs.find("chat").status == ("died" if deaf else "terminated"), f"killed before {call}"
 
 
-def running(root: Path) -> threading.Thread:
-    """A run called chat in a process of its own, which ends when it is told to; the thread ends with it."""
+def test_what_cannot_be_recorded_is_stopped_all_the_same(
+    template: Path, scratch: Path, home: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody holds the lock that the audit needs: the run ends, and the error says what is not recorded."""
+    ws = Workspace.find(copied(template, scratch / "w"))
+    noted, ending = len(records(ws.root)), running(ws.root)
+    monkeypatch.setenv("LLMOS_WAIT", "0")
+    with lock(ws.dot / "locks" / "refs"), pytest.raises(LockTimeout):
+        stop(ws, "chat")
+    ending.join()
+    assert ws.runs.find("chat").status == "terminated" and len(records(ws.root)) == noted
+
+
+def running(root: Path, *, deaf: bool = False) -> threading.Thread:
+    """A run called chat in a process of its own, which ends when it is told to, or when it is killed where it is deaf; the thread ends with it."""
     ready, begun = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             with Workspace(root).begin("deploy", config={}, name="chat", argv=["llmos"]):
+                if deaf:
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 os.write(begun, b"1")
                 signal.pause()
         finally:
