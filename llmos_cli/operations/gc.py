@@ -6,51 +6,32 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-from llmos_cli.core import atomic, continuity, manifest, signatures
-from llmos_cli.core.locks import lock
+from llmos_cli.core import atomic, continuity
 from llmos_cli.core.oplog import KEPT
 from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
-from llmos_cli.core.snapshots import described, readers
-from llmos_cli.core.staging import discard, leftovers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.view import Group, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt, LockTimeout, UsageError
+from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.operations.cargo import counted
+from llmos_cli.operations.gc_clutter import Garbage, clutter, discard, discard_pieces
 from llmos_cli.operations.giving_up import tidy
-from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
 from llmos_cli.operations.rm import everyone, freed_by, freed_with
 from llmos_cli.operations.summary import age
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_OLD = 30 * 86400.0
-"""Seconds after which even a leftover of another host, whose processes cannot be seen from here, is abandoned."""
 _GONE_BACK_TO = ("checkpoint", "weights", "remains", "lost", "snapshot", "piece")
 """Kinds of what the log of operations protects."""
 STRAY = 86400.0
 """Seconds that an object stays which no checkpoint holds: it may be the last copy of what somebody has just removed by hand. Not longer,
 or what a killed import left would fill the disk for a month."""
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """`kind`: checkpoint, weights, lost (what is left of one that was given up), object, sealed (file), seal, open (files of a sealed checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
-    removed weights) or leftover; `called`: what made a checkpoint and who named it last, or what data it is; `size` in bytes."""
-
-    kind: str
-    name: str
-    reason: str
-    size: int
-    called: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,13 +93,7 @@ def gc(
             *(_weights(ws, keep, old - undoable) if keep else ()),
             *remains,
             *(each for each, changed in strays if changed <= now - min(grace, STRAY)),
-            *_sealed(ws),
-            *_lost(ws, since),
-            *_snapshots(ws, unnamed, now, grace, since),
-            *_signatures(ws),
-            *_states(ws, now, grace),
-            *_results(ws, now - grace),
-            *_leftovers(ws, now),
+            *clutter(ws, unnamed, now, grace=grace, reach=since),
         )
         if any(each.kind in _GONE_BACK_TO for each in garbage):
             _check_log(ws, since)
@@ -215,26 +190,6 @@ def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage
             yield Garbage("remains", name, "its weights were removed", sum(tree.values()), _called(ws, name))
 
 
-def _sealed(ws: Workspace) -> Iterator[Garbage]:
-    """Encrypted files that no seal names, seals of which the checkpoint is gone, and what somebody put beside the manifest of a
-    sealed one."""
-    for sha256, entry in ws.sealed.unnamed():
-        yield Garbage("sealed", sha256, "no seal names it", entry.stat().st_size)
-    for name in sorted(ws.sealed.all()):
-        if not (ws.checkpoints / name).is_dir():
-            yield Garbage("seal", name, "its checkpoint is gone", ws.sealed.seal(name).size)
-        elif not bare(ws, name):
-            length = _bytes(ws.checkpoints / name) - (ws.checkpoints / name / manifest.NAME).stat().st_size
-            yield Garbage("open", name, "is sealed, and these files are in the clear", length)
-
-
-def _lost(ws: Workspace, reach: float) -> Iterator[Garbage]:
-    """What is left of checkpoints that were given up before the window of `undo`, and whose manifests nobody can read."""
-    for name in sorted(ws.index.lost()):
-        if (ws.checkpoints / name).is_dir() and (ws.lost.directory / name).stat().st_mtime < reach:
-            yield Garbage("lost", name, "it was given up", _bytes(ws.checkpoints / name))
-
-
 def _strays(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterator[tuple[Garbage, float]]:
     """Objects that no checkpoint held in the first place, and since when; the others go, and are counted, with their last checkpoint."""
     removed = {file.sha256 for each in remains for file in ws.manifest(each.name).tree.values()}
@@ -252,86 +207,13 @@ def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, os.stat_result]]
                 yield name, status
 
 
-def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach: float) -> Iterator[Garbage]:
-    """Of data that has no name and that no checkpoint was made with, and pieces that none holds; not while one is being taken."""
-    kept = ws.snapshots
-    if not kept.directory.is_dir():
-        return
-    rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
-    with contextlib.suppress(LockTimeout), rehearsing or lock(kept.lock, wait=0):
-        gone = _unread(ws, unnamed, now - grace, reach) if kept.ids() else set()
-        left = {sha256 for each in kept.all() if each.id not in gone for sha256 in each.pieces} | _forgotten(ws, reach)
-        for each in map(kept.read, sorted(gone)):
-            own = {sha256: length for sha256, length in each.pieces.items() if sha256 not in left}
-            left |= own.keys()  # what two of them share is counted once
-            yield Garbage(
-                "snapshot", each.id, "no name, and no checkpoint was made with it", sum(own.values()), each.source
-            )
-        for sha256, path in kept.stored():
-            if sha256 not in left:
-                yield Garbage("piece", sha256, "no snapshot holds it", path.stat().st_size)
-
-
-def _unread(ws: Workspace, unnamed: set[str], old: float, reach: float) -> set[str]:
-    read = {snapshot for snapshot, makers in readers(ws).items() if not unnamed.issuperset(makers)}
-    held = read | set(ws.snapshots.names().values()) | ws.oplog.named_snapshots(reach)
-    return {each for each in ws.snapshots.ids() if each not in held and ws.snapshots.path(each).stat().st_mtime <= old}
-
-
-def _forgotten(ws: Workspace, reach: float) -> set[str]:
-    """Pieces of snapshots that `data rm` removed: `undo` may bring those back, and a run that lives may have begun to read one."""
-    since = min([reach, *(record.started for record in ws.runs.alive() if record.operation != "deploy")])
-    return {sha256 for text in ws.oplog.snapshots(since) if (each := described(text)) for sha256 in each.pieces}
-
-
-def _signatures(ws: Workspace) -> Iterator[Garbage]:
-    """Of checkpoints that are not here: those of others go with their checkpoint."""
-    for name in signatures.signed(ws.dot):
-        if not (ws.checkpoints / name).is_dir():
-            yield Garbage("signature", name, "its checkpoint is gone", signatures.path(ws.dot, name).stat().st_size)
-
-
-def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
-    """What a run would need to be resumed, of runs that nobody resumed."""
-    for record in ws.index.undone_records():  # one that is done has removed its own
-        state = record.path / "state"
-        if record.alive or not state.is_dir() or now - state.stat().st_mtime < grace:
-            continue
-        yield Garbage(
-            "state",
-            record.id,
-            f"{record.status} {age(record.ended or record.started, now)}, never resumed",
-            _bytes(state),
-        )
-
-
-def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
-    """What the pipeline remembers; not while it runs, for then a result is about to name what was just written."""
-    if not (ws.dot / FOLDER).is_dir():
-        return
-    rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
-    with contextlib.suppress(LockTimeout), rehearsing or lock(ws.dot / "locks" / LOCK, wait=0):
-        for path, reason in unused(ws.dot, since):
-            yield Garbage("result", str(path.relative_to(ws.dot)), reason, path.stat().st_size)
-
-
-def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:
-    dead = set(leftovers(ws.dot / "tmp"))
-    for path in sorted((ws.dot / "tmp").iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # the living take theirs away at any time
-            if path in dead:
-                yield Garbage("leftover", path.name, "its process is dead", _bytes(path))
-            elif now - (changed := path.lstat().st_mtime) > _OLD:
-                yield Garbage("leftover", path.name, f"untouched since {age(changed, now)}", _bytes(path))
-
-
 def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], spared: set[str], reach: float) -> None:
     weights = [each.name for each in garbage if each.kind in ("weights", "remains")]
     lost = [each.name for each in garbage if each.kind == "lost"]
     if said := _said(garbage):
         ws.oplog.free_locked(f"gc: {said}", collects=[*_children_first(ws, unnamed), *lost], drops=weights)
     for each in garbage:
-        _discard(ws, each)
+        discard(ws, each)
     tidy(ws)
     for name in ws.dropped.all():
         if not (ws.checkpoints / name).is_dir():
@@ -342,35 +224,7 @@ def _remove(ws: Workspace, garbage: tuple[Garbage, ...], unnamed: set[str], spar
     if kinds & {"checkpoint", "weights", "remains", "object"}:
         ws.objects.remove([name for name, _ in _unheld(ws, reach) if name not in spared])
     if kinds & {"snapshot", "piece"}:
-        _discard_pieces(ws, reach)
-
-
-def _discard(ws: Workspace, each: Garbage) -> None:
-    """What goes one by one; the operation took checkpoints and weights, and what is shared goes when all else has gone."""
-    match each.kind:
-        case "state":
-            shutil.rmtree(ws.root / "runs" / each.name / "state")
-        case "signature":
-            signatures.path(ws.dot, each.name).unlink(missing_ok=True)
-        case "sealed":
-            ws.sealed.path(each.name).unlink(missing_ok=True)
-        case "seal":
-            ws.sealed.forget([each.name])
-        case "open":
-            ws.dropped.drop(ws.checkpoints / each.name)
-        case "snapshot":
-            ws.snapshots.remove(each.name)
-        case "result":
-            (ws.dot / each.name).unlink(missing_ok=True)
-        case "leftover":
-            discard(ws.dot / "tmp" / each.name)
-
-
-def _discard_pieces(ws: Workspace, reach: float) -> None:
-    """Another time where somebody takes a snapshot."""
-    with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
-        for _, path in [*ws.snapshots.unheld(_forgotten(ws, reach))]:
-            path.unlink(missing_ok=True)
+        discard_pieces(ws, reach)
 
 
 def _said(garbage: tuple[Garbage, ...]) -> str:
@@ -389,12 +243,6 @@ def _said(garbage: tuple[Garbage, ...]) -> str:
 def _children_first(ws: Workspace, unnamed: set[str]) -> list[str]:
     parents = {entry.id: entry.parents for entry in ws.index.entries() if entry.id in unnamed}
     return [name for name in TopologicalSorter(parents).static_order() if name in unnamed][::-1]
-
-
-def _bytes(path: Path) -> int:
-    if not path.is_dir():
-        return path.lstat().st_size
-    return sum(os.lstat(Path(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
 
 
 def _told(seconds: float) -> str:
