@@ -6,7 +6,7 @@ Who reads a remote refuses what breaks this, and who writes one asks the same be
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _LONGEST = 255
 """Bytes of one part of a path, on nearly every file system."""
@@ -30,8 +30,7 @@ def wrong(names: Iterable[str]) -> str | None:
         if (other := taken.setdefault(folded(name), name)) != name:
             return f"has {other!r} and {name!r}, which some disks take for one"
     for fold, name in taken.items():
-        parts = fold.split("/")
-        if above := next((at for end in range(1, len(parts)) if (at := "/".join(parts[:end])) in taken), None):
+        if above := next((at for at in _above(fold) if at in taken), None):
             return f"has {taken[above]!r}, and {name!r} inside of it"
     return None
 
@@ -58,9 +57,22 @@ def plain(name: str) -> str:
 
 def in_the_way(name: str, others: Iterable[str]) -> str | None:
     """One of the others that cannot stand beside it: called alike, inside of it, or with it inside."""
-    own = folded(name)
-    for other in others:
-        fold = folded(other)
-        if other != name and (fold == own or fold.startswith(f"{own}/") or own.startswith(f"{fold}/")):
-            return other
-    return None
+    return all_in_the_way([name], others).get(name)
+
+
+def all_in_the_way(made: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Of names that are to be made those that cannot stand beside one of the others, and which that is."""
+    taken = {folded(other): other for other in others}
+    folders = {above: other for fold, other in taken.items() for above in _above(fold)}
+    found = {}
+    for name in made:
+        own = folded(name)
+        places = (taken.get(own), folders.get(own), *(taken.get(above) for above in _above(own)))
+        if other := next((each for each in places if each not in (None, name)), None):
+            found[name] = other
+    return found
+
+
+def _above(name: str) -> Iterator[str]:
+    """`a` and `a/b` of `a/b/c`."""
+    return (name[:at] for at, letter in enumerate(name) if letter == "/")

@@ -13,6 +13,7 @@ from typing import Literal
 from llmos_cli.core import lost
 from llmos_cli.core.audit import Author, author
 from llmos_cli.core.dropped import FOLDER
+from llmos_cli.core.names import folded
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SNAPSHOTS, SYMBOLIC, TAGS
 from llmos_cli.core.view import apart
@@ -167,14 +168,15 @@ def moved_meanwhile(operation: Operation, change: Change, now: str | None) -> Co
 
 
 def blocked(change: Change, other: str) -> Conflict:
-    """`a` and `a/b` cannot both be refs: one would be a file and a folder."""
+    """`a` and `a/b` cannot both be refs: one would be a file and a folder; nor can `Main` and `main`: some disks take them for one."""
     name = other.removeprefix(HEADS).removeprefix(TAGS)
     hint = "`llmos op log` shows what made it"
     if other.startswith(HEADS):
         hint = f"`llmos branch -m {name} NEW` gives it another name"
     if other.startswith(TAGS):
         hint = f"`llmos tag NEW {name}` and `llmos tag -d {name}` give it another name"
-    return Conflict(f"{_kind(other)} stands in the way of {_kind(change.what)}", hint=hint)
+    alike = ", which some disks take for it" if folded(other) == folded(change.what) else ""
+    return Conflict(f"{_kind(other)} stands in the way of {_kind(change.what)}{alike}", hint=hint)
 
 
 def _kind(ref: str) -> str:

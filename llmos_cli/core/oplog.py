@@ -163,6 +163,7 @@ class OperationLog(History):
 
     def _compare(self, operation: Operation) -> None:
         leaving = {change.what for change in operation.changes if change.after is None}
+        made: list[Change] = []
         for change in operation.changes:
             if change.is_ref and self._refs.senseless(change.what):
                 continue
@@ -171,12 +172,14 @@ class OperationLog(History):
                 continue  # what came back by itself, from a remote, and rows that were kept again are as good as undone
             if not change.alike(now, change.before):
                 raise moved_meanwhile(operation, change, now)
-            if (
-                change.is_ref
-                and change.after
-                and now is None
-                and (other := self._refs.in_the_way(change.what, leaving))
-            ):
+            if change.is_ref and change.after and now is None:
+                made.append(change)
+                if other := self._refs.in_the_way(change.what, leaving):
+                    raise blocked(change, other)
+        # Whoever asked before has not had the lock since: somebody else may have made the other one.
+        alike = self._refs.alike((change.what for change in made), leaving)
+        for change in made:
+            if other := alike.get(change.what):
                 raise blocked(change, other)
 
     def _check_there(self, operation: Operation) -> None:

@@ -18,7 +18,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,18 @@ class Refs:
             ref = value.removeprefix(SYMBOLIC)
             return Head(ref.removeprefix(HEADS), self.read(ref))
         return Head(None, value)
+
+    def alike(self, made: Iterable[str], leaving: Container[str] = ()) -> dict[str, str]:
+        """Of branches, tags and names of data that are to be made those that some disks would take for one that is there, and that one."""
+        from llmos_cli.core.names import all_in_the_way  # here: most commands make none
+
+        found: dict[str, str] = {}
+        wanted = list(made)
+        for prefix in (HEADS, TAGS, DATA):
+            if own := [ref for ref in wanted if ref.startswith(prefix)]:
+                there = (ref for each in self.names(prefix) if (ref := prefix + each) not in leaving)
+                found |= all_in_the_way(own, there)
+        return found
 
     def under(self, prefix: str) -> dict[str, str]:
         """Short name -> id of all refs below a prefix (`HEADS`, `TAGS`, `STAGES`, `RUNS`), sorted by name."""

@@ -67,7 +67,7 @@ def operations(ws: Workspace) -> Iterator[Problem]:
     for ref, (value, name) in sorted(last.items()):
         now, corrupt = readable(ws, ref)
         if now != value and not corrupt:
-            other = ws.refs.in_the_way(ref) if now is None else None
+            other = (ws.refs.in_the_way(ref) or ws.refs.alike([ref]).get(ref)) if now is None else None
             stands = f"; {other} stands in its way" if other else ""
             left = f"the last operation on it (`{name}`) left it at {told(value, now)}{stands}"
             yield Problem(ref, f"is at {told(now, value)}, and {left}")

@@ -35,8 +35,10 @@ def _changes(ws: Workspace) -> Iterator[Change]:
         left[HEAD] = FIRST
     other = {ref for ref, at in left.items() if ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != at)}
     leaving = {ref for ref in other if left[ref] is None}
+    alike = ws.refs.alike((ref for ref in other - leaving if not (ws.dot / ref).is_file()), leaving)
     for ref in sorted(other):
-        if _is_here(ws, ref, left[ref]) and (ref in leaving or not ws.refs.in_the_way(ref, leaving)):
+        blocked = ref not in leaving and (ref in alike or ws.refs.in_the_way(ref, leaving))
+        if _is_here(ws, ref, left[ref]) and not blocked:
             yield Change(ref, ws.oplog.said(ref), left[ref])
 
 

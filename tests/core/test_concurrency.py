@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, NotFound, UsageError
@@ -148,3 +149,32 @@ def wait(pid: int, seconds: float) -> int:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise AssertionError(f"process {pid} did not end")
+
+
+def test_two_names_that_some_disks_take_for_one_are_not_both_made(ws: Workspace) -> None:
+    """Two processes that have both seen that there is none, and wait for the lock together: one of them is told of the other's."""
+    commit_to(ws, {"a": "1"})
+    told, say = os.pipe()
+    with lock(ws.dot / "locks" / "refs"):
+        pids = [forked(name, ws.root, say) for name in ("V1", "v1")]
+        assert {os.read(told, 1), os.read(told, 1)} == {b"w"}, "both wait: whatever they asked before, they have asked"
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
+    assert codes == [0, Conflict.exit_code]
+    assert len(ws.refs.under(TAGS)) == 1
+
+
+def forked(name: str, root: Path, say: int) -> int:
+    """A process that makes a tag; it writes a letter once it waits for the lock."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            own = Workspace.find(root)
+            own.emit = lambda _: os.write(say, b"w")
+            tag(own, name)
+            code = 0
+        except Conflict as error:
+            code = error.exit_code if "which some disks take for it" in error.message else 1
+        finally:
+            os._exit(code)
+    return pid

@@ -115,6 +115,17 @@ def test_a_name_that_went_leaves_room_for_what_it_was_inside_of(ws: Workspace, k
     assert (ws.dot / "refs" / kind.split("/")[1]).is_dir()
 
 
+@pytest.mark.parametrize(("there", "made"), [("a", "A"), ("A/b", "a"), ("a", "A/b"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_some_disks_take_for_one_are_not_made_both(ws: Workspace, there: str, made: str) -> None:
+    """Asked under the lock, so that of two who ask at once one is refused; another prefix is another folder."""
+    ws.oplog.apply("one", [Change(TAGS + there, None, A)])
+    with pytest.raises(Conflict, match=r"stands in the way of tag"):
+        ws.oplog.apply("two", [Change(TAGS + made, None, A)])
+    ws.oplog.apply("moved", [Change(TAGS + there, A, None), Change(TAGS + made, None, A)])
+    ws.oplog.apply("a branch", [Change(HEADS + there, None, A)])
+    assert ws.refs.under("refs/") == {f"tags/{made}": A, f"heads/{there}": A}
+
+
 def test_what_stands_in_the_way_is_named(ws: Workspace) -> None:
     """Before anything is written; what the same operation takes away is in nobody's way, whatever comes first."""
     for checkpoint in (A, B):

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos_cli.core.manifest import Made
-from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -90,7 +89,7 @@ def test_what_could_not_come_back_is_not_sent_and_the_way_out_that_is_told_works
     commit(a="1")
     remotes.add(ws, "origin", str(far := tmp_path / "far"))
     tag(ws, "V1")
-    ws.oplog.apply("tag v1", [Change(TAGS + "v1", None, ws.resolve())])
+    ws.refs.write(TAGS + "v1", ws.resolve())
     said = r"has '(\.llmos/)?refs/tags/V1' and '(\.llmos/)?refs/tags/v1', which some disks take for one"
     for send in (push, backup):
         with pytest.raises(UsageError, match=said) as error:
