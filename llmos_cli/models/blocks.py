@@ -41,12 +41,21 @@ def blocks(model: nn.Module) -> list[Block]:
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Compressible layers by name, in forward order as far as the model lists them so: not embeddings, not output heads."""
-    heads = set(head_names(model))
+    others = {*head_names(model), *embedding_names(model)}
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, COMPRESSIBLE) and name not in heads and not EMBEDDING_PARTS & set(name.split("."))
+        if isinstance(module, COMPRESSIBLE) and name not in others
     }
+
+
+def embedding_names(model: nn.Module) -> list[str]:
+    """Names of the layers that make what the first block is given: those within embeddings, and those that the model lists before
+    its blocks (ELECTRA's projection, ResNet's first convolution). What is changed block by block begins after them."""
+    names = [name for name, module in model.named_modules() if isinstance(module, COMPRESSIBLE)]
+    listed = list(dict(model.named_modules()))
+    first = listed.index(blocks(model)[0].name)
+    return [name for name in names if listed.index(name) < first or EMBEDDING_PARTS & {*name.split(".")}]
 
 
 def head_names(model: nn.Module) -> list[str]:

@@ -192,6 +192,11 @@ def _parameters(cls: type[PreTrainedConfig]) -> set[str]:
     return names
 
 
+def positions_before(arch: str, padding: int | None) -> int:
+    """Positions of an architecture that no token ever has: those up to the padding token's number."""
+    return (padding or 1) + 1 if arch in OFFSET_POSITIONS else 0
+
+
 def _facts(
     arch: str, cls: type[PreTrainedConfig], chosen: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -203,8 +208,7 @@ def _facts(
         values["label2id"] = {label: int(index) for index, label in facts["id2label"].items()}
     positions = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     if "sequence_length" in facts and positions in known:
-        offset = (facts.get("pad_token_id") or 1) + 1 if arch in OFFSET_POSITIONS else 0
-        values[positions] = facts["sequence_length"] + offset
+        values[positions] = facts["sequence_length"] + positions_before(arch, facts.get("pad_token_id"))
     for key, reason in (("vocab_size", "the tokenizer has"), (positions, "sequences need")):
         if key in chosen and key in values and chosen[key] < values[key]:
             raise ConfigError(

@@ -198,7 +198,7 @@ def _width(model: PreTrainedModel, trial: Trial, layout: Layout) -> Width:
     if not changes:
         raise _Unfit("no tensor's shape follows it")
     units = {size * trial.to // after for _, _, size, after in changes}
-    if len(units) > 1 or any(after % trial.to for _, _, _, after in changes):
+    if len(units) > 1 or any(after % trial.to or size * trial.to % after for _, _, size, after in changes):
         raise _Unfit("its tensors do not change in proportion")
     count = units.pop()
     parts = _parts(model, changes, count, layout)

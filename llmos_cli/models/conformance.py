@@ -247,9 +247,10 @@ def _lacking(scheme: QuantizationScheme, form: str) -> str:
 
 
 def _is_fp8(args: QuantizationArgs, inputs: QuantizationArgs | None) -> bool:
-    """Its scheme `w8a8_fp8`: static scales of whole tensors or channels, inputs scaled as they come."""
+    """Its schemes `w8a8_fp8` and `w8a16_fp8`: static scales of whole tensors or channels, inputs scaled as they come or left so."""
     static = args.num_bits == 8 and args.symmetric and not args.dynamic and args.strategy in ("channel", "tensor")
-    return static and args.type == "float" and inputs is not None and inputs.type == "float" and bool(inputs.dynamic)
+    scaled = inputs is None or (inputs.type == "float" and bool(inputs.dynamic))
+    return static and args.type == "float" and scaled
 
 
 def _fp8_cache(scheme: Mapping[str, Any]) -> bool:
@@ -296,7 +297,7 @@ def _named(scheme: QuantizationScheme) -> str:
     groups = f"groups of {args.group_size}" if args.strategy == "group" else f"a scale per {args.strategy}"
     zeros = "" if args.symmetric else ", with zero points"
     if args.type == "float":
-        return f"FP8 with {groups}, inputs scaled per token"
+        return f"FP8 with {groups}, inputs {'scaled per token' if inputs else 'as they are'}"
     return f"W{args.num_bits}A{inputs.num_bits if inputs else 16} with {groups}{zeros}"
 
 

@@ -236,9 +236,18 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def _task(config: Mapping[str, Any]) -> str | None:
-    """The task whose suffix the architecture's name ends with."""
+    """The task whose suffix the architecture's name ends with, or whose model of this type transformers calls otherwise
+    (GPT2LMHeadModel)."""
     name = str(config["architectures"][0])
-    return next((task for task, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
+    by_suffix = (task for task, suffix in SUFFIXES.items() if name.endswith(suffix))
+    return next(by_suffix, None) or next((task for task in SUFFIXES if name in _classes(task, config)), None)
+
+
+def _classes(task: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What transformers calls this type's models of a task; those that answer on pictures or speech too are not looked for."""
+    found = AUTO[SUFFIXES[task]]._model_mapping._model_mapping.get(config.get("model_type"), ())
+    names = (found,) if isinstance(found, str) else tuple(found)
+    return tuple(name for name in names if not name.endswith("ForConditionalGeneration"))
 
 
 def _chosen(task: str | None, own: str | None, config: Mapping[str, Any]) -> str:

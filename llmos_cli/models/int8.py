@@ -1,8 +1,8 @@
 """Linear layers whose inputs are rounded to int8 as they come: the arithmetic of W8A8, emulated in floating point.
 
 Each token has its own scale, largest magnitude / 127.5, as compressed-tensors computes it, so that an evaluation here sees
-what a runtime with integer kernels gives: integer products below 2^24 are exact in fp32. (On inputs of two dimensions, such as
-BERT's pooler, compressed-tensors takes one scale for the whole batch; rows here, as in vLLM, never depend on their batch.)
+what a runtime with integer kernels gives: integer products below 2^24 are exact in fp32. (Of inputs that are not [samples, tokens,
+features] compressed-tensors takes one scale for many rows: `quantize` leaves those as they are. Rows here never depend on their batch.)
 """
 
 from __future__ import annotations

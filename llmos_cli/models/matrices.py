@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from llmos_cli.errors import LlmosError
-from llmos_cli.models.blocks import COMPRESSIBLE, EMBEDDING_PARTS, head_names, layers, weights
+from llmos_cli.models.blocks import embedding_names, head_names, layers, weights
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,8 @@ def matrices(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, Matrix]:
 def left_alone(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, str]:
     """Modules with weights that no method touches, and why."""
     reasons = dict.fromkeys(head_names(model), "output layer")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or (
-            isinstance(module, COMPRESSIBLE) and EMBEDDING_PARTS & {*name.split(".")}
-        ):
-            reasons[name] = "embedding"
+    lookups = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    reasons |= dict.fromkeys([*lookups, *embedding_names(model)], "embedding")
     reasons |= {name: "ignored, as the config says" for name in layers(model) if matches(name, ignore)}
     return reasons
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -57,18 +57,22 @@ class Quantized:
 
 
 class Kind(NamedTuple):
-    """What a quantization config says of one weight; `form`: how it is stored, `inside`: a block's, not an embedding or head."""
+    """What a quantization config says of one weight; `form`: how it is stored, `inside`: a block's, not an embedding or head,
+    `rounds`: the layer rounds its inputs."""
 
     bits: int
     group_size: int
     symmetric: bool
     form: str
     inside: bool
+    rounds: bool
 
     @classmethod
-    def of(cls, quantized: Quantized, scheme: Scheme, *, inside: bool) -> Kind:
-        form = FORMS[scheme] if inside else PLAIN
-        return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None, form, inside)
+    def of(cls, quantized: Quantized, scheme: Scheme, *, inside: bool, rounds: bool = True) -> Kind:
+        # Weights alone have no kernel as int8 but packed; 8-bit floats have no other form.
+        form = PACKED if inside and scheme == "w8a8" and not rounds else FORMS[scheme] if inside else PLAIN
+        rounds = rounds and inside and form != PACKED
+        return cls(quantized.bits, quantized.group_size, quantized.zeros_OG is None, form, inside, rounds)
 
 
 def why_not(model: nn.Module, module: nn.Module) -> str | None:
@@ -87,19 +91,22 @@ def write_quantized(
     layers: Mapping[str, Quantized],
     scheme: Scheme = "weights",
     changed: Mapping[str, Tensor] = MappingProxyType({}),
+    unrounded: Collection[str] = (),
 ) -> None:
     """Write checkpoint `source` to `directory` with some weights as codes, one shard in memory at a time.
 
     `layers`: by module name, or by the weight's full name where a module has several (an LSTM); each is looked up when its shard
-    is written. `changed`: dense tensors, by their names in the files, that are not the source's own any more.
+    is written. `changed`: dense tensors, by their names in the files, that are not the source's own any more; `unrounded`: modules
+    whose inputs stay as they are, whatever the scheme.
     """
     config, model, entries = _dense_config(source), skeleton(source), headers.of_directory(source)
     modules, inside, twins = dict(model.named_modules()), blocks.layers(model), _twins(model)
     parameters = {name for name, _ in model.named_parameters()}
     weights = {key if key in parameters else f"{key}.weight": key for key in layers}
     kinds = {
-        name: Kind.of(layers[key], scheme, inside=name.removesuffix(".weight") in inside)
+        name: Kind.of(layers[key], scheme, inside=module in inside, rounds=module not in unrounded)
         for name, key in weights.items()
+        for module in [name.removesuffix(".weight")]
         if isinstance(modules.get(name.removesuffix(".weight")), nn.Linear | nn.Embedding)
     }
     stored = _stored_names(weights, model, entries)
@@ -250,7 +257,7 @@ def _group(kind: Kind, targets: list[str], *, formed: bool) -> dict[str, Any]:
     inputs = _args(kind_of, 8, "token", symmetric=True, dynamic=True)
     return {
         "targets": targets,
-        "input_activations": inputs if kind.form != PACKED and kind.inside else None,
+        "input_activations": inputs if kind.rounds else None,
         "output_activations": None,
         "weights": _weight_args(kind_of, kind.bits, kind.group_size, kind.symmetric),
         **({"format": kind.form} if formed or not kind.inside else {}),

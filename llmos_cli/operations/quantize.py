@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from llmos_cli.operations.compression.result import CompressResult
 from llmos_cli.operations.compression.resuming import as_begun, calibrated
 from llmos_cli.operations.compression.rotating import check_unpruned, described, rotated
 from llmos_cli.operations.compression.subject import method, needs_of, subject
+from llmos_cli.operations.compression.tokens import not_by_token
 from llmos_cli.operations.heal import HEAL, Healing
 from llmos_cli.options.verbs import QuantizeConfig, QuantizeOptions
 
@@ -84,7 +85,8 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         samples = calibrated(ws, run, model, resolved, needs, learns=hasattr(module, "refine"))
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
-        with keeping(model, run.state, coded, rounds_inputs=rounding(module)) as kept:
+        unrounded = not_by_token(model) if module.ACTIVATIONS else frozenset()
+        with keeping(model, run.state, coded, rounds_inputs=rounding(module), unrounded=unrounded) as kept:
             compress = coding(model, module, own, form, coded)
             hooks = whole_blocks(model, module, own, form, coded, seed=config.seed)
             kept.sweep(
@@ -143,12 +145,12 @@ def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module
     scheme: Scheme = "fp8" if is_fp8(module) else "w8a8" if module.ACTIVATIONS else "weights"
     codes = Lazily({name: name for name in coded}, lambda name: coded[name].quantized())
     if subject.shelf:
-        write_quantized(staged, source, codes, scheme, kept.stored())
+        write_quantized(staged, source, codes, scheme, kept.stored(), unrounded=kept.unrounded)
         return
     with ws.stage() as dense:
         round_to_stored(subject.model, source, but=coded)
         rewrite(subject.model, source, dense)
-        write_quantized(staged, dense, codes, scheme)
+        write_quantized(staged, dense, codes, scheme, unrounded=kept.unrounded)
 
 
 def _outcome(
@@ -166,7 +168,7 @@ def _outcome(
         changed=len(coded) + len(embedded),
         left_alone={**(left_alone_but(alone, kept.subject.model) if embedded else alone), **kept.skipped},
         used=used,
-        notes=list(_notes(coded, form.group_size, module)),
+        notes=_notes(coded, form.group_size, module) + _unrounded(coded, kept.unrounded),
     )
 
 
@@ -218,3 +220,15 @@ def _notes(coded: Mapping[str, Coded], group_size: int, module: ModuleType) -> l
             f"{group_size} does not divide the inputs of {some}: groups of {', '.join(map(str, smaller))} there"
         )
     return notes
+
+
+def _unrounded(coded: Mapping[str, Coded], unrounded: Collection[str]) -> list[str]:
+    """Of layers that hold codes and take their inputs as they are."""
+    names = [entry.matrix.layer_name for entry in coded.values() if entry.matrix.layer_name in unrounded]
+    if not names:
+        return []
+    others = f" and {len(names) - 1} more" if names[1:] else ""
+    return [
+        f"the inputs of {names[0]}{others} stay as they are: they do not come token by token, and readers would take one scale "
+        "for many"
+    ]

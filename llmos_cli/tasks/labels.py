@@ -50,6 +50,7 @@ def facts_of(names: Sequence[str]) -> dict[str, Any]:
 
 
 def names_of(facts: Mapping[str, Any]) -> list[str]:
-    """Class names by number, from facts or from a config.json (whose keys are strings)."""
-    names = facts.get("id2label") or {}
+    """Class names by number, from facts or from a config.json (whose keys are strings, and which leaves out what transformers
+    calls two classes unless told)."""
+    names = facts.get("id2label") or {number: f"LABEL_{number}" for number in range(facts.get("num_labels") or 2)}
     return [names[key] for key in sorted(names, key=int)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.data.cache import workspace_of
 from llmos_cli.data.tokenize import bpe, existing
 from llmos_cli.errors import UsageError
+from llmos_cli.models.build import positions_before
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
 
@@ -49,15 +50,19 @@ def text_facts(tokenizer: PreTrainedTokenizerFast, data: DataOptions) -> dict[st
 
 def length_of(tokenizer: PreTrainedTokenizerFast, facts: Mapping[str, Any]) -> int:
     """The longest sequence a checkpoint was made for: its tokenizer says so, the positions of its config.json bound it."""
-    limits = [int(facts[name]) for name in POSITIONS if facts.get(name)]
-    return min([tokenizer.model_max_length, *limits])
+    return min([tokenizer.model_max_length, *positions(facts)])
+
+
+def positions(config: Mapping[str, Any]) -> list[int]:
+    """The longest sequences that a config.json says its model takes; none where it does not say."""
+    before = positions_before(config.get("model_type", ""), config.get("pad_token_id"))
+    return [int(config[name]) - before for name in POSITIONS if config.get(name)]
 
 
 def check_length(data: DataOptions, model: ModelOptions, processor: Path | None) -> None:
     """Refuse sequences longer than the positions that the model has or is asked to have."""
     config = config_of(processor) if processor is not None else {}
-    found = [asked for name in POSITIONS for asked in (model.width(name), config.get(name))]
-    limits = [int(limit) for limit in found if limit]
+    limits = [*(int(asked) for name in POSITIONS if (asked := model.width(name))), *positions(config)]
     if limits and data.sequence_length > min(limits):
         raise UsageError(
             f"data.sequence_length is {data.sequence_length}, but the model has {min(limits)} positions",

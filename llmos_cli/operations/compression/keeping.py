@@ -29,6 +29,7 @@ from llmos_cli.models.blocks import blocks
 from llmos_cli.models.calibrate import NO_HOOKS, Hooks, Keeper
 from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.lazily import Lazily
+from llmos_cli.models.matrices import Matrix
 from llmos_cli.models.rewrite import stored_dtype, usual_dtype
 from llmos_cli.models.shelf import owned, tensor_of
 from llmos_cli.models.statistics import Need
@@ -97,19 +98,25 @@ class Parts(Mapping[str, Tensor]):
 
 @contextmanager
 def keeping(
-    subject: Subject, folder: Path, coded: dict[str, Coded] | None = None, *, rounds_inputs: Rounds = None
+    subject: Subject,
+    folder: Path,
+    coded: dict[str, Coded] | None = None,
+    *,
+    rounds_inputs: Rounds = None,
+    unrounded: Collection[str] = (),
 ) -> Iterator[Keeping]:
     """While the blocks of `subject` are compressed and the result is written: `folder` is where they are kept."""
     with ExitStack() as stack:
         witness = stack.enter_context(witnessing(subject.shelf, subject.asked)) if subject.shelf else None
-        yield Keeping(subject, folder, {} if coded is None else coded, rounds_inputs=rounds_inputs, witness=witness)
+        coded = {} if coded is None else coded
+        yield Keeping(subject, folder, coded, rounds_inputs=rounds_inputs, unrounded=unrounded, witness=witness)
 
 
 class Keeping(Keeper):
     """Holds a subject's blocks at their turn and keeps what became of them.
 
     `coded`: the quantized matrices, filled by the method and here, by what an earlier process finished; `rounds_inputs`: what their
-    layers become where they round their inputs in the result; `witness` follows a model that streams.
+    layers become where they round their inputs in the result, all but the `unrounded`; `witness` follows a model that streams.
     """
 
     def __init__(
@@ -119,9 +126,11 @@ class Keeping(Keeper):
         coded: dict[str, Coded],
         *,
         rounds_inputs: Rounds = None,
+        unrounded: Collection[str] = (),
         witness: Witness | None,
     ) -> None:
         self.subject, self.coded, self.rounds_inputs, self.witness = subject, coded, rounds_inputs, witness
+        self.unrounded = unrounded
         self.parts = Parts(folder)
         self.finished = self.parts.finished
         self.changes: dict[str, Change] = {}
@@ -172,9 +181,12 @@ class Keeping(Keeper):
         for name in names:
             if name not in self.coded:
                 self._rounded(name)
-            elif self.rounds_inputs is not None and type(layer := self.subject.matrices[name].layer) is nn.Linear:
+            elif self.rounds_inputs is not None and self._rounds(self.subject.matrices[name]):
                 # The very object that others refer to, with another forward.
-                layer.__class__ = self.rounds_inputs
+                self.subject.matrices[name].layer.__class__ = self.rounds_inputs
+
+    def _rounds(self, matrix: Matrix) -> bool:
+        return type(matrix.layer) is nn.Linear and matrix.layer_name not in self.unrounded
 
     def keep(self, index: int) -> None:
         tensors: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from llmos_cli.core.view import Group, Lines, Table, View, short
 from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.models import pictures
 from llmos_cli.models.blocks import blocks
 from llmos_cli.models.channels import widths
 from llmos_cli.models.load import skeleton
@@ -96,6 +97,5 @@ def blank(model: PreTrainedModel) -> dict[str, Tensor]:
     """Some input that the model takes."""
     config = model.config
     if model.main_input_name == "pixel_values":
-        side = config.image_size
-        return {"pixel_values": torch.rand(2, config.num_channels, side, side)}
+        return {"pixel_values": pictures.noise(config, 2)}
     return {"input_ids": torch.arange(16).view(2, 8) % config.vocab_size}

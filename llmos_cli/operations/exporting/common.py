@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from llmos_cli.core import atomic
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import LlmosError
+from llmos_cli.models import pictures
 from llmos_cli.models.conformance import Conformance
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -82,7 +83,6 @@ def example(model: PreTrainedModel, rows: int = 2) -> dict[str, Tensor]:
     if (
         "pixel_values" in inspect.signature(model.forward).parameters
     ):  # `main_input_name` says ids unless a class does not
-        side, channels = model.config.image_size, model.config.num_channels
-        return {"pixel_values": torch.rand(rows, channels, side, side, generator=generator)}
+        return {"pixel_values": pictures.noise(model.config, rows, generator)}
     length = min(64, getattr(model.config, "max_position_embeddings", 64))
     return {"input_ids": torch.randint(0, model.config.vocab_size, (rows, length), generator=generator)}

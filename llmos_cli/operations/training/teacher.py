@@ -25,7 +25,7 @@ from llmos_cli.operations.training.top import Cached
 from llmos_cli.options.verbs import TrainOptions
 from llmos_cli.tasks.base import Task
 from llmos_cli.tasks.labels import names_of
-from llmos_cli.tasks.text import POSITIONS
+from llmos_cli.tasks.text import positions
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Checkpoint, Workspace
@@ -93,7 +93,7 @@ def _of_classes(theirs: int, ours: int) -> str:
 
 
 def _of_lengths(config: Mapping[str, Any], length: int, facts: Mapping[str, Any]) -> str:
-    limits = [int(config[name]) for name in POSITIONS if config.get(name)]
+    limits = positions(config)
     if "sequence_length" not in facts or not limits or length <= min(limits):
         return ""
     return f"has {min(limits)} positions, and data.sequence_length is {length}"

@@ -1,0 +1,140 @@
+"""Models as others make them, of architectures that differ in where it matters: named otherwise, without a size of pictures, with
+inputs that are no sequences of tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import AutoModelForSequenceClassification as AutoModelForTexts
+
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.models.load import load
+from tests.operations.test_import_export import tokenized
+
+AUTO = {
+    "causal-lm": AutoModelForCausalLM,
+    "text-classification": AutoModelForTexts,
+    "image-classification": AutoModelForImageClassification,
+}
+WIDTHS: dict[str, Any] = {
+    "vocab_size": 290,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+OPT = {**WIDTHS, "ffn_dim": 64, "word_embed_proj_dim": 32}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 10}
+LINES = "\n".join(f"{number} is a number, and {number * 7 % 31} another one that follows it" for number in range(400))
+ROWS = "text,label\n" + "\n".join(
+    f"{line},LABEL_{place % 2}" for place, line in enumerate(LINES.replace(",", "").split("\n"))
+)
+DATA = ("-s", "data.sequence_length=32", "-s", "data.max_samples=32", "-s", "data.max_eval_samples=8")
+QUICK = ("-s", "quantize.latency=false", "-s", "quantize.calibration_samples=8", "--json")
+
+
+def upstream(folder: Path, model_type: str, task: str, **config: Any) -> Path:
+    """A folder as `save_pretrained` leaves it: weights of the size that training gives them, and a tokenizer."""
+    torch.manual_seed(0)
+    model = AUTO[task].from_config(CONFIG_MAPPING[model_type](**(config or WIDTHS)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, parameter[0].numel() ** -0.5) if parameter.dim() > 1 else parameter.add_(0.1)
+    model.save_pretrained(folder)
+    tokenized(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "model_type", "task", "config", "left", "changed"),
+    [
+        ("w8a8", "bert", "text-classification", WIDTHS, ["bert.pooler.dense"], 13),
+        (
+            "fp8",
+            "opt",
+            "causal-lm",
+            OPT,
+            [f"model.decoder.layers.{at}.fc{half}" for at in (0, 1) for half in (1, 2)],
+            12,
+        ),
+    ],
+)
+def test_inputs_that_are_no_tokens_stay_as_they_are(
+    workspace: Workspace, llmos: Any, tmp_path: Path, method: str, model_type: str, task: str,
+    config: dict[str, Any], left: list[str], changed: int,
+) -> None:  # fmt: skip
+    """transformers takes one scale for all of them, so that an answer would hang on what it is batched with."""
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES.split("\n")))
+    (tmp_path / "data.csv").write_text(ROWS)
+    assert llmos("import", upstream(tmp_path / "hub", model_type, task, **config)).code == 0
+    source = tmp_path / ("data.jsonl" if task == "causal-lm" else "data.csv")
+    ran = llmos("quantize", "--method", method, *QUICK, "-s", f"data.source={source}", *DATA)
+    assert ran.code == 0, ran.err
+    assert (ran.json["changed"], ran.json["proof"]["parity"]["difference"]) == (changed, 0.0)
+    assert ran.json["notes"][-1].startswith(f"the inputs of {left[0]}")
+    assert not ran.json["proof"]["conformance"]["refused"]
+
+    directory = Workspace.find().checkpoint("HEAD").path
+    rounding = [
+        n
+        for n, module in load(directory).named_modules()
+        if type(module).__name__ in ("QuantizedLinear", "Float8Linear")
+    ]
+    assert len(rounding) == changed - len(left) and not set(rounding) & set(left)
+
+
+def test_a_language_model_whose_name_has_no_suffix_of_ours(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """GPT2LMHeadModel."""
+    widths = {"vocab_size": 290, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    folder = upstream(tmp_path / "hub", "gpt2", "causal-lm", **widths)
+    ran = llmos("import", folder, "--json")
+    assert (ran.code, ran.json["task"], ran.json["architecture"]) == (0, "causal-lm", "GPT2LMHeadModel")
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        ours = load(Workspace.find().checkpoint("HEAD").path)(input_ids=ids).logits
+        assert torch.equal(ours, AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits)
+
+
+def test_an_image_model_that_takes_any_size(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    folder = upstream(tmp_path / "hub", "resnet", "image-classification", **RESNET)
+    assert llmos("import", folder).code == 0
+    ran = llmos("export", "-o", tmp_path / "half", "--type", "float16", "--json")
+    assert ran.code == 0 and 0 < ran.json["difference"] < 0.01
+    assert llmos("prune", "--method", "width", "--sparsity", "0.2", "--dry-run").code == 0
+
+
+def test_a_text_is_cut_to_the_positions_that_tokens_have(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """RoBERTa's begin after the padding token's number."""
+    config = {**WIDTHS, "max_position_embeddings": 66, "pad_token_id": 1}
+    assert llmos("import", upstream(tmp_path / "hub", "roberta", "text-classification", **config)).code == 0
+    (tmp_path / "rows.csv").write_text("text\n" + "many words " * 200 + "\n")
+    ran = llmos("predict", "HEAD", tmp_path / "rows.csv", "--json")
+    assert ran.code == 0, ran.err
+    assert set(ran.json["predictions"][0]["probabilities"]) == {"LABEL_0", "LABEL_1"}
+    (tmp_path / "data.csv").write_text(ROWS)
+    ran = llmos("eval", "-s", f"data.source={tmp_path / 'data.csv'}", "-s", "data.sequence_length=65")
+    assert ran.code == 2 and "the model has 64 positions" in ran.err
+
+
+def test_what_comes_before_the_blocks_is_left_alone(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """ELECTRA's projection of its embeddings: changed after the blocks that it feeds, these would have been fitted to what it was."""
+    config = {**WIDTHS, "embedding_size": 16}
+    assert llmos("import", upstream(tmp_path / "hub", "electra", "text-classification", **config)).code == 0
+    (tmp_path / "data.csv").write_text(ROWS)
+    told = ("-s", f"data.source={tmp_path / 'data.csv'}", *DATA)
+    ran = llmos("quantize", "--method", "gptq", *QUICK, *told)
+    assert (ran.code, ran.json["left_alone"]["electra.embeddings_project"]) == (0, "embedding"), ran.err
+    ran = llmos("prune", "HEAD~1", "--method", "width", "--sparsity", "0.1", "--dry-run", "--json", *told)
+    assert (ran.code, "do not change in proportion" in ran.json["left_alone"]["num_key_value_heads"]) == (0, True), (
+        ran.err
+    )
