@@ -36,6 +36,13 @@ class Dropped:
         """What lies among the marks and is none."""
         return (each for each in entries(self._directory) if not _is_mark(each))
 
+    def written(self, checkpoint: str) -> float:
+        """When its mark was, in seconds since the epoch; 0 where there is none (any more)."""
+        try:
+            return (self._directory / checkpoint).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def mark(self, checkpoint: str) -> None:
         """From now on its weights are gone for everybody, whatever is still on disk."""
         from llmos_cli.core import atomic  # here: `log` asks what was dropped and drops nothing

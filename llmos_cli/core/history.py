@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmos_cli.core import lines
+from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.operation import Operation, parse
 from llmos_cli.core.refs import DATA, HEAD, MOVED, SYMBOLIC
 
@@ -92,6 +93,16 @@ class History:
         for operation in self._since(since):
             found |= {change.removes for change in operation.changes}
             found -= {*operation.drops, *operation.collects}
+        return found - {""}
+
+    def without_weights(self) -> set[str]:
+        """Ids whose weights were removed by the last operation that said anything of them."""
+        found: set[str] = set()
+        for line in lines.read(self.path):
+            if (b'"drops"' in line or FOLDER.encode() in line) and (operation := parse(line)) is not None:
+                for change in operation.changes:
+                    (found.discard if change.after is None else found.add)(change.removes)
+                found |= {*operation.drops}
         return found - {""}
 
     def named_snapshots(self, since: float) -> set[str]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import ancestry
+from llmos_cli.core import ancestry, continuity
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
 from llmos_cli.errors import Corrupt
@@ -97,6 +97,25 @@ def undoable(ws: Workspace, since: float) -> set[str]:
     """Checkpoints whose weights were removed, and which undoing an operation at or after `since` brings back."""
     dropped = ws.dropped.all()
     return dropped & ws.oplog.removed(since) if dropped else dropped
+
+
+def marked_by_nobody(ws: Workspace) -> set[str]:
+    """Checkpoints that a mark says have no weights, which are all here, though no operation removed them: somebody put the mark there.
+    What a fetch brought without weights has a mark and no operation too, and nothing that could be lost. Of a log that was begun
+    anew nobody knows what it said before: marks that are older are believed."""
+    marked = ws.dropped.all()
+    odd = {each for each in (marked and marked - ws.oplog.without_weights()) if _has_all(ws, each)}
+    if not odd or not ws.oplog.path.exists():
+        return set()
+    begun = max((each.time for each in ws.oplog.operations() if each.name.startswith(continuity.ACCEPTED)), default=0.0)
+    return {each for each in odd if ws.dropped.written(each) > begun}
+
+
+def _has_all(ws: Workspace, checkpoint: str) -> bool:
+    try:
+        return checkpoint in ws.sealed or ws.dropped.whole(ws.root, checkpoint)
+    except Corrupt:
+        return False  # its manifest is damaged, which is told elsewhere
 
 
 def stored(ws: Workspace, since: float) -> set[str]:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from llmos_cli.core import manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
+from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.endings import altered
 from llmos_cli.core.listing import folders
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.oplog import WINDOW
-from llmos_cli.core.protection import undoable, with_ancestors
+from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
@@ -150,7 +151,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         if ws.writable:
             tidy(ws)
         problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
-        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws)]
+        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws), *_marks(ws)]
         problems += [*refs_of_runs(ws), *missing_signatures(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
@@ -204,6 +205,12 @@ def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
 def _audit(ws: Workspace) -> Iterator[Problem]:
     if (checked := audited(ws)).wrong:
         yield Problem(".llmos/audit.jsonl", checked.sentence)
+
+
+def _marks(ws: Workspace) -> Iterator[Problem]:
+    for each in sorted(marked_by_nobody(ws)):
+        what = "says that these weights were removed, which are here and which no operation removed: --repair takes it away"
+        yield Problem(mark_of(each), what, each)
 
 
 def _signatures(ws: Workspace) -> Iterator[Problem]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from llmos_cli.core import atomic, continuity
+from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.oplog import KEPT
-from llmos_cli.core.protection import holders, needed, stored, undoable, unprotected, with_ancestors
+from llmos_cli.core.protection import holders, marked_by_nobody, needed, stored, undoable, unprotected, with_ancestors
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.storing import bare
 from llmos_cli.core.view import Group, Table, View, size
@@ -97,6 +98,7 @@ def gc(
         )
         if any(each.kind in _GONE_BACK_TO for each in garbage):
             _check_log(ws, since)
+            _check_marks(ws)
         if not dry_run:
             _remove(ws, garbage, unnamed, {each.name for each, _ in strays} - {each.name for each in garbage}, since)
     return GcResult(tuple(garbage), len(young), grace, dry_run, len(undoable))
@@ -108,6 +110,15 @@ def _check_log(ws: Workspace, since: float) -> None:
     if found := [flaw for flaw in flaws if flaw.time >= since]:
         what = f"{found[0].ref}: {found[0].what}" if found[0].ref else found[0].what
         raise Corrupt(f"the log of operations is not all of it, and nothing was removed: {what}", hint=continuity.HINT)
+
+
+def _check_marks(ws: Workspace) -> None:
+    """What nobody removed would go for good."""
+    if odd := sorted(marked_by_nobody(ws)):
+        raise Corrupt(
+            f"{mark_of(odd[0])} says that weights were removed, which are here and which no operation removed; nothing was removed",
+            hint="`llmos fsck --repair` takes the mark away; `llmos rm` removes the weights",
+        )
 
 
 def duration(text: str) -> float:

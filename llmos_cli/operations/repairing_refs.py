@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmos_cli.core import atomic, continuity, signatures
+from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.operation import Change
+from llmos_cli.core.protection import marked_by_nobody
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck_problem import Repaired
@@ -21,7 +23,7 @@ _LOG = "the log of operations"
 def repaired(ws: Workspace) -> list[Repaired]:
     """What came back, and from where. A ref whose checkpoint is missing stays as it is."""
     with ws.oplog.locked(ws.emit):
-        changes = list(_changes(ws))
+        changes = [*_changes(ws), *_marks(ws)]
         if changes:
             ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
         return [*(Repaired(change.what, _LOG) for change in changes), *_unlogged(ws), *_bytes(ws), *_signatures(ws)]
@@ -40,6 +42,11 @@ def _changes(ws: Workspace) -> Iterator[Change]:
         blocked = ref not in leaving and (ref in alike or ws.refs.in_the_way(ref, leaving))
         if _is_here(ws, ref, left[ref]) and not blocked:
             yield Change(ref, ws.oplog.said(ref), left[ref])
+
+
+def _marks(ws: Workspace) -> Iterator[Change]:
+    for each in map(mark_of, sorted(marked_by_nobody(ws))):
+        yield Change(each, (ws.root / each).read_text(errors="replace"), None)
 
 
 def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
