@@ -68,6 +68,19 @@ def head_names(model: nn.Module) -> list[str]:
     return _last_linear(model, candidates)
 
 
+def other_matrices(model: nn.Module) -> dict[str, str]:
+    """Parameters of two dimensions and more that stand in a block and belong to no layer that is compressed, no embedding and no
+    convolution: experts in one tensor, routers, tables of positions. By name, what class of module they belong to."""
+    return {
+        f"{block.name}.{name}.{own}".replace("..", "."): type(module).__name__
+        for block in blocks(model)
+        for name, module in block.module.named_modules()
+        if not isinstance(module, (*COMPRESSIBLE, nn.Embedding))
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.squeeze().dim() > 1
+    }
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The model without its head; the model itself where it does not say."""
     base = getattr(model, "base_model", model)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from llmos_cli.errors import LlmosError
-from llmos_cli.models.blocks import embedding_names, head_names, layers, weights
+from llmos_cli.models.blocks import embedding_names, head_names, layers, other_matrices, weights
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def left_alone(model: nn.Module, ignore: Sequence[str] = ()) -> dict[str, str]:
     reasons = dict.fromkeys(head_names(model), "output layer")
     lookups = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     reasons |= dict.fromkeys([*lookups, *embedding_names(model)], "embedding")
+    reasons |= {name: f"in a {kind}, which no method reads" for name, kind in other_matrices(model).items()}
     reasons |= {name: "ignored, as the config says" for name in layers(model) if matches(name, ignore)}
     return reasons
 

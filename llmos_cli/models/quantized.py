@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import MergeModulelist, WeightConverter
 
 from llmos_cli.errors import LlmosError, UsageError
 from llmos_cli.models import blocks, headers, packing
@@ -77,12 +80,22 @@ class Kind(NamedTuple):
 
 def why_not(model: nn.Module, module: nn.Module) -> str | None:
     """Why a layer cannot be stored quantized; None where it can."""
+    if isinstance(model, PreTrainedModel) and _merges_experts(model.config.model_type):
+        return f"no method turns the experts of a {model.config.model_type} into codes, and transformers loads no file of codes without them"
     if isinstance(module, nn.Linear):
         return None
     kind = type(module).__name__
     if not isinstance(module, nn.Conv2d | nn.LSTM):
         return f"{kind} has no quantized format"
     return None if isinstance(model, SmallModel) else f"transformers reads no format that holds a quantized {kind}"
+
+
+@cache
+def _merges_experts(model_type: str) -> bool:
+    """Whether transformers makes one tensor of a file's experts: beside compressed-tensors it takes these for codes in any case."""
+    found = get_checkpoint_conversion_mapping(model_type) or ()
+    converters = [each for each in found if isinstance(each, WeightConverter)]
+    return any(isinstance(operation, MergeModulelist) for each in converters for operation in each.operations)
 
 
 def write_quantized(

@@ -138,3 +138,18 @@ def test_what_comes_before_the_blocks_is_left_alone(workspace: Workspace, llmos:
     assert (ran.code, "do not change in proportion" in ran.json["left_alone"]["num_key_value_heads"]) == (0, True), (
         ran.err
     )
+
+
+MIXTRAL = {**WIDTHS, "num_local_experts": 3, "num_experts_per_tok": 2}
+
+
+def test_experts_are_named_where_they_are_left_alone(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """All of a block's experts stand in one tensor; transformers reads no file in which the other layers alone are codes."""
+    assert llmos("import", upstream(tmp_path / "hub", "mixtral", "causal-lm", **MIXTRAL)).code == 0
+    told = ("-s", f"data.source={workspace.root / 'rows.jsonl'}", *DATA)
+    (workspace.root / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES.split("\n")))
+    ran = llmos("prune", "--method", "magnitude", "-s", "prune.latency=false", "--json", *told)
+    experts = "model.layers.0.mlp.experts.gate_up_proj"
+    assert (ran.code, ran.json["left_alone"][experts]) == (0, "in a MixtralExperts, which no method reads")
+    ran = llmos("quantize", "--dry-run", *told)
+    assert ran.code == 1 and "no method turns the experts of a mixtral into codes" in ran.err
