@@ -77,7 +77,7 @@ class FsckResult:
         verdict = f"{len(rows)} damaged" if rows else "everything is as it was saved"
         return Group(
             [
-                Lines([f"repaired {each.where} from {each.source}" for each in self.repaired]),
+                Lines([each.told for each in self.repaired]),
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
                 Lines([*(each.told for each in self.given_up), *map(told_break, self.audit_breaks)]),

@@ -22,6 +22,7 @@ from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress
 from llmos_cli.operations.fsck_problem import Problem
 from llmos_cli.operations.sharing_again import unshared
+from llmos_cli.operations.strays import FOLDER
 from llmos_cli.operations.summary import SHORT
 
 _OFTEN = 0.5
@@ -117,7 +118,9 @@ class Examined:
             return
         if not self._freed and not (self.name in self._ws.dropped and not self.files):
             yield from self._damaged(found, hashes)
-        yield from self._extra(found.tree, "does not belong to the checkpoint, which is whole without: move it away")
+        yield from self._extra(
+            found.tree, f"does not belong to the checkpoint, which is whole without: --repair moves it to {FOLDER}"
+        )
 
     def _damaged(self, found: Manifest, hashes: Hashes) -> Iterator[Problem]:
         for name, entry in found.tree.items():

@@ -25,10 +25,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Repaired:
-    """`source`: a checkpoint, the object store or a remote."""
+    """`source`: a checkpoint, the object store or a remote; or `moved`: to where a file went that was in the way."""
 
     where: str
-    source: str
+    source: str = ""
+    moved: str = ""
+
+    @property
+    def told(self) -> str:
+        return f"moved {self.where} to {self.moved}" if self.moved else f"repaired {self.where} from {self.source}"
 
 
 def readable(ws: Workspace, ref: str) -> tuple[str | None, bool]:

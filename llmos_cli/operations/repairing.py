@@ -28,6 +28,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.fsck_problem import Problem, Repaired
 from llmos_cli.operations.repairing_refs import repaired
+from llmos_cli.operations.strays import move_out
 from llmos_cli.operations.summary import SHORT
 
 
@@ -40,6 +41,7 @@ def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repai
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
     found += [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
+    found += move_out(ws, damaged)
     for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):

@@ -240,7 +240,7 @@ DAMAGE: dict[str, tuple[Callable[[Workspace, Any], object], str, str]] = {
     "extra file": (
         lambda ws, c: (c.path / "x").write_text("x"),
         "checkpoints/{id}/x",
-        "does not belong to the checkpoint, which is whole without: move it away",
+        "does not belong to the checkpoint, which is whole without: --repair moves it to .llmos/strays",
     ),
     "a link": (
         lambda ws, c: ((c.path / "a").unlink(), (c.path / "a").symlink_to("b")),

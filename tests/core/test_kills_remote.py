@@ -109,8 +109,9 @@ def damage(root: Path) -> None:
 
 
 def move_by_hand(root: Path) -> None:
-    """HEAD and a tag are gone, and a branch is where no operation left it."""
+    """HEAD and a tag are gone, a branch is where no operation left it, and a checkpoint has a file that is none of its."""
     ws = Workspace.find(root)
+    (ws.checkpoint("base").path / "folder" / "stray").write_text("mine")
     ws.refs.write(f"{HEADS}other", ws.resolve("HEAD~1"))
     ws.refs.write(f"{TAGS}base", None)
     ws.refs.write(HEAD, None)

@@ -9,6 +9,7 @@ from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, UsageError
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.backup import backup
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.op import op_log
@@ -122,6 +123,21 @@ def test_ps_folds_no_id_on_a_narrow_terminal(ws: Workspace, commit: Commit) -> N
     assert ws.runs.list()[0].id in told and made.id[:12] in told
 
 
-def test_a_file_in_a_checkpoint_that_is_not_its_own_is_to_be_moved_away(ws: Workspace, commit: Commit) -> None:
-    (commit(a="1").path / "x").write_text("mine")
-    assert [each.what.endswith("move it away") for each in fsck(ws, repair=True).problems] == [True]
+def test_a_file_in_a_checkpoint_that_is_not_its_own_is_moved_out(ws: Workspace, commit: Commit, llmos) -> None:
+    """And not removed: where it is now is said, two are never one, and what was in a folder of its own leaves none behind."""
+    folder, before = (made := commit(a="1")).path, sorted(ws.checkpoints.rglob("*"))
+    for name in ("mine", "notes/mine", "notes/deep/two\nlines"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to("a")
+    assert all(".llmos/strays" in each.what for each in fsck(ws).problems)
+    moved = {each.where.split("/", 2)[2]: ws.root / each.moved for each in fsck(ws, repair=True).repaired}
+    assert str(moved.pop("link").readlink()) == "a"
+    assert {name: path.read_text() for name, path in moved.items()} == {name: name for name in moved}
+    assert len(moved) == 3
+    assert sorted(ws.checkpoints.rglob("*")) == before and fsck(ws).problems == ()
+    (folder / "MINE").write_text("another")
+    told = llmos("-C", ws.root, "fsck", "--repair")
+    assert told.code == 0 and f"moved checkpoints/{made.id[:12]}/MINE to .llmos/strays/{made.id}/MINE.2" in told.out
+    remotes.add(ws, "origin", str(ws.root.parent / "far"))
+    assert backup(ws).backup
