@@ -93,9 +93,12 @@ def configured(config: PreTrainedConfig, counts: Mapping[Width, int]) -> PreTrai
 
 
 def with_values(config: PreTrainedConfig, values: Mapping[str, object]) -> PreTrainedConfig:
-    changed = copy.deepcopy(config)
+    """A copy that says so; what a configuration works out from other numbers and cannot be told (Falcon's size of a head) stays so."""
+    changed, cls = copy.deepcopy(config), type(config)
     for key, value in values.items():
-        setattr(changed, key, value)
+        said = getattr(cls, key, None)
+        if not (isinstance(said, property) and said.fset is None):
+            setattr(changed, key, value)
     return changed
 
 

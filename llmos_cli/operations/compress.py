@@ -17,6 +17,7 @@ from llmos_cli.models import headers
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not
+from llmos_cli.models.save import stored_names
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.embeddings import bytes_gained, left_alone_but
 from llmos_cli.operations.compression.finish import Outcome, accept, proven
@@ -363,10 +364,11 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> Plan:
     check_dense(parent)
     target, whole = target_of(options, parent), weight_of(parent.path)
     model, entries = skeleton(parent.path), headers.of_directory(parent.path)
+    stored = stored_names(model, entries)
     held = {
-        name: matrix
+        stored[name]: matrix
         for name, matrix in matrices(model, options.ignore).items()
-        if not why_not(model, matrix.layer) and name in entries
+        if not why_not(model, matrix.layer) and stored.get(name) in entries
     }
     fixed = whole - sum(entries[name].bytes for name in held)
     if options.embeddings:

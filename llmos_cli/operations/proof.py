@@ -31,7 +31,8 @@ from llmos_cli.events import Emit, Metric, Progress
 from llmos_cli.models import conformance, headers
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.conformance import Conformance
-from llmos_cli.models.load import load
+from llmos_cli.models.load import load, skeleton
+from llmos_cli.models.save import stored_names
 from llmos_cli.operations import fresh, served
 from llmos_cli.operations.abreast import abreast
 from llmos_cli.operations.served import Speed
@@ -333,6 +334,8 @@ def weigh(directory: Path, compressible: frozenset[str]) -> Bytes:
     """Real bytes of a checkpoint directory, from the headers of its files."""
     entries = headers.of_directory(directory)
     shapes = headers.dense_shapes(entries)
+    stored = stored_names(skeleton(directory), shapes)
+    compressible = frozenset(stored.get(name, name) for name in compressible)
     parts = {name + suffix for name in compressible for suffix in ("", "_packed", "_scale", "_shape", "_zero_point")}
     return Bytes(
         layers=sum(entry.bytes for name, entry in entries.items() if name in parts),

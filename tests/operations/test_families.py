@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 from transformers import AutoModelForSequenceClassification as AutoModelForTexts
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.data.pixels import Pixels
 from llmos_cli.models.load import load
 from tests.operations.test_import_export import tokenized
 
@@ -153,3 +154,31 @@ def test_experts_are_named_where_they_are_left_alone(workspace: Workspace, llmos
     assert (ran.code, ran.json["left_alone"][experts]) == (0, "in a MixtralExperts, which no method reads")
     ran = llmos("quantize", "--dry-run", *told)
     assert ran.code == 1 and "no method turns the experts of a mixtral into codes" in ran.err
+
+
+def test_sizes_are_those_of_files_that_call_tensors_otherwise(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """A ViT's layers have other names in its files than in the model: `compress` took none of them for something to shrink."""
+    names = {"id2label": {number: str(number) for number in range(10)}}
+    config = {**WIDTHS, "image_size": 8, "patch_size": 4, "num_channels": 1, **names}
+    folder = upstream(tmp_path / "hub", "vit", "image-classification", **config)
+    Pixels(8, 1, (0.5,), (0.5,)).save_pretrained(folder)
+    assert llmos("import", folder).code == 0
+    told = ("-s", "data.source=builtin:digits", "-s", "data.max_samples=32", "-s", "data.max_eval_samples=8")
+    ran = llmos("compress", "--target-ratio", "0.5", "--dry-run", "--json", *told)
+    assert ran.code == 0, ran.err
+    uncut, smallest, largest = ran.json["sizes"][0]
+    assert uncut == 0 and smallest < largest < 0.6 * ran.json["size"]
+    ran = llmos("quantize", "--method", "rtn", *QUICK, *told)
+    before, after = (ran.json["proof"][f"bytes_{when}"] for when in ("before", "after"))
+    assert before["layers"] - after["layers"] == pytest.approx(before["total"] - after["total"], abs=4096)
+
+
+def test_layers_of_a_kind_of_their_own_round_their_inputs(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """FalconLinear is a Linear; and the size of a Falcon's heads follows from their number, so it cannot be kept."""
+    assert llmos("import", upstream(tmp_path / "hub", "falcon", "causal-lm", **WIDTHS)).code == 0
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES.split("\n")))
+    told = ("-s", f"data.source={tmp_path / 'rows.jsonl'}", *DATA)
+    ran = llmos("quantize", "--method", "w8a8", *QUICK, *told)
+    assert (ran.code, ran.json["changed"], ran.json["proof"]["parity"]["difference"]) == (0, 8, 0.0), ran.err
+    ran = llmos("prune", "HEAD~1", "--method", "width", "--sparsity", "0.1", "--dry-run", "--json", *told)
+    assert ran.code == 0 and any("ffn_hidden_size" in name or "dense" in name for name in ran.json["matrices"]), ran.err

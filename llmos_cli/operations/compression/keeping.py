@@ -186,7 +186,8 @@ class Keeping(Keeper):
                 self.subject.matrices[name].layer.__class__ = self.rounds_inputs
 
     def _rounds(self, matrix: Matrix) -> bool:
-        return type(matrix.layer) is nn.Linear and matrix.layer_name not in self.unrounded
+        linear = isinstance(matrix.layer, nn.Linear) and not isinstance(matrix.layer, QuantizedLinear)
+        return linear and matrix.layer_name not in self.unrounded
 
     def keep(self, index: int) -> None:
         tensors: dict[str, Tensor] = {}

@@ -28,6 +28,7 @@ from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
 from llmos_cli.models.quantized import why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, write_resized
+from llmos_cli.models.save import stored_names
 from llmos_cli.operations.compression.coded import Coded, average_bits
 from llmos_cli.operations.compression.coding import coding
 from llmos_cli.operations.compression.cut import answers
@@ -240,6 +241,7 @@ class Workshop:
         if self.options.target_latency:
             parts = paced(here, self.split, parts, self.options.group_size)
         entries = headers.of_directory(source)
+        stored = stored_names(here.model, entries)
         coded = [name for part in parts for name in part.names]
         whole = sum(file.stat().st_size for file in headers.files(source))
         gained = bytes_gained(here.model, entries, self.options.group_size) if self.options.embeddings else 0
@@ -248,7 +250,7 @@ class Workshop:
                 [part.names, dict(part.bits_bytes), dict(part.bits_kl), dict(part.bits_seconds)] for part in parts
             ],
             "weights": sum(here.matrices[name].shape.numel() for name in coded),
-            "fixed": whole - gained - sum(entries[name].bytes for name in coded if name in entries),
+            "fixed": whole - gained - sum(entries[stored[name]].bytes for name in coded if stored.get(name) in entries),
         }
 
     def _built(self, candidate: Candidate, state: Path, page: Page) -> dict[str, Any]:
