@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def restore(
     there = remotes.opened(_rehearsing(root), place)
     there.must_be_begun()
     wanted = _chosen(backups.listed(there), url, at)
-    files = backups.files_of(there, wanted)
+    files, executable = backups.files_of(there, wanted)
     if not dry_run and appearing.finish(ready, root):
         return _told(root, url, wanted, len(files), 0, dry_run=False)
     ws = Workspace(ready) if not dry_run else _rehearsing(root)
@@ -68,7 +68,7 @@ def restore(
         coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
         if not dry_run:
             receiving.receive(ws, there, coming, emit)
-            _bring(ws, coming, files)
+            _bring(ws, coming, files, executable)
             ws.oplog.note(f"restore {wanted.backup} from {url}")
     there.store.close()
     if not dry_run:
@@ -100,7 +100,9 @@ def _chosen(known: Sequence[Backup], url: str, at: str | None) -> Backup:
     return found[-1]
 
 
-def _bring(ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileEntry]) -> None:
+def _bring(
+    ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileEntry], executable: Container[str]
+) -> None:
     downloads = ws.dot / "tmp" / receiving.FOLDER
     with receiving.staged(ws, coming) as prepared:
         with ws.oplog.locked(ws.emit):
@@ -108,6 +110,8 @@ def _bring(ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileE
         for name, entry in files.items():
             unfinished = ws.dot / "tmp" / "restored"
             shutil.copyfile(downloads / entry.sha256, unfinished)
+            if name in executable:
+                unfinished.chmod(0o777 & ~atomic.umask())
             atomic.sync_file(unfinished)
             atomic.make_directory((ws.root / name).parent)
             unfinished.replace(ws.root / name)

@@ -15,6 +15,7 @@ from llmos_cli.core.objects import hash_file
 from llmos_cli.core.remote import layout
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound, UsageError
+from llmos_cli.events import Event, Note
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.audit import audit
 from llmos_cli.operations.backup import backup
@@ -99,6 +100,51 @@ def test_what_a_backup_has_not_it_names(lived: Workspace, far: Path) -> None:
     assert f"configs/eval.yaml, data/, link, runs/{run.id}/" in str(made.view())
     names = {path.name for path in lived.root.iterdir()}
     assert {path.name for path in restored(far).root.iterdir()} == names - {"data", "link"}
+
+
+PIPELINE = """\
+format: 1
+pipeline:
+  clean: {sh: "scripts/clean.sh raw", inputs: [raw, seed.txt], outputs: [out/clean.txt]}
+  base: {verb: train, config: [mine/train.yaml], set: {data.source: rows, data.task: text-classification}, needs: [clean]}
+  later: {sh: "cat out/clean.txt > last.txt", inputs: [out/clean.txt], outputs: [last.txt]}
+"""
+
+
+def test_what_a_pipeline_declares_is_in_a_backup(lived: Workspace, far: Path, monkeypatch, llmos) -> None:
+    """A folder of inputs, scripts, data, configs of one's own and what was written: where it is restored a run would do the same."""
+    monkeypatch.chdir(lived.root)
+    for name, text in {
+        "raw/a.txt": "one",
+        "raw/more/b.txt": "two",
+        "scripts/clean.sh": "#!/bin/sh\nmkdir -p out; cat $1/*.txt $1/more/*.txt > out/clean.txt\n",
+        "scripts/notes.txt": "of nobody's interest",
+        "rows/train.csv": "text,label\na,0\nb,1\n",
+        "mine/train.yaml": "train: {max_steps: 1}\n",
+        "seed.txt": "1",
+        ".hidden/x": "x",
+        "data/own.csv": "1",
+    }.items():
+        (lived.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (lived.root / name).write_text(text)
+    (lived.root / "scripts" / "clean.sh").chmod(0o755)
+    settings = lived.root / "llmos.yaml"
+    settings.write_text(settings.read_text().replace("format: 1\n", PIPELINE))
+    assert llmos("trust", "--pipeline").code == llmos("trust", "scripts/clean.sh").code == 0
+    assert llmos("run", "clean", "-q").code == 0 and (lived.root / "out" / "clean.txt").read_text() == "onetwo"
+    assert backup(lived).left_out == (".hidden/", "data/", "scripts/")
+    planned = llmos("run", "--dry-run", "--json")
+    assert [each["status"] for each in planned.json["stages"]] == ["fresh", "would run", "would run"]
+    back = restored(far)
+    monkeypatch.chdir(back.root)
+    assert llmos("run", "--dry-run", "--json").json == planned.json
+    assert not (back.root / "scripts" / "notes.txt").exists() and fsck(back).problems == ()
+    settings.write_text(settings.read_text().replace("inputs: [out/clean.txt]", "inputs: [out/clean.txt, .hidden/x]"))
+    assert ".hidden/" in backup(lived).left_out, "a tool may act on what is in such a folder: nobody restores one"
+    settings.write_text(settings.read_text().replace("outputs: [last.txt]", "outputs: [out]"))
+    heard: list[Event] = []
+    assert "raw/" in backup(lived, emit=heard.append).left_out
+    assert [each.level for each in heard if isinstance(each, Note)] == ["warning"]
 
 
 def test_a_second_backup_costs_what_changed_and_the_first_stays(lived: Workspace, far: Path) -> None:
@@ -189,7 +235,8 @@ Names = Callable[[dict[str, FileEntry]], dict[str, FileEntry]]
         ".llmos/objects/aa/b",
         ".LLMOS/tmp/x",
         ".llmos/index.sqlite",
-        "home/x",
+        ".git/hooks/x",
+        "home/.git/config",
     ],
 )
 def test_names_that_no_backup_has_are_refused(lived: Workspace, far: Path, name: str) -> None:

@@ -3,8 +3,8 @@
     backups/<time>.json    {"backup", "workspace", "host", "checkpoints", "tree": {"sha256", "size"}}
 
 Checkpoints are sent as a push would send them, those that nothing names too. All other files (refs, the operation log, runs with
-the states that can be resumed, configs, whatever lies beside them in the workspace's own folder) are listed in one tree, which
-is an object itself, as they are. So a second backup costs what changed.
+the states that can be resumed, configs, whatever lies beside them in the workspace's own folder, and what the pipeline declares of
+folders there) are listed in one tree, which is an object itself, as they are. So a second backup costs what changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,11 +52,12 @@ class Backup:
     tree: FileEntry
 
 
-def copied(ws: Workspace, folder: Path) -> dict[str, Path]:
-    """All files that a backup has beside checkpoints: name -> where its bytes stay as they are now. What may change at any
-    moment is copied to `folder`, under the lock of the refs, so that refs and the log of operations agree."""
+def copied(ws: Workspace, folder: Path, declared: Set[str]) -> dict[str, Path]:
+    """All files that a backup has beside checkpoints, `declared` ones in folders of the user's own among them: name -> where its bytes
+    stay as they are now. What may change at any moment is copied to `folder`, under the lock of the refs, so that refs and the log of
+    operations agree."""
     with ws.oplog.locked(ws.emit):
-        files = {name: ws.root / name for name in sorted(_beside(ws))}
+        files = {name: ws.root / name for name in sorted({*_beside(ws), *_taken(declared)})}
         _check_names(files)
         # What is kept of data stays what its name says, as checkpoints do.
         for name in (
@@ -76,6 +77,15 @@ def _check_names(files: Iterable[str]) -> None:
         )
 
 
+def _taken(declared: Iterable[str]) -> set[str]:
+    """None of what has its own way, or of a folder that some tool may act on (`.git/hooks`)."""
+    return {name for name in declared if name.partition("/")[0] not in _FOLDERS and not _is_hidden(name)}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/")[:-1])
+
+
 def _beside(ws: Workspace) -> Iterator[str]:
     alive = {f"runs/{record.id}" for record in ws.runs.alive()}
     yield from (entry.name for entry in os.scandir(ws.root) if entry.is_file(follow_symlinks=False))
@@ -89,16 +99,27 @@ def _beside(ws: Workspace) -> Iterator[str]:
             yield f"{DOT}/{name}"
 
 
-def left_out(ws: Workspace) -> tuple[str, ...]:
-    """What stands in the workspace's folder and no backup has: folders of the user's own, links and the like, and runs that are alive."""
+def left_out(ws: Workspace, declared: Set[str]) -> tuple[str, ...]:
+    """What stands in the workspace's folder and no backup has: folders of the user's own with more in them than is `declared`, links and
+    the like, and runs that are alive."""
+    taken = _taken(declared)
     others = [
         entry
         for entry in os.scandir(ws.root)
         if entry.name not in _FOLDERS and not entry.is_file(follow_symlinks=False)
     ]
-    names = [f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in others]
+    names = [entry.name for entry in others if not entry.is_dir(follow_symlinks=False)]
+    folders = [entry.name for entry in others if entry.is_dir(follow_symlinks=False)]
+    names += [f"{name}/" for name in folders if not _is_all(ws.root / name, taken)]
     names += [f"configs/{name}" for name in set(files_below(ws.configs)) - set(_plain(ws.configs))]
     return tuple(sorted([*names, *(f"runs/{record.id}/" for record in ws.runs.alive())]))
+
+
+def _is_all(folder: Path, taken: Set[str]) -> bool:
+    """Only where something of it is taken all of it is looked through."""
+    return any(name.startswith(f"{folder.name}/") for name in taken) and all(
+        f"{folder.name}/{name}" in taken for name in files_below(folder)
+    )
 
 
 def _plain(folder: Path) -> list[str]:
@@ -123,11 +144,16 @@ def described(
     """The backup, and the entries of its files; their tree is written to `folder`."""
     hashes = hash_files(files.values())
     entries = {name: hashes[path] for name, path in sorted(files.items())}
-    (folder / TREE).write_text(json.dumps({name: asdict(entry) for name, entry in entries.items()}))
+    told = {name: asdict(entry) | _mode(files[name]) for name, entry in entries.items()}
+    (folder / TREE).write_text(json.dumps(told))
     ((_, tree),) = hash_files([folder / TREE]).items()
     now = time.time()
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now * 1e6) % 1_000_000:06d}"
     return Backup(name, ws.name, host(), checkpoints, tree), entries
+
+
+def _mode(path: Path) -> dict[str, bool]:
+    return {"executable": True} if os.access(path, os.X_OK) else {}
 
 
 def note(remote: Remote, backup: Backup) -> None:
@@ -156,17 +182,19 @@ def _read(text: bytes) -> Backup:
     return backup
 
 
-def files_of(remote: Remote, backup: Backup) -> dict[str, FileEntry]:
-    """What it has beside checkpoints; names that no backup makes are refused."""
+def files_of(remote: Remote, backup: Backup) -> tuple[dict[str, FileEntry], set[str]]:
+    """What it has beside checkpoints, and which of that can be executed; names that no backup makes are refused."""
     text = b"".join(remote.object(backup.tree))
     try:
-        tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in json.loads(text).items()}
+        told = json.loads(text)
+        tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in told.items()}
+        executable = {str(name) for name, e in told.items() if e.get("executable") is True}
     except hostile.UNREADABLE as error:
         raise Corrupt(f"the tree of backup {backup.backup} makes no sense", hint=hostile.HINT) from error
     hostile.check_tree(tree, f"backup {backup.backup}")
     if why := _not_kept(tree):
         raise Corrupt(f"backup {backup.backup} {why}", hint=hostile.HINT)
-    return tree
+    return tree, executable
 
 
 def _not_kept(files: Iterable[str]) -> str | None:
@@ -174,6 +202,6 @@ def _not_kept(files: Iterable[str]) -> str | None:
     for name in files:
         top, _, below = name.casefold().partition("/")
         own = top == DOT and (below.partition("/")[0] in _OWN or below.startswith(_INDEX))
-        if own or (below and top not in (DOT, "configs", "runs")) or top == "checkpoints":
+        if own or top == "checkpoints" or (top not in _FOLDERS and _is_hidden(name)):
             return f"has a file {name[:80]!r}, which no backup has"
     return None

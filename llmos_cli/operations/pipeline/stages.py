@@ -210,7 +210,7 @@ def _connected(ws: Workspace, stage: Stage, stages: Sequence[Stage], node: Node)
     """With what it depends on filled in."""
     place = node.mapping[stage.family].key_place
     named = {word: found for word in _revisions(ws, stage) if (found := _stage_of(ws, word, stages, place))}
-    files = [*stage.options.inputs, *stage.options.config, *_data(ws, stage)]
+    files = [*stage.options.inputs, *stage.options.config, *data_of(ws, stage)]
     writers = [
         other.name for other in stages
         if other.name != stage.name and any(overlap(_below(ws, f), out) for f in files for out in other.options.outputs)
@@ -261,7 +261,7 @@ def _needed(word: str, stages: Iterable[Stage], place: Any) -> list[str]:
     return found
 
 
-def _data(ws: Workspace, stage: Stage) -> list[str]:
+def data_of(ws: Workspace, stage: Stage) -> list[str]:
     """The sources that its config names; those of a checkpoint's record are read by whoever made that."""
     resolved = stage.resolved(ws)
     data = getattr(resolved.config, "data", None) if resolved else None
