@@ -90,6 +90,29 @@ def why_not(model: nn.Module, module: nn.Module) -> str | None:
     return None if isinstance(model, SmallModel) else f"transformers reads no format that holds a quantized {kind}"
 
 
+def unpackable(model: PreTrainedModel) -> str | None:
+    """Why transformers would not load packed codes of this model; None where it would.
+
+    Its initialisation runs over a model whose weights packing has replaced, and that of some architectures (ModernBERT, Falcon,
+    Mamba, DINOv2) looks for them. So it is run, over modules without storage.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return None
+    with torch.device("meta"):
+        probe: PreTrainedModel = type(model)._from_config(model.config)
+    for layer in blocks.layers(probe).values():
+        if isinstance(layer, nn.Linear):
+            del layer._parameters["weight"]
+    try:
+        with torch.no_grad():
+            for module in probe.modules():
+                probe._init_weights(module)
+    except AttributeError:
+        kind = model.config.model_type
+        return f"transformers loads no packed codes of a {kind}: its initialisation looks for the weights that they replace"
+    return None
+
+
 @cache
 def _merges_experts(model_type: str) -> bool:
     """Whether transformers makes one tensor of a file's experts: beside compressed-tensors it takes these for codes in any case."""

@@ -170,12 +170,13 @@ def _entered(workshop: Workshop, built: Built[Made]) -> tuple[Subject, Outcome]:
     subject = workshop.loaded(made.source)
     layers = {subject.matrices[name].layer_name: bits[name] for name in bits}
     rounded = workshop.options.embeddings
+    ways = [*([stock.method] if stock.cut else []), *(["gptq"] if bits else [])]
     outcome = Outcome(
         made.folder,
         made.logits,
-        {"bits": made.bits},
-        method=f"{stock.method}, gptq" if stock.cut else "gptq",
-        reached=f"{_cut_out(stock)}, {made.bits:.2f} bits a weight with scales",
+        {"bits": made.bits} if bits else {},
+        method=", ".join(ways),
+        reached=", ".join([_cut_out(stock), *([f"{made.bits:.2f} bits a weight with scales"] if bits else [])]),
         changed=len(bits),
         left_alone=left_alone_but(subject.left_alone, subject.model) if rounded else subject.left_alone,
         used={"chosen": {"cut": stock.cut, "method": stock.method, "how": stock.how, "layers": layers}},

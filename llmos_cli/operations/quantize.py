@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmos_cli.errors import UsageError
 from llmos_cli.events import Emit, ignore
@@ -17,7 +18,7 @@ from llmos_cli.methods.grid import usable_group
 from llmos_cli.models.lazily import Lazily
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, matrices
-from llmos_cli.models.quantized import Scheme, why_not, write_quantized
+from llmos_cli.models.quantized import Scheme, unpackable, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite
 from llmos_cli.operations.compression import resuming
 from llmos_cli.operations.compression.coded import Coded, average_bits
@@ -82,6 +83,7 @@ def carry_out(ws: Workspace, run: Run, parent: Checkpoint, resolved: Resolved) -
         streams = not options.heal
         model = subject(ws, parent, resolved, options.ignore, streams=streams, rewritten=turn, emit=run.emit)
         form.check(model.matrices)
+        _check_packs(model.model, module)
         samples = calibrated(ws, run, model, resolved, needs, learns=hasattr(module, "refine"))
         coded: dict[str, Coded] = {}
         embedded = round_embeddings(model, form.group_size) if options.embeddings else {}
@@ -117,6 +119,7 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     memory = held(resolved.config, checkpoint.path)
     model = skeleton(checkpoint.path)
     form.check(matrices(model, options.ignore))
+    _check_packs(model, module)
     if options.rotation != "off":
         check_unpruned(ws, checkpoint)
         described(model, options.rotation, resolved.config.seed)
@@ -135,6 +138,12 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
         for name, matrix in outside(model).items()
     }
     return replace(found, matrices={**told, **found.matrices}, left_alone=left_alone_but(found.left_alone, model))
+
+
+def _check_packs(model: PreTrainedModel, module: ModuleType) -> None:
+    """Before anything is computed: the proof would find that the result does not load."""
+    if not module.ACTIVATIONS and (reason := unpackable(model)):
+        raise UsageError(reason, hint="`--method w8a8` and `--method fp8` store weights that it finds")
 
 
 def write_codes(ws: Workspace, kept: Keeping, coded: Mapping[str, Coded], module: ModuleType, staged: Path) -> None:

@@ -182,3 +182,33 @@ def test_layers_of_a_kind_of_their_own_round_their_inputs(workspace: Workspace, 
     assert (ran.code, ran.json["changed"], ran.json["proof"]["parity"]["difference"]) == (0, 8, 0.0), ran.err
     ran = llmos("prune", "HEAD~1", "--method", "width", "--sparsity", "0.1", "--dry-run", "--json", *told)
     assert ran.code == 0 and any("ffn_hidden_size" in name or "dense" in name for name in ran.json["matrices"]), ran.err
+
+
+def test_codes_that_transformers_would_not_load_are_refused_before_they_are_chosen(
+    workspace: Workspace, llmos: Any, tmp_path: Path
+) -> None:
+    """ModernBERT's initialisation looks for the weights that packing replaces."""
+    config = {**WIDTHS, "cls_token_id": 0, "sep_token_id": 0}
+    assert llmos("import", upstream(tmp_path / "hub", "modernbert", "text-classification", **config)).code == 0
+    (tmp_path / "data.csv").write_text(ROWS)
+    told = ("-s", f"data.source={tmp_path / 'data.csv'}", *DATA)
+    for more in ([], ["--dry-run"]):
+        ran = llmos("quantize", "--method", "gptq", *QUICK, *told, *more)
+        assert ran.code == 2 and "transformers loads no packed codes of a modernbert" in ran.err
+    assert llmos("quantize", "--method", "w8a8", "--dry-run", *told).code == 0
+
+
+def test_compress_cuts_what_cannot_be_quantized(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """GPT-2's layers have no quantized format, but its blocks can go."""
+    widths = {"vocab_size": 290, "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64, "bos_token_id": 0}
+    assert llmos("import", upstream(tmp_path / "hub", "gpt2", "causal-lm", **widths)).code == 0
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES.split("\n")))
+    quick = [
+        f"compress.{told}" for told in ("cuts=[0.25]", "latency=false", "calibration_samples=8", "probe_samples=2")
+    ]
+    sets = [part for each in (f"data.source={tmp_path / 'rows.jsonl'}", *quick) for part in ("-s", each)]
+    ran = llmos("compress", "--target-ratio", "0.8", "--json", *sets, *DATA)
+    assert ran.code == 0, ran.err
+    result = ran.json["result"]
+    assert (result["changed"], "cut out" in result["reached"], "bits" in result["reached"]) == (0, True, False)
+    assert result["proof"]["bytes_after"]["total"] <= 0.8 * result["proof"]["bytes_before"]["total"]

@@ -26,7 +26,7 @@ from llmos_cli.methods.quantize import gptq, rtn
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
 from llmos_cli.models.matrices import matrices
-from llmos_cli.models.quantized import why_not, write_quantized
+from llmos_cli.models.quantized import unpackable, why_not, write_quantized
 from llmos_cli.models.rewrite import rewrite, write_resized
 from llmos_cli.models.save import stored_names
 from llmos_cli.operations.compression.coded import Coded, average_bits
@@ -228,6 +228,9 @@ class Workshop:
     def _measured(self, source: Path, _: Page) -> dict[str, Any]:
         here = self.loaded(source)
         fitting = {name: matrix for name, matrix in here.matrices.items() if not why_not(here.model, matrix.layer)}
+        if reason := unpackable(here.model):
+            self.emit(Note(f"no bits are saved: {reason}"))
+            fitting = {}
         parts = sensitivities(
             here.model,
             here.exam.task,
@@ -258,7 +261,7 @@ class Workshop:
         here = self.loaded(source)
         embedded = round_embeddings(here, self.options.group_size) if self.options.embeddings else {}
         coded = self._coded(here, candidate)
-        if self.options.heal:
+        if self.options.heal and coded:
             coded = heal_quantized(here, coded, self._healing(state), self.emit)
         self._write(here, {**coded, **embedded}, source, page.model)
         save_file({"logits": answers(here).contiguous()}, page.folder / LOGITS)
@@ -266,7 +269,7 @@ class Workshop:
         return {
             "kl": mean_kl(here.model, here.exam.task, self.probes, self.dense),
             "size": sum(file.stat().st_size for file in headers.files(page.model)),
-            "bits": average_bits(coded),
+            "bits": average_bits(coded) if coded else 0.0,
         }
 
     def _timed(self, stock: Stock, bits: Mapping[str, int], page: Page) -> dict[str, Any]:
@@ -292,8 +295,10 @@ class Workshop:
         return Form(otherwise, self.options.group_size, layers)
 
     def _coded(self, here: Subject, candidate: Candidate) -> dict[str, Coded]:
-        form = self._form(here, candidate.bits(), otherwise=max(self.options.bits))
         coded: dict[str, Coded] = {}
+        if not candidate.bits():  # no format holds its layers as codes: what was cut out is all
+            return coded
+        form = self._form(here, candidate.bits(), otherwise=max(self.options.bits))
         compress = coding(here, gptq, gptq.Options(), form, coded)
         dtype = self.samples.dtype
         sweep(here, self.samples.batches, compress, gptq.NEEDS, dtype=dtype, stage="quantize", emit=self.emit)
