@@ -244,10 +244,14 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
 @pytest.fixture(scope="module")
 def kept(scratch: Path) -> Path:
     """A remote with a backup, and nothing beside it: of a checkpoint that a tag names and of one whose weights are gone, of a run
-    that can go on, of configs and code."""
+    that can go on, of configs, code, and a folder that the pipeline declares."""
     ws = Workspace.create(scratch / "kept-source")
     (ws.configs / "train.yaml").write_text("seed: 1\n")
     (ws.root / "code.py").write_text("x = 1\n")
+    (ws.root / "notes").mkdir()
+    (ws.root / "notes" / "a.txt").write_text("declared\n")
+    with (ws.root / "llmos.yaml").open("a") as file:
+        file.write("pipeline: {count: {sh: 'wc notes/*', inputs: [notes]}}\n")
     (scratch / "kept").mkdir()
     remotes.add(ws, "origin", str(scratch / "kept" / "far"))
     first = commit(ws, (), other="first")
