@@ -212,3 +212,10 @@ def test_compress_cuts_what_cannot_be_quantized(workspace: Workspace, llmos: Any
     result = ran.json["result"]
     assert (result["changed"], "cut out" in result["reached"], "bits" in result["reached"]) == (0, True, False)
     assert result["proof"]["bytes_after"]["total"] <= 0.8 * result["proof"]["bytes_before"]["total"]
+
+
+@pytest.mark.slow
+def test_a_graph_that_torch_cannot_write_is_told(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    assert llmos("import", upstream(tmp_path / "hub", "mixtral", "causal-lm", **MIXTRAL)).code == 0
+    ran = llmos("export", "-o", tmp_path / "graph", "--format", "onnx")
+    assert ran.code == 1 and "torch writes no graph of a mixtral" in ran.err

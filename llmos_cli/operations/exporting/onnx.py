@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 from transformers import PreTrainedModel
 
 from llmos_cli.core.workspace import Checkpoint
@@ -101,15 +102,21 @@ def export_graph(model: PreTrainedModel, file: Path, large: int = LARGE) -> None
     free = tuple({0: batch} if name == "pixel_values" else {0: batch, 1: sequence} for name in names)
     size = sum(parameter.nbytes for parameter in model.parameters())
     with _quiet():
-        program: Any = torch.onnx.export(
-            Answer(model, names).eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            input_names=list(names),
-            output_names=["logits"],
-            dynamic_shapes=(free,),
-            verbose=False,
-        )
+        try:
+            program: Any = torch.onnx.export(
+                Answer(model, names).eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_shapes=(free,),
+                verbose=False,
+            )
+        except OnnxExporterError as problem:  # what it has no node for is told by the first in the chain
+            reason = str(problem.__cause__ or problem).strip().splitlines()[0]
+            raise LlmosError(
+                f"torch writes no graph of a {model.config.model_type}: {reason}", hint="export with --format hf"
+            ) from problem
         program.save(file, external_data=size > large)
 
 
