@@ -14,9 +14,13 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what was to be ignored (`nohup`) stays so
         signal.signal(signal.SIGINT, interrupt)
     try:
-        from llmos_cli.app import run
+        from llmos_cli.app import forget_output, run
 
         code = run(sys.argv[1:])
+        try:
+            sys.stdout.flush()
+        except OSError:  # an error, which has been told
+            forget_output()
     except KeyboardInterrupt:  # before `run` could hear it
         from llmos_cli.errors import interrupted
         from llmos_cli.ui import Ui

@@ -130,9 +130,14 @@ def _command_of(args: Sequence[str]) -> str:
 
 
 def _reader_left() -> int:
-    """`llmos log | head`: the reader has what it wanted. Python would complain again when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """`llmos log | head`: the reader has what it wanted."""
+    forget_output()
     return 0
+
+
+def forget_output() -> None:
+    """What could not be written: Python would complain again, and change the exit code, when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plainly(error: Exception) -> LlmosError:

@@ -6,6 +6,7 @@ needs no rich: `status` and `log` answer before it would be imported. Colour onl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -89,7 +90,8 @@ class Ui:
     def error(self, error: LlmosError) -> None:
         self._clear()
         if self.json:
-            self._out.line(error_json(error))
+            with contextlib.suppress(OSError):  # it may be about this very disk; the exit code says it too
+                self._out.line(error_json(error))
         colour = self._err.colour
         self._err.line(_paint("error:", "31", colour) + f" {error.message}")
         if isinstance(error, ConfigError) and error.place:
@@ -152,9 +154,11 @@ class _Stream:
         self.text(redacted(text) + "\n")
 
     def text(self, text: str) -> None:
-        self._file.write(text)
-        if self.terminal or self._file is sys.stderr:
-            self._file.flush()
+        """On stderr what nobody hears (the disk of its file is full, the reader of its pipe has left) must not end the work."""
+        with contextlib.suppress(*((OSError,) if self._file is sys.stderr else ())):
+            self._file.write(text)
+            if self.terminal or self._file is sys.stderr:
+                self._file.flush()
 
     def flush(self) -> None:
         self._file.flush()

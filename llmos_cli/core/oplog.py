@@ -144,6 +144,7 @@ class OperationLog(History):
         except BaseException:  # a full disk or Ctrl-C: none of it happened, unless all of it did
             if self._logged(operation):
                 atomic.sync_file(self.path)
+                self._drop(operation)
             else:
                 self._take_back(operation, committed, marked)
             self._pending.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llmos_cli.core import signatures
@@ -15,11 +15,22 @@ from llmos_cli.core.staging import discard
 
 
 def collect(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str]) -> None:
-    """Remove `checkpoints` (children before their parents: nobody must find one whose parent is gone) and their runs' refs."""
+    """Remove `checkpoints` (children before their parents: nobody must find one whose parent is gone) and their runs' refs. What the
+    disk refuses to remove keeps those."""
     gone = set(checkpoints)
-    for run, checkpoint in refs.under(RUNS).items():
-        if checkpoint in gone:
-            refs.write(RUNS + run, None)
+    runs = {run: checkpoint for run, checkpoint in refs.under(RUNS).items() if checkpoint in gone}
+    try:
+        _remove(root, dot, refs, checkpoints, runs)
+    except BaseException:
+        for run, checkpoint in runs.items():
+            if (root / "checkpoints" / checkpoint).is_dir() and refs.read(RUNS + run) is None:
+                refs.write(RUNS + run, checkpoint)
+        raise
+
+
+def _remove(root: Path, dot: Path, refs: Refs, checkpoints: Sequence[str], runs: Iterable[str]) -> None:
+    for run in runs:
+        refs.write(RUNS + run, None)
     for checkpoint in checkpoints:
         if (signature := signatures.path(dot, checkpoint)).exists():
             remove(signature)

@@ -190,7 +190,8 @@ def _called(ws: Workspace, checkpoint: str) -> str:
 def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage]:
     """Files of checkpoints without weights: what `rm` removed before the window of `undo`, or a kill in the middle of their
     coming back left. What others have too is freed with those."""
-    removed = sorted(ws.dropped.all() - undoable(ws, reach) - unnamed)
+    marked = ws.dropped.all() - undoable(ws, reach) - unnamed
+    removed = sorted(name for name in marked if (ws.checkpoints / name).is_dir())
     told = set(holders(ws)) if removed and ws.storage != "copy" else set()
     for name in removed:
         if name in ws.sealed:
