@@ -204,6 +204,19 @@ def check_words(err: str, says: str) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [("log", 1), ("log --json", 1), ("show nothing", 4), ("show nothing --json", 4), ("nothing", 2)]
+)
+def test_output_that_nobody_can_take(words, code, model, own_home):
+    """A full disk behind the shell's `>`: what cannot be said leaves the exit code what it is, and no traceback."""
+    command = [sys.executable, "-m", "llmos_cli", *words.split()]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, cwd=model, stdout=full, stderr=subprocess.PIPE, text=True)
+        mute = subprocess.run(command, cwd=model, stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (ran.returncode, "Traceback" in ran.stderr, ran.stderr.count("error: ")) == (code, False, 1)
+    assert mute.returncode == (code if code > 1 else 0)
+
+
 def test_of_two_commands_at_once_the_second_waits_and_says_for_whom(model, llmos, monkeypatch):
     monkeypatch.chdir(model)
     with locked(model) as holder:

@@ -166,8 +166,8 @@ def test_the_kernel_is_asked_for_no_change(words, root, forks: Forks, mode, tmp_
 
 
 def written_to(call: Call) -> str:
-    """Copying a file's bytes out of the workspace changes the copy."""
-    at = {"sendfile": 0, "copy_file_range": 1}.get(call.name)
+    """Copying a file's bytes out of the workspace changes the copy, and a link to a file of it makes the link."""
+    at = {"sendfile": 0, "copy_file_range": 1, "symlink": 1}.get(call.name)
     return " ".join(call.paths) if at is None else call.paths[at]
 
 

@@ -31,11 +31,15 @@ class Process:
     progress: str
 
 
+RESUMED = ("train", "prune", "quantize", "compress")
+"""Commands with `--resume` whose runs keep what they have done so far."""
+
+
 @dataclass(frozen=True)
 class StatusResult:
     """`changed`: configs that differ from what the last run of their verb was given; `storage`: reflink, hardlink, copy or
-    None before the first checkpoint; `resumable`: the last training run, where it was cut off and can go on; `diverged`: where
-    its loss stopped it, so that it goes on with other settings alone; `lacks_settings`: llmos.yaml is gone."""
+    None before the first checkpoint; `resumable`: the last run of those that make a checkpoint step by step, where it was cut off and can
+    go on; `diverged`: where its loss stopped it, so that it goes on with other settings alone; `lacks_settings`: llmos.yaml is gone."""
 
     workspace: str
     head: Head
@@ -46,6 +50,8 @@ class StatusResult:
     resumable: str | None
     diverged: Divergence | None
     lacks_settings: bool = False
+    goes_on: str = ""
+    """The command that resumes it."""
 
     def view(self) -> View:
         storage = [f"storage: {_STORAGE[self.storage]}"] if self.storage else []
@@ -74,7 +80,7 @@ class StatusResult:
         if self.resumable and self.diverged:
             lines.append(f"diverged: {self.resumable} at step {self.diverged.step}, {WAY_ON} goes on")
         elif self.resumable:
-            lines.append(f"interrupted: {self.resumable}, `llmos train --resume` goes on")
+            lines.append(f"interrupted: {self.resumable}, `llmos {self.goes_on} --resume` goes on")
         if self.changed:
             lines.append(f"changed since its last run: {', '.join(self.changed)}")
         return lines
@@ -87,7 +93,8 @@ def status(ws: Workspace) -> StatusResult:
 
 def _status(ws: Workspace) -> StatusResult:
     head = ws.head()
-    resumable = _resumable(ws, head)
+    interrupted = _resumable(ws, head)
+    resumable = interrupted.id if interrupted else None
     return StatusResult(
         ws.name,
         head,
@@ -98,6 +105,7 @@ def _status(ws: Workspace) -> StatusResult:
         resumable,
         noted(ws.root / "runs" / resumable / "state") if resumable else None,
         is_missing(ws.root),
+        interrupted.operation if interrupted else "",
     )
 
 
@@ -125,9 +133,10 @@ def _changed_configs(ws: Workspace) -> list[str]:
     return changed
 
 
-def _resumable(ws: Workspace, head: Head) -> str | None:
-    last = ws.index.last_run("train")
+def _resumable(ws: Workspace, head: Head) -> RunRecord | None:
+    runs = [run for operation in RESUMED if (run := ws.index.last_run(operation)) is not None]
+    last = max(runs, key=lambda run: run.started, default=None)
     if last is None or last.status in ("running", "done") or last.base != head.name:
         return None
     state = last.path / "state"
-    return last.id if state.is_dir() and any(state.iterdir()) else None
+    return last if state.is_dir() and any(state.iterdir()) else None

@@ -66,12 +66,14 @@ def test_status_tells_of_edited_configs(ws, commit_with_config):
     assert status(ws).changed == ("configs/train.yaml",)
 
 
-def test_status_tells_what_can_go_on(ws):
-    with pytest.raises(Interrupted), ws.begin("train", config={}) as run:
+@pytest.mark.parametrize("operation", ["train", "prune"])
+def test_status_tells_what_can_go_on(ws, operation):
+    with pytest.raises(Interrupted), ws.begin(operation, config={}) as run:
         run.state.mkdir()
         (run.state / "step").write_text("5")
         raise KeyboardInterrupt
     assert status(ws).resumable == run.id
+    assert f"interrupted: {run.id}, `llmos {operation} --resume` goes on" in render(status(ws).view())
     with ws.runs.resume(run.id):
         pass
     assert status(ws).resumable is None
