@@ -1,4 +1,5 @@
-"""Which checkpoints had their weights removed: an empty file `.llmos/dropped/<id>` each, written before the weights go.
+"""Which checkpoints are without their weights: a file `.llmos/dropped/<id>` each, empty where an operation removed them, written before
+they go; `BARE` where they came from a remote without.
 
 The manifest stays, so that the line of ancestors stays whole. Files that are still beside it count for nothing: `rm` leaves
 them, for its mark to be undone, until `gc` finds that the operation log's window has passed over it.
@@ -14,6 +15,7 @@ from llmos_cli.core.listing import entries, is_file
 from llmos_cli.core.refs import ID
 
 FOLDER = ".llmos/dropped/"
+BARE = b"bare\n"
 
 
 def mark_of(checkpoint: str) -> str:
@@ -49,6 +51,19 @@ class Dropped:
 
         if checkpoint not in self:
             atomic.write_bytes(self._directory / checkpoint, b"", scratch=self._scratch)
+
+    def mark_bare(self, checkpoint: str) -> None:
+        """It is about to come without its weights, by no operation."""
+        from llmos_cli.core import atomic
+
+        atomic.write_bytes(self._directory / checkpoint, BARE, scratch=self._scratch)
+
+    def is_bare(self, checkpoint: str) -> bool:
+        """Whether it came without; its weights may be coming, and be here already when that is cut off."""
+        try:
+            return (self._directory / checkpoint).read_bytes() == BARE
+        except FileNotFoundError:
+            return False
 
     def drop(self, directory: Path) -> None:
         """Remove all files of a marked checkpoint but its manifest. A crash in between is finished by dropping it again."""

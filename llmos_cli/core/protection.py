@@ -104,7 +104,8 @@ def marked_by_nobody(ws: Workspace) -> set[str]:
     What a fetch brought without weights has a mark and no operation too, and nothing that could be lost. Of a log that was begun
     anew nobody knows what it said before: marks that are older are believed."""
     marked = ws.dropped.all()
-    odd = {each for each in (marked and marked - ws.oplog.without_weights()) if _has_all(ws, each)}
+    others = marked - ws.oplog.without_weights() if marked else marked
+    odd = {each for each in others if not ws.dropped.is_bare(each) and _has_all(ws, each)}
     if not odd or not ws.oplog.path.exists():
         return set()
     begun = max((each.time for each in ws.oplog.operations() if each.name.startswith(continuity.ACCEPTED)), default=0.0)

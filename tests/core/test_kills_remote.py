@@ -30,6 +30,7 @@ from llmos_cli.operations.push import push
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.undo import undo
 from llmos_cli.transports.local import open_store
 from tests.core.durability import unsafe
 from tests.core.killing import commit, refs_of, settle, state, torn
@@ -54,6 +55,7 @@ COMMANDS = {
     "push --delete": ("push", "--delete", "base"),
     "fetch": ("-C", "clone", "fetch"),
     "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
+    "fetch --weights of what came without": ("-C", "clone", "fetch", "--weights", "HEAD~2"),
     "fsck --repair": ("fsck", "--repair"),
     "fsck --repair of refs": ("fsck", "--repair"),
     "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
@@ -96,6 +98,19 @@ def remove_from_the_clone(root: Path) -> None:
     rm(ws, ["HEAD"], force=True)
     gc(ws, window="now")
     settle(ws)
+
+
+def come_without(root: Path) -> None:
+    """A remote gets weights only when a clone has the manifest."""
+    ws = Workspace.find(root)
+    for each in ("far", "clone"):
+        shutil.rmtree(root / each)
+    rm(ws, ["HEAD~2"], force=True)
+    push(ws)
+    clone(str(root / "far"), root / "clone")
+    undo(ws)
+    push(ws)
+    settle(Workspace.find(root / "clone"))
 
 
 def damage(root: Path) -> None:
@@ -152,6 +167,7 @@ def push_what_was_given_up(root: Path) -> None:
 
 BEFORE: dict[str, Callable[[Path], None]] = {
     "fetch --weights": remove_from_the_clone,
+    "fetch --weights of what came without": come_without,
     "fsck --repair": damage,
     "fsck --repair of refs": move_by_hand,
     "fsck --accept-loss": lose,

@@ -340,7 +340,7 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
         elif each.checkpoint.id in bare:
             if each.checkpoint.path.exists():
                 continue  # another fetch brought it, perhaps with its weights
-            atomic.write_bytes(ws.dot / "dropped" / each.checkpoint.id, b"", scratch=ws.dot / "tmp")
+            ws.dropped.mark_bare(each.checkpoint.id)
             atomic.publish(each.staged, each.checkpoint.path)
             ws.lost.restore(each.checkpoint.id)
         else:
