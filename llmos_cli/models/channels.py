@@ -147,10 +147,11 @@ def _shared(groups: int, size: int) -> Layout:
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The same architecture with two blocks at most and random weights, biases and norms among them."""
+    """The same architecture with its first and last block, one of each kind, and random weights, biases and norms among them."""
     depth, config = depth_of(model.config), copy.deepcopy(model.config)
     if depth is not None and depth[1] > 2:
-        config = shallower(config, [0, depth[1] - 1])
+        kinds = getattr(config, "layer_types", None) or []
+        config = shallower(config, sorted({0, depth[1] - 1, *map(kinds.index, set(kinds))}))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small: PreTrainedModel = nn.Module.to(type(model)(config), torch.float32).eval()

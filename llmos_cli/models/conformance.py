@@ -297,7 +297,7 @@ def _named(scheme: QuantizationScheme) -> str:
     groups = f"groups of {args.group_size}" if args.strategy == "group" else f"a scale per {args.strategy}"
     zeros = "" if args.symmetric else ", with zero points"
     if args.type == "float":
-        return f"FP8 with {groups}, inputs {'scaled per token' if inputs else 'as they are'}"
+        return f"FP8 with {groups}, inputs {'scaled as they come' if inputs else 'as they are'}"
     return f"W{args.num_bits}A{inputs.num_bits if inputs else 16} with {groups}{zeros}"
 
 

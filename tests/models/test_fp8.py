@@ -93,7 +93,7 @@ def test_held_for_inference(llama: PreTrainedModel, tmp_path: Path) -> None:
 def test_it_is_the_format(llama: PreTrainedModel, tmp_path: Path) -> None:
     found = conformance.check(written(llama, tmp_path))
     assert found is not None and found.sentence == (
-        "by its documented rules vLLM runs it: FP8 with a scale per channel, inputs scaled per token; "
+        "by its documented rules vLLM runs it: FP8 with a scale per channel, inputs scaled as they come; "
         "on GPUs older than Ada (8.9) with the inputs left as they are"
     )
     file = tmp_path / "q" / "config.json"

@@ -219,3 +219,17 @@ def test_a_graph_that_torch_cannot_write_is_told(workspace: Workspace, llmos: An
     assert llmos("import", upstream(tmp_path / "hub", "mixtral", "causal-lm", **MIXTRAL)).code == 0
     ran = llmos("export", "-o", tmp_path / "graph", "--format", "onnx")
     assert ran.code == 1 and "torch writes no graph of a mixtral" in ran.err
+
+
+def test_a_stack_of_two_kinds_keeps_the_only_one_of_a_kind(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
+    """LFM2: its first and its last block are convolutions, and transformers runs no such model without attention."""
+    kinds = ["conv", "full_attention", "conv"]
+    config = {**WIDTHS, "num_hidden_layers": 3, "layer_types": kinds, "block_auto_adjust_ff_dim": False}
+    assert llmos("import", upstream(tmp_path / "hub", "lfm2", "causal-lm", **config)).code == 0
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES.split("\n")))
+    told = ("-s", f"data.source={tmp_path / 'rows.jsonl'}", *DATA, "-s", "prune.latency=false", "--json")
+    ran = llmos("prune", "--method", "depth", "--sparsity", "0.6", *told)
+    assert (ran.code, ran.json["left_alone"].get("model.layers.1")) == (0, "the only full_attention block"), ran.err
+    assert Workspace.find().checkpoint("HEAD").config_json()["layer_types"] == ["full_attention"]
+    ran = llmos("prune", "HEAD~1", "--method", "width", "--sparsity", "0.1", "--dry-run", *told)
+    assert ran.code == 0, ran.err

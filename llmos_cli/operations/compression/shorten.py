@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ def shorten(
     """Leave blocks out until a share `sparsity` of the parameters is gone; the last one goes only if that comes closer to it."""
     model = subject.model
     names = [block.name for block in blocks(model)]
-    spared = {name: "ignored, as the config says" for name in names if matches(name, ignore)}
+    spared = _alone(model, names) | {name: "ignored, as the config says" for name in names if matches(name, ignore)}
     measure = "kl" if getattr(own, "by", "") == "kl" else "influence"
     if measure == "kl":
         found = least_missed(model, batches, spared)
@@ -44,6 +45,15 @@ def shorten(
     numbers = ", ".join(name.rpartition(".")[2] for name in names if name in gone)
     told = [f"{len(names) - len(gone)} of {len(names)} blocks left, without {numbers}"]
     return Cut(smaller, told, {name: Change({measure: value}) for name, value in gone.items()}, spared)
+
+
+def _alone(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
+    """Of a stack of several kinds (convolutions and attention) those that are the only one of theirs: readers rely on each."""
+    kinds = getattr(model.config, "layer_types", None) or []
+    counts = Counter(kinds)
+    if len(counts) < 2 or len(kinds) != len(names):
+        return {}
+    return {name: f"the only {kind} block" for name, kind in zip(names, kinds, strict=True) if counts[kind] == 1}
 
 
 def influences(
