@@ -33,7 +33,8 @@ def main() -> int:
     options = arguments()
     print(f"{'what':34} {'CPU s':>7} {'wall s':>7}   {'against':34} {'CPU s':>7} {'wall s':>7}   ratio")
     missed, started = 0, time.monotonic()
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+    # What a peer left running in the background may still write there.
+    with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as scratch:
         for part in options.parts or PARTS:
             for row in PARTS[part](Path(scratch), options):
                 print(row.line, flush=True)
