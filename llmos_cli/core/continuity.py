@@ -18,6 +18,8 @@ ACCEPTED = "fsck --accept-loss .llmos/operations.jsonl"
 """With this begins the name of the operation from which on the log is to be all of it again."""
 _REPAIRED = "fsck --repair"
 """Such an operation begins where somebody else put a ref, which has been told."""
+BY_ITSELF = (ACCEPTED, _REPAIRED)
+"""Operations about what somebody did by hand."""
 _COLLECTED = "gc: "
 """What a full disk had no room to log: then it is done, and cannot be said."""
 _KNOWN = re.compile(rb'(?<!\\)"operation": "([0-9a-f]+)"')

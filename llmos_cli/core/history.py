@@ -6,13 +6,14 @@ bytes before it is parsed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmos_cli.core import lines
 from llmos_cli.core.dropped import FOLDER
-from llmos_cli.core.operation import Operation, parse
+from llmos_cli.core.operation import Change, Operation, parse
 from llmos_cli.core.refs import DATA, HEAD, MOVED, SYMBOLIC
 
 _TIME = re.compile(rb'"time": ([0-9]+(?:\.[0-9]+)?)[,}]')
@@ -45,6 +46,17 @@ class History:
             moved = (change for change in operation.changes if change.what == HEAD or change.what.startswith(MOVED))
             found |= {change.what: (change.after, operation.name) for change in moved}
         return found
+
+    def last_of(self, ref: str) -> Change | None:
+        """The last change of a ref; None where no operation made one."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        marked, end = f'"what": {json.dumps(ref)}'.encode(), len(text)
+        while (at := text.rfind(marked, 0, end)) >= 0:
+            end = text.rfind(b"\n", 0, at) + 1
+            operation = parse(text[end:].split(b"\n", 1)[0])
+            if operation is not None and (found := [each for each in operation.changes if each.what == ref]):
+                return found[-1]
+        return None
 
     def left_for(self, checkpoint: str) -> tuple[str, float] | None:
         """Where the branch (or detached HEAD) was when a run moved it to `checkpoint`: that id and the time."""

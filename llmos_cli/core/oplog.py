@@ -29,10 +29,10 @@ from llmos_cli.core.operation import (
     told,
     written,
 )
-from llmos_cli.core.refs import DATA, FIRST, HEAD, RUNS, SNAPSHOTS, SYMBOLIC, Refs
+from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
-from llmos_cli.events import Emit, ignore
+from llmos_cli.events import Emit, Note, ignore
 
 WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
@@ -55,6 +55,7 @@ class OperationLog(History):
         self._sealed = Sealed(root, dot)
         self.audit = Audit(dot)
         self._pending = dot / "pending.json"
+        self._emit: Emit = ignore
 
     def apply(self, name: str, changes: Sequence[Change], *, emit: Emit = ignore) -> Operation:
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
@@ -73,6 +74,7 @@ class OperationLog(History):
             yield
             return
         access.require_change()
+        self._emit = emit
         with lock(self._dot / "locks" / "refs", emit=emit):
             self._finish_pending()
             self._sealed.tidy()
@@ -132,6 +134,7 @@ class OperationLog(History):
             self._check_there(operation)
         if self.rehearsing:
             return operation
+        self._own(operation)
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
         marked = [checkpoint for checkpoint in operation.drops if checkpoint not in self._dropped]
         try:
@@ -182,6 +185,32 @@ class OperationLog(History):
         for change in made:
             if other := alike.get(change.what):
                 raise blocked(change, other)
+
+    def _own(self, operation: Operation) -> None:
+        """What somebody moved by hand, and this moves on, is an operation of its own before it: told, and undone like any other."""
+        if not self.path.exists() or operation.name.startswith(continuity.BY_ITSELF):
+            return
+        moved = [each.what for each in operation.changes if each.what == HEAD or each.what.startswith(MOVED)]
+        if found := [each for ref in moved if (each := self._by_hand(ref)) is not None]:
+            own = new(f"moved by hand: {', '.join(each.name for each in found)}", found)
+            self._log(own)
+            self._recorded(own)
+            said = (
+                f"{each.name} from {told(each.before, each.after)} to {told(each.after, each.before)}" for each in found
+            )
+            self._emit(
+                Note(f"somebody moved {', '.join(said)}, by no command: that is an operation of its own now", "warning")
+            )
+
+    def _by_hand(self, ref: str) -> Change | None:
+        """From where the log left it to where it is. An old clone wrote HEAD and its branch by no operation."""
+        if self._refs.senseless(ref):
+            return None
+        last, now = self.last_of(ref), self._refs.read(ref)
+        before = last.after if last is not None else FIRST if ref == HEAD else None
+        if now == before or (last is None and ref.startswith((HEAD, HEADS)) and continuity.is_old_clone(self.audit)):
+            return None
+        return Change(ref, before, now)
 
     def _check_there(self, operation: Operation) -> None:
         """What an old operation moved from or to, or removed, may have been freed since."""

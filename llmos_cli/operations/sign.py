@@ -106,19 +106,22 @@ def _password() -> bytes | None:
 def _check_key(path: Path, *, with_certificate: bool) -> None:
     """Whatever is wrong with it is said in a sentence that holds nothing of the key."""
     from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     text = read_file(path, "private key")
     if with_certificate and b"ENCRYPTED" in text:
         raise UsageError(f"{path} is encrypted, and model_signing reads no such key beside a certificate", hint=_MAKE)
     try:
-        load_pem_private_key(text, _password() if b"ENCRYPTED" in text else None)
+        key = load_pem_private_key(text, _password() if b"ENCRYPTED" in text else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if b"ENCRYPTED" in text:
             raise Untrusted(
                 f"{path} is encrypted, and {PASSWORD} is not its password", hint=f"set {PASSWORD}"
             ) from error
         raise UsageError(f"{path} is not a private key in PEM", hint=_MAKE) from None
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise UsageError(f"{path} is not the key of an elliptic curve, and model_signing takes no other", hint=_MAKE)
 
 
 def read_file(path: Path, what: str) -> bytes:

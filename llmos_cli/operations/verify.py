@@ -131,7 +131,7 @@ def _use(config: verifying.Config, checkpoint: Checkpoint, bundle: signatures.Bu
         if kind == "certificate":
             return config.use_certificate_verifier(certificate_chain=[key])
         return config.use_elliptic_key_verifier(public_key=key)
-    except ValueError:
+    except (ValueError, AttributeError):  # of another kind of key, which has no curve
         raise UsageError(
             f"{key} is neither a public key nor a certificate that could have signed a model",
             hint="a PEM file: a key of the curves P-256, P-384 or P-521, or a certificate",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmos_cli.core.operation import Change, new, written
-from llmos_cli.core.refs import HEADS, TAGS
+from llmos_cli.core.refs import HEAD, HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.operations.begun_anew import OPERATIONS
@@ -121,3 +121,37 @@ def test_a_ref_that_was_moved_by_hand_and_put_back_is_no_edit(ws: Workspace, ids
     undo(ws)
     undo(ws)  # the repair too can be taken back
     assert ws.refs.read(f"{HEADS}main") == ids[0] and fsck(ws).problems == ()
+
+
+BY_HAND: dict[str, tuple[str, str | None, Callable[[Workspace], object]]] = {
+    "a tag that is gone is made again": (f"{TAGS}base", None, lambda ws: tag(ws, "base")),
+    "a tag that was moved is moved on": (f"{TAGS}base", "HEAD~1", lambda ws: tag(ws, "base", "HEAD", force=True)),
+    "a tag that was added is deleted": (f"{TAGS}hand", "HEAD~1", lambda ws: delete_tag(ws, "hand")),
+    "a branch that was moved is gone on with": (
+        f"{HEADS}main",
+        "HEAD~1",
+        lambda ws: branch(ws, "main", "base", force=True),
+    ),
+    "HEAD that names nothing is moved": (HEAD, "ref: refs/heads/nowhere", lambda ws: checkout(ws, "main")),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_what_was_moved_by_hand_is_an_operation_of_its_own(ws: Workspace, ids: list[str], case: str) -> None:
+    """Whoever goes on from there says so, breaks no log by it, and can undo both."""
+    ref, value, act = BY_HAND[case]
+    before = ws.refs.read(ref)
+    hand = ws.resolve(value) if value and not value.startswith("ref: ") else value
+    ws.refs.write(ref, hand)
+    if ref == HEAD:
+        (ws.dot / HEAD).write_text(f"{value}\n")
+    act(ws)
+    *_, own, last = ws.oplog.operations()
+    assert own.changes == (Change(ref, before, hand),) and own.name == f"moved by hand: {own.changes[0].name}"
+    assert last.changes[-1].before == hand
+    assert told(ws) == []
+    undo(ws)
+    undo(ws)
+    assert ws.refs.read(ref) == before and told(ws) == []
+    tag(ws, "after")
+    assert [each.name for each in ws.oplog.operations()][-1] == "tag after"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from llmos_cli.core import signatures
 from llmos_cli.core.workspace import Checkpoint, Workspace
@@ -219,6 +219,19 @@ def test_what_is_no_key_is_said(words, code, ws, model, keys, llmos: Llmos) -> N
     ran = llmos("sign", *words)
     assert (ran.code, ran.err.startswith("error: ")) == (code, True)
     assert not kept(ws, model).exists()
+
+
+@pytest.mark.parametrize("kind", ["RSA", "ED25519"])
+def test_keys_of_another_kind_are_refused(kind: str, ws, model, keys, llmos: Llmos) -> None:
+    sign(ws, key=keys / "key.pem")
+    made = rsa.generate_private_key(65537, 2048) if kind == "RSA" else ed25519.Ed25519PrivateKey.generate()
+    form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (keys / "own.pem").write_bytes(made.private_bytes(serialization.Encoding.PEM, form, no_password))
+    public = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (keys / "own.pub").write_bytes(public)
+    for words in (("sign", "--key", keys / "own.pem"), ("verify", "--key", keys / "own.pub")):
+        ran = llmos(*words)
+        assert (ran.code, "unexpectedly" in ran.err) == (2, False), ran.err
 
 
 def test_a_private_key_verifies_nothing(ws, model, keys, llmos: Llmos) -> None:
