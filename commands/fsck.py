@@ -48,5 +48,6 @@ def fsck(
 
 _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes"
 _LOST = (
-    "`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more; `llmos log --all` shows the others"
+    "`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more, and with .llmos/operations.jsonl or .llmos/audit.jsonl a "
+    "damaged log; `llmos log --all` shows the others"
 )

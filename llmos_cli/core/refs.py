@@ -157,11 +157,11 @@ class Refs:
         return {name: value for name in sorted(self.names(prefix)) if (value := self.read(prefix + name))}
 
     def names(self, prefix: str) -> Iterator[str]:
-        return (name for name, entry in _below(self._root + prefix, "") if is_file(entry))
+        return (name for name, entry in _below(self._root + prefix, "") if is_file(entry) and _is_ref(prefix + name))
 
     def strange(self) -> Iterator[os.DirEntry[str]]:
-        """What lies among the refs and is no plain file."""
-        return (entry for _, entry in _below(self._root + "refs", "") if not is_file(entry))
+        """What lies among the refs and is no plain file, or is called as no ref can be."""
+        return (entry for name, entry in _below(f"{self._root}refs", "refs/") if not (is_file(entry) and _is_ref(name)))
 
     def all_named(self) -> set[str]:
         """Checkpoints that any ref names, those of runs and of remotes among them."""
@@ -180,6 +180,23 @@ class Refs:
             if branch:
                 found.setdefault(value, []).append(f"{remote}/{branch}")
         return found
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and not (
+        _BAD.search(name)
+        or name.startswith("-")
+        or name in (HEAD, "@")
+        or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in name.split("/"))
+        or len(name.encode(errors="replace")) > 200
+        or not name.isprintable()
+    )
+
+
+def _is_ref(ref: str) -> bool:
+    """Of one of the kinds, and of branches and tags called as these may be."""
+    kind = next((prefix for prefix in (*MOVED, RUNS, REMOTES) if ref.startswith(prefix)), None)
+    return kind is not None and (kind not in (HEADS, TAGS) or _is_name(ref.removeprefix(kind)))
 
 
 def _is_symbolic(value: str) -> bool:
@@ -201,17 +218,7 @@ def _below(directory: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]
 
 def check_name(kind: str, name: str) -> str:
     """A name that is fit for a ref, by git's rules; UsageError otherwise. `kind` is `branch` or `tag`."""
-    parts = name.split("/")
-    bad = (
-        not name
-        or _BAD.search(name)
-        or name.startswith("-")
-        or name in (HEAD, "@")
-        or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
-        or len(name.encode(errors="replace")) > 200
-        or not name.isprintable()
-    )
-    if bad:
+    if not _is_name(name):
         raise UsageError(
             f"{name!r} is not a name for a {kind}",
             hint="letters, digits, `-`, `_`, `.` and `/` are fine: `base`, `try/wanda-50`",

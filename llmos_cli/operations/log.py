@@ -12,7 +12,7 @@ from llmos_cli.core.refs import HEAD
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.summary import SHORT, Summary, age, shown_id, summarize, told
+from llmos_cli.operations.summary import SHORT, Summary, age, has_others, shown_id, summarize, told
 
 _GONE = "its checkpoint is missing or cannot be read: `llmos fsck`"
 _LOST = "given up: it is lost for good"
@@ -28,7 +28,8 @@ class Left:
 
 @dataclass(frozen=True)
 class LogResult:
-    """`current` is the checkpoint of HEAD, `branch` its branch; `more` tells that `-n` cut the list short."""
+    """`current` is the checkpoint of HEAD, `branch` its branch; `more` tells that `-n` cut the list short, `others` that only other
+    branches have checkpoints."""
 
     checkpoints: tuple[Summary, ...]
     current: str | None
@@ -37,8 +38,11 @@ class LogResult:
     more: bool
     graph: bool = False
     oneline: bool = False
+    others: bool = False
 
     def view(self) -> View:
+        if self.others:
+            return f"no checkpoint on branch {self.branch}: `llmos log --all` lists those of others\n"
         if not self.checkpoints:
             return "no checkpoints yet: `llmos train` makes the first\n"
         texts = [self._text(checkpoint) for checkpoint in self.checkpoints]
@@ -95,8 +99,10 @@ def log(
         shown = ordered[:limit]
         names = ws.refs.pointing()
         summaries = tuple(summarize(ws, entry.id, names) for entry in shown)
+        others = not shown and has_others(ws, head)
     left = None if everything else _left(ws, shown)
-    return LogResult(summaries, head.checkpoint, head.branch, left, len(ordered) > len(shown), graph, oneline)
+    more = len(ordered) > len(shown)
+    return LogResult(summaries, head.checkpoint, head.branch, left, more, graph, oneline, others)
 
 
 def listed(ws: Workspace, rev: str | None, *, limit: int | None, everything: bool, whole: bool = False) -> list[Entry]:

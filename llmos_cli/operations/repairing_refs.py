@@ -33,7 +33,7 @@ def _changes(ws: Workspace) -> Iterator[Change]:
     operations = list(ws.oplog.operations())
     left = {ref: value for ref, (value, _) in ws.oplog.left(operations).items()}
     whole = not continuity.missing(operations, ws.oplog.audit)  # or refs may be where a lost operation left them
-    if HEAD not in left and (ws.refs.senseless(HEAD) or not _is_here(ws, HEAD, ws.refs.read(HEAD))):
+    if HEAD not in left and (_is_nonsense(ws, HEAD) or not continuity.is_old_clone(ws.oplog.audit)):
         left[HEAD] = FIRST
     other = {ref for ref, at in left.items() if ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != at)}
     leaving = {ref for ref in other if left[ref] is None}
@@ -47,6 +47,10 @@ def _changes(ws: Workspace) -> Iterator[Change]:
 def _marks(ws: Workspace) -> Iterator[Change]:
     for each in map(mark_of, sorted(marked_by_nobody(ws))):
         yield Change(each, (ws.root / each).read_text(errors="replace"), None)
+
+
+def _is_nonsense(ws: Workspace, ref: str) -> bool:
+    return ws.refs.senseless(ref) or not _is_here(ws, ref, ws.refs.read(ref))
 
 
 def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
@@ -65,6 +69,11 @@ def _unlogged(ws: Workspace) -> Iterator[Repaired]:
             committed = record.checkpoint if record and (ws.checkpoints / record.checkpoint).is_dir() else ""
             ws.refs.write(RUNS + run, committed or None)
             yield Repaired(RUNS + run, f"what runs/{run} says")
+    made = ws.oplog.left()
+    for ref in [prefix + name for prefix in MOVED for name in ws.refs.names(prefix)]:
+        if ref not in made and ws.refs.senseless(ref):  # nobody of llmos wrote it, and it says nothing
+            ws.refs.write(ref, None)
+            yield Repaired(ref, f"{_LOG}, which never made it")
     for ref, _, saved in lost_refs_of_runs(ws):
         ws.refs.write(ref, saved)
         yield Repaired(ref, f"what runs/{ref.removeprefix(RUNS)} says")

@@ -138,6 +138,8 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
     ended, own = _executed(work, stage, look, again)
     seconds = time.time() - started
     runs = tuple(record.id for record in work.ws.runs.list() if _began(record, own))
+    if not ended.code and (lacking := _unmade(work, stage)):
+        ended = replace(ended, code=1, tail=f"it ended well, and did not make {', '.join(lacking)}")
     if ended.code:
         return _failed(work, stage, look, ended, seconds)
     checkpoint = str(ended.said.get("checkpoint", "")) if stage.verb in MAKING else ""
@@ -149,6 +151,10 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
         return told_of(stage, result, "made", reason)
     _keep(work, stage, result)
     return told_of(stage, result, "made", look.why)
+
+
+def _unmade(work: Work, stage: Stage) -> list[str]:
+    return [name for name in stage.options.outputs if not (work.ws.root / Path(name).expanduser()).exists()]
 
 
 def _executed(work: Work, stage: Stage, look: Look, again: str) -> tuple[process.Ended, Process]:

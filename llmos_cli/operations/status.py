@@ -9,7 +9,7 @@ from llmos_cli.core.refs import Head
 from llmos_cli.core.settings import HINT, NAME, UNHEARD, is_missing
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.summary import Summary, age, shown_id, summarize, told
+from llmos_cli.operations.summary import Summary, age, has_others, shown_id, summarize, told
 from llmos_cli.operations.training.divergence import WAY_ON, Divergence, noted
 
 _STORAGE = {
@@ -52,6 +52,8 @@ class StatusResult:
     lacks_settings: bool = False
     goes_on: str = ""
     """The command that resumes it."""
+    others: bool = False
+    """Only other branches have checkpoints."""
 
     def view(self) -> View:
         storage = [f"storage: {_STORAGE[self.storage]}"] if self.storage else []
@@ -59,6 +61,8 @@ class StatusResult:
 
     def _head(self) -> list[Line]:
         where = ["on branch ", Span(self.head.branch, "name")] if self.head.branch else ["HEAD is detached"]
+        if self.others:
+            return [[*where, ": no checkpoint, `llmos log --all` lists those of others"]]
         if self.checkpoint is None:
             return [[*where, ": no checkpoint yet, `llmos train` makes the first"]]
         facts = f" ({self.checkpoint.made_by}, {age(self.checkpoint.time)}, {self.checkpoint.told_size})"
@@ -106,6 +110,7 @@ def _status(ws: Workspace) -> StatusResult:
         noted(ws.root / "runs" / resumable / "state") if resumable else None,
         is_missing(ws.root),
         interrupted.operation if interrupted else "",
+        has_others(ws, head),
     )
 
 

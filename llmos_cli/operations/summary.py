@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llmos_cli.core.refs import Head
 from llmos_cli.core.view import Span, number, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Metric
@@ -41,6 +42,11 @@ class Summary:
     @property
     def told_size(self) -> str:
         return "lost" if self.lost else "removed" if self.removed else "sealed" if self.sealed else size(self.size)
+
+
+def has_others(ws: Workspace, head: Head) -> bool:
+    """Whether there are checkpoints, and none on HEAD's branch: it is new, or HEAD was edited."""
+    return head.checkpoint is None and bool(ws.index.entries(1))
 
 
 def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | None = None) -> Summary:

@@ -169,3 +169,31 @@ def test_gc_removes_nothing_that_a_damaged_ref_may_have_named(lived, commit, how
     assert named.path.is_dir()
     (lived.dot / "refs/tags/mine").write_bytes(good)
     assert gc(lived, expire="now", window="now").garbage == ()
+
+
+def test_head_on_a_branch_that_never_was_is_said_and_put_back(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    commit("train", a="a")
+    (ws.dot / "HEAD").write_text("ref: refs/heads/nowhere\n")
+    assert llmos("status").out.startswith("on branch nowhere: no checkpoint, `llmos log --all` lists those of others")
+    assert llmos("log").out == "no checkpoint on branch nowhere: `llmos log --all` lists those of others\n"
+    assert llmos("fsck").code == 5
+    assert llmos("fsck", "--repair").code == 0
+    assert llmos("status").out.startswith("on branch main at ")
+
+
+def test_what_is_called_as_no_ref_can_be_is_read_by_nobody(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    commit("train", a="a")
+    strange = [ws.dot / "refs" / "heads" / "x.lock", ws.dot / "refs" / "zzz"]
+    for path in strange:
+        path.touch()
+    (ws.dot / "refs" / "tags").mkdir(exist_ok=True)
+    (ws.dot / "refs" / "tags" / "bad").write_text("abc\n")
+    assert llmos("log").code == 5  # of the tag, which may be damaged
+    said = llmos("fsck", "--repair")
+    assert said.code == 5 and "refs/tags/bad" in said.out and said.out.count("move it away") == 2
+    assert (llmos("log").code, llmos("tag").out) == (0, "no tags yet\n")
+    for path in strange:
+        path.unlink()
+    assert llmos("fsck").code == 0

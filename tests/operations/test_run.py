@@ -281,3 +281,12 @@ def test_each_stage_comes_after_what_it_depends_on(empty: Workspace, needs, rand
     for name in names:
         needed = {stage.name for stage in chosen(read(empty), [name])}
         assert needed == {name}.union(*({stage.name for stage in chosen(read(empty), [need])} for need in edges[name]))
+
+
+def test_an_output_that_was_not_made_is_a_failure_and_said(empty: Workspace, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(empty.root)
+    (empty.root / "llmos.yaml").write_text("pipeline: {go: {sh: 'true', outputs: [never]}}\n")
+    assert llmos("trust", "--pipeline").code == 0
+    ran = llmos("run")
+    assert (ran.code, "it ended well, and did not make never" in ran.err) == (1, True), ran.err
+    assert "it failed" in llmos("run", "--dry-run").out
