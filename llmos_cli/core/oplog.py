@@ -56,6 +56,7 @@ class OperationLog(History):
         self.audit = Audit(dot)
         self._pending = dot / "pending.json"
         self._emit: Emit = ignore
+        """Who holds the lock hears of what is applied within."""
 
     def apply(self, name: str, changes: Sequence[Change], *, emit: Emit = ignore) -> Operation:
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
@@ -134,7 +135,7 @@ class OperationLog(History):
             self._check_there(operation)
         if self.rehearsing:
             return operation
-        self._own(operation)
+        self._record_by_hand(operation)
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
         marked = [checkpoint for checkpoint in operation.drops if checkpoint not in self._dropped]
         try:
@@ -186,7 +187,7 @@ class OperationLog(History):
             if other := alike.get(change.what):
                 raise blocked(change, other)
 
-    def _own(self, operation: Operation) -> None:
+    def _record_by_hand(self, operation: Operation) -> None:
         """What somebody moved by hand, and this moves on, is an operation of its own before it: told, and undone like any other."""
         if not self.path.exists() or operation.name.startswith(continuity.BY_ITSELF):
             return

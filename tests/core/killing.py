@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from llmos_cli.core.objects import hash_file
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, RUNS, TAGS
 from llmos_cli.core.workspace import Workspace
+from tests.core.durability import unsafe
+from tests.core.tracing import Call, Forks, copied
 
 
 def commit(ws: Workspace, parents: tuple[str, ...], *, move: bool = True, time: str = "1", **files: str) -> str:
@@ -101,6 +103,16 @@ def state(root: Path) -> State:
         sorted(ws.lost.all()),
         sorted((content(each["checkpoint"]), sorted(each["metrics"])) for each in evaluations(ws)),
     )
+
+
+def rehearsed(forks: Forks, words: Sequence[str], root: Path, begun: Path) -> tuple[State, list[Call], State]:
+    """What was before the command that stands at `begun`, the calls of its way to its end, all synced in time, and what is then."""
+    assert forks.run(words, root) == 0, forks.said  # what is imported on the way is compiled now, and never again
+    before = state(copied(begun, root))
+    copied(begun, root)
+    calls = forks.calls(words, root, root)
+    assert unsafe(calls, root, begun) == []
+    return before, calls, state(root)
 
 
 def evaluations(ws: Workspace) -> list[dict[str, Any]]:

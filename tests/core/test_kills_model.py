@@ -15,7 +15,7 @@ from llmos_cli.operations.tag import tag
 from llmos_cli.operations.tuning.trial import carry_out_trial
 from llmos_cli.operations.tuning.workers import Job, Trained
 from tests.core.durability import unsafe
-from tests.core.killing import settle, state
+from tests.core.killing import rehearsed, settle, state
 from tests.core.tracing import Forks, copied
 
 pytestmark = [
@@ -96,12 +96,7 @@ def test_the_commit_step_is_killed_at_every_call(
     copied(template, root)
     with forks.until(PLACES.get(name, COMMIT), words, root):
         begun = copied(root, scratch / "begun")
-        assert forks.run(words, root) == 0, forks.said  # what is imported on the way is compiled now, and never again
-        before = state(copied(begun, root))
-        copied(begun, root)
-        calls = forks.calls(words, root, root)
-        assert unsafe(calls, root, begun) == []
-        after = state(root)
+        before, calls, after = rehearsed(forks, words, root, begun)
         assert after != before and len(calls) > (5 if name in PLACES else 20)
         for call in calls:
             copied(begun, root)

@@ -13,8 +13,7 @@ import pytest
 
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.fsck import fsck
-from tests.core.durability import unsafe
-from tests.core.killing import settle, state, torn
+from tests.core.killing import rehearsed, settle, state, torn
 from tests.core.tracing import Call, Forks, copied
 
 pytestmark = [
@@ -54,12 +53,7 @@ def test_killed_at_every_call(name: str, place: str, forks: Forks, template: Pat
     left: dict[str, tuple[Call, Path]] = {}
     with forks.until(place, words, root):
         begun = copied(root, scratch / "begun")
-        assert forks.run(words, root) == 0, forks.said  # what is imported on the way is compiled now, and never again
-        before = state(copied(begun, root))
-        copied(begun, root)
-        calls = forks.calls(words, root, root)
-        assert unsafe(calls, root, begun) == []
-        after = state(root)
+        before, calls, after = rehearsed(forks, words, root, begun)
         if place == BEGINNING:
             calls = list(takewhile(lambda call: "/.llmos/tmp/" not in str(call), calls))
         assert after != before and len(calls) > 5
