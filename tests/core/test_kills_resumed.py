@@ -45,7 +45,7 @@ def template(scratch: Path, forks: Forks, new_workspace: Callable[..., Workspace
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("train --resume", BEGINNING), ("train --resume", COMMIT), ("train --resume -s", BEGINNING)],
+    [(name, place) for name in COMMANDS for place in (BEGINNING, COMMIT)],
 )
 def test_killed_at_every_call(name: str, place: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
     """From its beginning to where it commits, and from there to its end."""
