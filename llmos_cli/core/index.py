@@ -127,8 +127,10 @@ class Index:
         """Ids of all runs of an operation."""
         return {run for (run,) in self._ask("SELECT id FROM runs WHERE operation = ?", operation)}
 
-    def last_run(self, operation: str) -> RunRecord | None:
-        rows = self._ask("SELECT id, record FROM runs WHERE operation = ? ORDER BY started DESC, id LIMIT 1", operation)
+    def last_run(self, operation: str, *, done: bool = False) -> RunRecord | None:
+        """`done`: the last that ended well."""
+        wanted = "operation = ? AND done" if done else "operation = ?"
+        rows = self._ask(f"SELECT id, record FROM runs WHERE {wanted} ORDER BY started DESC, id LIMIT 1", operation)
         return self._record(*rows[0]) if rows else None
 
     def makers(self, checkpoint: str) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli import catalog
+from llmos_cli import catalog, tasks
 from llmos_cli.core import config, yaml12
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.section import Section
@@ -46,6 +46,15 @@ def resolve(
         methods=methods,
         sections=SECTIONS,
         shipped=partial(shipped, verb),
+    )
+
+
+def no_task(ws: Workspace) -> UsageError:
+    """What kind of task it is is said by the training config alone."""
+    gone = not (ws.configs / "train.yaml").exists()
+    hint = "configs/train.yaml, which says it, is gone: `llmos status` tells which run kept a copy"
+    return UsageError(
+        "data.task is not set", hint=hint if gone else f"`data: {{task: ...}}` is one of {', '.join(tasks.names())}"
     )
 
 

@@ -22,7 +22,7 @@ from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import lineage
 from llmos_cli.operations.cargo import counted
-from llmos_cli.operations.config import resolve
+from llmos_cli.operations.config import no_task, resolve
 from llmos_cli.operations.named import check_free
 from llmos_cli.options.data import DataOptions
 
@@ -141,7 +141,7 @@ def _of_config(ws: Workspace, source: str | None, *, dry_run: bool, emit: Emit) 
     if source is not None:
         options = options.model_copy(update={**_ELSEWHERE, "source": source})
     if options.task is None:
-        raise UsageError("data.task is not set", hint=f"set it to one of {', '.join(tasks.names())}")
+        raise no_task(ws)
     task = tasks.load(options.task)
     return _taken(ws, sources.load(options, task.columns, cache=ws.cache), options, task, (), dry_run, emit)
 

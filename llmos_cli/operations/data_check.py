@@ -15,6 +15,7 @@ from llmos_cli.data.sources import Loaded
 from llmos_cli.errors import GateFailed, UsageError
 from llmos_cli.events import Emit, Progress, ignore
 from llmos_cli.operations import gate
+from llmos_cli.operations.config import no_task
 from llmos_cli.operations.gate import Requirement, Verdict
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def check(
     if source is not None:
         options = options.model_copy(update={"source": source, "evaluate": None, "splits": {}, "format": None})
     if options.task is None:
-        raise UsageError("data.task is not set", hint=f"`-s data.task=` one of {', '.join(tasks.names())}")
+        raise no_task(ws)
     columns = tasks.load(options.task).columns
     if personal and columns[0] not in ("text", "tokens"):
         raise UsageError("pictures have no text to look for personal data in", hint="leave --pii out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos_cli.core.records import RunRecord
@@ -33,11 +34,21 @@ class Process:
 
 RESUMED = ("train", "prune", "quantize", "compress")
 """Commands with `--resume` whose runs keep what they have done so far."""
+CONFIGURED = ("train", "prune", "quantize", "compress", "tune", "eval", "deploy")
+"""Verbs with a file in `configs/`: here, since importing what says so takes longer than the rest of `status`."""
+
+
+@dataclass(frozen=True)
+class MissingConfig:
+    """`copy`: what its last run kept of it; both below the workspace."""
+
+    config: str
+    copy: str
 
 
 @dataclass(frozen=True)
 class StatusResult:
-    """`changed`: configs that differ from what the last run of their verb was given; `storage`: reflink, hardlink, copy or
+    """`changed`: configs that differ from what the last run of their verb was given; `missing`: those that are gone since; `storage`: reflink, hardlink, copy or
     None before the first checkpoint; `resumable`: the last run of those that make a checkpoint step by step, where it was cut off and can
     go on; `diverged`: where its loss stopped it, so that it goes on with other settings alone; `lacks_settings`: llmos.yaml is gone."""
 
@@ -54,6 +65,7 @@ class StatusResult:
     """The command that resumes it."""
     others: bool = False
     """Only other branches have checkpoints."""
+    missing: tuple[MissingConfig, ...] = ()
 
     def view(self) -> View:
         storage = [f"storage: {_STORAGE[self.storage]}"] if self.storage else []
@@ -87,6 +99,7 @@ class StatusResult:
             lines.append(f"interrupted: {self.resumable}, `llmos {self.goes_on} --resume` goes on")
         if self.changed:
             lines.append(f"changed since its last run: {', '.join(self.changed)}")
+        lines += [f"missing: {each.config}, {each.copy} is what a run was given last" for each in self.missing]
         return lines
 
 
@@ -111,6 +124,7 @@ def _status(ws: Workspace) -> StatusResult:
         is_missing(ws.root),
         interrupted.operation if interrupted else "",
         has_others(ws, head),
+        tuple(_missing_configs(ws)),
     )
 
 
@@ -136,6 +150,15 @@ def _changed_configs(ws: Workspace) -> list[str]:
         if kept and kept.exists() and kept.read_bytes() != path.read_bytes():
             changed.append(f"configs/{path.name}")
     return changed
+
+
+def _missing_configs(ws: Workspace) -> Iterator[MissingConfig]:
+    """A run that ended well without the file is the word of somebody who removed it; one that failed for it is not."""
+    for name in (f"{verb}.yaml" for verb in CONFIGURED if not (ws.configs / f"{verb}.yaml").exists()):
+        last = ws.index.last_run(name.removesuffix(".yaml"), done=True)
+        kept = last.path / "configs" / name if last else None
+        if kept and kept.exists():
+            yield MissingConfig(f"configs/{name}", str(kept.relative_to(ws.root)))
 
 
 def _resumable(ws: Workspace, head: Head) -> RunRecord | None:

@@ -16,11 +16,12 @@ import pytest
 from llmos_cli.core import journal
 from llmos_cli.core.refs import HEADS, RUNS
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Interrupted
+from llmos_cli.errors import Interrupted, UsageError
 from llmos_cli.events import Ended, Event, Metric, Progress, Saved, Started
 from llmos_cli.operations.show import show
-from llmos_cli.operations.status import status
+from llmos_cli.operations.status import CONFIGURED, status
 from llmos_cli.operations.summary import age
+from llmos_cli.options.verbs import ROOTS
 from llmos_cli.ui import render
 
 
@@ -64,6 +65,22 @@ def test_status_tells_of_edited_configs(ws, commit_with_config):
     assert status(ws).changed == ()
     (ws.configs / "train.yaml").write_text("seed: 2\n")
     assert status(ws).changed == ("configs/train.yaml",)
+
+
+def test_status_tells_of_configs_that_are_gone(ws, commit_with_config):
+    checkpoint = commit_with_config("seed: 1\n")
+    (ws.configs / "train.yaml").unlink()
+    with pytest.raises(UsageError), ws.begin("train", config={}):
+        raise UsageError("data.task is not set")
+    run, _ = ws.index.makers(checkpoint.id)[0]
+    told = f"missing: configs/train.yaml, runs/{run}/configs/train.yaml is what a run was given last\n"
+    assert told in render(status(ws).view())
+    (ws.configs / "train.yaml").write_text("seed: 1\n")
+    assert status(ws).missing == ()
+
+
+def test_every_verb_with_a_config_is_looked_for():
+    assert set(CONFIGURED) == set(ROOTS)
 
 
 @pytest.mark.parametrize("operation", ["train", "prune"])

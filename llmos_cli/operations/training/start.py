@@ -23,6 +23,7 @@ from llmos_cli.models.build import OWN_DEFAULTS, build, freeze_backbone, transfe
 from llmos_cli.models.dequantize import is_quantized
 from llmos_cli.models.load import load
 from llmos_cli.operations import lineage
+from llmos_cli.operations.config import no_task
 from llmos_cli.operations.training import teacher as teaching
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.model import ModelOptions
@@ -51,7 +52,7 @@ class Start:
 def start(ws: Workspace, parent: Checkpoint | None, config: TrainConfig, teacher: Checkpoint | None = None) -> Start:
     """Prepare the data and decide on the model; nothing is built yet. `teacher` gives a new model its tokenizer and its labels."""
     data = config.data if parent is None else lineage.effective_data(ws, parent.id, config.data)
-    task = _task(parent, data)
+    task = _task(ws, parent, data)
     data = data.model_copy(update={"task": task.name})
     if teacher is not None:
         teaching.check_task(teacher, task)
@@ -86,12 +87,12 @@ def make_model(
     return device.move(model, device.pick())
 
 
-def _task(parent: Checkpoint | None, data: DataOptions) -> Task:
+def _task(ws: Workspace, parent: Checkpoint | None, data: DataOptions) -> Task:
     if data.task is not None:
         return tasks.load(data.task)
     if parent is not None:
         return tasks.of_checkpoint(parent.manifest, parent.config_json())
-    raise UsageError("data.task is not set.", hint=f"Set it to one of {', '.join(tasks.names())}.")
+    raise no_task(ws)
 
 
 def _prepare(

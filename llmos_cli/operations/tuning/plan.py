@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_cli import catalog, tasks
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.config import resolve
+from llmos_cli.operations.config import no_task, resolve
 from llmos_cli.operations.evaluations import key_of
 from llmos_cli.operations.tuning import space as spaces
 from llmos_cli.operations.tuning import study as studies
@@ -62,7 +62,7 @@ def make_plan(ws: Workspace, resolved: Resolved, *, apply: bool) -> Plan:
     space = spaces.read(options.space)
     train = resolve(ws, "train")
     _check_edges(ws, space)
-    objectives = dict(options.objectives) or _own_objective(train.config.data.task)
+    objectives = dict(options.objectives) or _own_objective(ws, train.config.data.task)
     _check_measured(objectives, train.config.data.task)
     pruner = options.pruner or ("median" if len(objectives) == 1 else "none")
     if len(objectives) > 1:
@@ -90,11 +90,9 @@ def _check_edges(ws: Workspace, space: Space) -> None:
         resolve(ws, "train", flags=flags)
 
 
-def _own_objective(task_name: str | None) -> dict[str, str]:
+def _own_objective(ws: Workspace, task_name: str | None) -> dict[str, str]:
     if task_name is None:
-        raise UsageError(
-            "data.task is not set in configs/train.yaml", hint=f"set it to one of {', '.join(tasks.names())}"
-        )
+        raise no_task(ws)
     task = tasks.load(task_name)
     return {task.metric: "minimize" if task.lower_is_better else "maximize"}
 
