@@ -112,10 +112,7 @@ def _again(ws: Workspace, prepared: Prepared) -> int:
 def verify(ws: Workspace, checkpoint: Checkpoint) -> None:
     """Sizes and times of all files, and the hash of those whose time has changed since they were last known to be good."""
     if checkpoint.id in ws.dropped:
-        raise NotFound(
-            f"the weights of {checkpoint.id[:12]} were removed",
-            hint=f"`llmos show {checkpoint.id[:12]}` tells how it was made",
-        )
+        raise removed(ws, checkpoint.id)
     if checkpoint.id in ws.sealed:
         raise sealed(checkpoint.id)
     known = ws.index.file_times(checkpoint.id)
@@ -128,6 +125,18 @@ def verify(ws: Workspace, checkpoint: Checkpoint) -> None:
 def bare(ws: Workspace, checkpoint: str) -> bool:
     """Whether nothing lies beside the manifest."""
     return files_below(ws.checkpoints / checkpoint) == [manifest.NAME]
+
+
+def removed(ws: Workspace, checkpoint: str) -> NotFound:
+    """What is said where weights would be read that an operation removed, or that never came."""
+    short = checkpoint[:12]
+    there = checkpoint in ws.sealed or ws.dropped.whole(ws.root, checkpoint)
+    back = (
+        "`llmos op log` has what removed them, `llmos undo ID` brings them back"
+        if there
+        else f"`llmos fetch --weights {short}` asks a remote"
+    )
+    return NotFound(f"the weights of {short} were removed", hint=f"{back}; `llmos show {short}` tells how it was made")
 
 
 def sealed(checkpoint: str) -> Untrusted:

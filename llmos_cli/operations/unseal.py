@@ -11,9 +11,10 @@ from llmos_cli.core import atomic
 from llmos_cli.core.key import Ask, given_key
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.remote.parallel import Meter
+from llmos_cli.core.storing import removed
 from llmos_cli.core.view import Lines, View, short, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Conflict, NotFound, UsageError
+from llmos_cli.errors import Conflict, UsageError
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations.seal import sharing
 from llmos_cli.operations.sealing import decrypted, seal_of
@@ -56,9 +57,7 @@ def unseal(
 def _to_open(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[str]:
     if (closed := ws.closed(checkpoint)) != "sealed":
         if closed:
-            raise NotFound(
-                f"the weights of {short(checkpoint)} were removed", hint="`llmos fetch --weights REV` asks a remote"
-            )
+            raise removed(ws, checkpoint)
         raise UsageError(f"{short(checkpoint)} is not sealed", hint="`llmos log` marks what is")
     found = sharing(ws, checkpoint, ()) if with_lineage else {checkpoint}
     return sorted(each for each in found if ws.closed(each) == "sealed")

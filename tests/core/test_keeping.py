@@ -621,8 +621,9 @@ def test_gc_keep_tagged_leaves_every_branch_its_last_one(ws, commit):
     gc(ws, keep_tagged=True, window="now")
     assert removed(ws) == [False, True, False, False]
     assert [operation.name for operation in ws.oplog.operations()][-1] == "gc: weights of 1 checkpoint"
-    with pytest.raises(NotFound, match=f"the weights of {third.id[:12]} were removed"):
+    with pytest.raises(NotFound, match=f"the weights of {third.id[:12]} were removed") as error:
         ws.checkpoint(third.id)
+    assert error.value.hint.startswith(f"`llmos fetch --weights {third.id[:12]}` asks a remote")
 
 
 def test_gc_keep_last_leaves_undo_and_redo_what_they_go_back_to(ws, commit, llmos, monkeypatch):

@@ -264,8 +264,9 @@ def test_gc_and_rm(ws: Workspace, commit: Commit) -> None:
     used = {each.id: (each.own, each.sealed) for each in du(ws).usage}
     assert used[kept.id] == (4 + 40 + 16, True)
     assert rm(ws, [dropped.id], force=True).removed[0].freed == 7 + 40 + 16
-    with pytest.raises(NotFound, match="were removed"):
+    with pytest.raises(NotFound, match="were removed") as error:
         unseal(ws, dropped.id, ask=typed)
+    assert error.value.hint.startswith("`llmos op log` has what removed them")
     assert ws.closed(dropped.id) == "removed" and fsck(ws).problems == () and gc(ws).garbage == ()
     undo(ws)
     assert ws.closed(dropped.id) == "sealed" and fsck(ws).sealed == 3

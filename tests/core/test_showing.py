@@ -71,7 +71,7 @@ def test_status_tells_of_configs_that_are_gone(ws, commit_with_config):
     checkpoint = commit_with_config("seed: 1\n")
     (ws.configs / "train.yaml").unlink()
     with pytest.raises(UsageError), ws.begin("train", config={}):
-        raise UsageError("data.task is not set")
+        raise UsageError("data.task is not set", hint="say it")
     run, _ = ws.index.makers(checkpoint.id)[0]
     told = f"missing: configs/train.yaml, runs/{run}/configs/train.yaml is what a run was given last\n"
     assert told in render(status(ws).view())
