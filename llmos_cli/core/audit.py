@@ -1,6 +1,6 @@
 """The audit log: who did what, one record a line, each with the hash of the one before.
 
-    .llmos/audit.jsonl   {"number", "time", "user", "host", "what", "command", "operation", "before", "hash"}
+    .llmos/audit.jsonl   {"number", "time", "user", "host", "what", "command", "operation", "line", "before", "hash"}
     .llmos/audit.head    {"number", "hash", "logged", "operation"} of the last one, apart: so a log that lost its end is found out
 
 Records are only ever added, one for each operation of `oplog.py` and for what leaves the workspace: nothing is undone by them.
@@ -37,8 +37,9 @@ _TAIL = 1 << 16
 
 @dataclass(frozen=True)
 class Record:
-    """`time` in seconds since the epoch; `operation`: its id in the log of operations, where it is one; `before`: the hash of
-    the record before, `hash`: that of all the rest of this one."""
+    """`time` in seconds since the epoch; `operation`: its id in the log of operations, where it is one, `line`: the SHA-256 of its
+    line there, so that neither can be edited without the other (records of older llmos have none); `before`: the hash of the record
+    before, `hash`: that of all the rest of this one."""
 
     number: int
     time: float
@@ -49,10 +50,14 @@ class Record:
     operation: str
     before: str
     hash: str = ""
+    line: str = ""
 
     def sealed(self) -> Record:
-        told = asdict(replace(self, hash=""))
-        return replace(self, hash=hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest())
+        return replace(self, hash=hashlib.sha256(replace(self, hash="").written()).hexdigest())
+
+    def written(self) -> bytes:
+        told = {key: value for key, value in asdict(self).items() if value or key != "line"}
+        return json.dumps(told, sort_keys=True).encode()
 
 
 @dataclass(frozen=True)
@@ -111,16 +116,20 @@ class Audit:
         except (FileNotFoundError, *UNREADABLE):
             return None
 
-    def append(self, what: str, by: Author, *, operation: str = "", logged: bool = False, at: float = 0.0) -> None:
-        """`operation`: its id; `logged`: the log of operations has it. `at`: when it was done; now where that is not given."""
+    def append(
+        self, what: str, by: Author, *, operation: str = "", line: bytes = b"", logged: bool = False, at: float = 0.0
+    ) -> None:
+        """`operation`: its id; `line`: of it in the log of operations, without its end; `logged`: that log has it. `at`: when it was done;
+        now where that is not given."""
         head = self.settled()
         if head != (self.head() or Head()):  # another crash now must leave the log one record ahead, not two
             atomic.sync_file(self.path)  # who wrote that record may not have lived to
             self._point_at(head)
         at = at or time.time()
         number, before = head.number + 1, head.hash
-        record = Record(number, at, by.user, by.host, redacted(what), by.command, operation, before).sealed()
-        lines.append(self.path, _line(record) + b"\n")
+        record = Record(number, at, by.user, by.host, redacted(what), by.command, operation, before, line=digest(line))
+        record = record.sealed()
+        lines.append(self.path, record.written() + b"\n")
         self._point_at(Head(number, record.hash, operation if logged else head.operation, operation))
 
     def settled(self) -> Head:
@@ -141,7 +150,7 @@ class Audit:
         before = aside.keep(self._dot, self.path)
         record = Record(1, time.time(), by.user, by.host, redacted(what), by.command, "", before).sealed()
         self._point_at(Head(1, record.hash, logged, ""))
-        atomic.write_bytes(self.path, _line(record) + b"\n", scratch=self._scratch)
+        atomic.write_bytes(self.path, record.written() + b"\n", scratch=self._scratch)
         return record
 
     def breaks(self) -> list[Break]:
@@ -168,8 +177,9 @@ class Audit:
         return lines.read(self.path)
 
 
-def _line(record: Record) -> bytes:
-    return json.dumps(asdict(record), sort_keys=True).encode()
+def digest(line: bytes) -> str:
+    """What a record says of an operation's line."""
+    return hashlib.sha256(line).hexdigest() if line else ""
 
 
 def parse(line: bytes) -> Record | None:
@@ -241,7 +251,7 @@ def _is_half(line: bytes, before: str) -> bool:
 def _wrong(record: Record | None, line: bytes, number: int, before: str) -> str:
     if record is None:
         return "is no record"
-    if record.sealed() != record or _line(record) != line:
+    if record.sealed() != record or record.written() != line:
         return "was edited: its hash is another"
     if record.number != number:
         return f"is number {record.number}: one was removed, added or moved"

@@ -1,4 +1,5 @@
-"""Whether the log of operations is all of it: each move of a ref begins where the one before it left it, and what the audit log knows is there.
+"""Whether the log of operations is all of it: each move of a ref begins where the one before it left it, and what the audit log knows is
+there, as it was written.
 
 Nobody of llmos takes a line out of it or edits one. Where somebody did, undo would go where the edit says, and `gc` would remove what
 the lost line protected. What was given up (`fsck --accept-loss`) is believed as it is up to there.
@@ -10,8 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmos_cli.core.audit import Audit, Record, parse
+from llmos_cli.core import lines
+from llmos_cli.core.audit import Audit, Record, digest, parse
+from llmos_cli.core.history import History
 from llmos_cli.core.operation import Change, Operation, told
+from llmos_cli.core.operation import parse as parsed
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, MOVED
 
 ACCEPTED = "fsck --accept-loss .llmos/operations.jsonl"
@@ -22,6 +26,7 @@ BY_ITSELF = (ACCEPTED, _REPAIRED)
 """Operations about what somebody did by hand."""
 _COLLECTED = "gc: "
 """What a full disk had no room to log: then it is done, and cannot be said."""
+_LINE = re.compile(rb'(?<!\\)"line": "([0-9a-f]{64})", "number": [0-9]+, "operation": "([0-9a-f]+)"')
 _KNOWN = re.compile(rb'(?<!\\)"operation": "([0-9a-f]+)"')
 """Of a record; within a text that it holds, each quote has a backslash before it."""
 
@@ -40,8 +45,10 @@ class Flaw:
     value: str = ""
 
 
-def flaws(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
-    return [*torn(operations, audit), *missing(operations, audit)]
+def flaws(log: History, audit: Audit, operations: Sequence[Operation] | None = None) -> list[Flaw]:
+    """`operations`: those of the log, where they are known already."""
+    operations = list(log.operations()) if operations is None else operations
+    return [*torn(operations, audit), *missing(operations, audit), *edited(log, operations, audit)]
 
 
 def torn(operations: Sequence[Operation], audit: Audit) -> Iterator[Flaw]:
@@ -99,6 +106,24 @@ def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
         for each in gone
         if each.time >= since and not each.what.startswith((_COLLECTED, ACCEPTED))
     ]
+
+
+def edited(log: History, operations: Sequence[Operation], audit: Audit) -> Iterator[Flaw]:
+    """Operations whose line is not the one that the audit log knows: an edit that all that follows was made to agree with shows
+    nowhere else. Only those lines are parsed of which it does not have the hash."""
+    there = audit.path.read_bytes() if audit.path.exists() else b""
+    was = dict(_LINE.findall(there))
+    if not was:
+        return
+    believed = {operation.id for operation in operations[: _begins(operations) + 1]}
+    odd = (line for line in lines.read(log.path) if digest(line).encode() not in was)
+    known = {identifier.decode() for identifier in was.values()} - believed
+    for operation in filter(None, map(parsed, odd)):
+        if operation.id in known:
+            what = (
+                f"operation {operation.id} (`{operation.name}`) was edited: the audit log has the hash of another line"
+            )
+            yield Flaw(what, operation.id, operation.time)
 
 
 def _records(audit: Audit) -> Iterator[Record]:

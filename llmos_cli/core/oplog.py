@@ -107,9 +107,10 @@ class OperationLog(History):
         """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
         operations = list(self.operations())
         target = reversing.to_undo(operations, which)
-        for flaw in continuity.torn(operations, self.audit):
+        for flaw in continuity.flaws(self, self.audit, operations):
             if flaw.operation == target.id:
-                raise Corrupt(f"{flaw.ref} would go where it may never have been: {flaw.what}", hint=continuity.HINT)
+                what = flaw.ref or f"what `{target.name}` moved"
+                raise Corrupt(f"{what} would go where it may never have been: {flaw.what}", hint=continuity.HINT)
         changes = [change.reversed() for change in reversed(target.changes)]
         return self._apply(new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
@@ -316,21 +317,21 @@ class OperationLog(History):
         head = self.audit.settled()
         if operation.id == head.operation:
             return
-        waiting = self._logged_after(head.logged) or [operation]
-        for each in waiting if operation in waiting else [*waiting, operation]:
-            self.audit.append(each.name, each.by or Author(), operation=each.id, logged=True, at=each.time)
+        waiting = self._logged_after(head.logged) or {operation: written(operation).strip().encode()}
+        for each, line in (waiting if operation in waiting else waiting | {operation: b""}).items():
+            self.audit.append(each.name, each.by or Author(), operation=each.id, line=line, logged=True, at=each.time)
 
-    def _logged_after(self, last: str) -> list[Operation]:
-        """None where the log does not have `last`: it is older than the audit, or a new one."""
-        found: list[Operation] = []
+    def _logged_after(self, last: str) -> dict[Operation, bytes]:
+        """With their lines, the oldest first. None where the log does not have `last`: it is older than the audit, or a new one."""
+        found: dict[Operation, bytes] = {}
         for line in reversed(lines.end(self.path, _TAIL).split(b"\n")):
             if (each := parse(line)) is not None:
                 if each.id == last:
-                    return found[::-1]
-                found.append(each)
+                    return dict(reversed(found.items()))
+                found[each] = line
             if not last:
                 break
-        return []
+        return {}
 
     def _drop(self, operation: Operation) -> None:
         for checkpoint in operation.drops:

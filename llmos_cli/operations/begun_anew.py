@@ -22,7 +22,7 @@ AUDIT, OPERATIONS = ".llmos/audit.jsonl", ".llmos/operations.jsonl"
 def damaged(ws: Workspace, log: str) -> bool:
     if log == AUDIT:
         return bool(audited(ws).wrong)
-    flawed = continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
+    flawed = continuity.flaws(ws.oplog, ws.oplog.audit)
     return bool(flawed or ws.oplog.unreadable()) or is_gone(ws)
 
 
@@ -51,9 +51,11 @@ def _operations(ws: Workspace) -> None:
     kept = aside.keep(ws.dot, ws.oplog.path)
     name = f"{continuity.ACCEPTED}: it was damaged, and is kept in .llmos/{aside.FOLDER}/{kept}"
     operation = new(name, [*_where_refs_are(ws)])
-    ws.oplog.audit.append(name, operation.by or Author(), operation=operation.id, logged=True, at=operation.time)
+    line = written(operation).encode()
+    by = operation.by or Author()
+    ws.oplog.audit.append(name, by, operation=operation.id, line=line.strip(), logged=True, at=operation.time)
     sound = [line + b"\n" for line in lines.read(ws.oplog.path) if parse(line) is not None]
-    atomic.write_bytes(ws.oplog.path, b"".join([*sound, written(operation).encode()]), scratch=ws.dot / "tmp")
+    atomic.write_bytes(ws.oplog.path, b"".join([*sound, line]), scratch=ws.dot / "tmp")
 
 
 def _where_refs_are(ws: Workspace) -> Iterator[Change]:

@@ -80,7 +80,7 @@ def operations(ws: Workspace) -> Iterator[Problem]:
 
 def _edited(ws: Workspace, logged: Sequence[Operation]) -> Iterator[Problem]:
     """Of the log itself: of operations that follow upon one another none was lost, and none says something else now."""
-    for flaw in continuity.flaws(logged, ws.oplog.audit):
+    for flaw in continuity.flaws(ws.oplog, ws.oplog.audit, logged):
         yield Problem(flaw.ref or ".llmos/operations.jsonl", flaw.what, flaw.value)
 
 

@@ -106,7 +106,7 @@ def gc(
 
 def _check_log(ws: Workspace, since: float) -> None:
     """What a lost operation of the window protected would go for nothing."""
-    flaws = continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
+    flaws = continuity.flaws(ws.oplog, ws.oplog.audit)
     if found := [flaw for flaw in flaws if flaw.time >= since]:
         what = f"{found[0].ref}: {found[0].what}" if found[0].ref else found[0].what
         raise Corrupt(f"the log of operations is not all of it, and nothing was removed: {what}", hint=continuity.HINT)

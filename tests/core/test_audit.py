@@ -44,7 +44,8 @@ def written(scratch: Path) -> tuple[list[bytes], bytes]:
     dot.mkdir()
     log = Audit(dot)
     for number in range(COUNT):
-        log.append(f"tag {number}", Author("me", "here", f"llmos tag {number}"), at=float(number))
+        by, logged = Author("me", "here", f"llmos tag {number}"), b"a line" if number % 2 else b""
+        log.append(f"tag {number}", by, operation=str(number), line=logged, at=float(number))
     return log.path.read_bytes().splitlines(), (dot / "audit.head").read_bytes()
 
 
@@ -74,14 +75,14 @@ def test_a_byte_that_changed(log, written, at: int, data: st.DataObject) -> None
     assert wrong(log, lines, head) == at + 1
 
 
-@given(st.integers(0, COUNT - 1), st.sampled_from(["time", "user", "host", "what", "command", "operation"]))
+@given(st.integers(0, COUNT - 1), st.sampled_from(["time", "user", "host", "what", "command", "operation", "line"]))
 def test_a_record_that_was_written_anew(log, written, at: int, field: str) -> None:
     """By somebody who knows how to hash: then it is the next one, or the head, that does not follow."""
     lines, head = list(written[0]), written[1]
     record = parse(lines[at])
     assert record is not None
     forged = replace(record, **{field: 9.5 if field == "time" else "another"}).sealed()
-    lines[at] = json.dumps(forged.__dict__, sort_keys=True).encode()
+    lines[at] = forged.written()
     assert wrong(log, lines, head) == min(at + 2, COUNT)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from llmos_cli.operations.redo import redo
 from llmos_cli.operations.tag import delete_tag, tag
 from llmos_cli.operations.undo import undo
 from tests.core.conftest import Commit
+from tests.core.forging import audit_anew
 
 
 @pytest.fixture
@@ -59,6 +61,32 @@ def test_an_edited_before_is_found_and_not_undone(ws: Workspace, ids: list[str])
     with pytest.raises(Corrupt, match="refs/heads/main would go where it may never have been"):
         undo(ws)
     assert ws.refs.read(f"{HEADS}main") == ids[2]
+
+
+def test_an_edit_that_the_rest_agrees_with_is_found_by_the_audit_log(ws: Workspace, ids: list[str]) -> None:
+    """The tag as if it had been made on another checkpoint: the only move of that ref, and the ref with it."""
+
+    def edit(line: dict[str, Any]) -> dict[str, Any]:
+        if line["name"] == "tag base":
+            line["changes"][0]["after"] = ids[1]
+        return line
+
+    rewritten(ws, edit)
+    (ws.dot / TAGS / "base").write_text(f"{ids[1]}\n")
+    tagged = next(each for each in ws.oplog.operations() if each.name == "tag base")
+    found = f"operation {tagged.id} (`tag base`) was edited: the audit log has the hash of another line"
+    assert told(ws) == [f"{OPERATIONS}: {found}"]
+    with pytest.raises(Corrupt, match="what `tag base` moved would go where it may never have been"):
+        undo(ws, tagged.id)
+    assert fsck(ws, accept_loss=[OPERATIONS]).problems == ()
+    undo(ws, tagged.id)
+    assert ws.refs.read(f"{TAGS}base") is None
+
+
+def test_records_of_an_older_llmos_say_nothing_of_lines(ws: Workspace, ids: list[str]) -> None:
+    audit_anew(ws, lambda record: replace(record, line=""))
+    assert told(ws) == [] and undo(ws).operation.name == "undo tag base"
+    assert told(ws) == []
 
 
 @pytest.mark.parametrize("at", range(8))

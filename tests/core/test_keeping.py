@@ -27,6 +27,7 @@ from llmos_cli.operations.gc import duration, gc
 from llmos_cli.operations.log import log
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
+from tests.core.forging import lines_anew
 
 MONTHS = 90 * 86400.0
 
@@ -40,6 +41,7 @@ def grow_old(ws: Workspace, *checkpoints: Any) -> None:
     for operation in ws.oplog.operations():
         text = text.replace(repr(operation.time), repr(operation.time - MONTHS))
     ws.oplog.path.write_text(text)
+    lines_anew(ws)
 
 
 def test_rm_drops_weights_and_keeps_lineage(ws, commit):

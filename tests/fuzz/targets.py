@@ -70,7 +70,7 @@ def the_op_log(data: bytes) -> object:
     list(ws.oplog.operations())
     ws.oplog.removed(0.0)
     ws.oplog.left_for("0" * 64)
-    continuity.flaws(list(ws.oplog.operations()), ws.oplog.audit)
+    continuity.flaws(ws.oplog, ws.oplog.audit)
     return ws.oplog.protected(0.0), ws.oplog.unreadable()
 
 
