@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def require(ws: Workspace, path: Path, *, ask: Callable[[str], bool] | None = No
     if _sha256(content) in trusted(ws):
         return content
     if ask is not None and ask(f"{name} is code of this workspace and will run with your rights. Trust it?"):
-        _list(ws, name, content)
+        trust_contents(ws, {name: content})
         return content
     raise Untrusted(f"{name} is code that is not trusted here", hint=f"read it, then `llmos trust {name}`")
 
@@ -47,16 +47,11 @@ def require_text(ws: Workspace, name: str, command: str, *, ask: Callable[[str],
     if _sha256(content) in trusted(ws):
         return
     if ask is not None and ask(f"{name} is a command that will run with your rights:\n  {command}\nTrust it?"):
-        _list(ws, name, content)
+        trust_contents(ws, {name: content})
         return
     raise Untrusted(
         f"{name} is a command that is not trusted here: {command}", hint="read it, then `llmos trust --pipeline`"
     )
-
-
-def trust_text(ws: Workspace, name: str, command: str) -> str:
-    """List a command; returns its hash."""
-    return _list(ws, name, command_content(command))
 
 
 def digest_text(command: str) -> str:
@@ -74,7 +69,25 @@ def trusted(ws: Workspace) -> Trusted:
 
 def trust(ws: Workspace, path: Path) -> str:
     """List the content of `path`; returns its hash."""
-    return _list(ws, _name(ws, path), _content(path))
+    name, content = named(ws, path)
+    trust_contents(ws, {name: content})
+    return _sha256(content)
+
+
+def trust_contents(ws: Workspace, contents: Mapping[str, bytes]) -> None:
+    """List all of them at once, by name. The audit hears of it first: nothing runs that nobody is known to have trusted."""
+    digests = {name: _sha256(content) for name, content in contents.items()}
+    if digests:
+        _note(ws, f"trust {', '.join(f'{name} ({found[:12]})' for name, found in digests.items())}")
+    with _locked():
+        listed = _read()
+        listed.setdefault(str(ws.root), {}).update({found: name for name, found in digests.items()})
+        _write(listed)
+
+
+def named(ws: Workspace, path: Path) -> tuple[str, bytes]:
+    """What the file `path` is listed as, and its content."""
+    return _name(ws, path), _content(path)
 
 
 def revoke(ws: Workspace, name: str) -> list[str]:
@@ -93,16 +106,6 @@ def revoke(ws: Workspace, name: str) -> list[str]:
 
 def digest(path: Path) -> str:
     return _sha256(_content(path))
-
-
-def _list(ws: Workspace, name: str, content: bytes) -> str:
-    found = _sha256(content)
-    with _locked():
-        listed = _read()
-        listed.setdefault(str(ws.root), {})[found] = name
-        _write(listed)
-    _note(ws, f"trust {name} ({found[:12]})")
-    return found
 
 
 def _note(ws: Workspace, what: str) -> None:

@@ -51,11 +51,12 @@ def trust(ws: Workspace, path: Path | None = None, *, pipeline: bool = False, re
 def _trust_pipeline(ws: Workspace) -> None:
     from llmos_cli.operations.pipeline import code, stages
 
+    contents: dict[str, bytes] = {}
     for stage in stages.read(ws):
         if stage.options.sh is not None:
-            store.trust_text(ws, code.name_of(stage), stage.options.sh)
-            for script in code.files(ws, stage, None):
-                store.trust(ws, ws.root / script)
+            contents[code.name_of(stage)] = store.command_content(stage.options.sh)
+            contents |= dict(store.named(ws, ws.root / script) for script in code.files(ws, stage, None))
+    store.trust_contents(ws, contents)
 
 
 def _commands(ws: Workspace) -> dict[str, str]:
