@@ -38,6 +38,8 @@ WINDOW = 30 * 24 * 3600.0
 """Seconds for which operations protect the checkpoints they moved from and to."""
 KEPT = f"{WINDOW / 86400:g}d"
 """The same as `gc` is told it."""
+_BY_HAND = "moved by hand: "
+"""With this begins the name of an operation that says what somebody else did."""
 _TAIL = 1 << 20
 """More than one line can be, as a rule: a config file before and after."""
 
@@ -136,7 +138,12 @@ class OperationLog(History):
             self._check_there(operation)
         if self.rehearsing:
             return operation
-        self._record_by_hand(operation)
+        if (own := self._own(operation)) is not None:
+            self._do(own)
+        return self._do(operation)
+
+    def _do(self, operation: Operation) -> Operation:
+        """Written down, carried out and logged."""
         committed = self._refs.read(RUNS + operation.run) if operation.run else None
         marked = [checkpoint for checkpoint in operation.drops if checkpoint not in self._dropped]
         try:
@@ -188,21 +195,21 @@ class OperationLog(History):
             if other := alike.get(change.what):
                 raise blocked(change, other)
 
-    def _record_by_hand(self, operation: Operation) -> None:
+    def _own(self, operation: Operation) -> Operation | None:
         """What somebody moved by hand, and this moves on, is an operation of its own before it: told, and undone like any other."""
         if not self.path.exists() or operation.name.startswith(continuity.BY_ITSELF):
-            return
+            return None
         moved = [each.what for each in operation.changes if each.what == HEAD or each.what.startswith(MOVED)]
-        if found := [each for ref in moved if (each := self._by_hand(ref)) is not None]:
-            own = new(f"moved by hand: {', '.join(each.name for each in found)}", found)
-            self._log(own)
-            self._recorded(own)
-            said = (
-                f"{each.name} from {told(each.before, each.after)} to {told(each.after, each.before)}" for each in found
-            )
-            self._emit(
-                Note(f"somebody moved {', '.join(said)}, by no command: that is an operation of its own now", "warning")
-            )
+        found = [each for ref in moved if (each := self._by_hand(ref)) is not None]
+        if not found:
+            return None
+        said = (
+            f"{each.name} from {told(each.before, each.after)} to {told(each.after, each.before)}" for each in found
+        )
+        self._emit(
+            Note(f"somebody moved {', '.join(said)}, by no command: that is an operation of its own now", "warning")
+        )
+        return new(f"{_BY_HAND}{', '.join(each.name for each in found)}", found)
 
     def _by_hand(self, ref: str) -> Change | None:
         """From where the log left it to where it is. An old clone wrote HEAD and its branch by no operation."""
@@ -266,7 +273,7 @@ class OperationLog(History):
     def _carry_out(self, operation: Operation) -> None:
         """Idempotent, since it is repeated after a crash. Weights go last: until then all of it can be taken back. What nothing
         names goes first, for half of that hurts nobody and makes the room that the log needs on a full disk."""
-        self._set(operation.changes)
+        self._set(operation, operation.changes)
         if operation.run and operation.kind == "do":
             self._refs.write(RUNS + operation.run, operation.changes[-1].after)
         with self._out_of_the_way():
@@ -348,7 +355,7 @@ class OperationLog(History):
             collect(self._root, self._dot, self._refs, operation.collects)
 
     def _take_back(self, operation: Operation, committed: str | None, marked: Sequence[str]) -> None:
-        self._set([change.reversed() for change in operation.changes])
+        self._set(operation, [change.reversed() for change in operation.changes])
         if operation.run and operation.kind == "do":
             self._refs.write(RUNS + operation.run, committed)
         for checkpoint in marked:
@@ -358,8 +365,10 @@ class OperationLog(History):
         for checkpoint in operation.unseals:
             self._sealed.shut(checkpoint)
 
-    def _set(self, changes: Sequence[Change]) -> None:
-        """What goes goes first: `a` makes room for `a/b`."""
+    def _set(self, operation: Operation, changes: Sequence[Change]) -> None:
+        """What goes goes first: `a` makes room for `a/b`. What was moved by hand stays where it is."""
+        if operation.name.startswith(_BY_HAND):
+            return
         for change in sorted(changes, key=lambda change: change.after is not None):
             if not (change.is_ref and self._refs.senseless(change.what)) and change.alike(
                 self._current(change), change.after
