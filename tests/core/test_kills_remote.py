@@ -257,6 +257,30 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
         assert listed(root) - there <= {".new.cloning", ".new.cloning/whole"}, f"killed before {call}"
 
 
+def test_a_clone_that_goes_on_from_a_move_by_hand_is_killed_at_every_call(
+    forks: Forks, one: Path, scratch: Path, home: None
+) -> None:
+    """The first was killed as it was to appear, and of what it left somebody took the branch away: the second says so, and ends whole."""
+    words, root = ("clone", "far", "new"), copied(one, scratch / "w")
+    with forks.until("llmos_cli.core.appearing:appear", words, root):
+        pass
+    Workspace(root / ".new.cloning").refs.write(f"{HEADS}main", None)
+    start = copied(root, scratch / "begun")
+    calls = forks.calls(words, root, root)
+    assert unsafe(within(calls), root, start) == []
+    after = state(root / "new")
+    assert after.operations[-3:] == ["clone far", "moved by hand: main", "clone far"]
+    pending = next(at for at, call in enumerate(calls) if call.paths[-1].endswith("/pending.json"))
+    for call in calls[pending:]:
+        copied(start, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
+        if not (root / "new").exists():
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        assert state(root / "new") == after, f"killed before {call}"
+        assert fsck(Workspace.find(root / "new")).problems == (), f"killed before {call}"
+        assert not (root / ".new.cloning").exists(), f"killed before {call}"
+
+
 @pytest.fixture(scope="module")
 def kept(scratch: Path) -> Path:
     """A remote with a backup, and nothing beside it: of a checkpoint that a tag names and of one whose weights are gone, of a run
