@@ -189,7 +189,7 @@ def _orphan(request: dict[str, Any], descriptors: list[int]) -> int:
         if pid := os.fork():
             os.write(write, str(pid).encode())
             os._exit(0)
-        _child(request, descriptors)
+        run_forked(request, descriptors)
     os.waitpid(between, 0)
     pid = int(os.read(read, 16))
     os.close(read)
@@ -197,8 +197,8 @@ def _orphan(request: dict[str, Any], descriptors: list[int]) -> int:
     return pid
 
 
-def _child(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Become what was asked for, run it, and end as the interpreter would, but for taking the libraries down."""
+def run_forked(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """What was asked for: run it, and end as the interpreter would, but for taking the libraries down."""
     code = 1
     try:
         _become(request, descriptors)
