@@ -99,11 +99,11 @@ def plan(ws: Workspace, rev: str, resolved: Resolved) -> CompressPlan:
     """What `prune` would do."""
     options: PruneOptions = resolved.config.prune
     target = target_of(resolved)
-    module, _ = method("prune", options)
+    module, own = method("prune", options)
     parent = ws.checkpoint(rev)
     if is_structured(module):
         check(options)
-        return planned_cut(parent, module, options, cut.held(options, parent.path))
+        return planned_cut(parent, module, own, options, cut.held(options, parent.path))
 
     def unfit(matrix: Matrix) -> str:
         return "" if target.fits(matrix.inputs) else misfit(matrix, target)

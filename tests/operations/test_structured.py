@@ -141,6 +141,8 @@ def test_what_cannot_be(grouped: Base, llmos: Any, command: list[str], code: int
     ran = llmos("prune", "--method", "width", *command)
     assert ran.code == code and said in ran.err, ran.err
     assert ws.resolve() == before
+    dry = llmos("prune", "--method", "width", *command, "--dry-run")
+    assert dry.code == code and said in dry.err, dry.err
 
 
 def test_a_dry_run_tells_what_would_be_narrower(grouped: Base, llmos: Any) -> None:

@@ -41,7 +41,7 @@ def narrow(
 ) -> Cut:  # fmt: skip
     """Cut a share `sparsity` of the model's parameters out of it; `subject`'s model is left without what was read of them."""
     model = subject.model
-    found, left_alone = _usable(model, batches, ignore)
+    found, left_alone = usable(model, batches, ignore)
     readers = replace(subject, matrices=_readers(model, found))
     seen = ranked(readers, found, module, own, sparsity=sparsity, batches=batches, emit=emit)
     counts = share(model, seen.choices, sparsity, lambda counts: is_accepted(configured(model.config, counts)))
@@ -66,10 +66,10 @@ def size_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _usable(
+def usable(
     model: PreTrainedModel, batches: Sequence[Batch], ignore: Sequence[str]
 ) -> tuple[list[Width], dict[str, str]]:
-    """Widths that may be cut; those that cannot, or may not, with the reason."""
+    """Widths that may be cut; those that cannot, or may not, with the reason. UsageError where none may."""
     found, refused = widths(model, batches[0])
     for width in list(found):
         layers = {part.tensor.rpartition(".")[0] for group in width.groups for part in group.slices}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llmos_cli.core.section import Section
 from llmos_cli.core.view import Group, Lines, Table, View, short
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.models import pictures
 from llmos_cli.models.blocks import blocks
-from llmos_cli.models.channels import widths
 from llmos_cli.models.load import skeleton
 from llmos_cli.models.matrices import Matrix, left_alone, matrices
+from llmos_cli.models.narrow import Width, configured, is_accepted
+from llmos_cli.operations.compression.narrow import usable
+from llmos_cli.operations.compression.ranking import allowed
+from llmos_cli.operations.compression.share import Choice, share
+from llmos_cli.operations.compression.shorten import check_reach
 from llmos_cli.operations.compression.subject import check_dense
 from llmos_cli.operations.compression.sweep import nothing_changed
 from llmos_cli.options.verbs import PruneOptions, QuantizeOptions
@@ -70,11 +75,14 @@ def planned(
     )
 
 
-def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOptions, memory: str) -> CompressPlan:
-    """What a structured method would cut: how much of it only calibration tells."""
+def planned_cut(
+    checkpoint: Checkpoint, module: ModuleType, own: Section, options: PruneOptions, memory: str
+) -> CompressPlan:
+    """What a structured method would cut: how much of it only calibration tells. UsageError where it could not."""
     check_dense(checkpoint)
     model = skeleton(checkpoint.path)
-    found, refused = widths(model, blank(model)) if hasattr(module, "rank") else ([], {})
+    found, refused = usable(model, [blank(model)], options.ignore) if hasattr(module, "rank") else ([], {})
+    _check_reach(model, found, module, own, options.sparsity)
     become = {
         part.tensor: f"reads {width.name}: {width.units} now, then fewer"
         for width in found
@@ -91,6 +99,17 @@ def planned_cut(checkpoint: Checkpoint, module: ModuleType, options: PruneOption
         {**left_alone(model, options.ignore), **refused},
         memory,
     )
+
+
+def _check_reach(
+    model: PreTrainedModel, found: Sequence[Width], module: ModuleType, own: Section, sparsity: float
+) -> None:
+    """Where units go and blocks too, or channels of the residual stream, only trying tells."""
+    if not hasattr(module, "rank"):
+        check_reach(model, sparsity)
+    elif found and not (hasattr(module, "depths") or getattr(own, "hidden", False)):
+        free = {width: Choice(dict.fromkeys(allowed(width, module, own), 0.0)) for width in found}
+        share(model, free, sparsity, lambda counts: is_accepted(configured(model.config, counts)))
 
 
 def blank(model: PreTrainedModel) -> dict[str, Tensor]:

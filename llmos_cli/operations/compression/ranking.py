@@ -48,8 +48,8 @@ def ranked(
     batches: Sequence[Batch], emit: Emit,
 ) -> Ranked:  # fmt: skip
     """Rank the groups of the widths `found`; `readers`: the subject with the matrices that read them."""
-    allowed = {width: _allowed(width, module, own) for width in found}
-    probed = {width: _probed(width, allowed[width], sparsity) for width in found}
+    may_stay = {width: allowed(width, module, own) for width in found}
+    probed = {width: _probed(width, may_stay[width], sparsity) for width in found}
     moves = first_order(readers.model, readers.matrices, batches) if module.gradients(own) else {}
     looking = _Looking(module, own, probed, moves)
     sweep(readers, batches, looking.look, {"hessian"}, stage="rank", emit=emit)
@@ -57,13 +57,13 @@ def ranked(
         raise LlmosError(f"no calibration input reached what reads {group.name}", hint="use other calibration data")
     measured = divergences(readers.model, readers.matrices, looking.probes, batches)
     choices = {
-        width: looking.choice(width, allowed[width], {count: measured[width, count] for count in probed[width]})
+        width: looking.choice(width, may_stay[width], {count: measured[width, count] for count in probed[width]})
         for width in found
     }
     return Ranked(looking.rankings, choices)
 
 
-def _allowed(width: Width, module: ModuleType, own: Section) -> list[int]:
+def allowed(width: Width, module: ModuleType, own: Section) -> list[int]:
     """The counts that may be chosen: heads go whole, of the rest the method says how many may stay."""
     found: list[int] = module.counts(width.units, own)
     return list(range(1, width.units + 1)) if width.head_size is not None else found

@@ -99,16 +99,33 @@ def _through(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, t
     return states
 
 
-def _gone(model: PreTrainedModel, order: Iterable[tuple[str, float]], sparsity: float) -> dict[str, float]:
-    """The blocks to leave out with what was measured of each: one at least, less than all."""
-    sizes = {block.name: sum(p.numel() for p in block.module.parameters()) for block in blocks(model)}
-    total = sum(parameter.numel() for parameter in model.parameters())
-    wanted = sparsity * total
-    if wanted < min(sizes.values()) / 2:
+def check_reach(model: PreTrainedModel, sparsity: float) -> None:
+    """UsageError where whole blocks are too much, or all of them too little."""
+    sizes, total = _sizes(model)
+    if sparsity * total < min(sizes.values()) / 2:
         raise UsageError(
             f"the smallest block holds {min(sizes.values()) / total:.1%} of the parameters, and {sparsity:.1%} are to go",
             hint="a higher --sparsity, or `--method width`, which takes channels out of all blocks",
         )
+    if sparsity * total >= sum(sizes.values()):
+        raise _nothing_left(sparsity)
+
+
+def _sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
+    """Parameters of each block, and of the model."""
+    sizes = {block.name: sum(p.numel() for p in block.module.parameters()) for block in blocks(model)}
+    return sizes, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _nothing_left(sparsity: float) -> UsageError:
+    return UsageError(f"without {sparsity:.1%} of its parameters not one block would be left", hint="lower --sparsity")
+
+
+def _gone(model: PreTrainedModel, order: Iterable[tuple[str, float]], sparsity: float) -> dict[str, float]:
+    """The blocks to leave out with what was measured of each: one at least, less than all."""
+    check_reach(model, sparsity)
+    sizes, total = _sizes(model)
+    wanted = sparsity * total
     gone: dict[str, float] = {}
     for name, value in order:
         saved = sum(sizes[each] for each in gone)
@@ -116,7 +133,5 @@ def _gone(model: PreTrainedModel, order: Iterable[tuple[str, float]], sparsity: 
             break
         gone[name] = value
     if len(gone) == len(sizes):
-        raise UsageError(
-            f"without {sparsity:.1%} of its parameters not one block would be left", hint="lower --sparsity"
-        )
+        raise _nothing_left(sparsity)
     return gone
