@@ -9,7 +9,9 @@ import pytest
 
 from llmos_cli.core.refs import DATA
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.data import remove
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.undo import undo
 from tests.core.durability import unsafe
 from tests.core.tracing import Forks, copied
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs th
 MODULES = [
     "llmos_cli.app",
     *("llmos_cli.commands.data", "llmos_cli.operations.data", "llmos_cli.data.files", "llmos_cli.tasks.causal_lm"),
+    *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in ("undo", "redo")),
     *("llmos_cli.commands.gc", "llmos_cli.operations.gc", "fsspec.implementations.local"),
 ]
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -25,6 +28,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data snapshot --name": ("data", "snapshot", "--source", "notes", "--name", "named", "-q"),
     "data snapshot again": ("data", "snapshot", "--source", "kept", "-q"),
     "data rm": ("data", "rm", "{kept}", "-q"),
+    "undo data rm": ("undo", "-q"),
+    "redo data rm": ("redo", "-q"),
     "gc": ("gc", "--expire", "now", "-q"),
 }
 
@@ -49,6 +54,17 @@ def template(scratch: Path, request: pytest.FixtureRequest) -> Path:
     return ws.root
 
 
+def begun(name: str, template: Path, scratch: Path) -> Path:
+    """What a command finds."""
+    if not name.endswith("do data rm"):
+        return template
+    ws = Workspace.find(copied(template, scratch / "w"))
+    remove(ws, ws.snapshots.ids()[0])
+    if name.startswith("redo"):
+        undo(ws)
+    return copied(ws.root, scratch / "begun")
+
+
 def words(name: str, root: Path) -> tuple[str, ...]:
     (kept, *_) = Workspace(root).snapshots.ids()
     return tuple(word.format(kept=kept) for word in COMMANDS[name])
@@ -56,22 +72,23 @@ def words(name: str, root: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    root = copied(template, scratch / "w")
-    assert unsafe(forks.calls(words(name, template), root, root), root, template) == []
+    start = begun(name, template, scratch)
+    root = copied(start, scratch / "w")
+    assert unsafe(forks.calls(words(name, template), root, root), root, start) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    told, root = words(name, template), scratch / "w"
-    before = Workspace(copied(template, root)).snapshots.ids()
+    told, root, start = words(name, template), scratch / "w", begun(name, template, scratch)
+    before = Workspace(copied(start, root)).snapshots.ids()
     calls = forks.calls(told, root, root)
     after = Workspace(root).snapshots.ids()
-    named, named_before = names(root), names(template)
+    named, named_before = names(root), names(start)
     assert (named != named_before) is ("--name" in told)
     assert len(calls) > 5 and (after != before) is (name != "data snapshot again")
     for call in calls:
-        ws = Workspace(copied(template, root))
+        ws = Workspace(copied(start, root))
         assert forks.killed(told, root, call) or call.aside, f"{call} never came: {forks.said}"
         assert fsck(Workspace.find(root)).problems == (), f"killed before {call}"
         assert ws.snapshots.ids() in (before, after), f"killed before {call}"
