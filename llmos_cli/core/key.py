@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmos_cli.core import atomic
+from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import Untrusted
 
 VARIABLE = "LLMOS_KEY"
@@ -51,16 +52,35 @@ def given_key(file: Path | None, ask: Ask, *, twice: bool = False) -> bytes:
 
 
 def make_key(file: Path) -> None:
-    """A new one, for its owner's eyes only."""
+    """A new one, for its owner's eyes only. It has its name once it is whole: half a key would have to be removed by hand."""
     with atomic.refusals(file):
         atomic.make_directory(file.parent)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        unfinished = file.parent / scratch_name(".file")
         try:
-            atomic.write_all(descriptor, os.urandom(32).hex().encode() + b"\n")
-            os.fsync(descriptor)
+            _write(unfinished, os.urandom(32).hex().encode() + b"\n")
+            _name(unfinished, file)
         finally:
-            os.close(descriptor)
+            unfinished.unlink(missing_ok=True)
         atomic.sync_directory(file.parent)
+
+
+def _write(file: Path, data: bytes) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        atomic.write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _name(unfinished: Path, file: Path) -> None:
+    """A link never takes the place of a key that somebody else made meanwhile; where there are none (exFAT), it is moved."""
+    try:
+        file.hardlink_to(unfinished)
+    except FileExistsError:
+        raise
+    except OSError:
+        unfinished.rename(file)
 
 
 def _parsed(text: str, where: str) -> bytes:

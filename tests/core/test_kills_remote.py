@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "restore", "fsck")
+VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "restore", "fsck", "undo")
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
@@ -50,7 +50,9 @@ MODULES = [
 ]
 COMMANDS = {
     "remote add": ("remote", "add", "another", "elsewhere"),
+    "remote add --key-file": ("remote", "add", "another", "elsewhere", "--key-file", "far.key"),
     "remote rm": ("remote", "rm", "origin"),
+    "undo remote rm": ("undo",),
     "push": ("push", "--all"),
     "push --delete": ("push", "--delete", "base"),
     "fetch": ("-C", "clone", "fetch"),
@@ -165,7 +167,12 @@ def push_what_was_given_up(root: Path) -> None:
     settle(Workspace.find(root))
 
 
+def forget_the_remote(root: Path) -> None:
+    remotes.remove(Workspace.find(root), "origin")
+
+
 BEFORE: dict[str, Callable[[Path], None]] = {
+    "undo remote rm": forget_the_remote,
     "fetch --weights": remove_from_the_clone,
     "fetch --weights of what came without": come_without,
     "fsck --repair": damage,
