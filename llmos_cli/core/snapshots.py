@@ -110,9 +110,9 @@ def read_by(made: Made) -> Iterator[str]:
 
 
 def read_in(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
-    """Of the data that these checkpoints were made with, what is kept here."""
+    """Of the data that these checkpoints were made with, as far as they were not given up, what is kept here."""
     kept = set(ws.snapshots.ids())
-    made = (ws.manifest(each).made for each in checkpoints) if kept else ()
+    made = (ws.manifest(each).made for each in set(checkpoints) - ws.index.lost()) if kept else ()
     return {snapshot for each in made for snapshot in read_by(each)} & kept
 
 

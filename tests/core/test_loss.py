@@ -13,6 +13,8 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.remote import receiving, sending
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Checkpoint, Workspace
+from llmos_cli.data.rows import Rows
+from llmos_cli.data.snapshots import kept
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.audit import audit, verify
@@ -77,6 +79,18 @@ def test_what_is_given_up_is_in_nobodys_way(ws, three, commit, tmp_path, what):
         checked = fsck(there)
         assert checked.problems == () and [each.checkpoint for each in checked.given_up] == [second.id]
     assert push(anew(ws)).refs == () and fetch(Workspace.find(tmp_path / "copy")).parts() == []
+
+
+def test_data_travel_past_a_hole(ws, three, tmp_path):
+    ws.snapshots.write(rows := kept({"train": Rows({"text": ["a"]})}, source="", asked="", store=ws.snapshots.store))
+    taken(three[1])
+    give_up(ws, three[1])
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(anew(ws), data=True)
+    clone(str(tmp_path / "far"), tmp_path / "copy", data=True)
+    other = Workspace.find(tmp_path / "copy")
+    other.snapshots.write(rows)
+    assert fetch(other, data=True).snapshots == 0 and push(other, data=True).snapshots == 0
 
 
 def test_it_is_said_plainly_in_one_operation_that_undo_takes_back(ws, three, llmos, monkeypatch):

@@ -158,19 +158,20 @@ def _mode(path: Path) -> dict[str, bool]:
 
 def note(remote: Remote, backup: Backup) -> None:
     """The last thing that is written: from now on it is there."""
-    if not remote.store.create(layout.backup_name(backup.backup), json.dumps(asdict(backup)).encode() + b"\n"):
+    if not remote.store.create(layout.backup_name(backup.backup), layout.text(asdict(backup))):
         raise Conflict(f"there is a backup {backup.backup} on {remote.name} already", hint="try again")
 
 
 def listed(remote: Remote) -> list[Backup]:
     """Oldest first."""
-    found = [_read(text) for text in remote.all_in(layout.BACKUPS)]
+    found = [read(text) for text in remote.all_in(layout.BACKUPS)]
     return sorted(found, key=lambda backup: backup.backup)
 
 
-def _read(text: bytes) -> Backup:
+def read(text: bytes) -> Backup:
+    """Corrupt where no backup can be so."""
     try:
-        value = json.loads(text)
+        value = layout.parse(text)
         tree = FileEntry(str(value["tree"]["sha256"]), int(value["tree"]["size"]))
         checkpoints = tuple(str(each) for each in value["checkpoints"])
         backup = Backup(str(value["backup"]), str(value["workspace"]), str(value["host"]), checkpoints, tree)

@@ -4,7 +4,6 @@ that are not what their id says. All of this is refused before a byte is written
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from llmos_cli.core import lost, manifest, names, records, signatures, snapshots
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
+from llmos_cli.core.remote import layout
 from llmos_cli.core.seal import Seal, belongs
 from llmos_cli.core.seal import parse as parse_seal
 from llmos_cli.core.snapshots import Snapshot
@@ -28,6 +28,9 @@ _PIECE = 1 << 32
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9_-]{1,40}-[0-9a-f]{4,16}")
 UNREADABLE = (*errors.UNREADABLE, LlmosError)
 RENAME = "nothing was written; give one of them another name where this came from and send it again, or ask who can write there"
+AGAIN = (
+    "`llmos fsck --remote NAME --repair`, where a workspace has this remote and what is damaged there, sends it again"
+)
 HINT = "nothing was written; whoever can write to the remote can put such things there, so ask who did"
 
 
@@ -73,7 +76,7 @@ def read_signature(text: bytes, checkpoint: str) -> str:
     """That of the checkpoint as far as it says itself; whether it is true takes a key."""
     what = f"the signature of {checkpoint[:12]}"
     try:
-        value = json.loads(text)
+        value = layout.parse(text)
         named, bundle = value["checkpoint"], value["bundle"]
         signatures.parse(bundle, what)
     except UNREADABLE as error:
@@ -118,7 +121,7 @@ def is_id(text: str) -> bool:
 def read_ref(text: bytes) -> tuple[str, str | None]:
     """A ref's name and what it names; None: it was deleted."""
     try:
-        value = json.loads(text)
+        value = layout.parse(text)
         ref, checkpoint = value["ref"], value["value"]
         kind = HEADS if ref.startswith(HEADS) else TAGS
         check_name("ref", ref.removeprefix(kind))
@@ -134,7 +137,7 @@ def read_ref(text: bytes) -> tuple[str, str | None]:
 def read_run(text: bytes) -> tuple[str, str, dict[str, FileEntry]]:
     """A run's id, the checkpoint that it committed (or "") and its files."""
     try:
-        value = json.loads(text)
+        value = layout.parse(text)
         run, checkpoint = str(value["run"]), str(value["checkpoint"])
         tree = {str(name): FileEntry(str(e["sha256"]), int(e["size"])) for name, e in value["tree"].items()}
     except UNREADABLE as error:

@@ -14,6 +14,7 @@
     backups/<time>.json      what a whole workspace was at one moment; see `backups.py`
     uploads/                 uploads that were cut off
 
+What is JSON of one line has a `hash` of that line, as it is with the empty text in its place; before there was one it had none.
 Where a remote is encrypted (`vault.py`), the parts after the first are HMACs, and its format file says so.
 
 A ref is a row of small files, each created exclusively: the last one counts. So two who move it at once are told apart by
@@ -22,9 +23,11 @@ the one thing that every decent store can do, a reader never sees half of a move
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from llmos_cli.core.hashed import place
 from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
@@ -44,6 +47,8 @@ REFS = "refs"
 BACKUPS = "backups"
 UPLOADS = "uploads"
 """What a store may have left of uploads that were cut off: no part of the remote."""
+TELLING = tuple(f"{kind}/" for kind in (CHECKPOINTS, LINEAGE, BACKUPS))
+"""Only remotes have folders that are called so."""
 _PLAIN = re.compile(r"[a-z0-9._-]")
 
 
@@ -96,6 +101,31 @@ def escaped(ref: str) -> str:
     return "".join(
         char if _PLAIN.fullmatch(char) else "".join(f"%{byte:02x}" for byte in char.encode()) for char in ref
     )
+
+
+def text(value: Mapping[str, Any]) -> bytes:
+    """A file of one line, with the hash of itself."""
+    digest = hashlib.sha256(_line({**value, "hash": ""})).hexdigest()
+    return _line({**value, "hash": digest})
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """What such a file says, without the hash; ValueError where that is not its own, or another of UNREADABLE where it makes no sense."""
+    value: dict[str, Any] = json.loads(line)
+    said = {key: each for key, each in value.items() if key != "hash"}
+    if "hash" in value and text(said) != line:
+        raise ValueError("it was altered: it is not what its hash is of")
+    return said
+
+
+def is_written(value: Mapping[str, Any], line: bytes) -> bool:
+    """Whether a file that says this (and nothing else) was written so, to the byte: with a hash or, before there was one, without."""
+    former = (json.dumps(value), json.dumps(value, sort_keys=True, ensure_ascii=False))
+    return line == text(value) or line in [each.encode() + b"\n" for each in former]
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
 def format_text(encryption: Mapping[str, str] | None = None) -> bytes:

@@ -100,7 +100,7 @@ def lacking(
 def with_data(ws: Workspace, coming: Receiving, remote: Remote, checkpoints: Iterable[str]) -> Receiving:
     """With the snapshots that the remote has of the data that these checkpoints, and those to come, were made with."""
     here = with_ancestors(ws, [each for each in checkpoints if (ws.checkpoints / each).is_dir()])
-    made = [*coming.checkpoints, *(ws.manifest(each) for each in here)]
+    made = [*coming.checkpoints, *(ws.manifest(each) for each in here - ws.index.lost())]
     wanted = {snapshot for each in made for snapshot in read_by(each.made) if snapshot not in ws.snapshots}
     rows = tuple(remote.snapshot(each) for each in sorted(wanted) if remote.has_snapshot(each))
     pieces = {
@@ -206,7 +206,7 @@ def _check_sizes(remote: Remote, objects: Mapping[str, int]) -> None:
             told = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
             raise Corrupt(
                 f"object {sha256[:12]} {told} on {remote.name}",
-                hint=f"push it again from a workspace that has it, after removing {layout.object_name(sha256)} there",
+                hint=hostile.AGAIN,
             )
 
     in_parallel(check, list(objects.items()))
@@ -255,7 +255,7 @@ def download(remote: Remote, folder: Path, sha256: str, size: int, meter: Meter)
     if not arrived:
         raise Corrupt(
             f"object {sha256[:12]} on {remote.name} is not what its name says",
-            hint=f"remove {layout.object_name(sha256)} there and push it again from a workspace that has it",
+            hint=hostile.AGAIN,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,7 +52,13 @@ class Remote:
             return True
         if self.store.size(".llmos/HEAD") is not None:
             raise UsageError(f"{self.url} is a workspace", hint="push from it to a folder of its own, and name that")
-        if others := [name for name in self._names("") if not name.startswith(f"{layout.UPLOADS}/")]:
+        if others := [name for name in self.names("") if not name.startswith(f"{layout.UPLOADS}/")]:
+            if any(name.startswith(layout.TELLING) for name in others):
+                raise Corrupt(
+                    f"{layout.FORMAT_FILE} is missing in {self.url}, which holds all else that a remote does",
+                    hint="`llmos fsck --remote NAME --repair` writes it again; that of an encrypted remote has a salt that is "
+                    "nowhere else: put it back from a copy",
+                )
             raise UsageError(
                 f"{self.url} holds other things already ({min(others)[:60]})",
                 hint="name an empty folder for a new remote",
@@ -109,27 +114,27 @@ class Remote:
     @cached_property
     def checkpoints(self) -> set[str]:
         """Names of the manifests whose objects are all there."""
-        return self._names(layout.CHECKPOINTS) if self.is_begun else set()
+        return self.names(layout.CHECKPOINTS) if self.is_begun else set()
 
     @cached_property
     def lineage(self) -> set[str]:
-        return self._names(layout.LINEAGE) if self.is_begun else set()
+        return self.names(layout.LINEAGE) if self.is_begun else set()
 
     @cached_property
     def sealed(self) -> set[str]:
-        return self._names(layout.SEALED) if self.is_begun else set()
+        return self.names(layout.SEALED) if self.is_begun else set()
 
     @cached_property
     def runs(self) -> set[str]:
-        return self._names(layout.RUNS) if self.is_begun else set()
+        return self.names(layout.RUNS) if self.is_begun else set()
 
     @cached_property
     def signatures(self) -> set[str]:
-        return self._names(layout.SIGNATURES) if self.is_begun else set()
+        return self.names(layout.SIGNATURES) if self.is_begun else set()
 
     @cached_property
     def snapshots(self) -> set[str]:
-        return self._names(layout.SNAPSHOTS) if self.is_begun else set()
+        return self.names(layout.SNAPSHOTS) if self.is_begun else set()
 
     def has_snapshot(self, snapshot: str) -> bool:
         return bool(self.snapshots) and self._is_in(self.snapshots, layout.snapshot_name(snapshot))
@@ -171,19 +176,28 @@ class Remote:
     def has_run(self, run: str) -> bool:
         return self._is_in(self.runs, layout.run_name(run))
 
-    def _names(self, folder: str) -> set[str]:
+    def names(self, folder: str) -> set[str]:
         """But for what an operating system puts everywhere, as in a workspace (`listing.py`)."""
         return {name for name in self.store.names(folder) if not f"/{name}".count("/.")}
 
     def _is_in(self, listed: set[str], name: str) -> bool:
-        return self._stored(name).partition("/")[2] in listed
+        return self.stored(name).partition("/")[2] in listed
 
-    def _stored(self, name: str) -> str:
+    def stored(self, name: str) -> str:
+        """What a file is called where it stands."""
         return self._vault.stored(name) if self._vault else name
 
-    def _read_listed(self, name: str, limit: int) -> bytes:
+    def read_listed(self, name: str, limit: int) -> bytes:
         """Of a file that was found by listing; where names are hidden only its content says which it is."""
         return (self._vault.read_stored(name, limit) if self._vault else self.store.read(name, limit)) or b""
+
+    def chunks_listed(self, name: str) -> Iterator[bytes]:
+        """As `read_listed`, of a file of any size."""
+        return self._vault.chunks_stored(name) if self._vault else self.store.chunks(name, 0)
+
+    def size_listed(self, name: str) -> int | None:
+        """Bytes of its content."""
+        return self._vault.size_stored(name) if self._vault else self.store.size(name)
 
     def manifest(self, checkpoint: str) -> Manifest:
         weights = self.has_weights(checkpoint)
@@ -192,7 +206,7 @@ class Remote:
         if text is None:
             raise Corrupt(
                 f"{self.name} has lost the manifest of {checkpoint[:12]}, which a ref or a child of it names",
-                hint="`llmos push --force` from a workspace that has it sends it again",
+                hint=hostile.AGAIN,
             )
         return hostile.read_manifest(text, checkpoint)
 
@@ -201,11 +215,11 @@ class Remote:
         found: dict[str, Manifest] = {}
         for listed, name in ((self.lineage, layout.lineage_name), (self.checkpoints, layout.checkpoint_name)):
             folder = name("").partition("/")[0]
-            new = sorted(listed - {self._stored(name(each)).partition("/")[2] for each in known})
-            texts = in_parallel(lambda each, f=folder: self._read_listed(f"{f}/{each}", hostile.MANIFEST_LIMIT), new)  # type: ignore[misc]
+            new = sorted(listed - {self.stored(name(each)).partition("/")[2] for each in known})
+            texts = in_parallel(lambda each, f=folder: self.read_listed(f"{f}/{each}", hostile.MANIFEST_LIMIT), new)  # type: ignore[misc]
             for each, text in zip(new, texts, strict=True):
                 manifest = hostile.read_manifest(text)
-                if self._stored(name(manifest.id)) != f"{folder}/{each}":
+                if self.stored(name(manifest.id)) != f"{folder}/{each}":
                     raise Corrupt(
                         f"the manifest of {manifest.id[:12]} stands under another name on {self.name}", hint=_WHO
                     )
@@ -214,18 +228,18 @@ class Remote:
 
     def new_runs(self, known: Iterable[str]) -> list[tuple[str, str, dict[str, FileEntry]]]:
         """Of all runs that are listed but for the `known`: id, the checkpoint that it committed, files."""
-        new = sorted(self.runs - {self._stored(layout.run_name(run)).partition("/")[2] for run in known})
-        texts = in_parallel(lambda each: self._read_listed(f"{layout.RUNS}/{each}", hostile.MANIFEST_LIMIT), new)
+        new = sorted(self.runs - {self.stored(layout.run_name(run)).partition("/")[2] for run in known})
+        texts = in_parallel(lambda each: self.read_listed(f"{layout.RUNS}/{each}", hostile.MANIFEST_LIMIT), new)
         found = [hostile.read_run(text) for text in texts]
         for (run, _, _), each in zip(found, new, strict=True):
-            if self._stored(layout.run_name(run)) != f"{layout.RUNS}/{each}":
+            if self.stored(layout.run_name(run)) != f"{layout.RUNS}/{each}":
                 raise Corrupt(f"run {run} stands under another name on {self.name}", hint=_WHO)
         return found
 
     def all_in(self, folder: str) -> list[bytes]:
         """The contents of all small files of a folder."""
-        names = sorted(self._names(folder)) if self.is_begun else []
-        return in_parallel(lambda each: self._read_listed(f"{folder}/{each}", hostile.MANIFEST_LIMIT), names)
+        names = sorted(self.names(folder)) if self.is_begun else []
+        return in_parallel(lambda each: self.read_listed(f"{folder}/{each}", hostile.MANIFEST_LIMIT), names)
 
     def object(self, entry: FileEntry) -> Iterator[bytes]:
         """Of an object that fits into memory; Corrupt at its end where it is not what its name says."""
@@ -237,12 +251,12 @@ class Remote:
                 break
             yield chunk
         if (digest.hexdigest(), size) != (entry.sha256, entry.size):
-            raise Corrupt(f"object {entry.sha256[:12]} on {self.name} is not what its name says", hint=_WHO)
+            raise Corrupt(f"object {entry.sha256[:12]} on {self.name} is not what its name says", hint=hostile.AGAIN)
 
     def refs(self) -> dict[str, RemoteRef]:
         """Branches and tags, deleted ones too: who makes one of that name again goes on counting."""
         last: dict[str, str] = {}
-        for name in self._names(layout.REFS) if self.is_begun else ():
+        for name in self.names(layout.REFS) if self.is_begun else ():
             folder, _, number = name.rpartition("/")
             if len(number) == 8 and number.isdigit() and folder:
                 last[folder] = max(number, last.get(folder, ""))
@@ -251,12 +265,12 @@ class Remote:
 
     def _ref(self, folder: str, number: str) -> RemoteRef:
         name = f"{layout.REFS}/{folder}/{number}"
-        ref, value = hostile.read_ref(self._read_listed(name, hostile.REF_LIMIT))
-        if self._stored(layout.ref_name(ref, int(number))) != name:
+        ref, value = hostile.read_ref(self.read_listed(name, hostile.REF_LIMIT))
+        if self.stored(layout.ref_name(ref, int(number))) != name:
             raise Corrupt(f"the ref {ref} stands under another name on {self.name}", hint=_WHO)
         return RemoteRef(ref, int(number), value)
 
     def move(self, before: RemoteRef, value: str | None) -> bool:
         """Compare and swap: False where somebody else moved it after `before` was read."""
-        text = json.dumps({"ref": before.ref, "value": value}) + "\n"
-        return self.store.create(layout.ref_name(before.ref, before.number + 1), text.encode())
+        text = layout.text({"ref": before.ref, "value": value})
+        return self.store.create(layout.ref_name(before.ref, before.number + 1), text)

@@ -7,7 +7,6 @@ names, it has. What was sent before a kill is found there by the next push and i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -174,8 +173,13 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator
         looked = record.status == "done" and set(record.parents) & line
         travels = not record.alive and record.status != "died" and record.operation not in _LEFT_HERE
         if travels and (made or looked) and _is_sound(ws, record):
-            names = [name for name in files_below(record.path) if name.split("/")[0].casefold() != "state"]
-            yield SentRun(record, made, {name: hash_file(record.path / name) for name in names})
+            yield sent_run(record, made)
+
+
+def sent_run(record: RunRecord, made: str) -> SentRun:
+    """As it is now, without what it could be resumed from; `made`: the checkpoint that it committed, or ""."""
+    names = [name for name in files_below(record.path) if name.split("/")[0].casefold() != "state"]
+    return SentRun(record, made, {name: hash_file(record.path / name) for name in names})
 
 
 def _is_sound(ws: Workspace, record: RunRecord) -> bool:
@@ -260,18 +264,16 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
         _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
     for kept in sending.snapshots:
         remote.store.put(layout.snapshot_name(kept.id), whole(kept.text().encode()), lambda _: None)
-    in_parallel(partial(_send_run, remote), sending.runs)
+    in_parallel(partial(send_run, remote), sending.runs)
 
 
-def _send_run(remote: Remote, run: SentRun) -> None:
+def send_run(remote: Remote, run: SentRun) -> None:
     tree = {name: asdict(entry) for name, entry in run.tree.items()}
     _write(remote, layout.run_name(run.record.id), {"run": run.record.id, "checkpoint": run.checkpoint, "tree": tree})
 
 
-def _write(remote: Remote, name: str, value: object) -> None:
-    remote.store.put(
-        name, whole(json.dumps(value, sort_keys=True, ensure_ascii=False).encode() + b"\n"), lambda _: None
-    )
+def _write(remote: Remote, name: str, value: Mapping[str, object]) -> None:
+    remote.store.put(name, whole(layout.text(value)), lambda _: None)
 
 
 def content(path: Path, entry: FileEntry) -> Content:

@@ -25,6 +25,7 @@ from llmos_cli.core.cipher import (
 )
 from llmos_cli.core.hashed import place
 from llmos_cli.core.remote import layout
+from llmos_cli.core.remote.hostile import AGAIN
 from llmos_cli.core.remote.store import Content, Heard, Store, whole
 from llmos_cli.errors import Corrupt
 
@@ -70,10 +71,18 @@ class Vault:
             yield piece[start - first * PIECE :] if start > first * PIECE else piece
             start = 0
 
+    def chunks_stored(self, stored: str) -> Iterator[bytes]:
+        """As `read_stored`, of a file of any size."""
+        return self._opened(stored, self._store.chunks(stored, 0), 0)
+
+    def size_stored(self, stored: str) -> int | None:
+        """As `size`, of a file that was found by listing."""
+        sealed = self._store.size(stored)
+        return None if sealed is None else content_size(sealed)
+
     def size(self, name: str) -> int | None:
         """Of the content; -1 where what is there cannot be a sealed file."""
-        sealed = self._store.size(self.stored(name))
-        return None if sealed is None else content_size(sealed)
+        return self.size_stored(self.stored(name))
 
     def names(self, folder: str) -> set[str]:
         """As they are stored."""
@@ -115,5 +124,5 @@ def _proven(content: Content) -> Content:
 def _altered(stored: str) -> Corrupt:
     return Corrupt(
         f"{stored[:40]} on the remote was altered, or cut off, or is another file",
-        hint="it is not what this key encrypted; push again from a workspace that has it, after removing it there",
+        hint=f"it is not what this key encrypted; {AGAIN}",
     )

@@ -47,8 +47,7 @@ class Cache:
             sending.send(remote, sending.lacking(self._ws, remote, [*filter(None, [result.checkpoint]), *read]), emit)
             for name, sha256 in result.outputs.items():
                 _send_output(remote, self._ws.root / name, sha256)
-            text = json.dumps(asdict(result), default=str).encode() + b"\n"
-            remote.store.put(layout.result_name(result.key), whole(text), lambda _: None)
+            remote.store.put(layout.result_name(result.key), whole(text_of(result)), lambda _: None)
 
     def result(self, stage: Stage, key: str, emit: Emit) -> Result | None:
         """What is remembered there; None, with a warning, where it makes no sense."""
@@ -86,7 +85,7 @@ class Cache:
         if text is None:
             return None
         try:
-            result = result_of(json.loads(text))
+            result = result_of(layout.parse(text))
             sound = result.key == key and _sound(result, stage)
         except UNREADABLE:
             sound = False
@@ -102,6 +101,11 @@ class Cache:
             yield remote
         finally:
             remote.store.close()
+
+
+def text_of(result: Result) -> bytes:
+    """As it is kept at a remote."""
+    return layout.text(json.loads(json.dumps(asdict(result), default=str)))
 
 
 def _url(where: str) -> str:
