@@ -4,6 +4,7 @@ Files beside llmos.yaml come along. Folders of your own (data/, src/), links and
 
 llmos backup                            to origin
 llmos -C ~/models/mine backup -q        from cron: no progress, and the exit code tells
+llmos fsck --remote origin              whether what was sent is still whole there: now and then
 """
 
 from __future__ import annotations

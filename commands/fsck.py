@@ -5,16 +5,19 @@ llmos fsck --accept-loss REV    give up what nobody has any more, so that all el
                                 `llmos undo` takes that back, and a copy that turns up later counts again
 llmos fsck --accept-loss .llmos/audit.jsonl
                                 set a damaged log aside and begin it anew; so with .llmos/operations.jsonl
+llmos fsck --remote origin      all that a remote has instead, read and hashed: what was sent well may have decayed there since;
+                                with --repair, good copies are sent again of what this workspace still has
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from llmos_cli.errors import Corrupt
-from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, session
+from llmos_cli.errors import Corrupt, UsageError
+from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, Session, session
 
 
 def fsck(
@@ -33,11 +36,20 @@ def fsck(
             help="Give up a checkpoint that --repair cannot bring back, its weights, or what was in a damaged log (repeatable).",
         ),
     ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "--remote", metavar="NAME", help="Check what this remote has, every byte of it, not this workspace."
+        ),
+    ] = None,
     key_file: KeyOfSeal = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, changes=repair or bool(accept_loss)) as s:
+        if remote is not None:
+            _fsck_remote(s, remote, repair, said={"--accept-loss": accept_loss, "--key-file": key_file})
+            return
         from llmos_cli.operations.fsck import fsck as operation
 
         result = operation(s.workspace, repair=repair, accept_loss=accept_loss or (), key_file=key_file, emit=s.ui.emit)
@@ -46,6 +58,26 @@ def fsck(
             raise Corrupt(result.sentence, hint=_LOST if repair or accept_loss else _REPAIR)
 
 
+def _fsck_remote(s: Session, remote: str, repair: bool, *, said: Mapping[str, object]) -> None:
+    from llmos_cli.operations.fsck_remote import fsck_remote as operation
+
+    for flag in (flag for flag, value in said.items() if value):
+        raise UsageError(f"{flag} is of this workspace, and --remote checks what {remote} has", hint=_ALONE[flag])
+    result = operation(s.workspace, remote, repair=repair, emit=s.ui.emit)
+    s.ui.show(result)
+    if result.problems:
+        raise Corrupt(result.sentence, hint=_NOWHERE if repair else _SEND.format(remote=remote))
+
+
+_SEND = "`llmos fsck --remote {remote} --repair` sends again what this workspace has good copies of"
+_NOWHERE = (
+    "the same command in another workspace that has this remote sends what that one has good copies of; what nobody has any more "
+    "is lost there: a new remote takes all that is whole here"
+)
+_ALONE = {
+    "--accept-loss": "give up here what is lost here, without --remote; the next `llmos push` tells the remote",
+    "--key-file": "the key of an encrypted remote is where `llmos remote add` was told; what is sealed is hashed as it is encrypted",
+}
 _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes"
 _LOST = (
     "`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more, and with .llmos/operations.jsonl or .llmos/audit.jsonl a "

@@ -1,4 +1,8 @@
-"""Bring a workspace back from a backup, into a folder that is empty or not there yet."""
+"""Bring a workspace back from a backup, into a folder that is empty or not there yet.
+
+One that was cut off or failed goes on when it is said again. Where the remote is damaged, `llmos fsck --remote NAME --repair` in a
+workspace that still has good copies sends those again.
+"""
 
 from __future__ import annotations
 

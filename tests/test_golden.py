@@ -16,10 +16,12 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 
 MASKS = [
+    (re.compile(r"\b\d{8}-\d{6}-\d{6}\b"), "<backup>"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "<sha256>"),
     (re.compile(r"\b[0-9a-f]{12}\b"), "<id>"),
     (re.compile(r"\b[0-9a-f]{8}\b"), "<id>"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(Z|\+00:00)?"), "<time>"),
+    (re.compile(r"\b[\d.]+ k?B\b"), "<size>"),
     (re.compile(r"\b(\d+ (second|minute)s? ago|just now)\b"), "<ago>"),
 ]
 

@@ -207,7 +207,7 @@ def fetching(ws: Workspace, place: RemoteSettings) -> Iterator[None]:
 def _identity(ws: Workspace) -> str:
     """Tells this workspace's unfinished uploads from another's, a copy of it included: kept, so that they are found again."""
     path = ws.dot / "identity"
-    if ws.oplog.rehearsing and not path.exists():
+    if not path.exists() and (ws.oplog.rehearsing or not ws.writable):
         return "nobody"
     if not path.exists():
         atomic.write_text(path, os.urandom(8).hex() + "\n", scratch=ws.dot / "tmp")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import appearing, atomic
+from llmos_cli.core import appearing, atomic, staging
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.refs import HEAD
 from llmos_cli.core.remote import backups, receiving
 from llmos_cli.core.remote.backups import Backup
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import DOT, Workspace
-from llmos_cli.errors import NotFound
+from llmos_cli.errors import LlmosError, NotFound
 from llmos_cli.events import Emit, ignore
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.cargo import counted
@@ -64,7 +65,7 @@ def restore(
     ws = Workspace(ready) if not dry_run else _rehearsing(root)
     if not (dry_run or (ws.dot / HEAD).exists()):
         ws = Workspace.create(ready)
-    with remotes.fetching(ws, place):
+    with remotes.fetching(ws, place), nullcontext() if dry_run else _going_on(ready):
         coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
         if not dry_run:
             receiving.receive(ws, there, coming, emit)
@@ -74,6 +75,23 @@ def restore(
     if not dry_run:
         _appear(ready, root)
     return _told(root, url, wanted, len(files), coming.bytes, dry_run=dry_run)
+
+
+@contextmanager
+def _going_on(ready: Path) -> Iterator[None]:
+    """Of a restore that fails, what came is kept, which its error says; nothing where nothing came."""
+    try:
+        yield
+    except LlmosError as error:
+        if any(
+            any(each.iterdir())
+            for each in (ready / DOT / "tmp" / receiving.FOLDER, ready / "checkpoints")
+            if each.is_dir()
+        ):
+            error.hint += f"; what came is kept in {os.path.relpath(ready)}, and the same `llmos restore` goes on there"
+        else:
+            staging.discard(ready)
+        raise
 
 
 def _told(root: Path, url: str, wanted: Backup, files: int, bytes: int, *, dry_run: bool) -> RestoreResult:

@@ -1,4 +1,4 @@
-"""Killed before any call of a push, a fetch, a pull, a backup or a restore: here and there nothing is damaged, every ref is where it was or where
+"""Killed before any call of a push, a fetch, a pull, a backup, a restore or a repair: here and there nothing is damaged, every ref is where it was or where
 it goes, and the next one finishes it.
 
 The remote is a folder inside the workspace's own, so that both are copied, watched and looked at together.
@@ -25,6 +25,7 @@ from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.fsck_remote import fsck_remote
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.push import push
 from llmos_cli.operations.rm import rm
@@ -47,6 +48,7 @@ MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
     *("llmos_cli.transports.local", "llmos_cli.core.remote.receiving", "llmos_cli.operations.repairing"),
+    "llmos_cli.operations.fsck_remote",
 ]
 COMMANDS = {
     "remote add": ("remote", "add", "another", "elsewhere"),
@@ -220,6 +222,63 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert seen(root) == after, f"killed before {call}"
             assert damaged(root) == set(), f"killed before {call}"
+
+
+def decay(root: Path) -> None:
+    """Of the remote: an object that two checkpoints have is other bytes, one is gone, and a manifest was altered."""
+    ws, kept = Workspace.find(root), root / "far"
+    tree = ws.manifest(ws.resolve("base")).tree
+    spoil(kept / layout.object_name(tree["folder/same"].sha256))
+    (kept / layout.object_name(tree["other"].sha256)).unlink()
+    spoil(kept / layout.checkpoint_name(ws.resolve("base~1")))
+
+
+def forget(root: Path) -> None:
+    """Of the remote: where a branch was moved to last, and all of a tag; of another checkpoint there is no manifest any more."""
+    ws, kept = Workspace.find(root), root / "far"
+    (kept / layout.ref_name(f"{HEADS}main", 2)).unlink()
+    shutil.rmtree((kept / layout.ref_name(f"{TAGS}base", 1)).parent)
+    (kept / layout.checkpoint_name(ws.resolve("base~1"))).unlink()
+
+
+def spoil(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+
+
+@pytest.mark.parametrize("act", [decay, forget])
+def test_a_repair_of_a_remote_is_killed_at_every_call(
+    act: Callable[[Path], None], forks: Forks, template: Path, scratch: Path, home: None
+) -> None:
+    """Nothing there is ever worse than it was, here nothing changes, and the same command ends it."""
+    words, root = ("fsck", "--remote", "origin", "--repair"), scratch / "w"
+    act(copied(template, root))
+    start, hurt, before = copied(root, scratch / "decayed"), decayed(root), refs_everywhere(root)
+    assert len(hurt) == 3
+    calls = forks.calls(words, root, root)
+    assert unsafe(calls, root, start) == []
+    after, whole, wanted = seen(root), there_is(root), refs_everywhere(root)
+    assert decayed(root) == damaged(root) == set() and torn_there(root) == []
+    for call in calls:
+        copied(start, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
+        assert decayed(root) <= hurt, f"killed before {call}"
+        assert damaged(root) == set(), f"killed before {call}"
+        assert astray(before, refs_everywhere(root), wanted) == set(), f"killed before {call}"
+        if there_is(root) != whole:
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        assert (seen(root), there_is(root)) == (after, whole), f"killed before {call}"
+
+
+def decayed(root: Path) -> set[str]:
+    """What `fsck --remote` finds."""
+    return {each.where for each in fsck_remote(Workspace.find(root), "origin").problems}
+
+
+def there_is(root: Path) -> dict[str, str]:
+    """Every file of the remote that counts, and its hash."""
+    names = [name for name in files_below(root / "far") if not name.startswith(f"{layout.UPLOADS}/")]
+    return {name: hash_file(root / "far" / name).sha256 for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""What is damaged or missing at a remote but for its objects: manifests, seals, runs, refs, backups and the like."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+from llmos_cli.core import manifest, signatures
+from llmos_cli.core.refs import HEADS, REMOTES, TAGS
+from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote.remote import Remote, RemoteRef
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.fsck_problem import Problem
+from llmos_cli.operations.fsck_remote_survey import Survey, called
+from llmos_cli.operations.summary import SHORT
+
+_LONG = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b|\b([0-9a-f]{2}/[0-9a-f]{10})[0-9a-f]{52}\b")
+
+_MANIFESTS = tuple(f"{kind}/" for kind in (layout.CHECKPOINTS, layout.LINEAGE, layout.LOST))
+
+
+def problems(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Problem]:
+    whose = known_files(ws, there, survey)
+    for name, what in sorted(survey.damaged.items()):
+        checkpoint, ref = whose.get(name, ("", ""))
+        backup = name.removeprefix(f"{layout.BACKUPS}/").removesuffix(".json")
+        hurt = [backup[:SHORT] if hostile.is_id(backup) else backup] if name.startswith(layout.BACKUPS) else []
+        hurts = survey.hurts([checkpoint], hurt)
+        last = ref and number_of(name) == max(survey.numbers[name.rpartition("/")[0]])
+        yield Problem(shown(name), what, checkpoint, hurts=(called(there, ref),) if last else () if ref else hurts)
+    for name in gaps(survey):
+        yield Problem(shown(name), "is missing: refs are moved by adding a file, and none is ever taken away")
+    for move, value in lost_moves(ws, there, survey):
+        where = layout.ref_name(move.ref, move.number + 1)
+        what = f"is missing: it was at {value[:SHORT]} when this workspace last heard of it"
+        yield Problem(where, what, value, hurts=(called(there, move.ref),))
+    for checkpoint, who in missing(ws, there, survey).items():
+        what = f"is missing, and {who} names it"
+        yield Problem(
+            f"checkpoints/{checkpoint[:SHORT]}.json",
+            what,
+            checkpoint,
+            hurts=survey.hurts([checkpoint]),
+            lacks=checkpoint,
+        )
+    for checkpoint, bundle in survey.signatures.items():
+        found = survey.manifest(checkpoint)
+        signed = signatures.parse(bundle, "it").files.get(manifest.NAME)
+        if found and signed != hashlib.sha256(found.text().encode()).hexdigest():
+            where = layout.signature_name(checkpoint)
+            yield Problem(shown(where), "is the signature of another checkpoint", checkpoint)
+
+
+def shown(name: str) -> str:
+    """With hashes of 12 digits."""
+    return _LONG.sub(lambda found: found[1] or found[2], name)
+
+
+def number_of(name: str) -> int:
+    return int(number) if (number := name.rpartition("/")[2]).isdigit() else 0
+
+
+def known_files(ws: Workspace, there: Remote, survey: Survey) -> dict[str, tuple[str, str]]:
+    """Of damaged files that can be told: listed name -> the checkpoint or ref (the other is empty) that it is of."""
+    if not survey.damaged:
+        return {}
+    ids = {*ws.index.parents(), *survey.parents, *named_checkpoints(there, survey)}
+    kinds = (layout.checkpoint_name, layout.lineage_name, layout.seal_name, layout.loss_name, layout.signature_name)
+    found = {there.stored(kind(each)): (each, "") for each in ids for kind in kinds}
+    for ref in refs_known(ws, there, survey):
+        row = there.stored(layout.ref_name(ref, 0)).rpartition("/")[0]
+        found |= {f"{row}/{number:08d}": ("", ref) for number in survey.numbers.get(row, ())}
+    return found
+
+
+def refs_known(ws: Workspace, there: Remote, survey: Survey) -> set[str]:
+    here = {prefix + name for prefix in (HEADS, TAGS) for name in ws.refs.under(prefix)}
+    return here | survey.rows.keys() | remembered(ws, there).keys()
+
+
+def remembered(ws: Workspace, there: Remote) -> dict[str, str]:
+    """Where branches and tags of the remote were when it was last heard of."""
+    return {f"refs/{ref}": value for ref, value in ws.refs.under(f"{REMOTES}{there.name}/").items()}
+
+
+def gaps(survey: Survey) -> Iterator[str]:
+    """Numbers that are not there, of rows that go on."""
+    for row, numbers in sorted(survey.numbers.items()):
+        yield from (f"{row}/{each:08d}" for each in range(1, max(numbers)) if each not in numbers)
+
+
+def lost_moves(ws: Workspace, there: Remote, survey: Survey) -> Iterator[tuple[RemoteRef, str]]:
+    """Refs that were seen where no file of a sound row has them, nor its line has that: as they are, and where they were."""
+    torn = {name.rpartition("/")[0] for name in (*survey.damaged, *gaps(survey))}
+    for ref, value in sorted(remembered(ws, there).items()):
+        row = survey.rows.get(ref, {})
+        now = row[max(row)] if row else None
+        sound = there.stored(layout.ref_name(ref, 0)).rpartition("/")[0] not in torn
+        if sound and value not in row.values() and not (now and value in survey.line(now)):
+            yield RemoteRef(ref, max(row, default=0), now), value
+
+
+def named_checkpoints(there: Remote, survey: Survey) -> dict[str, str]:
+    """Those that must be there, and who says so."""
+    found = {parent: f"its child {each[:SHORT]}" for each, parents in survey.parents.items() for parent in parents}
+    found |= dict.fromkeys(survey.seals, "its seal")
+    found |= {each: f"backup {name}" for name, backup in survey.backups.items() for each in backup.checkpoints}
+    return found | {value: called(there, ref) for ref, value in survey.tips.items()}
+
+
+def missing(ws: Workspace, there: Remote, survey: Survey) -> dict[str, str]:
+    """Checkpoints that something names, and of which there is no manifest, not even a damaged one; and who names them."""
+    whose = known_files(ws, there, survey)
+    manifests = [name for name in survey.damaged if name.startswith(_MANIFESTS)]
+    known = survey.parents.keys() | {whose[name][0] for name in manifests if name in whose}
+    return {each: who for each, who in named_checkpoints(there, survey).items() if each not in known}
