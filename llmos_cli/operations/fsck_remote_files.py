@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from llmos_cli.core import manifest, signatures
-from llmos_cli.core.refs import HEADS, REMOTES, TAGS
+from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote, RemoteRef
 from llmos_cli.core.workspace import Workspace
@@ -20,18 +21,24 @@ _LONG = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b|\b([0-9a-f]{2}/[0-9a-f]{10})
 _MANIFESTS = tuple(f"{kind}/" for kind in (layout.CHECKPOINTS, layout.LINEAGE, layout.LOST))
 
 
+@dataclass(frozen=True)
+class Known:
+    """Of a file whose name may be hidden: what it is called, and which checkpoint or ref (else empty) it is of."""
+
+    name: str
+    checkpoint: str = ""
+    ref: str = ""
+
+
 def problems(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Problem]:
-    whose = known_files(ws, there, survey)
+    known = known_files(ws, there, survey)
     for name, what in sorted(survey.damaged.items()):
-        checkpoint, ref = whose.get(name, ("", ""))
-        backup = name.removeprefix(f"{layout.BACKUPS}/").removesuffix(".json")
-        hurt = [backup[:SHORT] if hostile.is_id(backup) else backup] if name.startswith(layout.BACKUPS) else []
-        hurts = survey.hurts([checkpoint], hurt)
-        last = ref and number_of(name) == max(survey.numbers[name.rpartition("/")[0]])
-        yield Problem(shown(name), what, checkpoint, hurts=(called(there, ref),) if last else () if ref else hurts)
+        each = known.get(name, Known(name))
+        yield Problem(shown(each.name), what, each.checkpoint, hurts=_hurts(there, survey, name, each))
     for name in gaps(survey):
-        yield Problem(shown(name), "is missing: refs are moved by adding a file, and none is ever taken away")
-    for move, value in lost_moves(ws, there, survey):
+        where = shown(known.get(name, Known(name)).name)
+        yield Problem(where, "is missing: refs are moved by adding a file, and none is ever taken away")
+    for move, value in lost_moves(there, survey):
         where = layout.ref_name(move.ref, move.number + 1)
         what = f"is missing: it was at {value[:SHORT]} when this workspace last heard of it"
         yield Problem(where, what, value, hurts=(called(there, move.ref),))
@@ -57,31 +64,33 @@ def shown(name: str) -> str:
     return _LONG.sub(lambda found: found[1] or found[2], name)
 
 
-def number_of(name: str) -> int:
-    return int(number) if (number := name.rpartition("/")[2]).isdigit() else 0
-
-
-def known_files(ws: Workspace, there: Remote, survey: Survey) -> dict[str, tuple[str, str]]:
-    """Of damaged files that can be told: listed name -> the checkpoint or ref (the other is empty) that it is of."""
-    if not survey.damaged:
+def known_files(ws: Workspace, there: Remote, survey: Survey) -> dict[str, Known]:
+    """Those that may be meant by a damaged name, or by a gap, as they are listed."""
+    lost = list(gaps(survey))
+    if not (survey.damaged or lost):
         return {}
     ids = {*ws.index.parents(), *survey.parents, *named_checkpoints(there, survey)}
     kinds = (layout.checkpoint_name, layout.lineage_name, layout.seal_name, layout.loss_name, layout.signature_name)
-    found = {there.stored(kind(each)): (each, "") for each in ids for kind in kinds}
-    for ref in refs_known(ws, there, survey):
-        row = there.stored(layout.ref_name(ref, 0)).rpartition("/")[0]
-        found |= {f"{row}/{number:08d}": ("", ref) for number in survey.numbers.get(row, ())}
-    return found
+    names = [Known(kind(each), each) for each in ids for kind in kinds]
+    names += [Known(layout.run_name(record.id)) for record in ws.runs.list()]
+    for ref in refs_known(ws, survey):
+        numbers = survey.numbers.get(there.stored(layout.ref_name(ref, 0)).rpartition("/")[0], ())
+        names += [Known(layout.ref_name(ref, each), ref=ref) for each in range(1, max(numbers, default=0) + 1)]
+    return {there.stored(each.name): each for each in names}
 
 
-def refs_known(ws: Workspace, there: Remote, survey: Survey) -> set[str]:
+def _hurts(there: Remote, survey: Survey, name: str, known: Known) -> tuple[str, ...]:
+    """Of a ref only the last move counts."""
+    row, _, number = name.rpartition("/")
+    if known.ref:
+        return (called(there, known.ref),) if int(number) == max(survey.numbers[row]) else ()
+    backup = number.removesuffix(".json") if row == layout.BACKUPS else ""
+    return survey.hurts([known.checkpoint], [backup[:SHORT] if hostile.is_id(backup) else backup] if backup else [])
+
+
+def refs_known(ws: Workspace, survey: Survey) -> set[str]:
     here = {prefix + name for prefix in (HEADS, TAGS) for name in ws.refs.under(prefix)}
-    return here | survey.rows.keys() | remembered(ws, there).keys()
-
-
-def remembered(ws: Workspace, there: Remote) -> dict[str, str]:
-    """Where branches and tags of the remote were when it was last heard of."""
-    return {f"refs/{ref}": value for ref, value in ws.refs.under(f"{REMOTES}{there.name}/").items()}
+    return here | survey.rows.keys() | survey.seen.keys()
 
 
 def gaps(survey: Survey) -> Iterator[str]:
@@ -90,10 +99,10 @@ def gaps(survey: Survey) -> Iterator[str]:
         yield from (f"{row}/{each:08d}" for each in range(1, max(numbers)) if each not in numbers)
 
 
-def lost_moves(ws: Workspace, there: Remote, survey: Survey) -> Iterator[tuple[RemoteRef, str]]:
+def lost_moves(there: Remote, survey: Survey) -> Iterator[tuple[RemoteRef, str]]:
     """Refs that were seen where no file of a sound row has them, nor its line has that: as they are, and where they were."""
     torn = {name.rpartition("/")[0] for name in (*survey.damaged, *gaps(survey))}
-    for ref, value in sorted(remembered(ws, there).items()):
+    for ref, value in sorted(survey.seen.items()):
         row = survey.rows.get(ref, {})
         now = row[max(row)] if row else None
         sound = there.stored(layout.ref_name(ref, 0)).rpartition("/")[0] not in torn
@@ -113,5 +122,5 @@ def missing(ws: Workspace, there: Remote, survey: Survey) -> dict[str, str]:
     """Checkpoints that something names, and of which there is no manifest, not even a damaged one; and who names them."""
     whose = known_files(ws, there, survey)
     manifests = [name for name in survey.damaged if name.startswith(_MANIFESTS)]
-    known = survey.parents.keys() | {whose[name][0] for name in manifests if name in whose}
+    known = survey.parents.keys() | {whose[name].checkpoint for name in manifests if name in whose}
     return {each: who for each, who in named_checkpoints(there, survey).items() if each not in known}

@@ -16,6 +16,7 @@ from typing import TypeVar
 from llmos_cli.core import seal, snapshots
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.refs import REMOTES
 from llmos_cli.core.remote import backups, hostile, layout
 from llmos_cli.core.remote.backups import Backup
 from llmos_cli.core.remote.parallel import in_parallel
@@ -23,7 +24,7 @@ from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.seal import Seal
 from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError, NotFound
+from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 from llmos_cli.operations.pipeline.memory import Memory, Result, result_of
 from llmos_cli.operations.summary import SHORT
 
@@ -63,15 +64,23 @@ def tried(there: Remote, read: Callable[[], T]) -> T | Wrong:
     """LlmosError only where the place itself cannot be reached any more: one file that cannot be read is damage."""
     try:
         return read()
-    except (Corrupt, NotFound) as error:
+    except Corrupt as error:
         return Wrong(error.message)
     except UNREADABLE as error:
         return Wrong(f"makes no sense: {str(error)[:80] or type(error).__name__}")
-    except OSError as error:
-        return Wrong(f"cannot be read: {error.strerror or error}")
-    except LlmosError as error:
-        there.size_listed(layout.FORMAT_FILE)
-        return Wrong(f"cannot be read: {error.message}")
+    except (OSError, LlmosError) as error:
+        _must_answer(there)
+        told = error.message if isinstance(error, LlmosError) else error.strerror or str(error)
+        return Wrong(f"cannot be read: {told}")
+
+
+def _must_answer(there: Remote) -> None:
+    try:
+        answers = there.size_listed(layout.FORMAT_FILE) is not None
+    except OSError:
+        answers = False
+    if not answers:
+        raise LlmosError(f"{there.url} cannot be read any more", hint="is the disk still there? Then try again")
 
 
 class Survey:
@@ -85,6 +94,8 @@ class Survey:
         """Backup -> why nobody knows which files it has."""
         self.proven: dict[str, int] = {}
         self.read = self.bytes = 0
+        self.seen = {f"refs/{ref}": value for ref, value in ws.refs.under(f"{REMOTES}{there.name}/").items()}
+        """Where branches and tags of the remote were when it was last heard of."""
         moves = self._all(layout.REFS, _move)
         self.rows: dict[str, dict[int, str | None]] = {}
         for name, (ref, value) in moves.items():

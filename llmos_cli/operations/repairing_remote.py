@@ -22,7 +22,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.fsck_problem import Repaired
-from llmos_cli.operations.fsck_remote_files import lost_moves, missing, refs_known, remembered, shown
+from llmos_cli.operations.fsck_remote_files import lost_moves, missing, refs_known, shown
 from llmos_cli.operations.fsck_remote_objects import Contents
 from llmos_cli.operations.fsck_remote_survey import Survey
 from llmos_cli.operations.pipeline.cache import text_of
@@ -36,13 +36,12 @@ def files(ws: Workspace, there: Remote, survey: Survey, emit: Emit) -> list[Repa
     """All but objects: those that are listed and damaged, then refs, and checkpoints that are gone."""
     found = []
     for name, made in _texts(ws) if survey.damaged else ():
-        listed = there.stored(name)
-        if listed in survey.damaged and (text := _made(made)) is not None:
+        if there.stored(name) in survey.damaged and (text := _made(made)) is not None:
             there.store.put(name, whole(text), lambda _: None)
-            found.append(Repaired(shown(listed), HERE))
+            found.append(Repaired(shown(name), HERE))
     found += _runs(ws, there, survey)
     found += _rows(ws, there, survey)
-    found += _moves(ws, there, survey)
+    found += _moves(there, survey)
     return found + list(_missing(ws, there, survey, emit))
 
 
@@ -102,8 +101,8 @@ def _runs(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
     """With those of their files that are not there: a run may have got some since it was sent."""
     damaged = {name for name in survey.damaged if name.startswith(f"{layout.RUNS}/")}
     for record in ws.runs.list() if damaged else ():
-        name = there.stored(layout.run_name(record.id))
-        if name in damaged and not record.alive and not hostile.wrong_events(record.path / EVENTS):
+        name = layout.run_name(record.id)
+        if there.stored(name) in damaged and not record.alive and not hostile.wrong_events(record.path / EVENTS):
             run = sending.sent_run(record, next((each for each in record.checkpoints if each in survey.parents), ""))
             for file, entry in run.tree.items():
                 if there.store.size(layout.object_name(entry.sha256)) != entry.size:
@@ -115,8 +114,8 @@ def _runs(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
 def _rows(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
     """Files of refs. The last one counts: it comes back if this workspace has seen where it was. One before it is history, and says from
     now on what the next one does."""
-    seen = remembered(ws, there)
-    for ref in sorted(refs_known(ws, there, survey)):
+    seen = survey.seen
+    for ref in sorted(refs_known(ws, survey)):
         row, values = there.stored(layout.ref_name(ref, 0)).rpartition("/")[0], survey.rows.get(ref, {})
         for number in range(1, max(survey.numbers.get(row, ()), default=0) + 1):
             later = [each for each in values if each > number]
@@ -125,12 +124,12 @@ def _rows(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
                 value = values[min(later)] if later else seen[ref]
                 text = layout.text({"ref": ref, "value": value})
                 there.store.put(layout.ref_name(ref, number), whole(text), lambda _: None)
-                yield Repaired(shown(f"{row}/{number:08d}"), "the move after it" if later else "where it was seen last")
+                yield Repaired(layout.ref_name(ref, number), "the move after it" if later else "where it was seen last")
 
 
-def _moves(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
+def _moves(there: Remote, survey: Survey) -> Iterator[Repaired]:
     """Only forward, as a push goes: somebody may have moved it since, knowing nothing of what was lost."""
-    for before, value in lost_moves(ws, there, survey):
+    for before, value in lost_moves(there, survey):
         ahead = before.value is None or before.value in survey.line(value)
         if value in survey.parents and ahead and there.move(before, value):
             yield Repaired(layout.ref_name(before.ref, before.number + 1), "where it was seen last")

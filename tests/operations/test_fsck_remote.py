@@ -20,7 +20,7 @@ from llmos_cli.core.remote.store import whole
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import snapshots
 from llmos_cli.data.rows import Rows
-from llmos_cli.errors import Corrupt, Untrusted
+from llmos_cli.errors import Corrupt, LlmosError, Untrusted
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
@@ -311,6 +311,34 @@ def test_a_disk_that_cannot_read_a_file_is_told(plain: Workspace, monkeypatch: p
     monkeypatch.setattr(LocalStore, "chunks", failing)
     (told,) = checked(plain).problems
     assert told.what.startswith("cannot be read: Input/output error: ")
+
+
+def test_a_disk_that_goes_away_is_no_damage(plain: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = LocalStore.chunks
+
+    def pulled(self: LocalStore, name: str, start: int) -> Iterator[bytes]:
+        if far(plain).exists():
+            far(plain).rename(far(plain).with_name("elsewhere"))
+        return chunks(self, name, start)
+
+    monkeypatch.setattr(LocalStore, "chunks", pulled)
+    with pytest.raises(LlmosError, match="cannot be read any more") as told:
+        checked(plain)
+    assert told.value.exit_code == 1
+
+
+def test_a_file_is_told_by_its_own_name(used: Workspace) -> None:
+    """Where names are hidden too."""
+    there = remotes.opened(used, remotes.named(used, None))
+    there.must_be_begun()
+    first = used.resolve("base")
+    run = next(record.id for record in used.runs.list() if first in record.checkpoints)
+    names = [layout.checkpoint_name(first), layout.run_name(run), layout.ref_name("refs/heads/main", 2)]
+    with put_back(far(used)):
+        for name in names:
+            add(far(used) / there.stored(name))
+        found = {each.where: each.hurts for each in checked(used).problems}
+    assert set(found) == {f"checkpoints/{first[:12]}.json", *names[1:]} and found[names[2]] == ("origin/main",)
 
 
 def test_what_makes_no_sense_together(plain: Workspace, llmos, monkeypatch: pytest.MonkeyPatch) -> None:
