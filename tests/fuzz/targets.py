@@ -107,7 +107,7 @@ def of_a_remote(data: bytes) -> object:
         hostile.read_run,
         lambda text: hostile.read_signature(text, "0" * 64),
         lambda text: layout.read_format(text, "there"),
-        backups._read,
+        backups.read,
         lambda text: hostile.check_events(at("events.jsonl", text), "a run"),
     ]
     return kinds[data[0] % len(kinds)](data[1:]) if data else None
