@@ -71,7 +71,7 @@ class Meter:
         with self._guard:
             self._done += count
             now = time.monotonic()
-            if now - self._told > _OFTEN and self._done // _MEGA < self._total // _MEGA:
+            if now - self._told > _OFTEN and 0 < self._done // _MEGA < self._total // _MEGA:
                 self._told = now
                 self._say(now)
 
