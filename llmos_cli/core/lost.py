@@ -59,7 +59,8 @@ def mark_of(checkpoint: str) -> str:
 def missing(root: Path, checkpoint: str) -> LlmosError:
     """What is said where the folder of a checkpoint is not there: that it was given up, if it was."""
     if Lost(root / ".llmos").find(checkpoint) is None:
-        return Corrupt(f"checkpoint {checkpoint[:12]} is missing", hint="`llmos fsck` tells what else is affected")
+        what = "the manifest of checkpoint" if (root / "checkpoints" / checkpoint).is_dir() else "checkpoint"
+        return Corrupt(f"{what} {checkpoint[:12]} is missing", hint="`llmos fsck` tells what else is affected")
     return NotFound(
         f"checkpoint {checkpoint[:12]} was given up: it is lost for good",
         hint="`llmos log --all` lists what is here; a `llmos fetch` that finds it somewhere brings it back",

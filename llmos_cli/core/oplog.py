@@ -200,7 +200,7 @@ class OperationLog(History):
         if not self.path.exists() or operation.name.startswith(continuity.BY_ITSELF):
             return None
         moved = [each.what for each in operation.changes if each.what == HEAD or each.what.startswith(MOVED)]
-        found = [each for ref in moved if (each := self._by_hand(ref)) is not None]
+        found = [each for ref in moved if (each := self.by_hand(ref)) is not None]
         if not found:
             return None
         said = (
@@ -211,7 +211,7 @@ class OperationLog(History):
         )
         return new(f"{_BY_HAND}{', '.join(each.name for each in found)}", found)
 
-    def _by_hand(self, ref: str) -> Change | None:
+    def by_hand(self, ref: str) -> Change | None:
         """From where the log left it to where it is. An old clone wrote HEAD and its branch by no operation."""
         if self._refs.senseless(ref):
             return None

@@ -115,8 +115,13 @@ def words(argv: Sequence[str]) -> list[str]:
 
 def _flagged(argv: Sequence[str]) -> Iterator[int]:
     for place, word in enumerate(argv[:-1], 1):
-        if word.startswith("-") and "=" not in word and is_secret(word) and not argv[place].startswith("-"):
+        if word.startswith("-") and "=" not in word and _names_value(word) and not argv[place].startswith("-"):
             yield place
+
+
+def _names_value(flag: str) -> bool:
+    """Whether a secret follows it: `--signature` has a file of one, which in a URL would be it itself."""
+    return is_secret(flag) and flag.strip("-") not in _SIGNED
 
 
 def _hide_assigned(found: re.Match[str]) -> str:

@@ -24,13 +24,15 @@ _STEP = re.compile(r"([~^])(\d*)")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _SHOWN = 8
 
+MANIFEST = "manifest.json"
 Parents = Callable[[str], Sequence[str]]
 
 
 def resolve(rev: str, *, refs: Refs, checkpoints: Path, parents: Parents) -> str:
-    """The full id that `rev` names; NotFound or AmbiguousRevision, Corrupt where that checkpoint is missing and was not given up. `parents` gives the parents of an id."""
+    """The full id that `rev` names; NotFound or AmbiguousRevision, Corrupt where that checkpoint, or its manifest, is missing and was not given
+    up. `parents` gives the parents of an id."""
     found = follow(rev, refs=refs, checkpoints=checkpoints, parents=parents)
-    if not (checkpoints / found).is_dir():
+    if not (checkpoints / found / MANIFEST).is_file():
         from llmos_cli.core.lost import missing  # here: all that is named is here, as a rule
 
         raise missing(checkpoints.parent, found)

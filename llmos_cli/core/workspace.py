@@ -21,10 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import access, atomic, revisions, settings
+from llmos_cli.core import access, atomic, lastly, revisions, settings
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, NotFound, UsageError
-from llmos_cli.events import Emit, Metric, ignore
+from llmos_cli.events import Emit, Metric, Note, ignore
 
 # What `status` and `log` do without is imported where it is used: they must answer at git's speed.
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Workspace:
         self.refs = Refs(self.dot)
         self.emit: Emit = ignore
         self.keep_branch = False
+        self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[Path]]:
         return Workspace, (self.root,)  # to a worker process: open files and connections stay here
@@ -77,7 +78,7 @@ class Workspace:
         """The nearest workspace at or above `start` (the current folder)."""
         here = (start or Path.cwd()).resolve()
         for folder in (here, *here.parents):
-            if (folder / DOT / "refs").is_dir():
+            if (folder / DOT / "refs").is_dir() or (folder / DOT / HEAD).is_file():
                 settings.check_format(folder)
                 found = cls(folder)
                 if found.unsettled and found.writable:
@@ -181,6 +182,7 @@ class Workspace:
         head = self.refs.head()
         if head.branch and head.checkpoint is None:
             self._must_not_be_lost([f"{HEADS}{head.branch}"])
+        self._tell_by_hand([HEAD, *([f"{HEADS}{head.branch}"] if head.branch else [])])
         return head
 
     def onto(self) -> Head:
@@ -209,15 +211,35 @@ class Workspace:
         return self._found(rev, revisions.follow)
 
     def _found(self, rev: str, find: Callable[..., str]) -> str:
+        name = re.split("[~^]", rev)[0].removeprefix("refs/").removeprefix("heads/").removeprefix("tags/")
         try:
-            return find(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
+            found = find(rev, refs=self.refs, checkpoints=self.checkpoints, parents=self.parents)
         except NotFound:
-            name = re.split("[~^]", rev)[0].removeprefix("heads/").removeprefix("tags/")
             if name in ("", HEAD, "@"):
                 self.head()
             else:
                 self._must_not_be_lost([HEADS + name, TAGS + name])
             raise
+        if name in ("", HEAD, "@"):
+            self.head()
+        else:
+            self._tell_by_hand([ref for ref in (HEADS + name, TAGS + name) if self.refs.read(ref)])
+        return found
+
+    def _tell_by_hand(self, refs: Sequence[str]) -> None:
+        """Once for each. It is believed, for it is what there is."""
+        for ref in (each for each in refs if each not in self._told):
+            self._told.add(ref)
+            if lastly.moved_by_hand(self.dot, self.refs, ref) and (change := self.oplog.by_hand(ref)):
+                from llmos_cli.core.operation import told  # here: refs are where the log left them, as a rule
+
+                was = (
+                    f"the last operation left it at {told(change.before, change.after)}"
+                    if change.before
+                    else "none made it"
+                )
+                stands = f"{change.name} is at {told(change.after, change.before)}, by no command"
+                self.emit(Note(f"{stands}: {was}; `llmos fsck` tells more", "warning"))
 
     def parents(self, checkpoint: str) -> tuple[str, ...]:
         """Of one that was given up as far as they are known."""

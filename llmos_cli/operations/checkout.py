@@ -53,8 +53,8 @@ def _target(ws: Workspace, rev: str, create: str | None) -> tuple[str | None, st
     if rev in (HEAD, "@"):
         return ws.refs.read(HEAD), ws.head().checkpoint, []
     name = rev.removeprefix("refs/").removeprefix("heads/")
-    if (checkpoint := _branch(ws, name)) is not None:
-        return f"{SYMBOLIC}{HEADS}{name}", checkpoint, []
+    if _branch(ws, name) is not None:
+        return f"{SYMBOLIC}{HEADS}{name}", ws.resolve(HEADS + name), []
     checkpoint = ws.resolve(rev)
     return checkpoint, checkpoint, []
 

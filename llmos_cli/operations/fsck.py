@@ -276,7 +276,7 @@ class _Hurt:
         }
 
     def named(self, problem: Problem) -> Problem:
-        return replace(problem, hurts=self.by([problem.checkpoint]))
+        return replace(problem, hurts=self.by([problem.checkpoint or problem.lacks]))
 
     def by(self, checkpoints: Iterable[str]) -> tuple[str, ...]:
         """Those that have any of these."""

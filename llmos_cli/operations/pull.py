@@ -45,8 +45,8 @@ def pull(
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> PullResult:
-    """`trusted`: a public key or certificate that must vouch for what the branch moves to. Its parents are vouched for with it:
-    their ids are in its manifest."""
+    """`trusted`: a public key or certificate that must vouch for where the remote's branch is, whether that is new here or not. Its
+    parents are vouched for with it: their ids are in its manifest."""
     head = ws.head()
     if head.branch is None:
         raise UsageError("HEAD is on no branch that could follow", hint="`llmos checkout BRANCH`, or `llmos fetch`")
@@ -57,12 +57,12 @@ def pull(
             f"{result.remote} has no branch {head.branch}",
             hint=f"it has {', '.join(theirs.branches) or 'none'}; `llmos push` brings yours there",
         )
+    if trusted is not None and not dry_run:
+        required(ws, ws.checkpoint(target), trusted)
     if before and target in with_ancestors(ws, [before]):
         return PullResult(result, head.branch, before, before)
     if before and before not in theirs.line(ws, target):
         raise _diverged(result.remote, head.branch, before, target)
-    if trusted is not None and not dry_run:
-        required(ws, ws.checkpoint(target), trusted)
     if not dry_run:
         ws.oplog.apply(f"pull {result.remote}", [Change(HEADS + head.branch, before, target)], emit=ws.emit)
     return PullResult(result, head.branch, before or "", target)

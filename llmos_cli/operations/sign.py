@@ -75,6 +75,8 @@ def _made(checkpoint: Checkpoint, key: Path, certificate: Path | None, chain: Se
     from model_signing import signing
 
     _check_key(key, with_certificate=certificate is not None)
+    for each in (*([certificate] if certificate else []), *chain):
+        _check_certificate(each)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "model.sig")
         try:
@@ -122,6 +124,17 @@ def _check_key(path: Path, *, with_certificate: bool) -> None:
         raise UsageError(f"{path} is not a private key in PEM", hint=_MAKE) from None
     if not isinstance(key, EllipticCurvePrivateKey):
         raise UsageError(f"{path} is not the key of an elliptic curve, and model_signing takes no other", hint=_MAKE)
+
+
+def _check_certificate(path: Path) -> None:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        load_pem_x509_certificate(read_file(path, "certificate"))
+    except ValueError:
+        raise UsageError(
+            f"{path} is not a certificate in PEM", hint="it begins with -----BEGIN CERTIFICATE-----"
+        ) from None
 
 
 def read_file(path: Path, what: str) -> bytes:

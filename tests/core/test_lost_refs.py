@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
+from llmos_cli.core.lastly import moved_by_hand
 from llmos_cli.core.refs import HEAD
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -197,3 +200,51 @@ def test_what_is_called_as_no_ref_can_be_is_read_by_nobody(ws: Workspace, commit
     for path in strange:
         path.unlink()
     assert llmos("fsck").code == 0
+
+
+def test_a_ref_that_was_moved_by_hand_is_said_by_what_reads_it(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    first, second = commit(a="1"), commit(a="2")
+    tag(ws, "one", first.id)
+    assert llmos("status").err == llmos("show", "one").err == ""
+    ws.refs.write("refs/heads/main", first.id)
+    ws.refs.write("refs/tags/two", second.id)
+    moved = f"warning: main is at {first.id[:12]}, by no command: the last operation left it at {second.id[:12]}"
+    for words in (("status",), ("log",), ("show",), ("tag", "three")):
+        assert llmos(*words).err.count(moved) == 1, words
+    made = llmos("show", "two")
+    assert (made.code, f"tags/two is at {second.id[:12]}, by no command: none made it" in made.err) == (0, True)
+    (ws.dot / "pending.json").write_text("{}")  # somebody is moving it
+    assert not moved_by_hand(ws.dot, ws.refs, "refs/heads/main")
+    (ws.dot / "pending.json").unlink()
+    assert llmos("fsck", "--repair").code == 5  # a tag that no operation made stays
+    assert llmos("tag", "-d", "two").code == 0
+    assert (llmos("status").err, llmos("fsck").code) == ("", 0)
+
+
+def test_without_any_refs_it_is_a_workspace_still_and_they_come_back(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    made = commit(a="1")
+    tag(ws, "one")
+    shutil.rmtree(ws.dot / "refs")
+    gone = llmos("status")
+    assert (gone.code, "branch main is gone" in gone.err) == (5, True)
+    assert (llmos("init").code, llmos("gc").code) == (2, 5)
+    assert llmos("fsck", "--repair").code == 0
+    assert (ws.resolve(), ws.resolve("one")) == (made.id, made.id)
+
+
+@pytest.mark.parametrize("lost", ["manifest", "folder"])
+def test_nothing_new_names_what_is_not_whole(ws: Workspace, commit, llmos, monkeypatch, lost: str) -> None:
+    monkeypatch.chdir(ws.root)
+    made = commit(a="1")
+    branch(ws, "other")
+    tag(ws, "one")
+    commit(a="2")
+    (made.path / "manifest.json").rename(ws.root / "aside") if lost == "manifest" else made.path.rename(ws.root / "as")
+    for words in (("tag", "new", "one"), ("branch", "new", "other"), ("checkout", "other"), ("checkout", "one")):
+        ran = llmos(*words)
+        assert (ran.code, "is missing" in ran.err) == (5, True), words
+    assert [*ws.refs.names("refs/tags/")] == ["one"] and ws.head().branch == "main"
+    told = llmos("fsck")
+    assert told.code == 5 and "hurt: main, one, other" in told.err

@@ -24,6 +24,7 @@ def refs(ws: Workspace) -> Refs:
     """main is at THREE, whose first parents are TWO and ONE, and whose second parent is SIDE."""
     for checkpoint in PARENTS:
         (ws.checkpoints / checkpoint).mkdir()
+        (ws.checkpoints / checkpoint / "manifest.json").touch()
     for name, value in {HEADS + "main": THREE, HEADS + "try/it": TWO, TAGS + "base": ONE, RUNS + RUN: SIDE}.items():
         ws.refs.write(name, value)
     return ws.refs
@@ -114,6 +115,7 @@ def test_prefixes_against_the_obvious_reference(tmp_path_factory: Any, names: se
     ids = {name + "0" * 58 for name in names}
     for checkpoint in ids:
         (ws.checkpoints / checkpoint).mkdir()
+        (ws.checkpoints / checkpoint / "manifest.json").touch()
     matching = sorted(checkpoint for checkpoint in ids if checkpoint.startswith(prefix))
     if len(matching) == 1:
         assert ask(ws, prefix) == matching[0]

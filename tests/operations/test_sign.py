@@ -221,6 +221,20 @@ def test_what_is_no_key_is_said(words, code, ws, model, keys, llmos: Llmos) -> N
     assert not kept(ws, model).exists()
 
 
+@pytest.mark.parametrize("option", ["--certificate", "--chain"])
+@pytest.mark.parametrize(("name", "code"), [("nowhere.pem", 4), ("key.pub", 2)])
+def test_what_is_no_certificate_is_said(option: str, name: str, code: int, ws, model, keys, llmos: Llmos) -> None:
+    whole = ["--certificate", keys / "me.crt"] if option == "--chain" else []
+    ran = llmos("sign", "--key", keys / "key.pem", *whole, option, keys / name)
+    assert (ran.code, f"{name} is not a certificate" in ran.err or f"{name} cannot be read" in ran.err) == (code, True)
+    assert not kept(ws, model).exists()
+
+
+def test_the_place_of_a_signature_is_no_secret(ws, model, keys, llmos: Llmos) -> None:
+    ran = llmos("verify", "--signature", "../keys/nowhere.sig", "--key", keys / "key.pub")
+    assert (ran.code, "the signature ../keys/nowhere.sig cannot be read" in ran.err) == (4, True)
+
+
 @pytest.mark.parametrize("kind", ["RSA", "ED25519"])
 def test_keys_of_another_kind_are_refused(kind: str, ws, model, keys, llmos: Llmos) -> None:
     sign(ws, key=keys / "key.pem")
@@ -285,6 +299,8 @@ def test_signatures_travel_and_pull_can_require_them(ws, model, keys, tmp_path, 
     assert Workspace.find().resolve() == model.id
     assert llmos("pull", "--require-signature", keys / "other.pub").code == 0
     assert Workspace.find().resolve() == second.id
+    stays = llmos("pull", "--require-signature", keys / "key.pub")  # nothing is new, and what is here is another's
+    assert (stays.code, "does not match" in stays.err) == (5, True)
     assert fsck(Workspace.find()).problems == ()
 
 
