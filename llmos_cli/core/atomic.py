@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +111,12 @@ def as_made_here(path: Path) -> None:
 
 
 def read_only(path: Path) -> None:
-    """For all who may read what is made here, and nobody may write it."""
-    path.chmod(0o444 & ~umask())
+    """For all who may read what is made here, and nobody may write it. Another user's that is read-only already stays as it is:
+    nobody else may change its mode."""
+    status, wanted = path.stat(), 0o444 & ~umask()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode != wanted and (mode & 0o222 or status.st_uid == os.geteuid()):
+        path.chmod(wanted)
 
 
 def umask() -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import aside, atomic, lines
-from llmos_cli.core.processes import host
+from llmos_cli.core.processes import host, user_name
 from llmos_cli.core.redaction import command_line, redacted
 from llmos_cli.errors import UNREADABLE
 
@@ -89,14 +88,7 @@ class Author:
 
 
 def author() -> Author:
-    return Author(_user(), host(), command_line(sys.argv))
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # in a container, say
-        return str(os.geteuid())
+    return Author(user_name(os.geteuid()), host(), command_line(sys.argv))
 
 
 class Audit:

@@ -134,6 +134,23 @@ class Objects:
         _replace(stored, self._duplicate(staged, mode))
         return _Adopted(entry.size)
 
+    def share_again(self, files: Iterable[tuple[Path, FileEntry]]) -> set[Path]:
+        """Make files that checkpoints have share their bytes with their objects, as `adopt` does. Returns those that do now; to
+        link the others was denied, or they are gone."""
+        mode = self._probe()
+        if mode == "copy":
+            return set()
+        with refusals(self.directory):
+            shared = {path: entry for path, entry in files if self._shares_again(path, entry, mode)}
+            self._sync(shared.values())
+        return set(shared)
+
+    def _shares_again(self, file: Path, entry: FileEntry, mode: Mode) -> bool:
+        try:
+            return not self._adopt_file(file, entry, mode).denied
+        except (PermissionError, FileNotFoundError):
+            return False
+
     def _duplicate(self, source: Path, mode: Mode) -> Path:
         """A second name in the scratch folder for the bytes of `source`."""
         copy = self._scratch / scratch_name("object")
@@ -178,6 +195,18 @@ class Objects:
         yield from strange(self.directory)
 
 
+def may_link(file: os.stat_result) -> bool:
+    """Whether this user may give a read-only file another name: to some systems it must be their own."""
+    return os.geteuid() in (0, file.st_uid) or not (file.st_mode & 0o222 or _links_are_protected())
+
+
+def _links_are_protected() -> bool:
+    try:
+        return Path("/proc/sys/fs/protected_hardlinks").read_text().strip() != "0"
+    except OSError:  # another system, or one that does not say
+        return False
+
+
 def share(source: Path, target: Path) -> None:
     """A second name for a file that nobody writes to any more; a copy where the file system gives none."""
     try:
@@ -216,8 +245,10 @@ def _reflink(source: Path, target: Path) -> None:
 
 def _replace(target: Path, source: Path) -> None:
     """Rename, minding that rename(2) does nothing where both are already one inode."""
-    source.replace(target)
-    source.unlink(missing_ok=True)
+    try:
+        source.replace(target)
+    finally:
+        source.unlink(missing_ok=True)
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ The start time tells a process from a later one that was given the same pid.
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from typing import Any, NamedTuple
 
@@ -34,6 +35,14 @@ def this_process() -> Process:
 
 def host() -> str:
     return os.uname().nodename or "localhost"
+
+
+def user_name(number: int) -> str:
+    """The number itself where it has no name: in a container, say."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def scratch_name(kind: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from llmos_cli.core import manifest, records, settings, signatures
@@ -33,7 +34,7 @@ from llmos_cli.operations.fsck_sealed import Sealing
 from llmos_cli.operations.fsck_strangers import strangers
 from llmos_cli.operations.fsck_whole import missing_signatures, refs_of_runs
 from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy
-from llmos_cli.operations.sharing_again import share_again
+from llmos_cli.operations.sharing_again import Denied, denied, share_again
 from llmos_cli.operations.summary import SHORT
 
 _INDEX_DIFFERED = {
@@ -61,6 +62,8 @@ class FsckResult:
     audit_breaks: tuple[Break, ...] = ()
     unshared: Mapping[str, int] = field(default_factory=dict)
     """Checkpoint -> bytes that share nothing with an object: no damage, but `du` counts on it."""
+    denied: Denied = field(default_factory=Denied)
+    """What of that this user cannot link, and who can."""
 
     @property
     def sentence(self) -> str:
@@ -90,7 +93,15 @@ class FsckResult:
     def _told_unshared(self) -> Iterator[str]:
         if self.unshared:
             of = f"{size(sum(self.unshared.values()))} of {counted(len(self.unshared), 'checkpoint')}"
-            yield f"{of} share nothing with .llmos/objects: what is equal would be stored again, and `du` takes it for shared; --repair links them"
+            yield f"{of} share nothing with .llmos/objects: what is equal would be stored again, and `du` takes it for shared; {self._told_links()}"
+
+    def _told_links(self) -> str:
+        """Only what --repair will do for this user."""
+        if not self.denied.size:
+            return "--repair links them"
+        if self.denied.size == sum(self.unshared.values()):
+            return f"--repair by {self.denied.who} or root links them"
+        return f"--repair links them, but for {size(self.denied.size)}, which it links for {self.denied.who} or root"
 
     def _told_sealed(self) -> str:
         """What this says of what cannot be read."""
@@ -128,7 +139,7 @@ def _put_back(ws: Workspace, found: FsckResult, emit: Emit) -> list[Repaired]:
     from llmos_cli.operations.repairing import repair  # here: it knows remotes, and is seldom needed
 
     repaired = repair(ws, found.problems, emit) if found.problems else []
-    repaired += share_again(ws, found.unshared.keys() - {each.checkpoint for each in found.problems})
+    repaired += share_again(ws, found.unshared.keys() - {each.checkpoint for each in found.problems}, emit)
     if repaired:
         ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
     return repaired
@@ -142,7 +153,6 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     checked = [Examined(ws, name, freed=name in freed, lost=lost) for name in names_in(ws.checkpoints)]
     objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
-    inodes = {name: inode_of(stored[path]) for name, path in objects}
     hashes = Hashes({**stored, **files_of(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
@@ -157,6 +167,8 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
     )
+    kept = {name: stored[path] for name, path in objects}
+    unshared = {each.name: found for each in checked if each.name not in bad and (found := each.unshared(kept))}
     hurt = _Hurt(ws)
     told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt))
     differed = not ws.index.agrees()
@@ -171,7 +183,8 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         opened=sealing.opened,
         given_up=gone,
         audit_breaks=tuple(ws.oplog.audit.breaks()),
-        unshared={each.name: count for each in checked if each.name not in bad and (count := each.unshared(inodes))},
+        unshared={name: sum(file.entry.size for file in files) for name, files in unshared.items()},
+        denied=denied(ws.storage, chain.from_iterable(unshared.values()), kept),
     )
 
 

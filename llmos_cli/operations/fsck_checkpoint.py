@@ -21,7 +21,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress
 from llmos_cli.operations.fsck_problem import Problem
-from llmos_cli.operations.sharing_again import unshared
+from llmos_cli.operations.sharing_again import File, Stored
 from llmos_cli.operations.strays import FOLDER
 from llmos_cli.operations.summary import SHORT
 
@@ -138,13 +138,13 @@ class Examined:
         where = f"checkpoints/{self.name[:SHORT]}" + (f"/{name}" if name else "")
         return Problem(where, what, self.name, name)
 
-    def unshared(self, objects: Mapping[str, tuple[int, int]]) -> int:
-        """Bytes that share nothing with an object, of what has its weights in the clear."""
+    def unshared(self, stored: Stored) -> list[File]:
+        """Those that share nothing with an object, of what has its weights in the clear."""
         if self._manifest is None or self._freed or self.name in self._ws.sealed or self.name in self._lost:
-            return 0
+            return []
         tree = self._manifest.tree
-        files = ((tree[name], inode_of(status)) for name, (_, status) in self.files.items())
-        return unshared(self._ws.storage, files, objects)
+        files = (File(self.name, path, tree[name], status) for name, (path, status) in self.files.items())
+        return [file for file in files if not file.shares(self._ws.storage, stored)]
 
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""
