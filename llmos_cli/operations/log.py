@@ -12,9 +12,8 @@ from llmos_cli.core.refs import HEAD
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
-from llmos_cli.operations.summary import SHORT, Summary, age, has_others, shown_id, summarize, told
+from llmos_cli.operations.summary import GONE, SHORT, Summary, age, has_others, shown_id, summarize, told
 
-_GONE = "its checkpoint is missing or cannot be read: `llmos fsck`"
 _LOST = "given up: it is lost for good"
 
 
@@ -57,7 +56,7 @@ class LogResult:
         if not checkpoint.time:
             return [
                 shown_id(checkpoint.id),
-                _GONE if not checkpoint.lost else f"{_LOST}; {checkpoint.label}" if checkpoint.label else _LOST,
+                GONE if not checkpoint.lost else f"{_LOST}; {checkpoint.label}" if checkpoint.label else _LOST,
                 "",
                 "",
                 "",

@@ -11,7 +11,7 @@ from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
 from llmos_cli.operations.log import aligned
-from llmos_cli.operations.summary import Summary, age, shown_id, summarize, told
+from llmos_cli.operations.summary import GONE, Summary, age, shown_id, summarize, told
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class NamedList:
         mark = ("* " if ref.name == self.current else "  ") if self.kind == "branch" else ""
         made = ref.checkpoint
         sealed = " (sealed)" if made.sealed else ""
+        if not (made.time or made.lost):
+            return [mark + ref.name, shown_id(made.id), GONE, "", ""]
         return [mark + ref.name, shown_id(made.id), made.made_by + sealed, age(made.time), told(made.metrics)]
 
 

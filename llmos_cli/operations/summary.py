@@ -14,6 +14,8 @@ from llmos_cli.events import Metric
 _MAIN = ("bits_per_byte", "accuracy", "macro_f1", "entity_f1")
 """What each kind of task is judged by first, in the order of showing: two of them at most."""
 SPLITS = ("test", "validation", "")
+GONE = "its checkpoint is missing or cannot be read: `llmos fsck`"
+"""What stands in its line, then."""
 SHORT = 12
 """Digits of an id: enough for any workspace, and few enough for a line."""
 

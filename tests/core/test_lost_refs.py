@@ -246,5 +246,8 @@ def test_nothing_new_names_what_is_not_whole(ws: Workspace, commit, llmos, monke
         ran = llmos(*words)
         assert (ran.code, "is missing" in ran.err) == (5, True), words
     assert [*ws.refs.names("refs/tags/")] == ["one"] and ws.head().branch == "main"
+    gone = f"{made.id[:12]}  its checkpoint is missing or cannot be read: `llmos fsck`"
+    assert gone in llmos("branch").out or lost == "manifest"  # which the index still knows
+    assert gone in llmos("tag").out or lost == "manifest"
     told = llmos("fsck")
     assert told.code == 5 and "hurt: main, one, other" in told.err
