@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
-from llmos_cli.events import Emit, ignore
+from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.cargo import counted
@@ -127,22 +127,39 @@ def fsck(
     if not ((found.problems or found.unshared) and (repair or lost or logs)):
         return found
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
-    repaired = _put_back(ws, found, emit) if repair or lost else []
-    accept(ws, lost)
-    again = _checked(ws, key_file, emit)
+    repaired: list[Repaired] = []
+    with _telling(repaired, emit):
+        if repair or lost:
+            _put_back(ws, found, repaired, emit)
+        accept(ws, lost)
+        again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
     )
 
 
-def _put_back(ws: Workspace, found: FsckResult, emit: Emit) -> list[Repaired]:
+@contextmanager
+def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
+    """Whatever ends the block early: what was repaired by then is told."""
+    try:
+        yield
+    except BaseException:
+        for each in repaired:
+            emit(Note(each.told))
+        raise
+
+
+def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> None:
     from llmos_cli.operations.repairing import repair  # here: it knows remotes, and is seldom needed
 
-    repaired = repair(ws, found.problems, emit) if found.problems else []
-    repaired += share_again(ws, found.unshared.keys() - {each.checkpoint for each in found.problems}, emit)
-    if repaired:
-        ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
-    return repaired
+    whole = found.unshared.keys() - {each.checkpoint for each in found.problems}
+    try:
+        for each in repair(ws, found.problems, emit) if found.problems else ():
+            repaired.append(each)
+        repaired += share_again(ws, whole, emit)
+    finally:
+        if repaired:
+            ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:

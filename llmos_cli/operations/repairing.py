@@ -32,27 +32,26 @@ from llmos_cli.operations.strays import move_out
 from llmos_cli.operations.summary import SHORT
 
 
-def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> list[Repaired]:
-    """Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
+def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> Iterator[Repaired]:
+    """Each as it is done. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
     files is taken from here."""
-    found = _settings(ws)
+    yield from _settings(ws)
     places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
     _forget_damaged_objects(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
-    found += [Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done]
-    found += move_out(ws, damaged)
+    yield from (Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done)
+    yield from move_out(ws, damaged)
     for checkpoint, name, entry, path in _files(ws, damaged):
         with ws.stage() as staged:
             if source := _good_copy(ws, entry, staged / "good", places):
                 _put(ws, staged / "good", path)
-                found.append(Repaired(_where(checkpoint, name), source))
-    found += _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
-    found += _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
-    found += repaired(ws)
+                yield Repaired(_where(checkpoint, name), source)
+    yield from _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
+    yield from _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
+    yield from repaired(ws)
     for each in places:
         each.store.close()
-    return found
 
 
 def _settings(ws: Workspace) -> list[Repaired]:

@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmos_cli import app
 from llmos_cli.core.refs import HEADS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError
@@ -203,6 +204,29 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, limit: int) -> None:
             before, operations=[]
         )
     assert commit(new, (first,), move=False, model="x" * 50_000, time="3")
+
+
+def test_what_was_repaired_before_there_was_no_room_is_told(tmp_path: Path) -> None:
+    ws = begun(tmp_path / "w")
+    first = commit(ws, (), large="x" * 50_000, first="small", model="x" * 60_000)
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    for name in ("first", "large"):
+        (ws.checkpoints / first / name).unlink()
+    shutil.rmtree(ws.objects.directory)
+
+    def repair() -> None:
+        os.chdir(ws.root)
+        with (tmp_path / "said").open("w") as said, redirect_stdout(said), redirect_stderr(said):
+            code = app.run(["fsck", "--repair"])
+        os._exit(code)
+
+    assert not limited(20_000, repair)
+    where = f"checkpoints/{first[:12]}/first"
+    said = (tmp_path / "said").read_text()
+    assert f"repaired {where} from origin\nerror: " in said and "larger than this process may write" in said
+    assert f"fsck --repair: {where}" in ws.oplog.audit.path.read_text()
+    assert fsck(ws, repair=True).problems == ()
 
 
 def limited(limit: int, act: Callable[[], object]) -> bool:
