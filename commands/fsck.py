@@ -5,6 +5,8 @@ llmos fsck --accept-loss REV    give up what nobody has any more, so that all el
                                 `llmos undo` takes that back, and a copy that turns up later counts again
 llmos fsck --accept-loss .llmos/audit.jsonl
                                 set a damaged log aside and begin it anew; so with .llmos/operations.jsonl
+llmos fsck --accept-loss runs/RUN/config.yaml
+                                give up what a run was given and nobody has any more as it was; so with configs/ of a run
 llmos fsck --remote origin      all that a remote has instead, read and hashed: what was sent well may have decayed there since;
                                 with --repair, good copies are sent again of what this workspace still has
 """
@@ -33,7 +35,7 @@ def fsck(
         typer.Option(
             "--accept-loss",
             metavar="REV",
-            help="Give up a checkpoint that --repair cannot bring back, its weights, or what was in a damaged log (repeatable).",
+            help="Give up a checkpoint that --repair cannot bring back, its weights, a file of a run, or what was in a damaged log (repeatable).",
         ),
     ] = None,
     remote: Annotated[
@@ -81,5 +83,5 @@ _ALONE = {
 _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes"
 _LOST = (
     "`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more, and with .llmos/operations.jsonl or .llmos/audit.jsonl a "
-    "damaged log; `llmos log --all` shows the others"
+    "damaged log, with runs/RUN/config.yaml (or configs/) what a run was given; `llmos log --all` shows the others"
 )

@@ -48,6 +48,14 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
+class Kept(Event):
+    """What the run was given, and has in its folder: `config.yaml` or `configs/NAME` -> `sha256` and `size` (bytes); None for
+    what was given up."""
+
+    files: Mapping[str, Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
 class Resumed(Event):
     """A run goes on from `step` with other settings: config key -> (before, now)."""
 

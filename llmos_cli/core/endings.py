@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from llmos_cli.errors import UNREADABLE
 
+EDITED = "was edited: it is not what the run had written when it ended"
 _HASH = b', "sha256": "'
 _BYTES = b', "bytes": '
 _KNOWN = {"event", "at", "status", "exit_code", "message"}

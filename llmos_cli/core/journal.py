@@ -18,7 +18,7 @@ from llmos_cli.core.endings import closed
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.redaction import hidden, redacted
 from llmos_cli.errors import LlmosError
-from llmos_cli.events import Ended, Event, Layer, Metric, Note, Progress, Proven, Resumed, Saved, Started
+from llmos_cli.events import Ended, Event, Kept, Layer, Metric, Note, Progress, Proven, Resumed, Saved, Started
 
 _PROGRESS_EVERY = 5.0
 """Seconds between lines of progress in `log.txt`; `events.jsonl` has them all."""
@@ -36,7 +36,7 @@ class Journal:
         text = line(event)
         self._append(self._events, closed(text, self._events.read_bytes()) if isinstance(event, Ended) else text)
         # What a command that ended well has said of itself outlives a power cut, and so does what a config is written after.
-        if isinstance(event, Resumed | Saved | Ended):
+        if isinstance(event, Resumed | Kept | Saved | Ended):
             os.fsync(self._descriptor(self._events))
         if self._worth_saying(event):
             self._append(self._log, sentence(event))
@@ -48,6 +48,8 @@ class Journal:
             self._descriptors.clear()
 
     def _worth_saying(self, event: Event) -> bool:
+        if isinstance(event, Kept):
+            return False
         if not isinstance(event, Progress) or (event.total and event.step >= event.total):
             return True
         if event.at - self._progress_said < _PROGRESS_EVERY:

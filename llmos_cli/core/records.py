@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.processes import Process
+from llmos_cli.core.refs import ID
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, NotFound
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
 
 _FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "started": {"run": str, "operation": str, "pid": int, "pid_started": (int, float), "host": str, "base": str},
+    "kept": {"files": dict},
     "saved": {"checkpoint": str},
     "metric": {"name": str, "value": (int, float, type(None))},
     "progress": {"stage": str, "step": int},
@@ -198,8 +200,16 @@ def _sound(event: Any) -> bool:
     return (
         _is(event["at"], (int, float))
         and all(_is(event[name], kind) for name, kind in wanted.items())
+        and (event["event"] != "kept" or all(map(_is_entry, event["files"].values())))
         and all(isinstance(each, list) and all(isinstance(item, str) for item in each) for each in lists)
         and all(_is(event.get(name, 0), int) for name in ("stored", "size", "exit_code"))
+    )
+
+
+def _is_entry(value: Any) -> bool:
+    """Of a file, or null."""
+    return value is None or (
+        value.keys() == {"sha256", "size"} and ID.fullmatch(value["sha256"]) is not None and _is(value["size"], int)
     )
 
 

@@ -1,7 +1,7 @@
 """Runs: each operation is a transaction with a folder and a process with a life.
 
     runs/20261122-104501-train-3f2a/
-      config.yaml    the resolved config        configs/     the user's config files, verbatim
+      config.yaml    the resolved config        configs/     the user's config files, verbatim (`kept.py`)
       events.jsonl   what happened              log.txt      the same for people
       state/         what `--resume` needs, while it can be resumed
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import access, atomic, journal, storing
+from llmos_cli.core import access, atomic, journal, kept, storing
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.names import folded, plain
@@ -56,10 +56,8 @@ def begin(
     run = _identifier(operation)
     started = _started(run, operation, head.name, head.checkpoint or "", argv, parents, name)
     with workspace.stage() as folder:
-        atomic.write_text(folder / "config.yaml", _yaml(hidden(config)))
-        for file in files:
-            atomic.write_text(_free(folder / "configs", plain(file.name)), redacted(file.read_text(encoding="utf-8")))
-        atomic.write_text(folder / EVENTS, journal.line(started))
+        given = kept.write(folder, {kept.CONFIG: _yaml(hidden(config)), **_configs(files)})
+        atomic.write_text(folder / EVENTS, journal.line(started) + journal.line(given))
         atomic.write_text(folder / "log.txt", journal.sentence(started))
         if not atomic.publish(folder, workspace.root / "runs" / run):
             raise Conflict(f"run {run} exists already", hint="try again")
@@ -126,13 +124,21 @@ def _identifier(operation: str) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{operation}-{os.urandom(2).hex()}"
 
 
-def _free(folder: Path, name: str) -> Path:
-    """A place of that name, or `stem-2.yaml` and so on where two of the files are called the same, on whatever disk."""
-    taken = {folded(path.name) for path in folder.iterdir()} if folder.is_dir() else set()
-    number, free = 1, folder / name
-    while folded(free.name) in taken:
+def _configs(files: Sequence[Path]) -> dict[str, str]:
+    """Where in its folder a run keeps each, and what it says there."""
+    found: dict[str, str] = {}
+    for file in files:
+        name = _free(plain(file.name), {folded(Path(each).name) for each in found})
+        found[f"{kept.CONFIGS}/{name}"] = redacted(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """That name, or `stem-2.yaml` and so on where two of the files are called the same, on whatever disk."""
+    number, free = 1, name
+    while folded(free) in taken:
         number += 1
-        free = folder / f"{Path(name).stem}-{number}{free.suffix}"
+        free = f"{Path(name).stem}-{number}{Path(name).suffix}"
     return free
 
 
@@ -173,7 +179,9 @@ class Run:
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Go on with another config than the recorded one."""
-        atomic.write_text(self.path / "config.yaml", _yaml(hidden(config)))
+        text = _yaml(hidden(config))
+        self.emit(kept.of({kept.CONFIG: text}))  # said before it is written: what is there is one of the last two said
+        atomic.write_text(self.path / kept.CONFIG, text)
 
     def commit(self, staged: Path, made: Made, *, move: bool = True) -> Checkpoint:
         """Make the staged directory a checkpoint, whole or not at all, and move the branch that was current at the start.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_cli.core import kept
 from llmos_cli.core.operation import Change
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, check_name
@@ -77,8 +78,8 @@ def _new_branch(ws: Workspace, rev: str, name: str) -> tuple[str, str | None, li
 
 def _config_changes(ws: Workspace, checkpoint: str | None, force: bool) -> Iterator[Change]:
     """The user's files as the run that made the checkpoint kept them, where they differ from those of today."""
-    for kept in _kept_configs(ws, checkpoint):
-        now, then = ws.configs / kept.name, kept.read_text(encoding="utf-8")
+    for file in _kept_configs(ws, checkpoint):
+        now, then = ws.configs / file.name, file.read_text(encoding="utf-8")
         before = now.read_text(encoding="utf-8") if now.exists() else None
         if before == then:
             continue
@@ -92,16 +93,15 @@ def _config_changes(ws: Workspace, checkpoint: str | None, force: bool) -> Itera
 
 def _kept_configs(ws: Workspace, checkpoint: str | None) -> list[Path]:
     makers = [run for run, _ in ws.index.makers(checkpoint)] if checkpoint else []
-    folders = [ws.root / "runs" / run / "configs" for run in makers]
-    kept = next((sorted(folder.glob("*.yaml")) for folder in folders if folder.is_dir()), [])
-    if not kept:
+    given = next((found for run in makers if (found := kept.configs(ws.root / "runs" / run))), [])
+    if not given:
         raise NotFound(
             f"no run in this workspace kept the configs of {checkpoint[:12] if checkpoint else 'this branch'}",
             hint=f"`llmos show {checkpoint[:12]}` prints the resolved config"
             if checkpoint
             else "`llmos train` makes the first checkpoint",
         )
-    return kept
+    return given
 
 
 def _known(ws: Workspace, name: str, text: str) -> bool:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core import appearing, config_edit
+from llmos_cli.core import appearing, config_edit, kept
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC
 from llmos_cli.core.settings import FIRST
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import DOT, Workspace
-from llmos_cli.errors import LlmosError, NotFound
+from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import templates
 from llmos_cli.operations.fetch import Fetched, FetchResult, fetched
@@ -121,8 +121,17 @@ def _configs(ws: Workspace, checkpoint: str) -> None:
     """Those of the template of its task, and over them those that the run which made it was given."""
     task = recorded_data(ws, checkpoint).get("task") if checkpoint else None
     texts = templates.read(task if task in templates.names() else "causal-lm")
-    makers = [ws.root / "runs" / run / "configs" for run, _ in ws.index.makers(checkpoint)] if checkpoint else []
-    for folder in makers[:1]:
-        texts |= {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
+    makers = [ws.root / "runs" / run for run, _ in ws.index.makers(checkpoint)] if checkpoint else []
+    for run in makers[:1]:
+        texts |= _given(ws, run)
     for name, text in texts.items():
         write_text(ws.configs / name, text, scratch=ws.dot / "tmp")
+
+
+def _given(ws: Workspace, run: Path) -> dict[str, str]:
+    """A remote may be of before anybody looked: what is wrong there keeps nobody from its checkpoints, and is not used."""
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in kept.configs(run)}
+    except Corrupt as error:
+        ws.emit(Note(f"configs are the template's: {error.message}", "warning"))
+        return {}

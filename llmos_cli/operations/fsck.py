@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import manifest, records, settings, signatures
+from llmos_cli.core import kept, manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.dropped import mark_of
-from llmos_cli.core.endings import altered
+from llmos_cli.core.endings import EDITED, altered
 from llmos_cli.core.listing import folders
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.oplog import WINDOW
@@ -24,6 +24,7 @@ from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Note, ignore
+from llmos_cli.operations import giving_up_files
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.cargo import counted
@@ -122,16 +123,18 @@ def fsck(
     """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set. `accept_loss`: revisions to be given up,
     unless repairing brings them back: what somebody has is no loss."""
     logs = logs_in(ws, accept_loss)
-    lost = lost_ones(ws, [each for each in accept_loss if each not in logs])
+    files = giving_up_files.named(ws, accept_loss)
+    lost = lost_ones(ws, [each for each in accept_loss if each not in {*logs, *files}])
     found = _checked(ws, key_file, emit)
-    if not ((found.problems or found.unshared) and (repair or lost or logs)):
+    if not ((found.problems or found.unshared) and (repair or lost or logs or files)):
         return found
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
     repaired: list[Repaired] = []
     with _telling(repaired, emit):
-        if repair or lost:
+        if repair or lost or files:
             _put_back(ws, found, repaired, emit)
         accept(ws, lost)
+        giving_up_files.accept(ws, files)
         again = _checked(ws, key_file, emit)
     return replace(
         again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
@@ -275,15 +278,15 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
             continue
         text = path.read_bytes()
         if altered(text):
-            yield Problem(
-                f"runs/{name}/{records.EVENTS}", "was edited: it is not what the run had written when it ended"
-            )
+            yield Problem(f"runs/{name}/{records.EVENTS}", EDITED)
         bad = [number for number, line in enumerate(text.split(b"\n")[:-1], 1) if not _is_json(line)]
         if bad:
             yield Problem(
                 f"runs/{name}/{records.EVENTS}",
                 f"line {bad[0]} is not JSON" + more(bad),
             )
+        for file, what in kept.wrong(path.parent):
+            yield Problem(f"runs/{name}/{file}", what, run=name)
 
 
 def _is_json(line: bytes) -> bool:

@@ -12,7 +12,8 @@ from llmos_cli.errors import Corrupt
 @dataclass(frozen=True)
 class Problem:
     """`where`: a path in the workspace or a ref; `file`: of the checkpoint; `hurts`: branches and tags whose line has the
-    damaged checkpoint; `lacks`: the id of a checkpoint that is named and missing; `snapshot`: that of one that is damaged or missing."""
+    damaged checkpoint; `lacks`: the id of a checkpoint that is named and missing; `snapshot`: that of one that is damaged or missing;
+    `run`: whose file it is."""
 
     where: str
     what: str
@@ -21,6 +22,7 @@ class Problem:
     hurts: tuple[str, ...] = ()
     lacks: str = ""
     snapshot: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)

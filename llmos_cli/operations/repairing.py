@@ -2,7 +2,7 @@
 
 First this workspace: the object store and other checkpoints, where they hold a copy of their own (after a reflink, or where
 the disk shares nothing; a hard link is the same damage). Then the remotes. Whole checkpoints that something names, and snapshots of
-data, come back from remotes. Refs come last (`repairing_refs.py`): what they named may just have come back.
+data, come back from remotes. What runs were given is looked for in other runs too (`repairing_runs.py`). Refs come last (`repairing_refs.py`): what they named may just have come back.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations import repairing_runs
 from llmos_cli.operations.fsck_problem import Problem, Repaired
 from llmos_cli.operations.repairing_refs import repaired
 from llmos_cli.operations.strays import move_out
@@ -49,6 +50,7 @@ def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> Iterator[R
                 yield Repaired(_where(checkpoint, name), source)
     yield from _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
     yield from _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
+    yield from repairing_runs.repaired(ws, problems, lambda entry, target: _good_copy(ws, entry, target, places))
     yield from repaired(ws)
     for each in places:
         each.store.close()

@@ -13,7 +13,6 @@ from pathlib import Path
 from llmos_cli.core import signatures
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
-from llmos_cli.core.records import EVENTS
 from llmos_cli.core.remote import hostile, layout, sending
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
@@ -102,7 +101,7 @@ def _runs(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Repaired]:
     damaged = {name for name in survey.damaged if name.startswith(f"{layout.RUNS}/")}
     for record in ws.runs.list() if damaged else ():
         name = layout.run_name(record.id)
-        if there.stored(name) in damaged and not record.alive and not hostile.wrong_events(record.path / EVENTS):
+        if there.stored(name) in damaged and not record.alive and not sending.wrong_run(record):
             run = sending.sent_run(record, next((each for each in record.checkpoints if each in survey.parents), ""))
             for file, entry in run.tree.items():
                 if there.store.size(layout.object_name(entry.sha256)) != entry.size:

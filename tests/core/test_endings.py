@@ -69,7 +69,7 @@ def test_a_resumed_run_ends_again(ws):
     with ws.runs.resume(run.id) as again:
         again.emit(Progress("train", 2, 2))
     path = run.path / "events.jsonl"
-    assert path.read_bytes().count(b'"sha256"') == 2 and fsck(ws).problems == ()
+    assert path.read_bytes().count(b', "sha256": ') == 2 and fsck(ws).problems == ()
     first, last = (path.read_text().replace(f'"step": {step}', '"step": 7', 1) for step in (1, 2))
     assert len(altered(first.encode())) == 2 and len(altered(last.encode())) == 1
 

@@ -136,6 +136,20 @@ class Other:
         told = [event for event in map(json.loads, lines) if event["event"] in ("started", "ended")]
         return told[-1]["status"] if told[-1]["event"] == "ended" else "running or died"
 
+    def not_as_given(self, run: str) -> list[str]:
+        """Files of a run that are not what it was given."""
+        folder, said = self.root / "runs" / run, dict[str, list[Any]]()
+        for event in map(json.loads, (folder / "events.jsonl").read_text().splitlines()):
+            for name, entry in event["files"].items() if event["event"] == "kept" else ():
+                said.setdefault(name, []).append(entry)
+        paths = [path for path in (folder / "config.yaml", *folder.glob("configs/*")) if path.is_file()]
+        there = {path.relative_to(folder).as_posix(): entry_of(path.read_bytes()) for path in paths}
+        known = {
+            name: each[-2:] + [entry for entry in each if entry][-2:] * (each[-1] is None)
+            for name, each in said.items()
+        }
+        return [name for name in sorted({*said, *there}) if said and there.get(name) not in known.get(name, [])]
+
     def store(self, files: dict[str, bytes], operation: str, parents: list[str], config: Any = None) -> str:
         """A checkpoint, and the current branch at it."""
         tree = {name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files.items()}
@@ -287,6 +301,10 @@ class OtherRemote:
             (root / name).chmod(0o444 if name.startswith("checkpoints/") else 0o644)
 
 
+def entry_of(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
 def identify(manifest: dict[str, Any]) -> str:
     content = {"made": manifest["made"], "tree": manifest["tree"]}
     return hashlib.sha256(canonical(content).encode()).hexdigest()
@@ -435,6 +453,23 @@ def test_llmos_reads_what_it_wrote(ws: Workspace, llmos) -> None:
     assert llmos("undo").code == 0 and other.ref("refs/tags/small") is None
     assert llmos("undo").code == 0 and other.head() == first
     assert llmos("fsck").code == 0
+
+
+def test_it_tells_what_a_run_was_given_from_what_was_forged(ws: Workspace, commit_with_config, llmos) -> None:
+    commit_with_config("seed: 1\n")
+    other, run = Other(ws.root), ws.runs.list()[0].path
+    assert other.not_as_given(run.name) == []
+    (run / "config.yaml").unlink()
+    (run / "configs" / "train.yaml").write_text("seed: 9\n")
+    (run / "configs" / "more.yaml").write_text("seed: 9\n")
+    told = [f"runs/{run.name}/{name}" for name in other.not_as_given(run.name)]
+    assert (
+        told == [each["where"] for each in json.loads(llmos("fsck", "--json").out.splitlines()[0])["problems"]]
+        and len(told) == 3
+    )
+    (run / "configs" / "more.yaml").unlink()
+    assert llmos("fsck", "--accept-loss", told[0], "--accept-loss", told[-1]).code == 0
+    assert other.not_as_given(run.name) == []
 
 
 def test_an_operation_it_began_is_finished_by_llmos(ws: Workspace, llmos) -> None:

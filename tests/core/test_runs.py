@@ -42,7 +42,7 @@ def test_a_run_keeps_its_config_the_files_and_what_happened(ws: Workspace) -> No
         run.emit(Note("slow disk", level="warning"))
     assert (run.path / "config.yaml").read_text() == "seed: 1\nx:\n- 0.001\n- null\n"
     assert (run.path / "configs" / "train.yaml").read_text() == "seed: 1  # mine\n"
-    assert [event["event"] for event in events(ws, run.id)] == ["started", "progress", "note", "ended"]
+    assert [event["event"] for event in events(ws, run.id)] == ["started", "kept", "progress", "note", "ended"]
     assert [type(event).__name__ for event in heard] == ["Progress", "Note", "Ended"]
     log = [line.split("  ", 1)[1] for line in (run.path / "log.txt").read_text().splitlines()]
     assert log[1:] == ["train 1/2 step loss 3.25", "warning: slow disk", "done"]
@@ -251,7 +251,7 @@ def test_a_worker_that_is_terminated_does_not_end_the_run(ws: Workspace) -> None
         os.read(read, 5)
         os.kill(pid, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
-    assert [event["event"] for event in events(ws, run.id)] == ["started", "ended"]
+    assert [event["event"] for event in events(ws, run.id)] == ["started", "kept", "ended"]
 
 
 def test_files_called_the_same_are_all_kept(ws: Workspace, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import signatures
+from llmos_cli.core import kept, signatures
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.names import wrong
@@ -183,11 +183,15 @@ def sent_run(record: RunRecord, made: str) -> SentRun:
 
 
 def _is_sound(ws: Workspace, record: RunRecord) -> bool:
-    """Whether others would believe its events: a disk that was full may have cut a line off, and all of the remote would be refused."""
-    why = hostile.wrong_events(record.path / EVENTS)
-    if why:
+    if why := wrong_run(record):
         ws.emit(Note(f"run {record.id} stays here: {why}", "warning"))
     return not why
+
+
+def wrong_run(record: RunRecord) -> str | None:
+    """Why others would not believe it: its events (a disk that was full may have cut a line off, and all of the remote would be refused),
+    or its files, which are not what it was given. None where they would."""
+    return hostile.wrong_events(record.path / EVENTS) or next(map(" ".join, kept.wrong(record.path)), None)
 
 
 def everything(
@@ -262,8 +266,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
         remote.store.put(layout.checkpoint_name(each.id), whole(each.text().encode()), lambda _: None)
     for checkpoint, bundle in sending.signatures.items():
         _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
-    for kept in sending.snapshots:
-        remote.store.put(layout.snapshot_name(kept.id), whole(kept.text().encode()), lambda _: None)
+    for snapshot in sending.snapshots:
+        remote.store.put(layout.snapshot_name(snapshot.id), whole(snapshot.text().encode()), lambda _: None)
     in_parallel(partial(send_run, remote), sending.runs)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, kept
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
 from llmos_cli.errors import GateFailed, NotFound, UsageError
@@ -40,7 +40,7 @@ def resume(ws: Workspace, verb: str, name: str | None, carry_out: CarryOut[Resul
             f"run {record.id} was refused by its guards, and would be again: there is nothing to resume",
             hint="begin again: compress less, or heal longer",
         )
-    config = configs.check(configs.read_file(record.path / "config.yaml"), ROOTS[verb], methods=methods)
+    config = configs.check(configs.read_file(kept.require(record.path, kept.CONFIG)), ROOTS[verb], methods=methods)
     resolved = Resolved(verb, config, config.model_dump(mode="json"), {}, ())
     with ws.runs.resume(record.id) as run:
         run.listen(emit)

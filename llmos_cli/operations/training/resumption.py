@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import config as configs
+from llmos_cli.core import kept
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.records import EVENTS, read_events
 from llmos_cli.errors import UsageError
@@ -59,7 +60,7 @@ class Resumption:
 
 def resumption(record: RunRecord, *, sets: Sequence[str] = (), unsets: Sequence[str] = ()) -> Resumption:
     """A run's own config, with none of what the config files say today, changed as asked; UsageError for what cannot change."""
-    file = record.path / "config.yaml"
+    file = kept.require(record.path, kept.CONFIG)
     told = _told(record)
     before = _recorded(configs.amended(configs.read_file(file), sets=told, unsets=()))
     resolved = _recorded(

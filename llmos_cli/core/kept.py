@@ -1,0 +1,114 @@
+"""What a run keeps of what it was given: its `kept` events have the hash of `config.yaml` and of each file in `configs/`.
+
+    {"event": "kept", ..., "files": {"config.yaml": {"sha256": HEX, "size": BYTES}, "configs/train.yaml": ...}}
+
+The first stands beside `started`. A run that goes on with another config says so before that is written, and a kill may come between the two: what
+the last event but one says of a file is as good. `null` stands for what somebody gave up. Runs of before have none, and are as good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llmos_cli.core import atomic
+from llmos_cli.core.endings import EDITED as EDITED_EVENTS
+from llmos_cli.core.endings import altered
+from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.objects import hash_file
+from llmos_cli.core.records import EVENTS, parse
+from llmos_cli.errors import Corrupt
+from llmos_cli.events import Kept
+
+CONFIG, CONFIGS = "config.yaml", "configs"
+_NAME = re.compile(rf"{re.escape(CONFIG)}|{CONFIGS}/(?!\.\.?$)[^/\0]+")
+_EDITED, _GONE = "was edited: it is not what the run was given", "is missing, and the run was given it"
+_ADDED = "is none of what the run was given"
+
+Said = Mapping[str, Sequence[FileEntry | None]]
+
+
+def write(run: Path, texts: Mapping[str, str]) -> Kept:
+    """Write what a run is given into its folder, and return the event that says so."""
+    for name, text in texts.items():
+        atomic.write_text(run / name, text)
+    return of(texts)
+
+
+def of(texts: Mapping[str, str]) -> Kept:
+    """The event that says of each name in a run's folder which text is there."""
+    data = {name: text.encode() for name, text in texts.items()}
+    return Kept({name: {"sha256": hashlib.sha256(each).hexdigest(), "size": len(each)} for name, each in data.items()})
+
+
+def wrong(run: Path) -> Iterator[tuple[str, str]]:
+    """Names of files that are not what the run was given, and how that is said. Hashed before the events are read: who writes
+    one meanwhile has said so."""
+    there = {name: hash_file(run / name) for name in _names(run)}
+    said = expected(run)
+    for name in sorted({*said, *there} if said else ()):
+        is_ours = name in said or not name.startswith(f"{CONFIGS}/.")  # an operating system's, as everywhere
+        if is_ours and (what := _wrong(said.get(name, ()), there.get(name))):
+            yield name, what
+
+
+def _wrong(said: Sequence[FileEntry | None], there: FileEntry | None) -> str:
+    if not said:
+        return _ADDED
+    if there in said[-2:] or there in _before_given_up(said):
+        return ""
+    return _GONE if there is None else _EDITED
+
+
+def _before_given_up(said: Sequence[FileEntry | None]) -> Sequence[FileEntry | None]:
+    """What was given up, and may turn up again, is still what it was."""
+    return [each for each in said if each is not None][-2:] if said[-1] is None else ()
+
+
+def expected(run: Path) -> Said:
+    """All that its events say of each name, oldest first; nothing of a run of before."""
+    found: dict[str, list[FileEntry | None]] = {}
+    for line in _events(run).split(b"\n"):
+        # Hardly any line is one of these, and a long run has very many.
+        event = parse(line) if b'"kept"' in line else None
+        for name, entry in event["files"].items() if event and event["event"] == "kept" else ():
+            if _NAME.fullmatch(name):
+                found.setdefault(name, []).append(FileEntry(**entry) if entry else None)
+    return found
+
+
+def _events(run: Path) -> bytes:
+    try:
+        return (run / EVENTS).read_bytes()
+    except FileNotFoundError:
+        raise Corrupt(f"runs/{run.name} has no {EVENTS}", hint="`llmos fsck` tells what else is affected") from None
+
+
+def require(run: Path, name: str) -> Path:
+    """Where it is; Corrupt where it is not what the run was given."""
+    _check(run, name)
+    return run / name
+
+
+def configs(run: Path) -> list[Path]:
+    """The user's config files that a run was given and that are here; Corrupt where one is another, or gone and not given up."""
+    _check(run, f"{CONFIGS}/")
+    return [run / name for name in _names(run) if name.endswith(".yaml") and name.startswith(f"{CONFIGS}/")]
+
+
+def _names(run: Path) -> list[str]:
+    """Plain files, as `is_file` of `listing.py` has it; what a run was given may be called `.mine.yaml`."""
+    paths = [run / CONFIG, *sorted((run / CONFIGS).glob("*"))]
+    return [path.relative_to(run).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
+
+
+def _check(run: Path, begins: str) -> None:
+    """What its events say counts if they are what it wrote."""
+    if altered(_events(run)):
+        raise Corrupt(f"runs/{run.name}/{EVENTS} {EDITED_EVENTS}", hint="`llmos fsck` tells what else is affected")
+    for name, what in wrong(run):
+        if name.startswith(begins):
+            hint = "`llmos fsck --repair` looks for what it was in other runs and on remotes"
+            raise Corrupt(f"runs/{run.name}/{name} {what}", hint=hint)
