@@ -34,7 +34,10 @@ from tests.core.durability import unsafe
 from tests.core.killing import State, commit, settle, state, torn
 from tests.core.tracing import Forks, copied
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs the tool strace"),
+    pytest.mark.timeout(1200),
+]
 
 MODULES = [
     __name__,
@@ -154,6 +157,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "seal": ("seal", "secret"),
     "seal --with-lineage": ("seal", "base", "--with-lineage"),
     "unseal": ("unseal", "sealed"),
+    "unseal --with-lineage": ("unseal", "pair", "--with-lineage"),
     "rm sealed": ("rm", "--force", "sealed"),
     "commit": (f"{__name__}:commit_here",),
     "commit shared": (f"{__name__}:commit_what_is_shared",),
@@ -216,6 +220,13 @@ def put_head_by_hand(ws: Workspace) -> None:
     (ws.dot / HEAD).write_text(f"{SYMBOLIC}{HEADS}other\n")
 
 
+def seal_a_pair(ws: Workspace) -> None:
+    """Parent and child, one file of which is the same."""
+    parent = commit(ws, (), move=False, time="8", same="pair" * 100, other="parent")
+    tag(ws, "pair", commit(ws, (parent,), move=False, time="8", same="pair" * 100, other="child"))
+    seal(ws, "pair", with_lineage=True, ask=lambda _: KEY)
+
+
 def move_on(ws: Workspace) -> None:
     move_by_hand(f"{TAGS}base", "secret")(ws)
     tag(ws, "base", "HEAD", force=True)
@@ -243,6 +254,7 @@ BEFORE: dict[str, Callable[[Workspace], object]] = {
     "redo rm": remove_and_undo,
     "trust --revoke": lambda ws: trust(ws, ws.root / "code.py"),
     "seal --with-lineage": lambda ws: gc(ws, window="now"),
+    "unseal --with-lineage": seal_a_pair,
     "sign": sign_elsewhere,
     "undo sign": sign_here,
     "tag -f by hand": move_by_hand(f"{TAGS}base", "secret"),
