@@ -40,7 +40,7 @@ SAME = 1e-6
 def why(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyResult:
     """UsageError for a metric that their task has not, for two of different tasks, and where nothing was made here."""
     sides = Side(before, ws.resolve(before)), Side(after, ws.resolve(after))
-    if _identical(ws, sides):
+    if _identical(ws, sides) and not _seen_otherwise(ws, sides, options):
         return WhyResult(options.metric, options.split, *sides, 0.0, None, None, "identical", NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
         return _answered(question, *(question.points.of_checkpoint(side.checkpoint) for side in sides))
@@ -49,7 +49,7 @@ def why(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Em
 def plan(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyPlan:
     """What `why` would run, at most, and how long that took when it was run first."""
     sides = Side(before, ws.resolve(before)), Side(after, ws.resolve(after))
-    if _identical(ws, sides):
+    if _identical(ws, sides) and not _seen_otherwise(ws, sides, options):
         return WhyPlan(options.metric, options.split, *sides, (), (), NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
         return planned(question, options.runs)
@@ -60,10 +60,31 @@ def _identical(ws: Workspace, sides: tuple[Side, Side]) -> bool:
     return one == other
 
 
+def _seen_otherwise(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions) -> bool:
+    """Whether one of the two was measured on other samples than the other, when they were made: equal bytes with other numbers."""
+    one, other = (ws.metrics(side.checkpoint) for side in sides)
+    asked = [key for key in one.keys() & other.keys() if options.split in ("", key[1])]
+    moved = {key[0] for key in asked if _moved(one[key].value, other[key].value)}
+    return (options.metric or _own_metric(ws, sides[1])) in moved if moved else False
+
+
+def _own_metric(ws: Workspace, side: Side) -> str:
+    from llmos_cli import tasks  # here: most of what is equal to the byte has the same numbers
+
+    checkpoint = ws.checkpoint(side.checkpoint)
+    return tasks.of_checkpoint(checkpoint.manifest, checkpoint.config_json()).metric
+
+
+def _moved(now: float, seen: float) -> bool:
+    return abs(now - seen) > SAME * abs(now)
+
+
 def _answered(question: Question, before: Measurement, after: Measurement) -> WhyResult:
     """From what costs nothing to what costs most."""
     whole = _contrast(question, before, after)
     change = question.value(after) - question.value(before)
+    if before.tree == after.tree:  # what they were measured on, when they were made, is all that can be another
+        return _told(question, before, after, [_noisy(whole)] if whole.changes else [], "samples", None)
     if not question.differences and not question.worlds.between:
         return _told(question, before, after, [_noisy(whole, "rerun")], "rerun", None)
     if [each.kind for each in question.differences] == ["seed"] and not question.worlds.between:
@@ -73,7 +94,7 @@ def _answered(question: Question, before: Measurement, after: Measurement) -> Wh
     ends = _ends(question, before, after)
     seeds = seed_noise(question, before, after, ends, change)
     if seeds.limit is not None and abs(change) <= seeds.limit:
-        if seeds.reason:  # more results might have told them apart
+        if seeds.reason or not seeds.tells:  # more results might have told them apart
             return _told(question, before, after, [replace(whole, noise=None)], "unclear", seeds)
         return _told(question, before, after, [_noisy(whole)], "seed", seeds)
     causes = _walked(question, before, after, ends, seeds.limit)
@@ -181,9 +202,9 @@ def _told(
     first, last = _recorded(question, question.before.id), _recorded(question, question.after.id)
     values = question.value(before), question.value(after)
     then = [value if seen is None else seen for value, seen in zip(values, (first, last), strict=True)]
-    tests = [_test(question, values[0] - then[0]), _test(question, then[1] - values[1])]
+    tests = [_test(question, 0, values[0] - then[0]), _test(question, 1, then[1] - values[1])]
     low, high = noise.interval(before.draws[question.metric], after.draws[question.metric])
-    moved = [abs(now - seen) > SAME * abs(now) for now, seen in zip(values, then, strict=True)]
+    moved = [_moved(now, seen) for now, seen in zip(values, then, strict=True)]
     every = [*tests[:1] * moved[0], *causes, *tests[1:] * moved[1]]
     shown = [seen if is_moved else now for now, seen, is_moved in zip(values, then, moved, strict=True)]
     one, other = question.sides
@@ -208,14 +229,26 @@ def _recorded(question: Question, checkpoint: str) -> float | None:
     return found.value if found else None
 
 
-def _test(question: Question, effect: float) -> Cause:
-    """What is measured now is measured on samples that both have."""
+def _test(question: Question, side: int, effect: float) -> Cause:
+    """What is measured now is measured on samples that both have: from A's own to those, and from those to B's own."""
+    ends = "its own", f"{question.sides[1].rev}'s today"
+    before, after = reversed(ends) if side else ends
     return Cause(
-        "test", [Changed(f"the {question.split} samples", "its own", f"{question.sides[1].rev}'s today")], effect
+        "test", [Changed(f"the {question.split} samples of {question.sides[side].rev}", before, after)], effect
     )
 
 
 def _sentence(verdict: Verdict, causes: Sequence[Cause], change: float) -> str:
+    """What other samples did comes first, of whatever else there is to say."""
+    tests = sum(cause.effect or 0.0 for cause in causes if cause.kind == "test")
+    if verdict == "explained" or not any(cause.kind == "test" for cause in causes):
+        return _told_of(verdict, causes, change)
+    if not change:
+        return "all of it is the samples: on the same ones there is no difference"
+    return f"{tests:+.4g} of it is the samples; on the same ones, {_told_of(verdict, causes, change)}"
+
+
+def _told_of(verdict: Verdict, causes: Sequence[Cause], change: float) -> str:
     if verdict == "samples" and not change:
         return "on the same samples it is the same: there is nothing to explain"
     if verdict == "samples":

@@ -119,6 +119,8 @@ class Task:
     """Suffix of the transformers class: `ForCausalLM`..."""
     metric: ClassVar[str]
     lower_is_better: ClassVar[bool]
+    shares: ClassVar[frozenset[str]]
+    """Metrics that are shares of something, from 0 to 1."""
     columns: ClassVar[tuple[str, ...]]
     """Canonical names of the columns it learns from: the input, then what is to be predicted (if it is a column)."""
     default_dtype: ClassVar[torch.dtype] = torch.float32

@@ -26,6 +26,7 @@ class CausalLM(Task):
     architecture = "ForCausalLM"
     metric = "bits_per_byte"
     lower_is_better = True
+    shares = frozenset({"accuracy"})
     columns = ("text",)
     default_dtype = torch.bfloat16
 

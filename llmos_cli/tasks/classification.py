@@ -21,6 +21,7 @@ from llmos_cli.tasks.base import Outcome, Prediction, Split, Task
 from llmos_cli.tasks.labels import names_of
 
 BINS = 15
+SHARES = frozenset({"accuracy", "macro_f1", "ece"})
 
 
 def metrics(outcome: Outcome) -> dict[str, float]:

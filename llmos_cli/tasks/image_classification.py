@@ -53,6 +53,7 @@ class ImageClassification(Task):
     architecture = "ForImageClassification"
     metric = "accuracy"
     lower_is_better = False
+    shares = classification.SHARES
     columns = ("image", "label")
 
     def prepare(

@@ -24,6 +24,7 @@ class TextClassification(Task):
     architecture = "ForSequenceClassification"
     metric = "accuracy"
     lower_is_better = False
+    shares = classification.SHARES
     columns = ("text", "label")
 
     def prepare(

@@ -28,6 +28,7 @@ class TokenClassification(Task):
     architecture = "ForTokenClassification"
     metric = "macro_f1"
     lower_is_better = False
+    shares = classification.SHARES | {"token_f1", "entity_f1"}
     columns = ("tokens", "tags")
 
     def prepare(

@@ -223,6 +223,52 @@ def test_rows_that_changed_behind_their_source(new_workspace, tmp_path: Path, mo
     assert told["seeds"]["limit"] is None, "no other seed is there"
 
 
+@pytest.mark.parametrize("retrained", [False, True])
+def test_all_of_it_is_the_samples(new_workspace, tmp_path: Path, monkeypatch, llmos, retrained: bool) -> None:
+    """The rows of the test split changed behind their source, twice: after A, and after B; the weights of both are the same, or nearly so."""
+    ws = new_workspace(tmp_path / "workspace", "text-classification")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "rows").mkdir()
+    (ws.root / "rows" / "train.csv").write_text(rows(lambda at: at % 2))
+    (ws.configs / "train.yaml").write_text(CSV.replace("rows.csv", "rows"))
+    for name, wrong in (("a", 2), ("b", 5)):
+        (ws.root / "rows" / "test.csv").write_text(rows(lambda at, wrong=wrong: at % 2 if at % wrong else 0))
+        trained(ws, name, *(["train.max_steps=7"] if retrained and name == "b" else []))
+    (ws.root / "rows" / "test.csv").write_text(rows(lambda at: at % 2 if at % 7 else 0))
+    seen = [ws.metrics(ws.resolve(name))["accuracy", "test"].value for name in ("a", "b")]
+    assert seen[0] != seen[1]
+    told = llmos("why", "a", "b", "--metric", "accuracy", "--runs", "0", "--json", "-q").json
+    assert (told["before"]["value"], told["after"]["value"]) == tuple(map(pytest.approx, seen))
+    rows_told = [each for each in told["causes"] if each["kind"] == "test"]
+    changes = [tuple(each["changes"][0][key] for key in ("key", "before", "after")) for each in rows_told]
+    assert changes == [
+        ("the test samples of a", "its own", "b's today"),
+        ("the test samples of b", "b's today", "its own"),
+    ]
+    assert sum(each["effect"] for each in told["causes"]) == pytest.approx(seen[1] - seen[0])
+    assert told["answer"].startswith("all of it is the samples: ") and told["verdict"] == "samples"
+
+
+ACCURACY = ("--metric", "accuracy", "--runs", "0", "-q")
+
+
+def test_accuracy_from_one_learning_rate_to_another(made: Workspace, llmos):
+    told = llmos("why", "a", "lr", *ACCURACY, "--json").json
+    assert (told["verdict"], causes(told)) == ("explained", [("config", ["train.learning_rate"], False)])
+    assert 0 <= told["seeds"]["limit"] <= 1 and told["seeds"]["tells"]
+
+
+def test_seeds_cannot_move_an_accuracy_by_more_than_there_is_of_it(made: Workspace, llmos):
+    """Three short trainings lie so far apart that no two values of it can lie further than they may."""
+    for seed in (0, 1, 2):
+        trained(made, f"short{seed}", "train.max_steps=20", "train.learning_rate=0.1", f"seed={seed}")
+    told = llmos("why", "short0", "lr", *ACCURACY, "--json").json
+    assert (told["seeds"]["limit"], told["seeds"]["tells"], told["verdict"]) == (1.0, False, "unclear")
+    plain = llmos("why", "short0", "lr", *ACCURACY).out
+    assert "3 runs that differ in the seed alone lie too far apart to tell how far it moves it" in plain
+    assert "it may be noise of the seed: more runs would tell" in plain
+
+
 def test_the_plan_runs_nothing(made: Workspace, llmos):
     """What is there already is not counted: of A's recipe two seeds for the first, none for the second; no half of two changes."""
     trained(made, "long", "train.max_steps=121", "train.weight_decay=0.02")
@@ -323,6 +369,7 @@ def test_the_limit_is_students_and_rarely_wrong():
         assert quantile == pytest.approx(stdtrit(count - 1, 1 - 0.05 / 2 / len(noise.STUDENT)), abs=1e-4)
     assert noise.limit([1.0, 2.0]) is None and noise.limit([1.0, 1.0, 1.0]) == 0.0
     assert noise.limit([1.0, 2.0, 3.0]) == pytest.approx(2**0.5 * 7.6488)
+    assert noise.limit([0.2, 0.5, 0.8], span=1.0) == 1.0 and noise.limit([0.2, 0.2, 0.2], span=1.0) == 0.0
     random, wrong = np.random.default_rng(0), 0
     for _ in range(1500):
         first, *others, other = random.normal(size=6)

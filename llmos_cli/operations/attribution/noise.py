@@ -21,9 +21,12 @@ STUDENT = {3: 7.6488, 4: 4.8567, 5: 3.9608}
 FEWEST, MOST = min(STUDENT), max(STUDENT)
 
 
-def limit(values: Sequence[float]) -> float | None:
-    """How far two single results of a recipe may lie apart by chance; None where there are too few to say."""
-    return math.sqrt(2) * STUDENT[min(len(values), MOST)] * stdev(values) if len(values) >= FEWEST else None
+def limit(values: Sequence[float], span: float = math.inf) -> float | None:
+    """How far two single results of a recipe may lie apart by chance; None where there are too few to say. `span`: how far any two
+    values of the metric can; where the limit is that, the results are too few and lie too far apart to tell anything."""
+    if len(values) < FEWEST:
+        return None
+    return min(math.sqrt(2) * STUDENT[min(len(values), MOST)] * stdev(values), span)
 
 
 def interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class WhyOptions:
 
 @dataclass(frozen=True)
 class Question:
+    """`span`: how far two values of the metric can lie apart."""
+
     metric: str
+    span: float
     before: Checkpoint
     after: Checkpoint
     points: Points
@@ -95,4 +99,4 @@ def asking(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions, emit: E
         points = Points(
             ws, rerun.scratch(ws, staged / "workspace"), parted, worlds(ws, parted, emit), samples, options.runs, emit
         )
-        yield Question(metric, one, other, points, sides)
+        yield Question(metric, 1.0 if metric in kinds[1].shares else math.inf, one, other, points, sides)

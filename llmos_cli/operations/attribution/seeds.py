@@ -37,7 +37,8 @@ def seed_noise(
         if len(results) == 2 and results[0].tree == results[1].tree:
             return SeedNoise([question.value(each) for each in results], 0.0)
     values = [question.value(each) for each in results]
-    return SeedNoise(values, noise.limit(values), reason)
+    limit = noise.limit(values, question.span)
+    return SeedNoise(values, limit, reason, tells=limit is not None and limit < question.span)
 
 
 def own(
@@ -86,5 +87,5 @@ def _whose(question: Question) -> str:
 
 
 def _tells(question: Question, results: list[Measurement], change: float) -> bool:
-    limit = noise.limit([question.value(each) for each in results])
+    limit = noise.limit([question.value(each) for each in results], question.span)
     return limit is not None and abs(change) > limit

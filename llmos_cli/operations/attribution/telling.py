@@ -45,11 +45,12 @@ class Cause:
 @dataclass(frozen=True)
 class SeedNoise:
     """`results` of one recipe with different seeds; two of them differ by no more than `limit`, None where they are too few to say,
-    and why there are not more."""
+    and why there are not more. `tells`: whether that is less than any two values of the metric can differ by."""
 
     results: Sequence[float]
     limit: float | None
     reason: str = ""
+    tells: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,12 @@ class WhyResult:
     def _heads(self) -> Iterator[Line]:
         values = " → ".join(number(side.value or 0.0) for side in (self.before, self.after))
         yield f"{self.metric} on {self.split}: {values}, {self.change:+.4g}{_interval(self.low, self.high)}"
-        if self.seeds and self.seeds.limit is not None:
-            count = len(self.seeds.results)
+        count = len(self.seeds.results) if self.seeds else 0
+        if self.seeds and self.seeds.limit is not None and not self.seeds.tells:
+            yield Span(
+                f"{count} runs that differ in the seed alone lie too far apart to tell how far it moves it", "warn"
+            )
+        elif self.seeds and self.seeds.limit is not None:
             yield f"two runs that differ in the seed alone differ by up to {number(self.seeds.limit)} (from {count} runs)"
         elif self.seeds:
             yield Span(f"how far the seed alone moves it is not known: {self.seeds.reason}", "warn")
