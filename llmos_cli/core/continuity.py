@@ -26,9 +26,10 @@ BY_ITSELF = (ACCEPTED, _REPAIRED)
 """Operations about what somebody did by hand."""
 _COLLECTED = "gc: "
 """What a full disk had no room to log: then it is done, and cannot be said."""
-_LINE = re.compile(rb'(?<!\\)"line": "([0-9a-f]{64})", "number": [0-9]+, "operation": "([0-9a-f]+)"')
-_KNOWN = re.compile(rb'(?<!\\)"operation": "([0-9a-f]+)"')
-"""Of a record; within a text that it holds, each quote has a backslash before it."""
+_LINE = rb'(?<!\\)"line": "([0-9a-f]{64})", "number": [0-9]+, "operation": "([0-9a-f]+)"'
+_KNOWN = rb'(?<!\\)"operation": "([0-9a-f]+)"'
+"""Of a record; within a text that it holds, each quote has a backslash before it. Compiled where they are used: most commands import this
+and look for neither."""
 
 HINT = f"`llmos fsck` tells more; a backup may have the log as it was; `llmos {ACCEPTED}` believes it as it is"
 
@@ -96,7 +97,7 @@ def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
     cut off between the two, it is nothing lost, and the damage that it was about is still told."""
     known = {operation.id for operation in operations}
     there = audit.path.read_bytes() if audit.path.exists() else b""
-    if not audit.breaks() and all(each.decode() in known for each in _KNOWN.findall(there)):
+    if not audit.breaks() and all(each.decode() in known for each in re.findall(_KNOWN, there)):
         return []
     gone = [record for record in _records(audit) if record.operation and record.operation not in known]
     begins = _begins(operations)
@@ -112,7 +113,7 @@ def edited(log: History, operations: Sequence[Operation], audit: Audit) -> Itera
     """Operations whose line is not the one that the audit log knows: an edit that all that follows was made to agree with shows
     nowhere else. Only those lines are parsed of which it does not have the hash."""
     there = audit.path.read_bytes() if audit.path.exists() else b""
-    was = dict(_LINE.findall(there))
+    was = dict(re.findall(_LINE, there))
     if not was:
         return
     believed = {operation.id for operation in operations[: _begins(operations) + 1]}

@@ -15,7 +15,6 @@ from llmos_cli.core.snapshots import described, readers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout
-from llmos_cli.operations.pipeline.memory import FOLDER, LOCK, unused
 from llmos_cli.operations.summary import age
 
 _OLD = 30 * 86400.0
@@ -149,11 +148,13 @@ def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
 
 def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
     """What the pipeline remembers; not while it runs, for then a result is about to name what was just written."""
-    if not (ws.dot / FOLDER).is_dir():
+    if not (ws.dot / "pipeline").is_dir():
         return
+    from llmos_cli.operations.pipeline import memory  # here: most workspaces are collected without
+
     rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
-    with contextlib.suppress(LockTimeout), rehearsing or lock(ws.dot / "locks" / LOCK, wait=0):
-        for path, reason in unused(ws.dot, since):
+    with contextlib.suppress(LockTimeout), rehearsing or lock(ws.dot / "locks" / memory.LOCK, wait=0):
+        for path, reason in memory.unused(ws.dot, since):
             yield Garbage("result", str(path.relative_to(ws.dot)), reason, path.stat().st_size)
 
 
