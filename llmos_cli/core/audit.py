@@ -113,16 +113,25 @@ class Audit:
     ) -> None:
         """`operation`: its id; `line`: of it in the log of operations, without its end; `logged`: that log has it. `at`: when it was done;
         now where that is not given."""
-        head = self.settled()
-        if head != (self.head() or Head()):  # another crash now must leave the log one record ahead, not two
-            atomic.sync_file(self.path)  # who wrote that record may not have lived to
-            self._point_at(head)
+        head = self._durable()
         at = at or time.time()
         number, before = head.number + 1, head.hash
         record = Record(number, at, by.user, by.host, redacted(what), by.command, operation, before, line=digest(line))
         record = record.sealed()
         lines.append(self.path, record.written() + b"\n")
         self._point_at(Head(number, record.hash, operation if logged else head.operation, operation))
+
+    def _durable(self) -> Head:
+        """`settled`, and on disk with the record that it is of, neither of which its writer may have lived to sync: another crash now
+        must leave the log one record ahead, not two."""
+        head = self.settled()
+        if head == (self.head() or Head()):
+            with atomic.refusals(self._head):
+                atomic.sync_directory(self._dot)
+        else:
+            atomic.sync_file(self.path)
+            self._point_at(head)
+        return head
 
     def settled(self) -> Head:
         """The head, brought to what a crash kept it from: half a record is passed over, a whole one counts. A log that somebody

@@ -42,6 +42,8 @@ class _Disk:
         self._there = there
         self._files: set[str] = set()
         self._folders: set[str] = set()
+        self._heads: set[str] = set()
+        """Folders in which the audit's head has a new content that a power cut may take."""
 
     def unsynced(self, below: str = "") -> set[str]:
         below = below or self._root
@@ -57,6 +59,8 @@ class _Disk:
                     self._entry(path)
                 self._there.add(path)
             case "write" | "pwrite64" | "writev" | "ftruncate" | "ioctl" | "fallocate", (path, *_):
+                if _RECORDS.search(path) and path.rpartition("/")[0] in self._heads:
+                    yield "the head of the audit would be two records behind: it is not synced yet"
                 self._files.add(path)
             case "sendfile", (target, _):
                 self._files.add(target)
@@ -65,11 +69,14 @@ class _Disk:
             case "fsync" | "fdatasync", (path,):
                 self._files.discard(path)
                 self._folders.discard(path)
+                self._heads.discard(path)
             case "rename" | "renameat" | "renameat2" | "link" | "linkat", (source, target):
                 yield from self._named(source, target)
                 if call.name.startswith("rename"):
                     self._moved(source, target)
                 self._entry(target)
+                if target.endswith("/audit.head"):
+                    self._heads.add(target.rpartition("/")[0])
             case "mkdir" | "mkdirat", (path,):
                 self._entry(path)
             case "unlink" | "unlinkat" | "rmdir", (path,):

@@ -372,6 +372,21 @@ def test_what_a_kill_left_is_synced_before_it_counts(
     assert {call: what for call, what in found.items() if what} == {}
 
 
+def test_a_record_that_a_kill_left_is_synced_before_the_next(
+    forks: Forks, template: Path, scratch: Path, home: None
+) -> None:
+    """Where it is no operation, nothing else is synced in between: the log could get two records ahead of its head."""
+    words, root = ("trust", "code.py"), scratch / "w"
+    calls = forks.calls(words, copied(template, root), root)
+    said = [at for at, call in enumerate(calls) if call.paths[-1].endswith(SAID)]
+    found = {}
+    for call in calls[said[0] : said[-1] + 2]:
+        copied(template, root)
+        done = forks.cut(words, root, root, call)
+        found[f"killed before {call}"] = unsafe([*done, *forks.calls(words, root, root)], root, template)
+    assert {call: what for call, what in found.items() if what} == {}
+
+
 def test_init_is_killed_at_every_call(forks: Forks, scratch: Path) -> None:
     """There is no workspace yet, and it can be begun again, or there is one with all its configs."""
     words, root = ("init", "x"), scratch / "begun"
