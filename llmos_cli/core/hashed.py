@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from llmos_cli.core.listing import entries, is_file, is_folder
@@ -17,12 +17,12 @@ def place(sha256: str) -> str:
     return f"{sha256[:2]}/{sha256[2:]}"
 
 
-def stored(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every file that stands so: its SHA-256, and its entry."""
+def stored(directory: Path, besides: Container[str] = ()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Every file that stands so: its SHA-256, and its entry. Those of which the SHA-256 is in `besides` are not even looked at."""
     for folder in _folders(directory):
         for each in entries(folder.path):
-            if _fits(each):
-                yield folder.name + each.name, each
+            if (name := folder.name + each.name) not in besides and _fits(each):
+                yield name, each
 
 
 def strange(directory: Path) -> Iterator[os.DirEntry[str]]:

@@ -185,9 +185,9 @@ class Objects:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
-    def names(self) -> set[str]:
-        """The SHA-256 of every stored object."""
-        return {sha256 for sha256, _ in stored(self.directory)}
+    def names(self, besides: Container[str] = ()) -> set[str]:
+        """The SHA-256 of every stored object, but of those `besides`."""
+        return {sha256 for sha256, _ in stored(self.directory, besides)}
 
     def strange(self) -> Iterator[os.DirEntry[str]]:
         """What lies among the objects and is none."""

@@ -213,7 +213,7 @@ def _strays(ws: Workspace, remains: tuple[Garbage, ...], reach: float) -> Iterat
 def _unheld(ws: Workspace, reach: float) -> Iterator[tuple[str, os.stat_result]]:
     """But for what has come since a living run began: it may be about to be held."""
     since = min([record.started for record in ws.runs.alive()], default=math.inf)
-    for name in sorted(ws.objects.names() - stored(ws, reach)):
+    for name in sorted(ws.objects.names(besides=stored(ws, reach))):
         with contextlib.suppress(FileNotFoundError):
             if (status := ws.objects.path(name).stat()).st_ctime < since:
                 yield name, status
