@@ -1,7 +1,7 @@
 """What stands in a folder where llmos keeps things, for all who look for their own there.
 
 Names that begin with a dot are an operating system's (`.DS_Store`, `._a`, `.directory`, `.nfs0001`) and count for nobody. What else
-is not llmos's own is passed over by those who look, and told by `fsck` (`operations/fsck_strangers.py`).
+is not llmos's own is passed over by those who look, and told by `fsck` (`operations/integrity/strangers.py`).
 """
 
 from __future__ import annotations

@@ -24,18 +24,18 @@ from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UNREADABLE, Corrupt
 from llmos_cli.events import Emit, Note, ignore
-from llmos_cli.operations import giving_up_files
 from llmos_cli.operations.audit import audited, told_break
-from llmos_cli.operations.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.cargo import counted
-from llmos_cli.operations.fsck_checkpoint import Examined, Hashes, files_of, inode_of, names_in
-from llmos_cli.operations.fsck_problem import Problem, Repaired, more, readable
-from llmos_cli.operations.fsck_refs import operations, refs
-from llmos_cli.operations.fsck_sealed import Sealing
-from llmos_cli.operations.fsck_strangers import strangers
-from llmos_cli.operations.fsck_whole import missing_signatures, refs_of_runs
-from llmos_cli.operations.giving_up import GivenUp, accept, given_up, lost_ones, tidy
-from llmos_cli.operations.sharing_again import Denied, denied, share_again
+from llmos_cli.operations.integrity import giving_up_files
+from llmos_cli.operations.integrity.begun_anew import begin_anew, logs_in
+from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
+from llmos_cli.operations.integrity.giving_up import GivenUp, accept, given_up, lost_ones, tidy
+from llmos_cli.operations.integrity.problem import Problem, Repaired, more, readable
+from llmos_cli.operations.integrity.refs import operations, refs
+from llmos_cli.operations.integrity.sealed import Sealing
+from llmos_cli.operations.integrity.sharing_again import Denied, denied, share_again
+from llmos_cli.operations.integrity.strangers import strangers
+from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs
 from llmos_cli.operations.summary import SHORT
 
 _INDEX_DIFFERED = {
@@ -153,7 +153,7 @@ def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
 
 
 def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> None:
-    from llmos_cli.operations.repairing import repair  # here: it knows remotes, and is seldom needed
+    from llmos_cli.operations.integrity.repairing import repair  # here: it knows remotes, and is seldom needed
 
     whole = found.unshared.keys() - {each.checkpoint for each in found.problems}
     try:

@@ -12,12 +12,12 @@ from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, ignore
-from llmos_cli.operations import fsck_remote_files, fsck_remote_objects, repairing_remote
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.cargo import counted
-from llmos_cli.operations.fsck_problem import Problem, Repaired
-from llmos_cli.operations.fsck_remote_objects import Contents
-from llmos_cli.operations.fsck_remote_survey import Survey
+from llmos_cli.operations.integrity import remote_files, remote_objects, repairing_remote
+from llmos_cli.operations.integrity.problem import Problem, Repaired
+from llmos_cli.operations.integrity.remote_objects import Contents
+from llmos_cli.operations.integrity.remote_survey import Survey
 from llmos_cli.operations.remote import RemoteSettings
 
 
@@ -70,14 +70,14 @@ def fsck_remote(ws: Workspace, name: str, *, repair: bool = False, emit: Emit = 
             done.append(Repaired(layout.FORMAT_FILE, "what `llmos push` writes there"))
         there.must_be_begun()
         survey = Survey(ws, there)
-        if repair and any(fsck_remote_files.problems(ws, there, survey)):
+        if repair and any(remote_files.problems(ws, there, survey)):
             done += repairing_remote.files(ws, there, survey, emit)
             there = _anew(ws, there, place)
             survey = Survey(ws, there)
         contents = Contents(there, survey, emit)
         if repair and (contents.wrong or contents.unnamed):
             done += repairing_remote.objects(ws, there, survey, contents, emit)
-        problems = [*fsck_remote_files.problems(ws, there, survey), *fsck_remote_objects.problems(survey, contents)]
+        problems = [*remote_files.problems(ws, there, survey), *remote_objects.problems(survey, contents)]
         there.store.close()
         if done:
             ws.oplog.note(f"fsck --remote {place.name} --repair: {', '.join(each.where for each in done)}")

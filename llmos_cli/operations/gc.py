@@ -23,7 +23,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.gc_clutter import Garbage, clutter, discard, discard_pieces
-from llmos_cli.operations.giving_up import tidy
+from llmos_cli.operations.integrity.giving_up import tidy
 from llmos_cli.operations.rm import everyone, freed_by, freed_with
 from llmos_cli.operations.summary import age
 

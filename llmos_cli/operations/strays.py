@@ -13,7 +13,7 @@ from llmos_cli.core import atomic, manifest
 from llmos_cli.core.names import folded, plain
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.fsck_problem import Repaired
+from llmos_cli.operations.integrity.problem import Repaired
 from llmos_cli.operations.summary import SHORT
 
 FOLDER = ".llmos/strays"

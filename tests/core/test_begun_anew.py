@@ -13,9 +13,9 @@ from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.audit import audit, audited, verify
 from llmos_cli.operations.backup import backup
-from llmos_cli.operations.begun_anew import AUDIT, OPERATIONS, begin_anew
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
+from llmos_cli.operations.integrity.begun_anew import AUDIT, OPERATIONS, begin_anew
 from llmos_cli.operations.restore import restore
 from llmos_cli.operations.tag import delete_tag, tag
 from llmos_cli.operations.undo import undo

@@ -13,11 +13,11 @@ from llmos_cli.core.operation import Change, new, written
 from llmos_cli.core.refs import HEAD, HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.begun_anew import OPERATIONS
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
+from llmos_cli.operations.integrity.begun_anew import OPERATIONS
 from llmos_cli.operations.redo import redo
 from llmos_cli.operations.tag import delete_tag, tag
 from llmos_cli.operations.undo import undo

@@ -22,8 +22,8 @@ from llmos_cli.core.trust import trusted
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.fsck import fsck
-from llmos_cli.operations.fsck_problem import Problem
 from llmos_cli.operations.gc import gc
+from llmos_cli.operations.integrity.problem import Problem
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.seal import seal
 from llmos_cli.operations.sign import sign

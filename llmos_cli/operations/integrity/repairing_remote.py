@@ -20,10 +20,10 @@ from llmos_cli.core.remote.store import Heard, whole
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound
 from llmos_cli.events import Emit, Note
-from llmos_cli.operations.fsck_problem import Repaired
-from llmos_cli.operations.fsck_remote_files import lost_moves, missing, refs_known, shown
-from llmos_cli.operations.fsck_remote_objects import Contents
-from llmos_cli.operations.fsck_remote_survey import Survey
+from llmos_cli.operations.integrity.problem import Repaired
+from llmos_cli.operations.integrity.remote_files import lost_moves, missing, refs_known, shown
+from llmos_cli.operations.integrity.remote_objects import Contents
+from llmos_cli.operations.integrity.remote_survey import Survey
 from llmos_cli.operations.pipeline.cache import text_of
 from llmos_cli.operations.pipeline.memory import Memory
 from llmos_cli.operations.summary import SHORT

@@ -20,8 +20,8 @@ from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Progress
-from llmos_cli.operations.fsck_problem import Problem
-from llmos_cli.operations.sharing_again import File, Stored
+from llmos_cli.operations.integrity.problem import Problem
+from llmos_cli.operations.integrity.sharing_again import File, Stored
 from llmos_cli.operations.strays import FOLDER
 from llmos_cli.operations.summary import SHORT
 

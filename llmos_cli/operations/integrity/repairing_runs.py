@@ -10,7 +10,7 @@ from llmos_cli.core.listing import folders
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.fsck_problem import Problem, Repaired
+from llmos_cli.operations.integrity.problem import Problem, Repaired
 
 Copy = Callable[[FileEntry, Path], str | None]
 

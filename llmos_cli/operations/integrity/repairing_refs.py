@@ -13,9 +13,9 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import marked_by_nobody
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.fsck_problem import Repaired
-from llmos_cli.operations.fsck_refs import is_gone
-from llmos_cli.operations.fsck_whole import lost_refs_of_runs, lost_signatures
+from llmos_cli.operations.integrity.problem import Repaired
+from llmos_cli.operations.integrity.refs import is_gone
+from llmos_cli.operations.integrity.whole import lost_refs_of_runs, lost_signatures
 
 _LOG = "the log of operations"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmos_cli.core.listing import entries, is_folder
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.fsck_problem import Problem
+from llmos_cli.operations.integrity.problem import Problem
 
 
 def strangers(ws: Workspace) -> Iterator[Problem]:

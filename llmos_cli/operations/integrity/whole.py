@@ -10,7 +10,7 @@ from llmos_cli.core.operation import parse
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.fsck_problem import Problem, readable
+from llmos_cli.operations.integrity.problem import Problem, readable
 
 _SIGNED = f".llmos/{signatures.FOLDER}/".encode()
 

@@ -12,8 +12,8 @@ from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote, RemoteRef
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations.fsck_problem import Problem
-from llmos_cli.operations.fsck_remote_survey import Survey, called
+from llmos_cli.operations.integrity.problem import Problem
+from llmos_cli.operations.integrity.remote_survey import Survey, called
 from llmos_cli.operations.summary import SHORT
 
 _LONG = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b|\b([0-9a-f]{2}/[0-9a-f]{10})[0-9a-f]{52}\b")

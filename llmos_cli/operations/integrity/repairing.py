@@ -26,9 +26,9 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations import repairing_runs
-from llmos_cli.operations.fsck_problem import Problem, Repaired
-from llmos_cli.operations.repairing_refs import repaired
+from llmos_cli.operations.integrity import repairing_runs
+from llmos_cli.operations.integrity.problem import Problem, Repaired
+from llmos_cli.operations.integrity.repairing_refs import repaired
 from llmos_cli.operations.strays import move_out
 from llmos_cli.operations.summary import SHORT
 

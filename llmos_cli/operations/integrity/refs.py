@@ -12,8 +12,8 @@ from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLI
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.begun_anew import is_gone as log_is_gone
-from llmos_cli.operations.fsck_problem import Problem, more, readable
+from llmos_cli.operations.integrity.begun_anew import is_gone as log_is_gone
+from llmos_cli.operations.integrity.problem import Problem, more, readable
 
 
 def refs(ws: Workspace) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.cargo import counted
-from llmos_cli.operations.fsck_problem import Repaired
+from llmos_cli.operations.integrity.problem import Repaired
 
 Stored = Mapping[str, os.stat_result]
 """Of the objects that there are, by name."""

@@ -12,7 +12,7 @@ from llmos_cli.core.seal import Seal, belongs
 from llmos_cli.core.view import short
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, Untrusted
-from llmos_cli.operations.fsck_problem import Problem
+from llmos_cli.operations.integrity.problem import Problem
 from llmos_cli.operations.sealing import damaged
 
 Hash = Callable[[Path], FileEntry]

@@ -11,9 +11,9 @@ from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import Heard
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit
-from llmos_cli.operations.fsck_problem import Problem
-from llmos_cli.operations.fsck_remote_files import shown
-from llmos_cli.operations.fsck_remote_survey import UNSIZED, Named, Survey, Wrong, tried
+from llmos_cli.operations.integrity.problem import Problem
+from llmos_cli.operations.integrity.remote_files import shown
+from llmos_cli.operations.integrity.remote_survey import UNSIZED, Named, Survey, Wrong, tried
 from llmos_cli.operations.summary import SHORT
 
 _SHOWN = 2
