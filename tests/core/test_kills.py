@@ -168,6 +168,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "checkout by hand": ("checkout", "spare"),
     "commit by hand": (f"{__name__}:commit_here",),
     "undo by hand": ("undo",),
+    "undo an older one by hand": ("undo", "{older}"),
     "redo by hand": ("redo",),
     "trust --pipeline": ("trust", "--pipeline"),
 }
@@ -242,6 +243,13 @@ def move_on_and_undo_both(ws: Workspace) -> None:
     undo(ws)
 
 
+def put_back_by_hand(ws: Workspace) -> None:
+    """A tag was moved twice, and is again where the first time left it."""
+    for to in ("HEAD", "secret"):
+        tag(ws, "base", to, force=True)
+    move_by_hand(f"{TAGS}base", "HEAD")(ws)
+
+
 def declare_a_pipeline(ws: Workspace) -> None:
     with (ws.root / "llmos.yaml").open("a") as file:
         file.write("pipeline: {count: {sh: 'python code.py', inputs: [code.py]}}\n")
@@ -263,6 +271,7 @@ BEFORE: dict[str, Callable[[Workspace], object]] = {
     "checkout by hand": put_head_by_hand,
     "commit by hand": move_by_hand(f"{HEADS}main", "HEAD~1"),
     "undo by hand": move_on_and_undo,
+    "undo an older one by hand": put_back_by_hand,
     "redo by hand": move_on_and_undo_both,
     "trust --pipeline": declare_a_pipeline,
 }
@@ -277,6 +286,12 @@ def begun(name: str, template: Path, scratch: Path) -> Path:
     BEFORE[name](ws)
     settle(ws)
     return copied(ws.root, scratch / "begun")
+
+
+def command_line(name: str, start: Path) -> tuple[str, ...]:
+    """An operation has another id in every workspace."""
+    *_, older, _ = (each.id for each in Workspace(start).oplog.operations())
+    return tuple(word.format(older=older) for word in COMMANDS[name])
 
 
 @pytest.fixture(autouse=True)
@@ -316,15 +331,15 @@ def damaged(root: Path) -> set[Problem]:
 def test_synced_before_it_is_named(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
     before = begun(name, template, scratch)
     root = copied(before, scratch / "w")
-    assert unsafe(forks.calls(COMMANDS[name], root, root), root, before) == []
+    assert unsafe(forks.calls(command_line(name, before), root, root), root, before) == []
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COMMANDS]
 )
 def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: Path, home: None) -> None:
-    words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
-    hurt = damaged(copied(start, root))
+    root, start = scratch / "w", begun(name, template, scratch)
+    words, hurt = command_line(name, start), damaged(copied(start, root))
     assert bool(hurt) is (name in MOVED)
     before = state(copied(start, root))
     calls = forks.calls(words, root, root)
@@ -355,7 +370,8 @@ def test_what_a_kill_left_is_synced_before_it_counts(
 ) -> None:
     """The power may fail after the kill of an operation, and after the next command: that finds things done which nobody had
     synced, and must not take them for written."""
-    words, root, start = COMMANDS[name], scratch / "w", begun(name, template, scratch)
+    root, start = scratch / "w", begun(name, template, scratch)
+    words = command_line(name, start)
     calls = forks.calls(words, copied(start, root), root)
     said = [at for at, call in enumerate(calls) if call.paths[-1].endswith(SAID)]
     found: dict[str, list[str]] = {}
