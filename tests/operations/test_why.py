@@ -30,7 +30,7 @@ from tests.operations.conftest import copied
 DIGITS = """\
 model: {arch: mlp, hidden_size: 16}
 data: {task: image-classification, source: "builtin:digits", max_samples: 256, max_eval_samples: 64}
-train: {max_steps: 120, batch_size: 16}
+train: {max_steps: 120, batch_size: 16, learning_rate: 5e-4}
 """
 CSV = "data: {task: text-classification, source: rows.csv, sequence_length: 16}\nmodel: {arch: bag}\ntrain: {max_steps: 6}\n"
 LR, SMOOTH = "train.learning_rate=0.02", "train.label_smoothing=0.001"
