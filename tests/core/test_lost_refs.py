@@ -251,3 +251,13 @@ def test_nothing_new_names_what_is_not_whole(ws: Workspace, commit, llmos, monke
     assert gone in llmos("tag").out or lost == "manifest"
     told = llmos("fsck")
     assert told.code == 5 and "hurt: main, one, other" in told.err
+
+
+def test_a_head_that_no_command_moved_is_found_elsewhere(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    made = commit(a="1")
+    branch(ws, "other")
+    (ws.dot / "HEAD").write_text("ref: refs/heads/other\n")
+    assert [(each.where, "no operation moved it" in each.what) for each in fsck(ws).problems] == [("HEAD", True)]
+    assert llmos("fsck", "--repair").code == 0
+    assert (ws.dot / "HEAD").read_text() == "ref: refs/heads/main\n" and ws.resolve() == made.id

@@ -131,9 +131,10 @@ def _quantize(file: Path) -> None:
     graph.graph.ClearField(
         "value_info"
     )  # shapes that the quantizer's own inference contradicts once it transposes weights
+    # Unsigned: processors without VNNI add two products of unsigned inputs and signed weights in 16 bits, which overflow.
     with _quiet():
         quantize_dynamic(
-            graph, file, per_channel=True, weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1}
+            graph, file, per_channel=True, weight_type=QuantType.QUInt8, extra_options={"DefaultTensorType": 1}
         )
     plain.unlink()
 

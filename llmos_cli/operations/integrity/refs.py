@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmos_cli.core import continuity
 from llmos_cli.core.listing import folders
 from llmos_cli.core.operation import Operation, told
-from llmos_cli.core.refs import DATA, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
+from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -72,7 +72,7 @@ def operations(ws: Workspace) -> Iterator[Problem]:
             left = f"the last operation on it (`{name}`) left it at {told(value, now)}{stands}"
             yield Problem(ref, f"is at {told(now, value)}, and {left}")
     yield from _made_by_none(ws, set(last))
-    yield from _head_that_never_was(ws, set(last))
+    yield from _head_by_hand(ws, set(last))
     yield from _edited(ws, logged)
     if unread := ws.oplog.unreadable():
         yield Problem(".llmos/operations.jsonl", f"line {unread[0]} is no operation" + more(unread))
@@ -100,8 +100,12 @@ def _cloned_to(ws: Workspace) -> str:
     return ((first.before if first else readable(ws, HEAD)[0]) or "").removeprefix(SYMBOLIC)
 
 
-def _head_that_never_was(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
-    """A HEAD that no operation has moved is on the branch it was made on, which may have no checkpoint yet if it is `main`."""
+def _head_by_hand(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
+    """A HEAD that no operation has moved is on the branch it was made on."""
     ref = (readable(ws, HEAD)[0] or "").removeprefix(SYMBOLIC)
-    if ref.startswith(HEADS) and ref != f"{HEADS}main" and not moved & {HEAD, ref} and readable(ws, ref)[0] is None:
+    if HEAD in moved or f"{SYMBOLIC}{ref}" == FIRST:
+        return
+    if ref.startswith(HEADS) and ref not in moved and readable(ws, ref)[0] is None:
         yield Problem(HEAD, f"is on the branch {ref.removeprefix(HEADS)}, which never was")
+    elif (change := ws.oplog.by_hand(HEAD)) is not None:
+        yield Problem(HEAD, f"is at {told(change.after)}, and no operation moved it from {told(change.before)}")
