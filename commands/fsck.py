@@ -13,13 +13,16 @@ llmos fsck --remote origin      all that a remote has instead, read and hashed: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, Session, session
+
+if TYPE_CHECKING:
+    from llmos_cli.operations.integrity.problem import Problem
 
 
 def fsck(
@@ -57,7 +60,7 @@ def fsck(
         result = operation(s.workspace, repair=repair, accept_loss=accept_loss or (), key_file=key_file, emit=s.ui.emit)
         s.ui.show(result)
         if result.problems:
-            raise Corrupt(result.sentence, hint=_LOST if repair or accept_loss else _REPAIR)
+            raise Corrupt(result.sentence, hint=_way_on(result.problems) if repair or accept_loss else _REPAIR)
 
 
 def _fsck_remote(s: Session, remote: str, repair: bool, *, said: Mapping[str, object]) -> None:
@@ -81,7 +84,19 @@ _ALONE = {
     "--key-file": "the key of an encrypted remote is where `llmos remote add` was told; what is sealed is hashed as it is encrypted",
 }
 _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes"
-_LOST = (
-    "`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more, and with .llmos/operations.jsonl or .llmos/audit.jsonl a "
-    "damaged log, with runs/RUN/config.yaml (or configs/) what a run was given; `llmos log --all` shows the others"
-)
+
+
+def _way_on(problems: Sequence[Problem]) -> str:
+    """Where repairing did what it could."""
+    logs = {each.where for each in problems if each.where in (_OPERATIONS, _AUDIT)}
+    # A move that does not follow the one before it shows at its ref, with the checkpoint that it went to.
+    torn = {_OPERATIONS for each in problems if each.where.startswith(("refs/", "HEAD")) and each.checkpoint}
+    ways = [f"`llmos fsck --accept-loss {log}` begins the damaged log anew" for log in sorted(logs | torn)]
+    if file := next((each.where for each in problems if each.run), ""):
+        ways.append(f"`llmos fsck --accept-loss {file}` gives up what a run was given")
+    if any(each.lacks or (each.checkpoint and not each.where.startswith("refs/")) for each in problems):
+        ways.append("`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more")
+    return "; ".join(ways) or "what is left is yours to move or to take away; `llmos op log` has what llmos did"
+
+
+_OPERATIONS, _AUDIT = ".llmos/operations.jsonl", ".llmos/audit.jsonl"

@@ -49,11 +49,8 @@ class History:
 
     def last_of(self, ref: str) -> Change | None:
         """The last change of a ref; None where no operation made one."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        marked, end = f'"what": {json.dumps(ref)}'.encode(), len(text)
-        while (at := text.rfind(marked, 0, end)) >= 0:
-            end = text.rfind(b"\n", 0, at) + 1
-            operation = parse(text[end:].split(b"\n", 1)[0])
+        for line in lines.holding(self.path, f'"what": {json.dumps(ref)}'.encode()):
+            operation = parse(line)
             if operation is not None and (found := [each for each in operation.changes if each.what == ref]):
                 return found[-1]
         return None

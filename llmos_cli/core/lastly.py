@@ -4,10 +4,10 @@ the log."""
 from __future__ import annotations
 
 import json
-import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import lines
 from llmos_cli.core.refs import FIRST, HEAD
 from llmos_cli.errors import UNREADABLE
 
@@ -28,23 +28,10 @@ def moved_by_hand(dot: Path, refs: Refs, ref: str) -> bool:
 
 def _left(dot: Path, ref: str, value: str | None) -> bool:
     """Whether the last line that speaks of it says so; of a ref that none speaks of, whether it is as a new workspace has it."""
-    line = _last_line(dot / "operations.jsonl", f'"what": {json.dumps(ref)}'.encode())
+    line = next(lines.holding(dot / "operations.jsonl", f'"what": {json.dumps(ref)}'.encode()), None)
     if line is None:
         return value == (FIRST if ref == HEAD else None)
     try:
         return any(each["what"] == ref and each["after"] == value for each in json.loads(line)["changes"])
     except UNREADABLE:
         return True  # `fsck` tells of such a line
-
-
-def _last_line(path: Path, marked: bytes) -> bytes | None:
-    """The last one with `marked` in it; without its end."""
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            at = text.rfind(marked)
-            if at < 0:
-                return None
-            end = text.find(b"\n", at)
-            return text[text.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(text)]
-    except (FileNotFoundError, ValueError):  # there is none, or it is empty
-        return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmos_cli.core import atomic
@@ -48,3 +50,17 @@ def end(path: Path, size: int) -> bytes:
             return file.read()
     except FileNotFoundError:
         return b""
+
+
+def holding(path: Path, marked: bytes) -> Iterator[bytes]:
+    """Lines that have `marked` in them, the last one first, without their ends; none of a file that is not there. What is not asked for
+    is not even read."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            at = text.rfind(marked)
+            while at >= 0:
+                start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+                yield text[start : end if end >= 0 else len(text)]
+                at = text.rfind(marked, 0, start)
+    except (FileNotFoundError, ValueError):  # ValueError: it is empty
+        return

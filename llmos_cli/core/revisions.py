@@ -25,6 +25,7 @@ _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _SHOWN = 8
 
 MANIFEST = "manifest.json"
+"""`manifest.NAME`, which takes longer to import than a revision to resolve."""
 Parents = Callable[[str], Sequence[str]]
 
 

@@ -15,6 +15,7 @@ from llmos_cli.core.snapshots import described, readers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout
+from llmos_cli.operations.pipeline import FOLDER
 from llmos_cli.operations.summary import age
 
 _OLD = 30 * 86400.0
@@ -148,7 +149,7 @@ def _states(ws: Workspace, now: float, grace: float) -> Iterator[Garbage]:
 
 def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
     """What the pipeline remembers; not while it runs, for then a result is about to name what was just written."""
-    if not (ws.dot / "pipeline").is_dir():
+    if not (ws.dot / FOLDER).is_dir():
         return
     from llmos_cli.operations.pipeline import memory  # here: most workspaces are collected without
 

@@ -148,3 +148,21 @@ def test_a_log_that_is_whole_does_not_begin_anew(named):
         with pytest.raises(UsageError, match="as it was written"):
             fsck(named, accept_loss=[log])
     assert {path: path.read_bytes() for path in before} == before and not (named.dot / "aside").exists()
+
+
+def test_what_repairing_leaves_names_the_way_that_fits(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    first, second = commit(a="1"), commit(a="2")
+    ws.refs.write("refs/tags/mine", first.id)
+    left = llmos("fsck", "--repair")
+    assert "`llmos tag -d mine` takes it away" in left.out and "--accept-loss" not in left.err
+    ws.refs.write("refs/tags/mine", None)
+    text = ws.oplog.path.read_text()
+    ws.oplog.path.write_text(text.replace(f'"before": "{first.id}"', '"before": null'))
+    torn = llmos("fsck", "--repair")
+    assert "--accept-loss .llmos/operations.jsonl` begins the damaged log anew" in torn.err
+    assert "--accept-loss REV" not in torn.err
+    ws.oplog.path.write_text(text)
+    shutil.rmtree(second.path)
+    gone = llmos("fsck", "--repair")
+    assert "--accept-loss REV` gives up a checkpoint" in gone.err and "damaged log" not in gone.err

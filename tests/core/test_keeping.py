@@ -445,14 +445,22 @@ def test_fsck_finds_what_was_moved_behind_our_back(ws, commit, kind):
     assert told(ws) == [(where, what.format(first=first[:12], second=second[:12]))]
 
 
-@pytest.mark.parametrize("ref", ["refs/heads/evil", "refs/tags/a/evil", "refs/stages/evil", "refs/data/evil"])
-def test_fsck_finds_a_ref_that_no_operation_made_and_one_that_names_nothing(ws, commit, ref):
+@pytest.mark.parametrize(
+    ("ref", "way"),
+    [
+        ("refs/heads/evil", ": `llmos branch -d evil` takes it away"),
+        ("refs/tags/a/evil", ": `llmos tag -d a/evil` takes it away"),
+        ("refs/stages/evil", ""),
+        ("refs/data/evil", ""),
+    ],
+)
+def test_fsck_finds_a_ref_that_no_operation_made_and_one_that_names_nothing(ws, commit, ref, way):
     first, second = commit(a="1").id, commit(a="2").id
     if ref.startswith("refs/data"):
         first, second = (kept_rows(ws, text) for text in ("one", "two"))
     (ws.dot / ref).parent.mkdir(parents=True, exist_ok=True)
     (ws.dot / ref).write_text(first + "\n")
-    assert told(ws) == [(ref, "no operation made it")]
+    assert told(ws) == [(ref, f"no operation made it{way}")]
     ws.refs.write(ref, None)
     ws.oplog.apply("make it", [Change(ref, None, first)])
     assert told(ws) == []

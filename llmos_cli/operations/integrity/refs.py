@@ -8,7 +8,7 @@ from dataclasses import replace
 from llmos_cli.core import continuity
 from llmos_cli.core.listing import folders
 from llmos_cli.core.operation import Operation, told
-from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC
+from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC, TAGS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -88,7 +88,15 @@ def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
     known = moved | {_cloned_to(ws)}
     for ref in (prefix + name for prefix in MOVED for name in sorted(ws.refs.names(prefix))):
         if ref not in known and not readable(ws, ref)[1]:
-            yield Problem(ref, "no operation made it")
+            yield Problem(ref, f"no operation made it{_way_out(ref)}")
+
+
+def _way_out(ref: str) -> str:
+    """Taking it away is the user's to decide: it may be all that names a checkpoint."""
+    for verb, prefix in (("branch", HEADS), ("tag", TAGS)):
+        if ref.startswith(prefix):
+            return f": `llmos {verb} -d {ref.removeprefix(prefix)}` takes it away"
+    return ""
 
 
 def _cloned_to(ws: Workspace) -> str:

@@ -24,6 +24,7 @@ from llmos_cli.core.processes import Process, scratch_name
 from llmos_cli.core.redaction import hidden
 from llmos_cli.core.sealed import OUTPUTS
 from llmos_cli.errors import UNREADABLE
+from llmos_cli.operations.pipeline import FOLDER
 from llmos_cli.operations.pipeline.files import Tree
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ class Last:
         return self.status == "running" and self.process is not None and Process(*self.process).alive()
 
 
-FOLDER = "pipeline"
 LOCK = "pipeline"
 """Held by whoever runs stages, or removes what is remembered of them."""
 
