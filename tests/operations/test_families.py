@@ -35,7 +35,8 @@ WIDTHS: dict[str, Any] = {
     "eos_token_id": 0,
 }
 OPT = {**WIDTHS, "ffn_dim": 64, "word_embed_proj_dim": 32}
-RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 10}
+DIGITS = {"id2label": {number: str(number) for number in range(10)}}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", **DIGITS}
 LINES = "\n".join(f"{number} is a number, and {number * 7 % 31} another one that follows it" for number in range(400))
 ROWS = "text,label\n" + "\n".join(
     f"{line},LABEL_{place % 2}" for place, line in enumerate(LINES.replace(",", "").split("\n"))
@@ -108,11 +109,13 @@ def test_a_language_model_whose_name_has_no_suffix_of_ours(workspace: Workspace,
 
 def test_an_image_model_that_takes_any_size(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
     folder = upstream(tmp_path / "hub", "resnet", "image-classification", **RESNET)
+    seen = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 16, "width": 16}, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(seen))
     assert llmos("import", folder).code == 0
     ran = llmos("export", "-o", tmp_path / "half", "--type", "float16", "--json")
     assert ran.code == 0 and 0 < ran.json["difference"] < 0.01
     for words in ((), ("--dry-run",)):
-        cut = llmos("prune", "--method", "width", "--sparsity", "0.2", *words)
+        cut = llmos("prune", "--method", "width", "--sparsity", "0.2", "-s", "data.source=builtin:digits", *words)
         assert (cut.code, "nothing of a resnet can be made narrower" in cut.err) == (2, True), cut.err
 
 
