@@ -137,7 +137,7 @@ WIDE = DEEP.replace(
 )
 
 
-@pytest.mark.skipif(not native.has_weights(), reason=f"no kernels for codes: {native.obstacle()}")
+@pytest.mark.skipif(not native.has_weights(), reason=f"needs the tool: {native.obstacle()}")
 def test_a_latency_is_reached_by_bits_that_a_kernel_is_faster_with(
     base: Any, llmos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
