@@ -6,7 +6,8 @@ llmos fsck --accept-loss REV    give up what nobody has any more, so that all el
 llmos fsck --accept-loss .llmos/audit.jsonl
                                 set a damaged log aside and begin it anew; so with .llmos/operations.jsonl
 llmos fsck --accept-loss runs/RUN/config.yaml
-                                give up what a run was given and nobody has any more as it was; so with configs/ of a run
+                                give up what a run was given and nobody has any more as it was; so with configs/ of a run,
+                                and of its events.jsonl what was edited
 llmos fsck --remote origin      all that a remote has instead, read and hashed: what was sent well may have decayed there since;
                                 with --repair, good copies are sent again of what this workspace still has
 """
@@ -93,7 +94,7 @@ def _way_on(problems: Sequence[Problem]) -> str:
     torn = {_OPERATIONS for each in problems if each.where.startswith(("refs/", "HEAD")) and each.checkpoint}
     ways = [f"`llmos fsck --accept-loss {log}` begins the damaged log anew" for log in sorted(logs | torn)]
     if file := next((each.where for each in problems if each.run), ""):
-        ways.append(f"`llmos fsck --accept-loss {file}` gives up what a run was given")
+        ways.append(f"`llmos fsck --accept-loss {file}` sets aside what is damaged of a run")
     if any(each.lacks or (each.checkpoint and not each.where.startswith("refs/")) for each in problems):
         ways.append("`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more")
     return "; ".join(ways) or "what is left is yours to move or to take away; `llmos op log` has what llmos did"

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from llmos_cli.errors import UNREADABLE
 
 EDITED = "was edited: it is not what the run had written when it ended"
 _HASH = b', "sha256": "'
 _BYTES = b', "bytes": '
+_ENDED = b'{"event": "ended"'
 _KNOWN = {"event", "at", "status", "exit_code", "message"}
 """Keys of an end without a hash."""
 
@@ -32,6 +34,37 @@ def altered(text: bytes) -> list[int]:
     return list(_altered(text)) if b'"ended"' in text or _HASH in text else []
 
 
+def ends(text: bytes) -> int:
+    """How often it says that the run ended, wherever that was edited."""
+    return sum(line[-79:-66] == _HASH or line.startswith(_ENDED) for line in text.split(b"\n"))
+
+
+def not_json(text: bytes) -> list[int]:
+    """Numbers of the whole lines that make no sense: one that a crash cut short at the end is no damage."""
+    return [number for number, line in enumerate(text.split(b"\n")[:-1], 1) if _parsed(line) is None]
+
+
+def closed_again(text: bytes) -> bytes:
+    """What can be read of a file that was edited, with ends that have the hash of that."""
+    told = b""
+    for line in text.split(b"\n")[:-1]:
+        event = _parsed(line)
+        if event is not None and event.get("event") == "ended":
+            end = json.dumps({key: value for key, value in event.items() if key not in ("bytes", "sha256")}) + "\n"
+            told += closed(end, told).encode()
+        elif event is not None:
+            told += line + b"\n"
+    return told
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+        return event if isinstance(event, dict) else None
+    except UNREADABLE:
+        return None
+
+
 def _altered(text: bytes) -> Iterator[int]:
     for number, line in enumerate(text.split(b"\n"), 1):
         if line[-79:-66] == _HASH:
@@ -40,7 +73,7 @@ def _altered(text: bytes) -> Iterator[int]:
             before = text[: int(count)] if count.isdigit() else b""
             if hashlib.sha256(before + said).hexdigest().encode() != line[-66:-2]:
                 yield number
-        elif line.startswith(b'{"event": "ended"') and not _is_old(line):
+        elif line.startswith(_ENDED) and not _is_old(line):
             yield number
 
 

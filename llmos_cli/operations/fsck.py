@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +12,7 @@ from pathlib import Path
 from llmos_cli.core import kept, manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.dropped import mark_of
-from llmos_cli.core.endings import EDITED, altered
+from llmos_cli.core.endings import EDITED, altered, not_json
 from llmos_cli.core.listing import folders
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.oplog import WINDOW
@@ -22,7 +21,7 @@ from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import UNREADABLE, Corrupt
+from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.cargo import counted
@@ -276,25 +275,13 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
         if not path.is_file():
             yield Problem(f"runs/{name}", f"has no {records.EVENTS}")
             continue
-        text = path.read_bytes()
+        text, where = path.read_bytes(), f"runs/{name}/{records.EVENTS}"
         if altered(text):
-            yield Problem(f"runs/{name}/{records.EVENTS}", EDITED)
-        bad = [number for number, line in enumerate(text.split(b"\n")[:-1], 1) if not _is_json(line)]
-        if bad:
-            yield Problem(
-                f"runs/{name}/{records.EVENTS}",
-                f"line {bad[0]} is not JSON" + more(bad),
-            )
+            yield Problem(where, EDITED, run=name)
+        if bad := not_json(text):
+            yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
         for file, what in kept.wrong(path.parent):
             yield Problem(f"runs/{name}/{file}", what, run=name)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except UNREADABLE:
-        return False
-    return True
 
 
 class _Hurt:

@@ -17,20 +17,40 @@ from llmos_cli.core.manifest import FileEntry, Made
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import DATA, HEAD, HEADS, ID, RUNS, TAGS
+from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.data import snapshots
+from llmos_cli.data.rows import Rows
 from tests.core.durability import unsafe
 from tests.core.tracing import Call, Forks, copied
 
 
-def commit(ws: Workspace, parents: tuple[str, ...], *, move: bool = True, time: str = "1", **files: str) -> str:
-    """A run that commits files, given all that makes a checkpoint's id."""
-    made = Made("train", parents, {}, {}, {}, 0, f"2026-11-22T10:45:0{time}Z")
+def commit(
+    ws: Workspace,
+    parents: tuple[str, ...],
+    *,
+    move: bool = True,
+    time: str = "1",
+    rows: Snapshot | None = None,
+    **files: str,
+) -> str:
+    """A run that commits files, given all that makes a checkpoint's id. `rows`: of the data that it was made with."""
+    data = {} if rows is None else {"splits": rows.fingerprint}
+    made = Made("train", parents, {}, data, {}, 0, f"2026-11-22T10:45:0{time}Z")
     config = [ws.configs / "train.yaml"]
     with ws.begin("train", config={}, files=config, parents=parents, argv=["llmos"]) as run, ws.stage() as staged:
         (staged / "folder").mkdir()
         for name, text in files.items():
             (staged / ("folder" if name == "same" else "") / name).write_text(text)
         return run.commit(staged, made, move=move).id
+
+
+def keep_rows(ws: Workspace) -> Snapshot:
+    """A snapshot of two pieces."""
+    splits = {"train": Rows({"text": ["a row", "another"]}), "test": Rows({"text": ["a third"]})}
+    kept = snapshots.kept(splits, source="notes", asked="", store=ws.snapshots.store)
+    ws.snapshots.write(kept)
+    return kept
 
 
 def killed_before(step: int, act: Callable[[], object], names: Iterable[str]) -> bool:

@@ -37,6 +37,67 @@ def test_a_forged_number_is_found(ws, commit, llmos, monkeypatch, tmp_path):
     assert [problem.where for problem in fsck(ws).problems] == [str(path.relative_to(ws.root))]
 
 
+def test_what_was_edited_comes_back_from_a_remote_that_it_was_sent_to(ws, commit, llmos, monkeypatch, tmp_path):
+    checkpoint = commit(a="1")
+    path = ws.root / "runs" / measured(ws, checkpoint.id) / "events.jsonl"
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    good = path.read_bytes()
+    monkeypatch.chdir(ws.root)
+    for harm in (
+        lambda: path.write_bytes(good.replace(b"1.5", b"0.5")),
+        path.unlink,
+        lambda: path.write_bytes(b"{\n" + good),
+    ):
+        harm()
+        told = llmos("fsck", "--repair")
+        assert told.code == 0 and f"repaired {path.relative_to(ws.root)} from origin" in told.out
+        assert path.read_bytes() == good and ws.index.metrics(checkpoint.id)["loss", "test"].value == 1.5
+
+
+def test_of_a_run_that_went_on_since_it_was_sent_a_remote_has_too_little(ws, commit, llmos, monkeypatch, tmp_path):
+    path = ws.root / "runs" / measured(ws, commit(a="1").id) / "events.jsonl"
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    first = path.read_bytes()
+    second = first + first.splitlines(keepends=True)[0]
+    edited = (second + closed('{"event": "ended", "at": 2.0, "status": "done"}\n', second).encode()).replace(
+        b"1.5", b"0.5"
+    )
+    path.write_bytes(edited)
+    monkeypatch.chdir(ws.root)
+    assert llmos("fsck", "--repair").code == 5 and path.read_bytes() == edited
+
+
+def test_what_was_edited_is_given_up_by_name(ws, commit, llmos, monkeypatch):
+    """It stays as it reads now, what cannot be read goes, and what was there is kept."""
+    checkpoint = commit(a="1")
+    path = ws.root / "runs" / measured(ws, checkpoint.id) / "events.jsonl"
+    where = str(path.relative_to(ws.root))
+    monkeypatch.chdir(ws.root)
+    whole = llmos("fsck", "--accept-loss", where)
+    assert whole.code == 2 and f"nothing is wrong with {where}" in whole.err
+    edited = path.read_bytes().replace(b"1.5", b"0.5").replace(b"\n", b"\nhalf of {\n", 1)
+    path.write_bytes(edited)
+    told = llmos("fsck", "--repair")
+    assert told.code == 5 and f"`llmos fsck --accept-loss {where}`" in told.err
+    assert llmos("fsck", "--accept-loss", where).code == 0 and llmos("fsck").code == 0
+    assert ws.index.metrics(checkpoint.id)["loss", "test"].value == 0.5
+    assert b"half of" not in path.read_bytes() and ws.runs.find(path.parent.name).status == "done"
+    assert [each.read_bytes() for each in (ws.dot / "aside").iterdir()] == [edited]
+    assert f"fsck --accept-loss {where}" in llmos("audit", "-n", "1").out
+
+
+def test_what_a_run_still_writes_is_not_given_up(ws, llmos, monkeypatch):
+    monkeypatch.chdir(ws.root)
+    with ws.begin("eval", config={}) as run:
+        path = run.path / "events.jsonl"
+        path.write_bytes(b"{\n" + path.read_bytes())
+        refused = llmos("fsck", "--accept-loss", f"runs/{run.id}/events.jsonl")
+        assert refused.code == 6 and "is still running" in refused.err
+        path.write_bytes(path.read_bytes()[2:])
+
+
 def test_every_byte_of_it(ws, commit):
     path = ws.root / "runs" / measured(ws, commit(a="1").id) / "events.jsonl"
     text = path.read_bytes()

@@ -15,7 +15,7 @@ import pytest
 
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import files_below, hash_file
-from llmos_cli.core.refs import HEAD, HEADS, RUNS, TAGS
+from llmos_cli.core.refs import HEAD, HEADS, RUNS, SNAPSHOTS, TAGS
 from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
@@ -34,7 +34,7 @@ from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from llmos_cli.transports.local import open_store
 from tests.core.durability import unsafe
-from tests.core.killing import commit, refs_of, settle, state, torn
+from tests.core.killing import commit, keep_rows, refs_of, settle, state, torn
 from tests.core.tracing import Call, Forks, copied
 
 pytestmark = [
@@ -56,8 +56,11 @@ COMMANDS = {
     "remote rm": ("remote", "rm", "origin"),
     "undo remote rm": ("undo",),
     "push": ("push", "--all"),
+    "push --data": ("push", "--data"),
+    "push --data of what is there without": ("push", "--data"),
     "push --delete": ("push", "--delete", "base"),
     "fetch": ("-C", "clone", "fetch"),
+    "fetch --data": ("-C", "clone", "fetch", "--data"),
     "fetch --weights": ("-C", "clone", "fetch", "--weights", "HEAD"),
     "fetch --weights of what came without": ("-C", "clone", "fetch", "--weights", "HEAD~2"),
     "fsck --repair": ("fsck", "--repair"),
@@ -95,6 +98,24 @@ def template(scratch: Path) -> Path:
     for each in (ws, Workspace.find(ws.root / "clone")):
         settle(each)
     return copied(ws.root, scratch / "template")
+
+
+def train_on_rows(root: Path) -> None:
+    ws = Workspace.find(root)
+    commit(ws, (ws.resolve(),), time="8", rows=keep_rows(ws), other="made with data")
+    settle(ws)
+
+
+def push_without_rows(root: Path) -> None:
+    train_on_rows(root)
+    push(Workspace.find(root))
+    settle(Workspace.find(root))
+
+
+def push_with_rows(root: Path) -> None:
+    train_on_rows(root)
+    push(Workspace.find(root), data=True)
+    settle(Workspace.find(root))
 
 
 def remove_from_the_clone(root: Path) -> None:
@@ -175,6 +196,9 @@ def forget_the_remote(root: Path) -> None:
 
 BEFORE: dict[str, Callable[[Path], None]] = {
     "undo remote rm": forget_the_remote,
+    "push --data": train_on_rows,
+    "push --data of what is there without": push_without_rows,
+    "fetch --data": push_with_rows,
     "fetch --weights": remove_from_the_clone,
     "fetch --weights of what came without": come_without,
     "fsck --repair": damage,
@@ -209,14 +233,17 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
     before, hurt = refs_everywhere(copied(start, root)), damaged(root)
     assert bool(hurt) is name.startswith("fsck")
     calls = forks.calls(words, root, root)
-    after, wanted = seen(root), refs_everywhere(root)
+    after, wanted, rows = seen(root), refs_everywhere(root), rows_everywhere(root)
+    assert (rows != rows_everywhere(start)) is ("--data" in words)
     for call in calls:
         copied(start, root)
         assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
         assert damaged(root) <= hurt, f"killed before {call}"
         assert torn_there(root) == [], f"killed before {call}"
         assert astray(before, refs_everywhere(root), wanted) == set(), f"killed before {call}"
-        assert clone(str(root / "far"), root / "proof"), f"killed before {call}"
+        assert rows_everywhere(root) in (rows_everywhere(start), rows), f"killed before {call}"
+        assert rows_everywhere(root) == rows or wanted == before or refs_everywhere(root) != wanted
+        assert clone(str(root / "far"), root / "proof", data=True), f"killed before {call}"
         shutil.rmtree(root / "proof")
         if seen(root) != after:
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
@@ -270,6 +297,32 @@ def test_a_repair_of_a_remote_is_killed_at_every_call(
         assert (seen(root), there_is(root)) == (after, whole), f"killed before {call}"
 
 
+def test_giving_up_events_is_killed_at_every_call(forks: Forks, template: Path, scratch: Path, home: None) -> None:
+    """Of a run that no remote has; its config, which was edited too, comes back from another run. What was there is here for ever."""
+    root = copied(template, scratch / "w")
+    ws = Workspace.find(root)
+    run = f"runs/{ws.index.makers(ws.resolve())[0][0]}"
+    events = root / run / "events.jsonl"
+    events.write_bytes(edited := events.read_bytes().replace(b'"operation": "train"', b'"operation": "prune"'))
+    (root / run / "config.yaml").write_text("seed: 99\n")
+    start, hurt = copied(root, scratch / "edited"), damaged(root)
+    assert len(hurt) == 2
+    words = ("fsck", "--accept-loss", f"{run}/events.jsonl")
+    calls = forks.calls(words, root, root)
+    assert unsafe(calls, root, start) == []
+    after = seen(root)
+    assert damaged(root) == set()
+    for call in calls:
+        copied(start, root)
+        assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
+        assert damaged(root) <= hurt, f"killed before {call}"
+        aside = [path.read_bytes() for path in (root / ".llmos" / "aside").glob("*")]
+        assert edited in (events.read_bytes(), *aside), f"killed before {call}"
+        if damaged(root):
+            assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
+        assert (damaged(root), seen(root)) == (set(), after), f"killed before {call}"
+
+
 def decayed(root: Path) -> set[str]:
     """What `fsck --remote` finds."""
     return {each.where for each in fsck_remote(Workspace.find(root), "origin").problems}
@@ -283,23 +336,23 @@ def there_is(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def one(scratch: Path) -> Path:
-    """A remote that has a checkpoint and a tag, and nothing beside it."""
+    """A remote that has a checkpoint, the rows that it was made with, and a tag, and nothing beside it."""
     ws = Workspace.create(scratch / "one-source")
     (ws.configs / "train.yaml").write_text("seed: 1\n")
     (scratch / "one").mkdir()
     remotes.add(ws, "origin", str(scratch / "one" / "far"))
-    commit(ws, (), other="first")
+    commit(ws, (), rows=keep_rows(ws), other="first")
     tag(ws, "base")
-    push(ws, everything=True)
+    push(ws, everything=True, data=True)
     return scratch / "one"
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["anew", "into an empty folder"])
-def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, scratch: Path, home: None) -> None:
+@pytest.mark.parametrize("how", ["anew", "into an empty folder", "with data"])
+def test_a_clone_is_killed_at_every_call(how: str, forks: Forks, one: Path, scratch: Path, home: None) -> None:
     """There is none, and the same command makes it, or there is a whole one; nothing has to be removed by hand. Into a folder
-    that is there only the move differs."""
-    root = scratch / "w"
-    words = ("-C", "new", "clone", "../far", ".") if empty else ("clone", "far", "new")
+    that is there only the move differs, with data what comes from its first piece on."""
+    root, empty, rows = scratch / "w", how == "into an empty folder", how == "with data"
+    words = ("-C", "new", "clone", "../far", ".") if empty else ("clone", "far", "new", *(["--data"] * rows))
 
     def begun() -> Path:
         copied(one, root)
@@ -311,14 +364,17 @@ def test_a_clone_is_killed_at_every_call(empty: bool, forks: Forks, one: Path, s
     calls = forks.calls(words, root, root)
     assert unsafe(within(calls), root, one) == []
     after, there = state(new), listed(root)
-    moving = next((at for at, call in enumerate(calls) if "/whole" in str(call)), 0)
-    assert bool(moving) is empty and len(calls) - moving > 20
-    for call in calls[moving:]:
+    differs = f"/{SNAPSHOTS}/" if rows else "/whole"
+    first = next((at for at, call in enumerate(calls) if differs in str(call)), 0)
+    assert bool(first) is (how != "anew") and len(calls) - first > 20
+    assert len(Workspace(new).snapshots.ids()) == rows
+    for call in calls[first:]:
         new = begun()
         assert forks.killed(words, root, call) or call.aside, f"{call} never came: {forks.said}"
         if not (new / ".llmos").exists():
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
         assert state(new) == after, f"killed before {call}"
+        assert len(Workspace(new).snapshots.ids()) == rows, f"killed before {call}"
         assert fsck(Workspace.find(new)).problems == (), f"killed before {call}"
         assert listed(root) - there <= {".new.cloning", ".new.cloning/whole"}, f"killed before {call}"
 
@@ -426,7 +482,8 @@ def listed(root: Path) -> set[str]:
 
 def seen(root: Path) -> dict[str, object]:
     """Every workspace of the copy, and all refs: what is in the remote is only reached by them."""
-    return {**{str(part): state(part) for part in (root, root / "clone")}, **refs_everywhere(root)}
+    states = {str(part): state(part) for part in (root, root / "clone")}
+    return {**states, **refs_everywhere(root), **rows_everywhere(root)}
 
 
 def damaged(root: Path) -> set[tuple[str, ...]]:
@@ -436,6 +493,12 @@ def damaged(root: Path) -> set[tuple[str, ...]]:
         found |= {(str(part), problem.where, problem.what) for problem in fsck(Workspace.find(part)).problems}
         found |= {(str(part), ref) for ref in torn(part)}
     return found
+
+
+def rows_everywhere(root: Path) -> dict[str, object]:
+    """Snapshots of data, by where they are."""
+    here = {f"{part}: rows": Workspace(root / part).snapshots.ids() for part in ("", "clone")}
+    return {**here, "far: rows": sorted(path.stem for path in (root / "far" / layout.SNAPSHOTS).glob("*.json"))}
 
 
 def refs_everywhere(root: Path) -> dict[str, str]:

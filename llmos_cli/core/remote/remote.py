@@ -176,6 +176,11 @@ class Remote:
     def has_run(self, run: str) -> bool:
         return self._is_in(self.runs, layout.run_name(run))
 
+    def files_of_run(self, run: str) -> dict[str, FileEntry]:
+        """Of one that is there."""
+        text = self.store.read(layout.run_name(run), hostile.MANIFEST_LIMIT)
+        return hostile.read_run(text or b"")[2]
+
     def names(self, folder: str) -> set[str]:
         """But for what an operating system puts everywhere, as in a workspace (`listing.py`)."""
         return {name for name in self.store.names(folder) if not f"/{name}".count("/.")}

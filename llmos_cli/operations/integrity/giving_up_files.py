@@ -1,6 +1,7 @@
-"""Accepting the loss of what a run was given: a file of its folder that nobody has any more as it was is given up by its path, as `fsck` tells it.
+"""Accepting the loss of a file of a run, by its path, as `fsck` tells it, where nobody has it any more as it was.
 
-The run says so itself, in a `kept` event. What stands there is set aside under its SHA-256; what the file was may turn up again, and counts then.
+What stands there is set aside under its SHA-256. Of what the run was given it says so itself, in a `kept` event, and what the file was may turn
+up again, and counts then. Of its events those stay that can be read, as they read now.
 """
 
 from __future__ import annotations
@@ -8,26 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmos_cli.core import aside, kept
+from llmos_cli.core import aside, atomic, kept
+from llmos_cli.core.endings import altered, closed_again, not_json
 from llmos_cli.core.journal import Journal
 from llmos_cli.core.listing import folders
+from llmos_cli.core.records import EVENTS
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Kept
 
 RUNS = "runs/"
 
 
 def named(ws: Workspace, names: Sequence[str]) -> list[str]:
-    """Those of the names that are files of runs; UsageError where one is what the run was given, NotFound where there is no such run."""
+    """Those of the names that are files of runs; UsageError where nothing is wrong with one, NotFound where there is no such run,
+    Conflict where it still writes."""
     found = [name for name in names if name.startswith(RUNS)]
     for each in found:
         if _wrong(ws, each) is None:
             raise UsageError(
-                f"{each} is what the run was given: there is nothing to give up",
+                f"nothing is wrong with {each}: there is nothing to give up",
                 hint="`llmos fsck` says what is damaged",
             )
+        _must_be_over(ws, each)
     return found
+
+
+def _must_be_over(ws: Workspace, where: str) -> None:
+    run, _, name = where.removeprefix(RUNS).partition("/")
+    record = ws.index.record(run)
+    if name == EVENTS and record is not None and record.alive:
+        raise Conflict(f"run {run} is still running, and writes there", hint=f"`llmos stop {run}` ends it")
 
 
 def accept(ws: Workspace, names: Sequence[str]) -> None:
@@ -43,13 +55,22 @@ def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
     if run not in folders(ws.root / RUNS):
         raise NotFound(f"there is no run {run}", hint="`llmos ps --all` lists every run")
     path = ws.root / RUNS / run
-    return (path, name) if name in dict(kept.wrong(path)) else None
+    wrong = _are_wrong(path / EVENTS) if name == EVENTS else name in dict(kept.wrong(path))
+    return (path, name) if wrong else None
+
+
+def _are_wrong(events: Path) -> bool:
+    text = events.read_bytes() if events.exists() else b""
+    return bool(altered(text) or not_json(text))
 
 
 def _give_up(ws: Workspace, run: Path, name: str) -> None:
     """Said once it is safe elsewhere, and then taken away: killed in between, it is damage still and given up again."""
     if (run / name).exists():
         aside.keep(ws.dot, run / name)
+    if name == EVENTS:
+        atomic.write_bytes(run / name, closed_again((run / name).read_bytes()), scratch=ws.dot / "tmp")
+        return
     if name in kept.expected(run):
         journal = Journal(run)
         journal.write(Kept({name: None}))

@@ -2,7 +2,7 @@
 
 First this workspace: the object store and other checkpoints, where they hold a copy of their own (after a reflink, or where
 the disk shares nothing; a hard link is the same damage). Then the remotes. Whole checkpoints that something names, and snapshots of
-data, come back from remotes. What runs were given is looked for in other runs too (`repairing_runs.py`). Refs come last (`repairing_refs.py`): what they named may just have come back.
+data, come back from remotes. What runs were given is looked for in other runs too, what they wrote on remotes alone (`repairing_runs.py`). Refs come last (`repairing_refs.py`): what they named may just have come back.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from llmos_cli.core import atomic, manifest, settings
@@ -50,7 +51,9 @@ def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> Iterator[R
                 yield Repaired(_where(checkpoint, name), source)
     yield from _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
     yield from _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
-    yield from repairing_runs.repaired(ws, problems, lambda entry, target: _good_copy(ws, entry, target, places))
+    copy = partial(_good_copy, ws, places=places)
+    yield from repairing_runs.repaired(ws, problems, copy)
+    yield from repairing_runs.repaired_events(ws, problems, copy, places)
     yield from repaired(ws)
     for each in places:
         each.store.close()

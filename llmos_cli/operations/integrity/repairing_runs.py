@@ -1,14 +1,19 @@
-"""Repairing what runs were given: files of that hash stand in `configs/`, in other runs and on remotes."""
+"""Repairing what runs have: what they were given stands in `configs/`, in other runs and on remotes, by its hash; what they wrote is on the
+remotes that they were sent to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from llmos_cli.core import atomic, kept
+from llmos_cli.core import aside, atomic, kept
+from llmos_cli.core.endings import altered, ends
 from llmos_cli.core.listing import folders
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
+from llmos_cli.core.records import EVENTS
+from llmos_cli.core.remote import hostile
+from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.problem import Problem, Repaired
 
@@ -25,6 +30,32 @@ def repaired(ws: Workspace, problems: Sequence[Problem], elsewhere: Copy) -> Ite
                 if source := _here(ws, where.name, entry, staged / "good") or elsewhere(entry, staged / "good"):
                     atomic.write_bytes(where, (staged / "good").read_bytes(), scratch=ws.dot / "tmp")
                     yield Repaired(each.where, source)
+
+
+def repaired_events(
+    ws: Workspace, problems: Sequence[Problem], elsewhere: Copy, places: Sequence[Remote]
+) -> Iterator[Repaired]:
+    """What is here is set aside first: of a run that went on since it was sent, a remote has less."""
+    runs = ws.root / "runs"
+    damaged = {each.run for each in problems if each.where == f"runs/{each.run}/{EVENTS}"}
+    alive = {each.id for each in ws.runs.alive()}
+    for run in sorted((damaged | {each for each in folders(runs) if not (runs / each / EVENTS).exists()}) - alive):
+        where = runs / run / EVENTS
+        for there in (there for there in places if there.has_run(run)):
+            with ws.stage() as staged:
+                source = elsewhere(there.files_of_run(run)[EVENTS], staged / "good")
+                if source and _is_as_long(staged / "good", where):
+                    aside.keep(ws.dot, where)
+                    atomic.write_bytes(where, (staged / "good").read_bytes(), scratch=ws.dot / "tmp")
+                    yield Repaired(f"runs/{run}/{EVENTS}", source)
+                    break
+
+
+def _is_as_long(good: Path, where: Path) -> bool:
+    """Sound, and the events of a run that ended as often as the one that is here."""
+    text = good.read_bytes()
+    sound = not altered(text) and hostile.wrong_events(good) is None
+    return sound and (not where.exists() or ends(text) == ends(where.read_bytes()))
 
 
 def _here(ws: Workspace, name: str, entry: FileEntry, target: Path) -> str | None:
