@@ -107,7 +107,8 @@ class Compressed:
         latency = [None if point.latency is None else f"{point.latency:.2f}x"] if timed else []
         weight = None if point.size is None else size(point.size)
         kl = None if point.kl is None else number(point.kl)
-        return [f"{point.cut:.0%}", f"{point.bits:.2f}", *latency, weight, kl, self._mark(point)]
+        bits = f"{point.bits:.2f}" if point.bits else None  # no format has codes for its layers
+        return [f"{point.cut:.0%}", bits, *latency, weight, kl, self._mark(point)]
 
     def _mark(self, point: Point) -> str:
         if point.chosen:
