@@ -44,10 +44,19 @@ def of(texts: Mapping[str, str]) -> Kept:
 
 
 def wrong(run: Path) -> Iterator[tuple[str, str]]:
-    """Names of files that are not what the run was given, and how that is said. Hashed before the events are read: who writes
-    one meanwhile has said so."""
-    there = {name: hash_file(run / name) for name in _names(run)}
-    said = expected(run)
+    """Names of files that are not what the run was given, and how that is said."""
+    there = hashed(run)
+    return differing(_events(run), there)
+
+
+def hashed(run: Path) -> Mapping[str, FileEntry]:
+    """What is there of what a run may be given; to be asked before its events are read: who writes a file meanwhile has said so."""
+    return {name: hash_file(run / name) for name in _names(run)}
+
+
+def differing(events: bytes, there: Mapping[str, FileEntry]) -> Iterator[tuple[str, str]]:
+    """As `wrong`, of events that were read already."""
+    said = _said(events)
     for name in sorted({*said, *there} if said else ()):
         is_ours = name in said or not name.startswith(f"{CONFIGS}/.")  # an operating system's, as everywhere
         if is_ours and (what := _wrong(said.get(name, ()), there.get(name))):
@@ -69,8 +78,12 @@ def _before_given_up(said: Sequence[FileEntry | None]) -> Sequence[FileEntry | N
 
 def expected(run: Path) -> Said:
     """All that its events say of each name, oldest first; nothing of a run of before."""
+    return _said(_events(run))
+
+
+def _said(events: bytes) -> Said:
     found: dict[str, list[FileEntry | None]] = {}
-    for line in _events(run).split(b"\n"):
+    for line in events.split(b"\n"):
         # Hardly any line is one of these, and a long run has very many.
         event = parse(line) if b'"kept"' in line else None
         for name, entry in event["files"].items() if event and event["event"] == "kept" else ():

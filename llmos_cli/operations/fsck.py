@@ -275,12 +275,13 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
         if not path.is_file():
             yield Problem(f"runs/{name}", f"has no {records.EVENTS}")
             continue
+        given = kept.hashed(path.parent)
         text, where = path.read_bytes(), f"runs/{name}/{records.EVENTS}"
         if altered(text):
             yield Problem(where, EDITED, run=name)
         if bad := not_json(text):
             yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
-        for file, what in kept.wrong(path.parent):
+        for file, what in kept.differing(text, given):
             yield Problem(f"runs/{name}/{file}", what, run=name)
 
 
