@@ -53,8 +53,11 @@ class Database:
         self._connected(self._open_in_memory, again=True)
 
     def begin_anew(self) -> None:
-        """With an empty file; in memory where nothing may be written."""
-        self._connected(self._open_in_memory if access.read_only() else self._open_anew, again=True)
+        """With an empty file; in memory where nothing may be written, or can be."""
+        try:
+            self._connected(self._open_in_memory if access.read_only() else self._open_anew, again=True)
+        except sqlite3.DatabaseError:
+            self.live_in_memory()
 
     def _connected(self, opened: Callable[[], sqlite3.Connection], *, again: bool = False) -> sqlite3.Connection:
         """The connection of this process: one must not be carried over a fork."""

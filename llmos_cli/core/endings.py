@@ -19,6 +19,7 @@ EDITED = "was edited: it is not what the run had written when it ended"
 _HASH = b', "sha256": "'
 _BYTES = b', "bytes": '
 _ENDED = b'{"event": "ended"'
+_EVIDENCE = ("metric", "proven")
 _KNOWN = {"event", "at", "status", "exit_code", "message"}
 """Keys of an end without a hash."""
 
@@ -45,14 +46,14 @@ def not_json(text: bytes) -> list[int]:
 
 
 def closed_again(text: bytes) -> bytes:
-    """What can be read of a file that was edited, with ends that have the hash of that."""
+    """What can be read of a file that was edited, with ends that have the hash of that; what was measured is proven no more, and goes."""
     told = b""
     for line in text.split(b"\n")[:-1]:
         event = _parsed(line)
         if event is not None and event.get("event") == "ended":
             end = json.dumps({key: value for key, value in event.items() if key not in ("bytes", "sha256")}) + "\n"
             told += closed(end, told).encode()
-        elif event is not None:
+        elif event is not None and event.get("event") not in _EVIDENCE:
             told += line + b"\n"
     return told
 

@@ -77,4 +77,6 @@ _AGAIN = "`llmos sign` makes a new one; `llmos fetch` brings that of a remote on
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "what it signs is not text"
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)[:80]

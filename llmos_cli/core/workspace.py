@@ -255,7 +255,14 @@ class Workspace:
             from llmos_cli.core.lost import missing
 
             raise missing(self.root, checkpoint)
-        return manifest.read(self.checkpoints / checkpoint)
+        try:
+            return manifest.read(self.checkpoints / checkpoint)
+        except Corrupt:
+            if checkpoint not in self.lost:
+                raise
+            from llmos_cli.core.lost import missing
+
+            raise missing(self.root, checkpoint) from None
 
     def checkpoint(self, rev: str = "HEAD") -> Checkpoint:
         """A checkpoint to be read: Corrupt where a file is missing, has another size, or changed since it was last good."""

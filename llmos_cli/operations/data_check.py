@@ -113,7 +113,7 @@ class DataCheckResult:
         if failed:
             raise GateFailed(
                 f"the data does not pass: {'; '.join(f'{each.requirement!r} ({each.reason})' for each in failed)}",
-                hint="`data.mask_pii: true` masks personal data wherever it is read"
+                hint="this looks at the rows as they are; `data.mask_pii: true` masks them for all that reads them after"
                 if any(each.requirement.startswith("pii") for each in failed)
                 else f"what can be required: {', '.join(self.metrics)}",
             )

@@ -9,32 +9,31 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import kept, manifest, records, settings, signatures
+from llmos_cli.core import kept, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.endings import EDITED, altered, not_json
 from llmos_cli.core.listing import folders
-from llmos_cli.core.objects import hash_file
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations.audit import audited, told_break
 from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.integrity import giving_up_files
 from llmos_cli.operations.integrity.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
-from llmos_cli.operations.integrity.giving_up import GivenUp, accept, given_up, lost_ones, tidy
+from llmos_cli.operations.integrity.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
 from llmos_cli.operations.integrity.problem import Problem, Repaired, more, readable
 from llmos_cli.operations.integrity.refs import operations, refs
 from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import Denied, denied, share_again
 from llmos_cli.operations.integrity.strangers import strangers
-from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs
+from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
 _INDEX_DIFFERED = {
@@ -130,8 +129,8 @@ def fsck(
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
     repaired: list[Repaired] = []
     with _telling(repaired, emit):
-        if repair or lost or files:
-            _put_back(ws, found, repaired, emit)
+        unasked = _put_back(ws, found, repaired, emit) if repair or lost or files else []
+        _must_be_nowhere(ws, lost, unasked)
         accept(ws, lost)
         giving_up_files.accept(ws, files)
         again = _checked(ws, key_file, emit)
@@ -151,17 +150,30 @@ def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
         raise
 
 
-def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> None:
+def _must_be_nowhere(ws: Workspace, lost: Sequence[str], unasked: Sequence[str]) -> None:
+    """What a remote may have is not given up because nobody could ask it."""
+    if unasked and any(what_is_lost(ws, each) for each in lost):
+        names = " and ".join(unasked)
+        raise Conflict(
+            f"{names} could not be asked whether what would be given up is there: nothing was",
+            hint=f"try again once it can be reached; `llmos remote rm {unasked[0]}` if it is gone for good",
+        )
+
+
+def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> list[str]:
+    """The names of remotes that could not be asked."""
     from llmos_cli.operations.integrity.repairing import repair  # here: it knows remotes, and is seldom needed
 
+    unasked: list[str] = []
     whole = found.unshared.keys() - {each.checkpoint for each in found.problems}
     try:
-        for each in repair(ws, found.problems, emit) if found.problems else ():
+        for each in repair(ws, found.problems, emit, unasked) if found.problems else ():
             repaired.append(each)
         repaired += share_again(ws, whole, emit)
     finally:
         if repaired:
             ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
+    return unasked
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
@@ -253,19 +265,8 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
         where = f"{folder.relative_to(ws.root)}/{name}"
         if name not in signed:
             yield Problem(where, "is not a signature: llmos did not put it there")
-        elif what := _wrong_signature(ws, signed[name]):
+        elif what := wrong_signature(ws, signed[name]):
             yield Problem(where, what, signed[name])
-
-
-def _wrong_signature(ws: Workspace, checkpoint: str) -> str:
-    path = ws.checkpoints / checkpoint / manifest.NAME
-    try:
-        bundle = signatures.parse(signatures.read(ws.dot, checkpoint) or "", "it")
-    except Corrupt as error:
-        return error.message
-    if path.is_file() and bundle.files.get(manifest.NAME) != hash_file(path).sha256:
-        return "is the signature of another checkpoint"
-    return ""
 
 
 def _runs(ws: Workspace) -> Iterator[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from llmos_cli.core import access
 from llmos_cli.core.atomic import write_text
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import DOT, Workspace
+from llmos_cli.errors import LlmosError
 from llmos_cli.operations import templates
 from llmos_cli.operations.trust import TrustedFile, named_code
 
@@ -51,9 +54,24 @@ def init(directory: Path, template: str, *, shared: str | None = None, dry_run: 
         access.give_to_group([root, root / DOT], shared)
         access.work_as_group(root)
     new = [name for name in texts if not (root / name).exists()]
-    if not dry_run:
-        for name in new:
-            write_text(root / name, texts[name], scratch=root / DOT / "tmp")
-    workspace = Workspace(root) if dry_run else Workspace.create(root)  # last: before it, `init` can be run again
+    workspace = Workspace(root) if dry_run else _made(root, {name: texts[name] for name in new})
     kept = tuple(sorted(set(texts) - set(new)))
     return InitResult(os.path.relpath(root), template, tuple(new), kept, tuple(named_code(workspace)))
+
+
+def _made(root: Path, texts: Mapping[str, str]) -> Workspace:
+    """All of it, or nothing that was not there before: configs that a full disk cut off are nobody's."""
+    before = {path.name for path in root.iterdir()} if root.is_dir() else None
+    try:
+        for name, text in texts.items():
+            write_text(root / name, text, scratch=root / DOT / "tmp")
+        return Workspace.create(root)  # last: before it, `init` can be run again
+    except (LlmosError, KeyboardInterrupt):
+        for name in texts:
+            (root / name).unlink(missing_ok=True)
+        for path in root.iterdir() if root.is_dir() else ():
+            if path.name not in (before or ()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if before is None and root.is_dir():
+            root.rmdir()
+        raise

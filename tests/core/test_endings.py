@@ -70,7 +70,7 @@ def test_of_a_run_that_went_on_since_it_was_sent_a_remote_has_too_little(ws, com
 
 
 def test_what_was_edited_is_given_up_by_name(ws, commit, llmos, monkeypatch):
-    """It stays as it reads now, what cannot be read goes, and what was there is kept."""
+    """What happened stays as it reads now; what was measured is proven no more, and what cannot be read goes. What was there is kept."""
     checkpoint = commit(a="1")
     path = ws.root / "runs" / measured(ws, checkpoint.id) / "events.jsonl"
     where = str(path.relative_to(ws.root))
@@ -82,7 +82,7 @@ def test_what_was_edited_is_given_up_by_name(ws, commit, llmos, monkeypatch):
     told = llmos("fsck", "--repair")
     assert told.code == 5 and f"`llmos fsck --accept-loss {where}`" in told.err
     assert llmos("fsck", "--accept-loss", where).code == 0 and llmos("fsck").code == 0
-    assert ws.index.metrics(checkpoint.id)["loss", "test"].value == 0.5
+    assert Workspace.find(ws.root).index.metrics(checkpoint.id) == {}
     assert b"half of" not in path.read_bytes() and ws.runs.find(path.parent.name).status == "done"
     assert [each.read_bytes() for each in (ws.dot / "aside").iterdir()] == [edited]
     assert f"fsck --accept-loss {where}" in llmos("audit", "-n", "1").out
@@ -96,6 +96,18 @@ def test_what_a_run_still_writes_is_not_given_up(ws, llmos, monkeypatch):
         refused = llmos("fsck", "--accept-loss", f"runs/{run.id}/events.jsonl")
         assert refused.code == 6 and "is still running" in refused.err
         path.write_bytes(path.read_bytes()[2:])
+
+
+def test_what_was_edited_is_sent_to_nobody(ws, commit, llmos, monkeypatch, tmp_path):
+    run = measured(ws, commit(a="1").id)
+    path = ws.root / "runs" / run / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"1.5", b"0.5"))
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    monkeypatch.chdir(ws.root)
+    told = llmos("push", "--all")
+    assert told.code == 0 and f"run {run} stays here: events.jsonl was edited" in told.err
+    clone(str(tmp_path / "far"), tmp_path / "copy")
+    assert run not in [each.id for each in Workspace.find(tmp_path / "copy").runs.list()]
 
 
 def test_every_byte_of_it(ws, commit):

@@ -25,6 +25,7 @@ from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.init import init
 from llmos_cli.operations.push import push
 from llmos_cli.operations.tag import tag
 from tests.core.killing import commit, state
@@ -150,6 +151,38 @@ class TestADiskThatEnds:
             assert fsck(Workspace.find(ws.root)).problems == ()
             assert fsck(Workspace.find(disk / "copy")).problems == ()
             assert sorted(disk.iterdir()) == sorted([disk / "copy", *(path for path in there if path != ballast)])
+
+
+class TestABeginningThatDoesNotFit:
+    pytestmark = mounts
+
+    @pytest.mark.parametrize("room", range(4096, 65_536, 8192))
+    def test_it_leaves_nothing_of_its_own(self, room: int, tmp_path: Path) -> None:
+        """The configs of a template that a full disk cut off would be taken for the user's."""
+        with in_memory(tmp_path) as disk:
+            (disk / "mine" / "configs").mkdir(parents=True)
+            (disk / "mine" / "configs" / "train.yaml").write_text("seed: 1\n")
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / "ballast").write_bytes(bytes(free - room))
+            for place in ("new", "mine"):
+                before = sorted(disk.rglob("*"))
+                try:
+                    init(disk / place, "causal-lm")
+                except LlmosError as error:
+                    assert "the disk is full" in error.message and sorted(disk.rglob("*")) == before
+                else:
+                    assert fsck(Workspace.find(disk / place)).problems == ()
+
+    def test_an_index_that_cannot_be_made_anew_is_made_in_memory(self, tmp_path: Path) -> None:
+        with in_memory(tmp_path) as disk:
+            ws = begun(disk / "w")
+            commit(ws, (), model="small")
+            ws.index.entries()
+            events = next((ws.root / "runs").glob("*/events.jsonl"))
+            events.write_text(events.read_text().replace('"saved"', '"saver"'))
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / "ballast").write_bytes(bytes(free))
+            assert next(each.where for each in fsck(Workspace.find(ws.root)).problems).endswith("events.jsonl")
 
 
 class TestARemoteThatEnds:

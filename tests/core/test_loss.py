@@ -66,6 +66,8 @@ def test_what_is_given_up_is_in_nobodys_way(ws, three, commit, tmp_path, what):
         (second.id, "checkpoint")
     ]
     assert not fsck(anew(ws)).index_differed
+    with pytest.raises(NotFound, match="was given up"):
+        show(anew(ws), second.id)
     assert [each.name for each in gc(ws, expire="now", window="now").garbage if each.kind == "checkpoint"] == [stray.id]
     assert line(ws) == [third.id, second.id, first.id] and third.path.is_dir() and first.path.is_dir()
     backup(anew(ws))
@@ -294,3 +296,23 @@ def test_a_remote_gives_up_nothing_that_is_here(ws, three, tmp_path):
     (Path(tmp_path / "far") / "lost" / f"{three[1].id}.json").write_text("{}")
     with pytest.raises(Corrupt, match="makes no sense"):
         clone(str(tmp_path / "far"), tmp_path / "another")
+
+
+def test_what_a_remote_may_have_is_not_given_up_unasked(ws, three, tmp_path, llmos, monkeypatch):
+    """A disk that is not mounted is an empty folder: nobody says that it has nothing."""
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    (tmp_path / "far").rename(tmp_path / "unmounted")
+    bitten(three[1])
+    monkeypatch.chdir(ws.root)
+    asked = llmos("fsck", "--repair")
+    assert asked.code == 5 and "origin was not asked: nothing is at" in asked.err
+    refused = llmos("fsck", "--accept-loss", three[1].id[:12])
+    assert refused.code == 6 and "origin could not be asked" in refused.err and "remote rm origin" in refused.err
+    assert not anew(ws).lost.all()
+    (tmp_path / "unmounted").rename(tmp_path / "far")
+    assert "repaired" in llmos("fsck", "--repair").out
+    bitten(three[1])
+    (tmp_path / "far").rename(tmp_path / "gone")
+    assert llmos("remote", "rm", "origin").code == 0
+    assert llmos("fsck", "--accept-loss", three[1].id[:12]).code == 0

@@ -105,6 +105,11 @@ def test_each_reason_is_told(verbs: Workspace, llmos):
     assert planned("base") == "would run: train.max_steps was 2 and is 3" and planned("judge") == "may run: after base"
     (verbs.root / "llmos.yaml").write_text(text.replace("1.5 * base", "1.25 * base"))
     assert planned("judge").startswith("would run: eval.require was") and planned("base") == "fresh: "
+    assert "1.5 * base" in planned("judge") and "1.25 * base" in planned("judge"), planned("judge")
+    (verbs.root / "llmos.yaml").write_text(
+        text.replace('["loss <= 1.5 * base"]', '["loss <= 1.5 * base", "loss <= 9"]')
+    )
+    assert planned("judge") == "would run: eval.require has ['loss <= 9'] too"
     (verbs.root / "llmos.yaml").write_text(text)
     (verbs.root / "data.csv").write_text("edited")
     told = llmos("run", "--dry-run", "--json").json["stages"][0]

@@ -197,6 +197,20 @@ def test_a_signature_is_of_its_own_checkpoint_only(ws, model, keys, llmos: Llmos
     assert [problem.what for problem in fsck(ws).problems] == ["is the signature of another checkpoint"]
 
 
+@pytest.mark.parametrize(
+    "harm", [lambda text: text + "x", lambda text: text.replace('"payload":"', '"payload":"AAAA'), lambda _: "\xff"]
+)
+def test_a_signature_that_is_none_any_more_comes_back_from_the_log(ws, model, keys, llmos: Llmos, harm) -> None:
+    sign(ws, key=keys / "key.pem")
+    good = kept(ws, model).read_text()
+    kept(ws, model).chmod(0o644)
+    kept(ws, model).write_text(harm(good))
+    assert "codec" not in llmos("fsck").out
+    told = llmos("fsck", "--repair")
+    assert told.code == 0 and "from the log of operations" in told.out
+    assert kept(ws, model).read_text() == good and llmos("verify", "--key", keys / "key.pub").code == 0
+
+
 def test_keys_are_opened_by_a_password_and_never_told(ws, model, keys, tmp_path, llmos: Llmos, monkeypatch) -> None:
     sealed = tmp_path / "sealed.pem"
     key = serialization.load_pem_private_key((keys / "key.pem").read_bytes(), None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import kept, signatures
+from llmos_cli.core.endings import EDITED, altered
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.names import wrong
@@ -191,7 +192,9 @@ def _is_sound(ws: Workspace, record: RunRecord) -> bool:
 def wrong_run(record: RunRecord) -> str | None:
     """Why others would not believe it: its events (a disk that was full may have cut a line off, and all of the remote would be refused),
     or its files, which are not what it was given. None where they would."""
-    return hostile.wrong_events(record.path / EVENTS) or next(map(" ".join, kept.wrong(record.path)), None)
+    events = record.path / EVENTS
+    edited = f"{EVENTS} {EDITED}" if altered(events.read_bytes()) else None
+    return hostile.wrong_events(events) or edited or next(map(" ".join, kept.wrong(record.path)), None)
 
 
 def everything(

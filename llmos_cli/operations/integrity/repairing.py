@@ -19,7 +19,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
-from llmos_cli.core.refs import SNAPSHOTS
+from llmos_cli.core.refs import REMOTES, SNAPSHOTS
 from llmos_cli.core.remote import layout, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.snapshots import Snapshot
@@ -34,11 +34,13 @@ from llmos_cli.operations.strays import move_out
 from llmos_cli.operations.summary import SHORT
 
 
-def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> Iterator[Repaired]:
-    """Each as it is done. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
+def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit, unasked: list[str]) -> Iterator[Repaired]:
+    """Each as it is done; into `unasked` come the names of remotes that could not be asked. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
     files is taken from here."""
     yield from _settings(ws)
-    places = [there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit)) is not None]
+    places = [
+        there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit, unasked)) is not None
+    ]
     _forget_damaged_objects(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
@@ -69,14 +71,22 @@ def _settings(ws: Workspace) -> list[Repaired]:
     return [Repaired(settings.NAME, "the log of operations" if known else "what `llmos init` writes there")]
 
 
-def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit) -> Remote | None:
-    """A remote that cannot be reached today is no reason not to look in the others."""
+def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit, unasked: list[str]) -> Remote | None:
+    """A remote that cannot be reached today is no reason not to look in the others. One that had branches and has nothing is not there
+    either: a folder where no disk is mounted looks like a new remote."""
     try:
         there = remotes.opened(ws, place)
-        return there if there.is_begun else None
+        if there.is_begun:
+            return there
+        why = (
+            f"nothing is at {place.url}, and it had branches" if list(ws.refs.names(f"{REMOTES}{place.name}/")) else ""
+        )
     except LlmosError as error:
-        emit(Note(f"{place.name} was not asked: {error.message}", "warning"))
-        return None
+        why = error.message
+    if why:
+        emit(Note(f"{place.name} was not asked: {why}", "warning"))
+        unasked.append(place.name)
+    return None
 
 
 def _checkpoints(ws: Workspace, lost: set[str], places: Sequence[Remote], emit: Emit) -> Iterator[Repaired]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos_cli.core import lines, signatures
+from llmos_cli.core import lines, manifest, signatures
 from llmos_cli.core.listing import folders
+from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import parse
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
 from llmos_cli.operations.integrity.problem import Problem, readable
 
 _SIGNED = f".llmos/{signatures.FOLDER}/".encode()
@@ -44,7 +46,7 @@ def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:
 
 
 def lost_signatures(ws: Workspace) -> dict[str, str]:
-    """Checkpoints that are here, and the signatures that the log of operations says they have and that are gone."""
+    """Checkpoints that are here, and the signatures that the log of operations says they have and that are gone, or none any more."""
     texts: dict[str, str | None] = {}
     for line in lines.read(ws.oplog.path):
         if (_SIGNED in line or b'"collects"' in line) and (operation := parse(line)) is not None:
@@ -53,11 +55,24 @@ def lost_signatures(ws: Workspace) -> dict[str, str]:
     return {
         signed: text
         for signed, text in texts.items()
-        if text and (ws.checkpoints / signed).is_dir() and not signatures.path(ws.dot, signed).exists()
+        if text and (ws.checkpoints / signed).is_dir() and wrong_signature(ws, signed)
     }
+
+
+def wrong_signature(ws: Workspace, signed: str) -> str:
+    """What can be told without a key; empty where it is a signature, and of the checkpoint that it is named after."""
+    path = ws.checkpoints / signed / manifest.NAME
+    try:
+        bundle = signatures.parse(signatures.read(ws.dot, signed) or "", "it")
+    except Corrupt as error:
+        return error.message
+    if path.is_file() and bundle.files.get(manifest.NAME) != hash_file(path).sha256:
+        return "is the signature of another checkpoint"
+    return ""
 
 
 def missing_signatures(ws: Workspace) -> Iterator[Problem]:
     for signed in lost_signatures(ws):
-        where = str(signatures.path(ws.dot, signed).relative_to(ws.root))
-        yield Problem(where, "is missing, and the log of operations says that it is there", signed)
+        where = str((path := signatures.path(ws.dot, signed)).relative_to(ws.root))
+        if not path.exists():  # one that is damaged is told where signatures are read
+            yield Problem(where, "is missing, and the log of operations says that it is there", signed)

@@ -181,6 +181,18 @@ def _sentence(section: str, key: str, before: Any, after: Any) -> str:
         return f"{key.removeprefix(PREFIX)} is another checkpoint"
     if key == "llmos":
         return "llmos is another one"
+    if isinstance(before, list) and isinstance(after, list):
+        return _listed(key, before, after)
+    return f"{key} was {_short(before)} and is {_short(after)}"
+
+
+def _listed(key: str, before: list[Any], after: list[Any]) -> str:
+    """What both have tells nothing, and would leave no room for the rest."""
+    gone, new = ([each for each in these if each not in those] for these, those in ((before, after), (after, before)))
+    if gone and new:
+        return f"{key} was {_short(gone)} and is {_short(new)}"
+    if gone or new:
+        return f"{key} has {_short(new)} too" if new else f"{key} has {_short(gone)} no more"
     return f"{key} was {_short(before)} and is {_short(after)}"
 
 
