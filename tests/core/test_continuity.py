@@ -183,3 +183,9 @@ def test_what_was_moved_by_hand_is_an_operation_of_its_own(ws: Workspace, ids: l
     assert ws.refs.read(ref) == before and told(ws) == []
     tag(ws, "after")
     assert [each.name for each in ws.oplog.operations()][-1] == "tag after"
+
+
+def test_nobody_is_told_to_take_away_what_a_lost_operation_may_have_made(ws: Workspace, ids: list[str]) -> None:
+    without(ws, "tag base")
+    found = next(each for each in told(ws) if each.startswith(f"{TAGS}base"))
+    assert found == f"{TAGS}base: no operation that is still in the log made it"

@@ -88,6 +88,17 @@ def test_what_was_edited_is_given_up_by_name(ws, commit, llmos, monkeypatch):
     assert f"fsck --accept-loss {where}" in llmos("audit", "-n", "1").out
 
 
+def test_a_run_whose_events_are_gone_goes_as_is_said(ws, commit, llmos, monkeypatch, tmp_path):
+    checkpoint = commit(a="1")
+    run, _ = ws.index.makers(checkpoint.id)[0]
+    (ws.root / "runs" / run / "events.jsonl").unlink()
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck", "--accept-loss", f"runs/{run}/events.jsonl")
+    assert told.code == 4 and f"move runs/{run} out of the workspace" in told.err
+    (ws.root / "runs" / run).rename(tmp_path / run)
+    assert llmos("fsck", "--repair").code == 0
+
+
 def test_what_a_run_still_writes_is_not_given_up(ws, llmos, monkeypatch):
     monkeypatch.chdir(ws.root)
     with ws.begin("eval", config={}) as run:

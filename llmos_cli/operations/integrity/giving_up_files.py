@@ -19,6 +19,7 @@ from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Kept
 
 RUNS = "runs/"
+_TAKE_AWAY = "`llmos fsck --repair` takes it from a remote that has the run; where none has, move runs/{run} out of the workspace, and the same ends it"
 
 
 def named(ws: Workspace, names: Sequence[str]) -> list[str]:
@@ -55,6 +56,8 @@ def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
     if run not in folders(ws.root / RUNS):
         raise NotFound(f"there is no run {run}", hint="`llmos ps --all` lists every run")
     path = ws.root / RUNS / run
+    if name == EVENTS and not (path / EVENTS).exists():
+        raise NotFound(f"{where} is gone: nothing of it is left to keep", hint=_TAKE_AWAY.format(run=run))
     wrong = _are_wrong(path / EVENTS) if name == EVENTS else name in dict(kept.wrong(path))
     return (path, name) if wrong else None
 

@@ -71,7 +71,7 @@ def operations(ws: Workspace) -> Iterator[Problem]:
             stands = f"; {other} stands in its way" if other else ""
             left = f"the last operation on it (`{name}`) left it at {told(value, now)}{stands}"
             yield Problem(ref, f"is at {told(now, value)}, and {left}")
-    yield from _made_by_none(ws, set(last))
+    yield from _made_by_none(ws, set(last), bool(continuity.missing(logged, ws.oplog.audit)))
     yield from _head_by_hand(ws, set(last))
     yield from _edited(ws, logged)
     if unread := ws.oplog.unreadable():
@@ -84,11 +84,13 @@ def _edited(ws: Workspace, logged: Sequence[Operation]) -> Iterator[Problem]:
         yield Problem(flaw.ref or ".llmos/operations.jsonl", flaw.what, flaw.value)
 
 
-def _made_by_none(ws: Workspace, moved: set[str]) -> Iterator[Problem]:
+def _made_by_none(ws: Workspace, moved: set[str], some_are_lost: bool) -> Iterator[Problem]:
+    """Where operations are missing from the log, one of those may have: then nobody is told to take a good name away."""
     known = moved | {_cloned_to(ws)}
     for ref in (prefix + name for prefix in MOVED for name in sorted(ws.refs.names(prefix))):
         if ref not in known and not readable(ws, ref)[1]:
-            yield Problem(ref, f"no operation made it{_way_out(ref)}")
+            made_by_none = f"no operation made it{_way_out(ref)}"
+            yield Problem(ref, "no operation that is still in the log made it" if some_are_lost else made_by_none)
 
 
 def _way_out(ref: str) -> str:
