@@ -45,6 +45,7 @@ def backup(ws: Workspace, remote: str | None = None, *, dry_run: bool = False, e
     still = nullcontext() if ws.oplog.rehearsing else ws.snapshots.still(ws.emit)
     with remotes.turn(ws, place), still, ws.stage() as folder:
         there = remotes.opened(ws, place)
+        remotes.must_not_be_missing(ws, there)
         also = _declared(ws, emit)
         files, left_out = backups.copied(ws, folder, also), backups.left_out(ws, also)
         made, entries = backups.described(ws, files, folder, backups.checkpoints(ws, there))

@@ -48,6 +48,7 @@ def push(
     wanted = _all(ws) if everything else _named(ws, revs or (HEAD,))
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
+        remotes.must_not_be_missing(ws, there)
         known = there.refs()
         moves = list(
             _moves(ws, there, known, {**wanted, **_tags(ws, wanted, known)}, set(wanted), force=force, emit=emit)

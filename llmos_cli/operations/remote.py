@@ -190,6 +190,20 @@ def opened(ws: Workspace, place: RemoteSettings) -> Remote:
     return Remote(place.name, place.url, transports.open_store(place.url, ws.root, _identity(ws)), key)
 
 
+def is_missing(ws: Workspace, there: Remote) -> bool:
+    """Whether it had branches when it was last heard of, and has nothing: a folder where no disk is mounted looks like a new remote."""
+    return not there.is_begun and any(True for _ in ws.refs.names(f"{REMOTES}{there.name}/"))
+
+
+def must_not_be_missing(ws: Workspace, there: Remote) -> None:
+    """NotFound rather than beginning it anew, half filled, where nobody would look for the rest."""
+    if is_missing(ws, there):
+        raise NotFound(
+            f"nothing is at {there.url}, and {there.name} had branches",
+            hint=f"is its disk mounted? Where it is gone for good, `llmos remote rm {there.name}` and `remote add` begin it anew",
+        )
+
+
 def turn(ws: Workspace, place: RemoteSettings) -> AbstractContextManager[None]:
     """One push or fetch of a remote at a time: they share what is unfinished."""
     if ws.oplog.rehearsing:

@@ -310,6 +310,9 @@ def test_what_a_remote_may_have_is_not_given_up_unasked(ws, three, tmp_path, llm
     refused = llmos("fsck", "--accept-loss", three[1].id[:12])
     assert refused.code == 6 and "origin could not be asked" in refused.err and "remote rm origin" in refused.err
     assert not anew(ws).lost.all()
+    for words in (["push", "--all"], ["backup"]):
+        begun = llmos(*words)
+        assert begun.code == 4 and "is its disk mounted?" in begun.err and not (tmp_path / "far").exists()
     (tmp_path / "unmounted").rename(tmp_path / "far")
     assert "repaired" in llmos("fsck", "--repair").out
     bitten(three[1])

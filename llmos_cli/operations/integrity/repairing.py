@@ -19,7 +19,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
-from llmos_cli.core.refs import REMOTES, SNAPSHOTS
+from llmos_cli.core.refs import SNAPSHOTS
 from llmos_cli.core.remote import layout, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.snapshots import Snapshot
@@ -72,15 +72,12 @@ def _settings(ws: Workspace) -> list[Repaired]:
 
 
 def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit, unasked: list[str]) -> Remote | None:
-    """A remote that cannot be reached today is no reason not to look in the others. One that had branches and has nothing is not there
-    either: a folder where no disk is mounted looks like a new remote."""
+    """A remote that cannot be reached today is no reason not to look in the others."""
     try:
         there = remotes.opened(ws, place)
         if there.is_begun:
             return there
-        why = (
-            f"nothing is at {place.url}, and it had branches" if list(ws.refs.names(f"{REMOTES}{place.name}/")) else ""
-        )
+        why = f"nothing is at {place.url}, and it had branches" if remotes.is_missing(ws, there) else ""
     except LlmosError as error:
         why = error.message
     if why:
