@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core import access
+from llmos_cli.core import access, settings
 from llmos_cli.core.atomic import write_text
+from llmos_cli.core.refs import HEAD
 from llmos_cli.core.view import Group, Line, Lines, Span, View
 from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.errors import LlmosError
@@ -22,6 +24,7 @@ GITIGNORE = """\
 /checkpoints/
 /runs/
 """
+_FOLDERS = ("configs", "checkpoints", "runs")
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,24 @@ def init(directory: Path, template: str, *, shared: str | None = None, dry_run: 
 
 def _made(root: Path, texts: Mapping[str, str]) -> Workspace:
     """All of it, or nothing that was not there before: configs that a full disk cut off are nobody's."""
-    before = {path.name for path in root.iterdir()} if root.is_dir() else None
+    before = {name for name in ("", DOT, settings.NAME, *_FOLDERS) if (root / name).exists()}
     try:
         for name, text in texts.items():
             write_text(root / name, text, scratch=root / DOT / "tmp")
         return Workspace.create(root)  # last: before it, `init` can be run again
     except (LlmosError, KeyboardInterrupt):
-        for name in texts:
-            (root / name).unlink(missing_ok=True)
-        for path in root.iterdir() if root.is_dir() else ():
-            if path.name not in (before or ()):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if before is None and root.is_dir():
-            root.rmdir()
+        if not (root / DOT / HEAD).exists():  # or somebody else began it meanwhile, and it is theirs
+            _take_away(root, texts, before)
         raise
+
+
+def _take_away(root: Path, files: Iterable[str], before: Set[str]) -> None:
+    """What `_made` left, and no file that anybody else put there meanwhile."""
+    for name in (*files, *({settings.NAME} - before)):
+        (root / name).unlink(missing_ok=True)
+    if DOT not in before:
+        shutil.rmtree(root / DOT, ignore_errors=True)
+    for name in (*_FOLDERS, ""):
+        if name not in before:
+            with suppress(OSError):  # it was not made yet, or holds somebody's file
+                (root / name).rmdir()

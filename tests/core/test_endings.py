@@ -55,6 +55,21 @@ def test_what_was_edited_comes_back_from_a_remote_that_it_was_sent_to(ws, commit
         assert path.read_bytes() == good and ws.index.metrics(checkpoint.id)["loss", "test"].value == 1.5
 
 
+@pytest.mark.parametrize("says", ["nonsense", '{"run": "RUN", "checkpoint": "", "tree": {}}'])
+def test_a_remote_that_says_nonsense_of_a_run_repairs_nothing(ws, commit, llmos, monkeypatch, tmp_path, says):
+    run = measured(ws, commit(a="1").id)
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    there = next(path for path in (tmp_path / "far" / "runs").iterdir() if run in path.name)
+    there.chmod(0o644)
+    there.write_text(says.replace("RUN", run))
+    path = ws.root / "runs" / run / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"1.5", b"0.5"))
+    monkeypatch.chdir(ws.root)
+    told = llmos("fsck", "--repair")
+    assert told.code == 5 and "unexpectedly" not in told.err and "was edited" in told.out
+
+
 def test_of_a_run_that_went_on_since_it_was_sent_a_remote_has_too_little(ws, commit, llmos, monkeypatch, tmp_path):
     path = ws.root / "runs" / measured(ws, commit(a="1").id) / "events.jsonl"
     remotes.add(ws, "origin", str(tmp_path / "far"))

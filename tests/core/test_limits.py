@@ -173,6 +173,30 @@ class TestABeginningThatDoesNotFit:
                 else:
                     assert fsck(Workspace.find(disk / place)).problems == ()
 
+    def test_it_takes_nothing_that_came_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that somebody puts there, and a workspace that somebody else begins."""
+        made, root = Workspace.create, tmp_path / "w"
+
+        def full(place: Path) -> Workspace:
+            (place / "configs" / "mine.yaml").write_text("seed: 1\n")
+            (place / "notes.txt").write_text("mine")
+            raise LlmosError("the disk is full", hint="free some space")
+
+        monkeypatch.setattr(Workspace, "create", full)
+        with pytest.raises(LlmosError):
+            init(root, "causal-lm")
+        files = [path for path in root.rglob("*") if path.is_file()]
+        assert sorted(path.name for path in files) == ["mine.yaml", "notes.txt"]
+
+        def begun_elsewhere(place: Path) -> Workspace:
+            made(place)
+            return made(place)
+
+        monkeypatch.setattr(Workspace, "create", begun_elsewhere)
+        with pytest.raises(LlmosError):
+            init(root, "causal-lm")
+        assert fsck(Workspace.find(root)).problems == () and (root / "configs" / "train.yaml").exists()
+
     def test_an_index_that_cannot_be_made_anew_is_made_in_memory(self, tmp_path: Path) -> None:
         with in_memory(tmp_path) as disk:
             ws = begun(disk / "w")

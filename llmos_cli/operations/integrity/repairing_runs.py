@@ -15,6 +15,7 @@ from llmos_cli.core.records import EVENTS
 from llmos_cli.core.remote import hostile
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
 from llmos_cli.operations.integrity.problem import Problem, Repaired
 
 Copy = Callable[[FileEntry, Path], str | None]
@@ -41,14 +42,22 @@ def repaired_events(
     alive = {each.id for each in ws.runs.alive()}
     for run in sorted((damaged | {each for each in folders(runs) if not (runs / each / EVENTS).exists()}) - alive):
         where = runs / run / EVENTS
-        for there in (there for there in places if there.has_run(run)):
+        for said in filter(None, (_sent(there, run) for there in places)):
             with ws.stage() as staged:
-                source = elsewhere(there.files_of_run(run)[EVENTS], staged / "good")
+                source = elsewhere(said, staged / "good")
                 if source and _is_as_long(staged / "good", where):
                     aside.keep(ws.dot, where)
                     atomic.write_bytes(where, (staged / "good").read_bytes(), scratch=ws.dot / "tmp")
                     yield Repaired(f"runs/{run}/{EVENTS}", source)
                     break
+
+
+def _sent(there: Remote, run: str) -> FileEntry | None:
+    """The events of a run as a remote lists them; none where what it says of the run is not believed."""
+    try:
+        return there.files_of_run(run).get(EVENTS) if there.has_run(run) else None
+    except Corrupt:
+        return None
 
 
 def _is_as_long(good: Path, where: Path) -> bool:
