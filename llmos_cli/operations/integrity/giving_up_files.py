@@ -1,7 +1,7 @@
 """Accepting the loss of a file of a run, by its path, as `fsck` tells it, where nobody has it any more as it was.
 
 What stands there is set aside under its SHA-256. Of what the run was given it says so itself, in a `kept` event, and what the file was may turn
-up again, and counts then. Of its events those stay that can be read, as they read now.
+up again, and counts then. Of its events those stay that can be read, as they read now, but for what was measured.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
 
 
 def _are_wrong(events: Path) -> bool:
-    text = events.read_bytes() if events.exists() else b""
+    text = events.read_bytes()
     return bool(altered(text) or not_json(text))
 
 
