@@ -119,6 +119,7 @@ def test_no_backup_is_made_that_could_not_be_restored(ws, commit, tmp_path, what
 def test_no_backup_is_made_of_a_ref_that_names_nothing(ws, commit, tmp_path, ref):
     commit(a="1")
     remotes.add(ws, "origin", str(tmp_path / "far"))
+    backup(ws)
     ws.refs.write(ref, "f" * 64)
     with pytest.raises(Corrupt, match=r"^checkpoint ffffffffffff is missing"):
         backup(ws)
