@@ -14,16 +14,17 @@ llmos fsck --remote origin      all that a remote has instead, read and hashed: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmos_cli.core.view import short
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, Session, session
 
 if TYPE_CHECKING:
-    from llmos_cli.operations.integrity.problem import Problem
+    from llmos_cli.operations.fsck import FsckResult
 
 
 def fsck(
@@ -61,7 +62,7 @@ def fsck(
         result = operation(s.workspace, repair=repair, accept_loss=accept_loss or (), key_file=key_file, emit=s.ui.emit)
         s.ui.show(result)
         if result.problems:
-            raise Corrupt(result.sentence, hint=_way_on(result.problems) if repair or accept_loss else _REPAIR)
+            raise Corrupt(result.sentence, hint=_way_on(result) if repair or accept_loss else _REPAIR)
 
 
 def _fsck_remote(s: Session, remote: str, repair: bool, *, said: Mapping[str, object]) -> None:
@@ -87,16 +88,19 @@ _ALONE = {
 _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in other checkpoints and on remotes"
 
 
-def _way_on(problems: Sequence[Problem]) -> str:
+def _way_on(result: FsckResult) -> str:
     """Where repairing did what it could."""
+    problems = result.problems
     logs = {each.where for each in problems if each.where in (_OPERATIONS, _AUDIT)}
     # A move that does not follow the one before it shows at its ref, with the checkpoint that it went to.
     torn = {_OPERATIONS for each in problems if each.where.startswith(("refs/", "HEAD")) and each.checkpoint}
     ways = [f"`llmos fsck --accept-loss {log}` begins the damaged log anew" for log in sorted(logs | torn)]
     if file := next((each.where for each in problems if each.run), ""):
         ways.append(f"`llmos fsck --accept-loss {file}` sets aside what is damaged of a run")
-    if any(each.lacks or (each.checkpoint and not each.where.startswith("refs/")) for each in problems):
-        ways.append("`llmos fsck --accept-loss REV` gives up a checkpoint that nobody has any more")
+    if result.lost:
+        ways.append(
+            f"`llmos fsck --accept-loss {short(result.lost[0])}` gives up a checkpoint that nobody has any more"
+        )
     return "; ".join(ways) or "what is left is yours to move or to take away; `llmos op log` has what llmos did"
 
 

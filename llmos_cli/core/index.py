@@ -123,6 +123,10 @@ class Index:
         """Ids of the runs that committed one of these checkpoints or looked at one."""
         return {row[0] for row in self._ask(_RUNS_OF, json.dumps(list(checkpoints)))}
 
+    def runs_that_saved(self) -> set[str]:
+        """Ids of all runs that committed something."""
+        return {run for (run,) in self._ask("SELECT DISTINCT run FROM saved")}
+
     def runs_named(self, operation: str) -> set[str]:
         """Ids of all runs of an operation."""
         return {run for (run,) in self._ask("SELECT id FROM runs WHERE operation = ?", operation)}

@@ -1,9 +1,11 @@
-"""Whether a ref is where the log of operations left it, at a glance: `status` and whatever takes a revision ask, and have no time to read
-the log."""
+"""Whether refs are where the log of operations left them, at a glance: `status`, whatever takes a revision and whatever lists them ask, and
+have no time to parse the log."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,28 @@ from llmos_cli.errors import UNREADABLE
 
 if TYPE_CHECKING:
     from llmos_cli.core.refs import Refs
+
+
+_MOVE = rb'(?<!\\)"what": ("refs/(?:[^"\\]|\\.)*"), "before": (?:null|"[^"]*"), "after": (?:null|"([^"]*)")'
+"""Of an operation alone: within a text that it holds, each quote has a backslash before it. Compiled where it is used."""
+
+
+def all_moved_by_hand(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[str]:
+    """Refs of these kinds that stand elsewhere, or are gone, though no command is moving them."""
+    left = _all_left(dot)
+    there = {prefix + name: value for prefix in prefixes for name, value in refs.under(prefix).items()}
+    known = {ref for ref in left if ref.startswith(tuple(prefixes))}
+    odd = [ref for ref in sorted(known | there.keys()) if left.get(ref) != there.get(ref)]
+    return [ref for ref in odd if moved_by_hand(dot, refs, ref)]
+
+
+def _all_left(dot: Path) -> dict[str, str | None]:
+    """Where the last line that speaks of a ref says that it went, of all refs; of none that it takes more to find."""
+    try:
+        text = (dot / "operations.jsonl").read_bytes()
+    except FileNotFoundError:
+        return {}
+    return {json.loads(ref): value.decode() or None for ref, value in dict(re.findall(_MOVE, text)).items()}
 
 
 def moved_by_hand(dot: Path, refs: Refs, ref: str) -> bool:

@@ -64,9 +64,14 @@ class OperationLog(History):
         """Make all the changes, or none and a Conflict when something is not as `before` says."""
         return self._apply(new(name, changes), emit)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether an operation is being carried out, or was cut off and will be finished."""
+        return self._pending.exists()
+
     def settle(self, emit: Emit = ignore) -> None:
         """Finish what a killed process left half done, before anybody builds on what the refs say."""
-        if self._pending.exists() or self._sealed.waits():
+        if self.is_pending or self._sealed.waits():
             with self.locked(emit):
                 pass
 

@@ -6,7 +6,7 @@ A ref of a run (`refs/runs/`) protects nothing: it only makes the checkpoint fin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import ancestry, continuity
@@ -50,7 +50,7 @@ def unprotected(ws: Workspace, since: float) -> set[str]:
     if lost := lost | ws.index.unreadable():
         raise ancestry.broken(ws, lost, undone="nothing was removed")
     if rest := walked.rest - ws.index.lost():
-        _check_refs(ws)
+        check_named(ws)
     return rest
 
 
@@ -60,10 +60,11 @@ def used(ws: Workspace) -> set[str]:
     return (named | needed(ws)) - {""}
 
 
-def _check_refs(ws: Workspace) -> None:
-    """What a ref names that is not where the log of operations left it would go for nothing."""
+def check_named(ws: Workspace, checkpoints: Container[str] | None = None) -> None:
+    """What a ref names that is not where the log of operations left it would go for nothing: Corrupt, if it was at one of these, where
+    only some are to go."""
     for ref, (value, _) in ws.oplog.left().items():
-        if value and ws.refs.read(ref) != value:
+        if value and (checkpoints is None or value in checkpoints) and ws.refs.read(ref) != value:
             raise Corrupt(
                 f"{ref} is not where the log of operations left it, and nothing was removed",
                 hint="`llmos fsck` tells more; `llmos fsck --repair` puts it back",

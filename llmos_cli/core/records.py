@@ -6,21 +6,25 @@ Folding goes on from where it stopped, so that a growing file is read once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.processes import Process
-from llmos_cli.core.refs import ID
+from llmos_cli.core.refs import ID, RUNS
+from llmos_cli.core.view import short
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, NotFound
+from llmos_cli.events import Note
 
 if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Workspace
 
 EVENTS = "events.jsonl"
+_MANY = 3
+"""Warnings of one kind; whoever needs more asks `fsck`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,26 @@ class Runs:
     def list(self) -> list[RunRecord]:
         """Oldest first."""
         return self._workspace.index.records()
+
+    def tell_gone(self, checkpoints: Container[str]) -> None:
+        """Of these checkpoints the runs that made them and are not here: what was measured is gone with a run."""
+        ws = self._workspace
+        gone = [(run, made) for run in self._unfound() if (made := ws.refs.read(RUNS + run)) and made in checkpoints]
+        for run, made in gone[:_MANY]:
+            what = f"run {run}, which made {short(made)}, is gone by no command, and what it measured with it"
+            ws.emit(Note(f"{what}; `llmos fsck` tells more", "warning"))
+        if more := len(gone[_MANY:]):
+            ws.emit(Note(f"so {'are' if more > 1 else 'is'} {more} more", "warning"))
+
+    def _unfound(self) -> Sequence[str]:
+        """Runs that have a ref and no folder, but for those of a fetch: it brings the refs first."""
+        ws, known = self._workspace, self._workspace.index.runs_that_saved()
+        odd = [run for run in ws.refs.names(RUNS) if run not in known and not (ws.root / "runs" / run).is_dir()]
+        if odd:
+            from llmos_cli.core.remote.receiving import is_under_way  # here: runs are where they were, as a rule
+
+            return [] if is_under_way(ws.dot) else sorted(odd)
+        return odd
 
 
 def _by_prefix(name: str, by_id: Mapping[str, RunRecord], by_name: Mapping[str, RunRecord]) -> RunRecord:

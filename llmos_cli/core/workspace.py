@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import access, atomic, lastly, revisions, settings
-from llmos_cli.core.refs import FIRST, HEAD, HEADS, TAGS, Head, Refs
+from llmos_cli.core.refs import FIRST, HEAD, HEADS, STAGES, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, Note, ignore
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llmos_cli.core.lost import Lost
     from llmos_cli.core.manifest import Manifest
     from llmos_cli.core.objects import Objects
+    from llmos_cli.core.operation import Change
     from llmos_cli.core.oplog import OperationLog
     from llmos_cli.core.records import Runs
     from llmos_cli.core.runs import Run
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from llmos_cli.core.snapshots import Snapshots
 
 DOT = ".llmos"
+_KINDS = {"heads": "branch", "tags": "tag", "stages": "stage"}
+_MANY = 3
+"""Warnings of one kind; whoever needs more asks `fsck`."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class Workspace:
             if (value := left.get(ref, (None,))[0]) and self.refs.read(ref) is None:
                 kind, name = ref.removeprefix("refs/").split("/", 1)
                 raise Corrupt(
-                    f"{'branch' if kind == 'heads' else 'tag'} {name} is gone, and the last operation on it left it at {value[:12]}",
+                    f"{_KINDS[kind]} {name} is gone, and the last operation on it left it at {value[:12]}",
                     hint="`llmos fsck --repair` puts it back",
                 )
 
@@ -218,28 +222,27 @@ class Workspace:
             if name in ("", HEAD, "@"):
                 self.head()
             else:
-                self._must_not_be_lost([HEADS + name, TAGS + name])
+                self._must_not_be_lost(_called(name))
             raise
         if name in ("", HEAD, "@"):
             self.head()
         else:
-            self._tell_by_hand([ref for ref in (HEADS + name, TAGS + name) if self.refs.read(ref)])
+            self._tell_by_hand([ref for ref in _called(name) if self.refs.read(ref)])
         return found
+
+    def tell_moved(self, *prefixes: str) -> None:
+        """Refs of these kinds that somebody moved, made or took away by hand, for whoever lists them."""
+        moved = lastly.all_moved_by_hand(self.dot, self.refs, prefixes)
+        self._tell_by_hand(moved[:_MANY])
+        if more := len(moved[_MANY:]):
+            self.emit(Note(f"so {'are' if more > 1 else 'is'} {more} more: `llmos fsck` lists them", "warning"))
 
     def _tell_by_hand(self, refs: Sequence[str]) -> None:
         """Once for each. It is believed, for it is what there is."""
         for ref in (each for each in refs if each not in self._told):
             self._told.add(ref)
             if lastly.moved_by_hand(self.dot, self.refs, ref) and (change := self.oplog.by_hand(ref)):
-                from llmos_cli.core.operation import told  # here: refs are where the log left them, as a rule
-
-                was = (
-                    f"the last operation left it at {told(change.before, change.after)}"
-                    if change.before
-                    else "none made it"
-                )
-                stands = f"{change.name} is at {told(change.after, change.before)}, by no command"
-                self.emit(Note(f"{stands}: {was}; `llmos fsck` tells more", "warning"))
+                self.emit(Note(f"{_stands(change)}; `llmos fsck` tells more", "warning"))
 
     def parents(self, checkpoint: str) -> tuple[str, ...]:
         """Of one that was given up as far as they are known."""
@@ -309,3 +312,17 @@ class Workspace:
 
         access.require_writable(self.dot)
         return runs.begin(self, operation, config=config, files=files, argv=argv, parents=parents, onto=onto, name=name)
+
+
+def _called(name: str) -> list[str]:
+    """Refs that operations move, and that a revision may mean by a name."""
+    return [HEADS + name, TAGS + name, *([f"refs/{name}"] if f"refs/{name}".startswith(STAGES) else [])]
+
+
+def _stands(change: Change) -> str:
+    """Where a ref is that no command moved there."""
+    from llmos_cli.core.operation import told  # here: refs are where the log left them, as a rule
+
+    before, after = told(change.before, change.after), told(change.after, change.before)
+    stands = f"is at {after}" if change.after else "is gone"
+    return f"{change.name} {stands}, by no command: {f'the last operation left it at {before}' if change.before else 'none made it'}"

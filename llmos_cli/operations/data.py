@@ -285,6 +285,7 @@ class DataList:
 
 
 def listed(ws: Workspace) -> DataList:
+    ws.tell_moved(DATA)
     kept = ws.snapshots.all()
     read, names = readers(ws) if kept else {}, ws.snapshots.names()
     holders: dict[str, int] = {}

@@ -63,6 +63,8 @@ class FsckResult:
     """Checkpoint -> bytes that share nothing with an object: no damage, but `du` counts on it."""
     denied: Denied = field(default_factory=Denied)
     """What of that this user cannot link, and who can."""
+    lost: tuple[str, ...] = ()
+    """Checkpoints that repairing did not bring back, or not the weights of: what `--accept-loss` gives up."""
 
     @property
     def sentence(self) -> str:
@@ -129,14 +131,23 @@ def fsck(
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
     repaired: list[Repaired] = []
     with _telling(repaired, emit):
-        unasked = _put_back(ws, found, repaired, emit) if repair or lost or files else []
-        _must_be_nowhere(ws, lost, unasked)
+        silent = _put_back(ws, found, repaired, emit) if repair or lost or files else ()
+        _must_be_nowhere(ws, lost, silent)
         accept(ws, lost)
         giving_up_files.accept(ws, files)
         again = _checked(ws, key_file, emit)
     return replace(
-        again, index_differed=found.index_differed, index_made_anew=found.index_made_anew, repaired=tuple(repaired)
+        again,
+        index_differed=found.index_differed,
+        index_made_anew=found.index_made_anew,
+        repaired=tuple(repaired),
+        lost=tuple(_lost(ws, again.problems)),
     )
+
+
+def _lost(ws: Workspace, problems: Sequence[Problem]) -> Iterator[str]:
+    hurt = {each.lacks or each.checkpoint for each in problems} - {""}
+    return (each for each in sorted(hurt) if what_is_lost(ws, each))
 
 
 @contextmanager
@@ -150,30 +161,32 @@ def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
         raise
 
 
-def _must_be_nowhere(ws: Workspace, lost: Sequence[str], unasked: Sequence[str]) -> None:
+def _must_be_nowhere(ws: Workspace, lost: Sequence[str], silent: Sequence[str]) -> None:
     """What a remote may have is not given up because nobody could ask it."""
-    if unasked and any(what_is_lost(ws, each) for each in lost):
-        names = " and ".join(unasked)
+    if silent and any(what_is_lost(ws, each) for each in lost):
+        names = " and ".join(silent)
         raise Conflict(
             f"{names} could not be asked whether what would be given up is there: nothing was",
-            hint=f"try again once it can be reached; `llmos remote rm {unasked[0]}` if it is gone for good",
+            hint=f"try again once it can be reached; `llmos remote rm {silent[0]}` if it is gone for good",
         )
 
 
-def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> list[str]:
+def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> Sequence[str]:
     """The names of remotes that could not be asked."""
-    from llmos_cli.operations.integrity.repairing import repair  # here: it knows remotes, and is seldom needed
+    from llmos_cli.operations.integrity import repairing  # here: it knows remotes, and is seldom needed
 
-    unasked: list[str] = []
     whole = found.unshared.keys() - {each.checkpoint for each in found.problems}
+    asked = repairing.Asked()
     try:
-        for each in repair(ws, found.problems, emit, unasked) if found.problems else ():
-            repaired.append(each)
+        if found.problems:
+            repaired += repairing.repair_settings(ws)
+            asked = repairing.ask(ws, emit)
+            repaired.extend(repairing.repair(ws, found.problems, asked, emit))
         repaired += share_again(ws, whole, emit)
     finally:
         if repaired:
             ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
-    return unasked
+    return asked.silent
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llmos_cli.core.index import Entry
-from llmos_cli.core.refs import HEAD
+from llmos_cli.core.refs import HEAD, HEADS, STAGES, TAGS
 from llmos_cli.core.view import Group, Lines, Span, View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -92,6 +92,7 @@ def log(
     oneline: bool = False,
 ) -> LogResult:
     head = ws.head()
+    ws.tell_moved(HEADS, TAGS, STAGES)
     with ws.index.still():
         found = listed(ws, rev, limit=limit, everything=everything, whole=graph)
         ordered = _children_first(found) if graph else found
@@ -99,6 +100,7 @@ def log(
         names = ws.refs.pointing()
         summaries = tuple(summarize(ws, entry.id, names) for entry in shown)
         others = not shown and has_others(ws, head)
+        ws.runs.tell_gone({entry.id for entry in shown})
     left = None if everything else _left(ws, shown)
     more = len(ordered) > len(shown)
     return LogResult(summaries, head.checkpoint, head.branch, left, more, graph, oneline, others)

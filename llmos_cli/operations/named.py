@@ -44,6 +44,7 @@ class NamedList:
 
 
 def listed(ws: Workspace, prefix: str) -> Iterator[tuple[str, Summary]]:
+    ws.tell_moved(prefix)
     for name, checkpoint in ws.refs.under(prefix).items():
         yield name, summarize(ws, checkpoint)
 

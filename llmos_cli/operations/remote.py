@@ -148,6 +148,10 @@ def remotes(ws: Workspace) -> RemotesResult:
 def settings(ws: Workspace) -> dict[str, RemoteSettings]:
     """`remotes:` of llmos.yaml: name -> `{url: ...}`, or the URL alone."""
     node = yaml12.parse(_text(ws) or "", SETTINGS).mapping.get("remotes")
+    if node and node.value is not None and not isinstance(node.value, dict):
+        raise ConfigError(
+            "remotes are no mapping", hint="write `remotes: {origin: {url: /mnt/models}}`", place=node.place
+        )
     found: dict[str, RemoteSettings] = {}
     for name, each in (node.mapping if node else {}).items():
         value = each.plain()

@@ -14,7 +14,7 @@ from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.operation import Change
 from llmos_cli.core.oplog import WINDOW
-from llmos_cli.core.protection import holders, users
+from llmos_cli.core.protection import check_named, holders, users
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
@@ -70,6 +70,7 @@ def _check_unused(ws: Workspace, checkpoints: Sequence[str]) -> None:
                 f"{checkpoint[:SHORT]} is in use by {', '.join(used)}",
                 hint="delete or move those first, or remove its weights all the same with --force",
             )
+    check_named(ws, checkpoints)
 
 
 def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:

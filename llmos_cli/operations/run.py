@@ -53,6 +53,7 @@ def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit
     """What `run` would do with each stage, and why."""
     stages = chosen(read(ws), names)
     work = Work.of(ws, stages, names, options, emit)
+    ws.tell_moved(STAGES)
     told: dict[str, Told] = {}
     for stage in stages:
         told[stage.name] = _planned(work, stage, told)

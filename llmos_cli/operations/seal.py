@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,11 +64,23 @@ def seal(
     ids = tuple(each.id for each in manifests)
     _warn(ws, ids, emit)
     if not dry_run:
-        if new_key:
-            make_key(Path(new_key))
-        salt = os.urandom(SALT)
-        _seal(ws, manifests, Cipher(given_key(place, ask, twice=True), salt), salt, emit)
+        with _key_made(ws, new_key, ids):
+            salt = os.urandom(SALT)
+            _seal(ws, manifests, Cipher(given_key(place, ask, twice=True), salt), salt, emit)
     return SealResult(ids, len(contents), sum(contents.values()), new_key, dry_run)
+
+
+@contextmanager
+def _key_made(ws: Workspace, file: str, checkpoints: Sequence[str]) -> Iterator[None]:
+    """A new key in `file`, if one is to be made, which goes again where nothing was sealed with it, or will be."""
+    if file:
+        make_key(Path(file))
+    try:
+        yield
+    except BaseException:
+        if file and not (ws.oplog.is_pending or any(each in ws.sealed for each in checkpoints)):
+            Path(file).unlink(missing_ok=True)
+        raise
 
 
 def _to_seal(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[Manifest]:

@@ -87,6 +87,7 @@ def show(ws: Workspace, rev: str = "HEAD") -> ShowResult:
 
 
 def _shown(ws: Workspace, found: Manifest) -> ShowResult:
+    ws.runs.tell_gone({found.id})
     makers = ws.index.makers(found.id)
     measured = sorted(ws.metrics(found.id).values(), key=lambda metric: (metric.split, metric.name))
     return ShowResult(

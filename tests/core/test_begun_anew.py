@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -161,8 +162,16 @@ def test_what_repairing_leaves_names_the_way_that_fits(ws: Workspace, commit, ll
     ws.oplog.path.write_text(text.replace(f'"before": "{first.id}"', '"before": null'))
     torn = llmos("fsck", "--repair")
     assert "--accept-loss .llmos/operations.jsonl` begins the damaged log anew" in torn.err
-    assert "--accept-loss REV" not in torn.err
+    assert "gives up a checkpoint" not in torn.err
     ws.oplog.path.write_text(text)
     shutil.rmtree(second.path)
     gone = llmos("fsck", "--repair")
-    assert "--accept-loss REV` gives up a checkpoint" in gone.err and "damaged log" not in gone.err
+    assert f"--accept-loss {second.id[:12]}` gives up a checkpoint" in gone.err and "damaged log" not in gone.err
+
+
+def test_what_is_only_strange_is_no_loss(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    made = commit(a="1")
+    os.mkfifo(made.path / "pipe")
+    left = llmos("fsck", "--repair")
+    assert left.code == 5 and "does not belong to the checkpoint" in left.out and "--accept-loss" not in left.err

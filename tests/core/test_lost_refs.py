@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from llmos_cli.core.lastly import moved_by_hand
+from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import HEAD
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -261,3 +262,57 @@ def test_a_head_that_no_command_moved_is_found_elsewhere(ws: Workspace, commit, 
     assert [(each.where, "no operation moved it" in each.what) for each in fsck(ws).problems] == [("HEAD", True)]
     assert llmos("fsck", "--repair").code == 0
     assert (ws.dot / "HEAD").read_text() == "ref: refs/heads/main\n" and ws.resolve() == made.id
+
+
+def test_lists_say_what_somebody_did_to_names(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    first, second = commit(a="1"), commit(a="2")
+    for each in ("one", "two", "ü"):
+        tag(ws, each, first.id)
+    for each in ("tag", "log", "branch"):
+        assert llmos(each).err == ""
+    (ws.dot / "refs/tags/one").unlink()
+    (ws.dot / "refs/tags/ü").unlink()
+    ws.refs.write("refs/tags/two", second.id)
+    ws.refs.write("refs/heads/mine", second.id)
+    left = f"by no command: the last operation left it at {first.id[:12]}; `llmos fsck` tells more"
+    moved = [
+        f"warning: tags/one is gone, {left}",
+        f"warning: tags/two is at {second.id[:12]}, {left}",
+        f"warning: tags/ü is gone, {left}",
+    ]
+    made = f"warning: mine is at {second.id[:12]}, by no command: none made it; `llmos fsck` tells more"
+    assert llmos("tag").err.splitlines() == moved
+    assert llmos("branch").err.splitlines() == [made]
+    assert llmos("log").err.splitlines() == [made, *moved[:2], "warning: so is 1 more: `llmos fsck` lists them"]
+    assert llmos("fsck", "--repair").code == 5  # a branch that no operation made stays
+    assert llmos("branch", "-d", "mine").code == 0
+    assert (llmos("tag").err, llmos("log").err, llmos("fsck").code) == ("", "", 0)
+
+
+@pytest.mark.parametrize("how", ["gone", "elsewhere"])
+def test_what_a_name_kept_before_somebody_moved_it_is_not_removed(
+    ws: Workspace, commit, llmos, monkeypatch, how
+) -> None:
+    monkeypatch.chdir(ws.root)
+    first, second = commit(a="1"), commit(a="2")
+    commit(a="3")
+    tag(ws, "mine", first.id)
+    DAMAGE[how](ws.dot / "refs/tags/mine")
+    kept = llmos("rm", first.id[:12])
+    assert (kept.code, "refs/tags/mine is not where the log of operations left it" in kept.err) == (5, True)
+    assert llmos("rm", second.id[:12]).code == 0, "the tag never named it"
+    assert llmos("fsck", "--repair").code == 0
+    assert "is in use by tag mine" in llmos("rm", first.id[:12]).err
+
+
+def test_a_stage_whose_name_was_taken_away_is_said(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    made = commit(a="1")
+    ws.oplog.apply("run small", [Change("refs/stages/small", None, made.id)])
+    assert llmos("show", "stages/small").err == ""
+    (ws.dot / "refs/stages/small").unlink()
+    gone = llmos("show", "stages/small")
+    assert (gone.code, "stage small is gone, and the last operation on it left it at" in gone.err) == (5, True)
+    assert "stages/small is gone, by no command" in llmos("log").err
+    assert llmos("fsck", "--repair").code == 0 and llmos("show", "stages/small").code == 0

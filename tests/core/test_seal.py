@@ -223,6 +223,17 @@ def test_the_key_is_in_a_file_or_the_environment_or_typed(
         unseal(ws, ask=nobody)
 
 
+def test_a_new_key_that_sealed_nothing_goes_again(ws: Workspace, commit: Commit) -> None:
+    made, key_file = commit(a="secret"), ws.root.parent / "key"
+    status = (made.path / "a").stat()
+    (made.path / "a").chmod(0o644)
+    (made.path / "a").write_text("SECRET")
+    os.utime(made.path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))  # seen only once it is read
+    with pytest.raises(Corrupt, match="is not what was saved"):
+        seal(ws, key_file=key_file, ask=nobody)
+    assert not key_file.exists() and made.id not in ws.sealed
+
+
 def test_what_reads_says_so_and_what_lists_marks_it(ws: Workspace, commit: Commit, llmos: Llmos, monkeypatch) -> None:
     monkeypatch.chdir(ws.root)
     monkeypatch.setenv("LLMOS_KEY", KEY)

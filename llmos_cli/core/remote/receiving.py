@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
 FOLDER = "fetch"
+
+
+def is_under_way(dot: Path) -> bool:
+    """Whether a fetch is at it, or was cut off and will go on: what it brings is not all here."""
+    return (dot / "tmp" / FOLDER).is_dir()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,15 @@ def lacking(
     signed = _signatures(ws, remote, here | {each.id for each in new})
     sealed = {each.checkpoint: each for each in seals}
     return Receiving(whole, lineage, found, objects, signed, sealed, lost=tuple(lost))
+
+
+def runs_alone(ws: Workspace, remote: Remote, wanted: Container[str]) -> Receiving:
+    """Those of the runs that the remote has, where what they made is here."""
+    here = {entry.id for entry in ws.index.entries()} | ws.index.lost()
+    found = tuple(run for run in _runs(ws, remote, here) if run.id in wanted)
+    objects = {entry.sha256: entry.size for run in found for entry in run.tree.values()}
+    _check_sizes(remote, objects)
+    return Receiving((), (), found, objects, {})
 
 
 def with_data(ws: Workspace, coming: Receiving, remote: Remote, checkpoints: Iterable[str]) -> Receiving:

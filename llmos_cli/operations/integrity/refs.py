@@ -45,9 +45,9 @@ def _others(ws: Workspace, data: bool) -> Iterable[str]:
 
 def is_gone(ws: Workspace, run: str) -> bool:
     """Of a run that a fetch brings the ref comes first: what was cut off in between is there when it goes on."""
-    from llmos_cli.core.remote.receiving import FOLDER  # here: most workspaces are checked without
+    from llmos_cli.core.remote.receiving import is_under_way  # here: most workspaces are checked without
 
-    return not (ws.root / "runs" / run).is_dir() and not (ws.dot / "tmp" / FOLDER).is_dir()
+    return not (ws.root / "runs" / run).is_dir() and not is_under_way(ws.dot)
 
 
 def _bytes_of(ref: str, ws: Workspace) -> str | None:

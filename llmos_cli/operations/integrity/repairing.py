@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +35,32 @@ from llmos_cli.operations.strays import move_out
 from llmos_cli.operations.summary import SHORT
 
 
-def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit, unasked: list[str]) -> Iterator[Repaired]:
-    """Each as it is done; into `unasked` come the names of remotes that could not be asked. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is here of their
-    files is taken from here."""
-    yield from _settings(ws)
-    places = [
-        there for place in remotes.settings(ws).values() if (there := _opened(ws, place, emit, unasked)) is not None
-    ]
+@dataclass(frozen=True)
+class Asked:
+    """`places`: the remotes that can be asked for what is damaged here; `silent`: the names of those that could not be."""
+
+    places: tuple[Remote, ...] = ()
+    silent: tuple[str, ...] = ()
+
+
+def ask(ws: Workspace, emit: Emit) -> Asked:
+    """Every remote. One that cannot be reached today is no reason not to look in the others."""
+    places: list[Remote] = []
+    silent: list[str] = []
+    for each in remotes.settings(ws).values():
+        there, why = _opened(ws, each)
+        if there is not None:
+            places.append(there)
+        elif why:
+            emit(Note(f"{each.name} was not asked: {why}", "warning"))
+            silent.append(each.name)
+    return Asked(tuple(places), tuple(silent))
+
+
+def repair(ws: Workspace, problems: Sequence[Problem], asked: Asked, emit: Emit) -> Iterator[Repaired]:
+    """Each as it is done. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is
+    here of their files is taken from here."""
+    places = asked.places
     _forget_damaged_objects(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
@@ -56,13 +76,14 @@ def repair(ws: Workspace, problems: Sequence[Problem], emit: Emit, unasked: list
     copy = partial(_good_copy, ws, places=places)
     yield from repairing_runs.repaired(ws, problems, copy)
     yield from repairing_runs.repaired_events(ws, problems, copy, places)
-    yield from repaired(ws)
+    yield from repairing_runs.brought_back(ws, problems, places, emit)
+    yield from repaired(ws, forget_runs=not asked.silent)
     for each in places:
         each.store.close()
 
 
-def _settings(ws: Workspace) -> list[Repaired]:
-    """First of all: they say where the remotes are. What was written there by hand since the last operation nobody knows."""
+def repair_settings(ws: Workspace) -> list[Repaired]:
+    """Before all else: they say where the remotes are. What was written there by hand since the last operation nobody knows."""
     if not settings.is_missing(ws.root):
         return []
     known = [c.after for each in ws.oplog.operations() for c in each.changes if c.what == settings.NAME and c.after]
@@ -71,19 +92,15 @@ def _settings(ws: Workspace) -> list[Repaired]:
     return [Repaired(settings.NAME, "the log of operations" if known else "what `llmos init` writes there")]
 
 
-def _opened(ws: Workspace, place: remotes.RemoteSettings, emit: Emit, unasked: list[str]) -> Remote | None:
-    """A remote that cannot be reached today is no reason not to look in the others."""
+def _opened(ws: Workspace, place: remotes.RemoteSettings) -> tuple[Remote | None, str]:
+    """Or why it cannot be asked; neither where nothing was ever sent to it."""
     try:
         there = remotes.opened(ws, place)
         if there.is_begun:
-            return there
-        why = f"nothing is at {place.url}, and it had branches" if remotes.is_missing(ws, there) else ""
+            return there, ""
+        return None, f"nothing is at {place.url}, and it had branches" if remotes.is_missing(ws, there) else ""
     except LlmosError as error:
-        why = error.message
-    if why:
-        emit(Note(f"{place.name} was not asked: {why}", "warning"))
-        unasked.append(place.name)
-    return None
+        return None, error.message
 
 
 def _checkpoints(ws: Workspace, lost: set[str], places: Sequence[Remote], emit: Emit) -> Iterator[Repaired]:

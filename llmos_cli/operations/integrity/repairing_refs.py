@@ -20,13 +20,19 @@ from llmos_cli.operations.integrity.whole import lost_refs_of_runs, lost_signatu
 _LOG = "the log of operations"
 
 
-def repaired(ws: Workspace) -> list[Repaired]:
-    """What came back, and from where. A ref whose checkpoint is missing stays as it is."""
+def repaired(ws: Workspace, *, forget_runs: bool) -> list[Repaired]:
+    """What came back, and from where. A ref whose checkpoint is missing stays as it is; one of a run that is missing goes with
+    `forget_runs`."""
     with ws.oplog.locked(ws.emit):
         changes = [*_changes(ws), *_marks(ws)]
         if changes:
             ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
-        return [*(Repaired(change.what, _LOG) for change in changes), *_unlogged(ws), *_bytes(ws), *_signatures(ws)]
+        return [
+            *(Repaired(change.what, _LOG) for change in changes),
+            *_unlogged(ws, forget_runs),
+            *_bytes(ws),
+            *_signatures(ws),
+        ]
 
 
 def _changes(ws: Workspace) -> Iterator[Change]:
@@ -59,9 +65,9 @@ def _is_here(ws: Workspace, ref: str, value: str | None) -> bool:
     return value in ws.snapshots if ref.startswith(DATA) else (ws.checkpoints / value).is_dir()
 
 
-def _unlogged(ws: Workspace) -> Iterator[Repaired]:
+def _unlogged(ws: Workspace, forget_runs: bool) -> Iterator[Repaired]:
     for run in list(ws.refs.names(RUNS)):
-        if is_gone(ws, run):
+        if forget_runs and is_gone(ws, run):
             ws.refs.write(RUNS + run, None)
             yield Repaired(RUNS + run, "the runs that are here: this one is not, and its ref was removed")
         elif ws.refs.senseless(RUNS + run):

@@ -12,11 +12,15 @@ from llmos_cli.core.listing import folders
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.records import EVENTS
-from llmos_cli.core.remote import hostile
+from llmos_cli.core.refs import RUNS
+from llmos_cli.core.remote import hostile, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import Corrupt, LlmosError
+from llmos_cli.events import Emit, Note
+from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.integrity.problem import Problem, Repaired
+from llmos_cli.operations.integrity.refs import is_gone
 
 Copy = Callable[[FileEntry, Path], str | None]
 
@@ -50,6 +54,29 @@ def repaired_events(
                     atomic.write_bytes(where, (staged / "good").read_bytes(), scratch=ws.dot / "tmp")
                     yield Repaired(f"runs/{run}/{EVENTS}", source)
                     break
+
+
+def brought_back(
+    ws: Workspace, problems: Sequence[Problem], places: Sequence[Remote], emit: Emit
+) -> Iterator[Repaired]:
+    """Runs that have a ref and no folder, with all that they wrote."""
+    refs = (each.where for each in problems if each.where.startswith(RUNS))
+    gone = {run for ref in refs if is_gone(ws, run := ref.removeprefix(RUNS))}
+    for there in places if gone else ():
+        try:
+            yield from _fetched(ws, there, gone, emit)
+        except LlmosError as error:
+            emit(Note(f"runs that are missing did not come from {there.name}: {error.message}", "warning"))
+        gone -= set(folders(ws.root / "runs"))
+
+
+def _fetched(ws: Workspace, there: Remote, gone: set[str], emit: Emit) -> list[Repaired]:
+    with remotes.fetching(ws, remotes.named(ws, there.name)):
+        coming = receiving.runs_alone(ws, there, gone)
+        receiving.receive(ws, there, coming, emit)
+        with receiving.staged(ws, coming):
+            receiving.publish_runs(ws, coming)
+    return [Repaired(f"runs/{each.id}", there.name) for each in coming.runs]
 
 
 def _sent(there: Remote, run: str) -> FileEntry | None:

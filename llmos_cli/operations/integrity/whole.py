@@ -37,9 +37,9 @@ def lost_refs_of_runs(ws: Workspace) -> Iterator[tuple[str, str | None, str]]:
 def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:
     """Run -> what it saved last, which is here, and whether it was done then. What `gc` collected may have come back without its run's ref,
     and what a cut-off fetch is about to bring too."""
-    from llmos_cli.core.remote.receiving import FOLDER  # here: most workspaces are checked without
+    from llmos_cli.core.remote.receiving import is_under_way  # here: most workspaces are checked without
 
-    if (ws.dot / "tmp" / FOLDER).is_dir():
+    if is_under_way(ws.dot):
         return {}
     here = set(folders(ws.checkpoints)) - ws.oplog.collected()
     return {each.id: (each.checkpoint, each.status == "done") for each in ws.index.records() if each.checkpoint in here}

@@ -121,8 +121,10 @@ def _reason(last: Last | None, key: str, found: Facts) -> str:
 def _missing(work: Work, stage: Stage, result: Result) -> str:
     """What of a result is not there any more, "" for nothing."""
     ws = work.ws
-    if result.checkpoint and (not (ws.checkpoints / result.checkpoint).is_dir() or result.checkpoint in ws.dropped):
+    if result.checkpoint and result.checkpoint in ws.dropped:
         return f"{short(result.checkpoint)} was removed"
+    if result.checkpoint and not (ws.checkpoints / result.checkpoint).is_dir():
+        return f"{short(result.checkpoint)} is gone"
     if stage.verb == "deploy" and not any(record.id == result.said.get("run") for record in ws.runs.alive()):
         return f"{result.said.get('name')} is not running"
     for name in stage.options.outputs:
