@@ -123,9 +123,9 @@ class Index:
         """Ids of the runs that committed one of these checkpoints or looked at one."""
         return {row[0] for row in self._ask(_RUNS_OF, json.dumps(list(checkpoints)))}
 
-    def runs_that_saved(self) -> set[str]:
-        """Ids of all runs that committed something."""
-        return {run for (run,) in self._ask("SELECT DISTINCT run FROM saved")}
+    def gone_runs(self) -> list[str]:
+        """Ids of runs whose folders were here, or should be by their refs, and are not."""
+        return [run for (run,) in self._ask("SELECT run FROM gone ORDER BY run")]
 
     def runs_named(self, operation: str) -> set[str]:
         """Ids of all runs of an operation."""

@@ -16,13 +16,13 @@ from llmos_cli.core.database import write
 from llmos_cli.core.listing import files, folders
 from llmos_cli.core.lost import Lost
 from llmos_cli.core.records import RunRecord
-from llmos_cli.core.refs import ID
+from llmos_cli.core.refs import ID, RUNS, Refs
 from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
 
-SCHEMA = 12
+SCHEMA = 13
 TABLES = """
 CREATE TABLE IF NOT EXISTS seen(folder TEXT PRIMARY KEY, mtime INTEGER);
 CREATE TABLE IF NOT EXISTS checkpoints(id TEXT PRIMARY KEY, time TEXT, operation TEXT, label TEXT, parents TEXT, size INTEGER);
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS metrics(run TEXT, checkpoint TEXT, name TEXT, split T
                      PRIMARY KEY (checkpoint, name, split, run));
 CREATE TABLE IF NOT EXISTS used(checkpoint TEXT, run TEXT, PRIMARY KEY (checkpoint, run)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS used_by ON used(run);
+CREATE TABLE IF NOT EXISTS gone(run TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS saved(checkpoint TEXT, run TEXT, at REAL, stored INTEGER, PRIMARY KEY (checkpoint, run));
 """
 _SETTLED = 2.0
@@ -57,6 +58,7 @@ class Indexing:
         self._runs = root / "runs"
         self._locks = dot / "locks"
         self._lost = Lost(dot)
+        self._refs = Refs(dot)
 
     def refresh(self, db: sqlite3.Connection) -> None:
         if not self._refresh_folder(db, "checkpoints", self._checkpoints, self._read_checkpoints):
@@ -132,8 +134,16 @@ class Indexing:
         known = {run for (run,) in db.execute("SELECT id FROM runs")}
         for table, column in (("runs", "id"), ("metrics", "run"), ("saved", "run"), ("used", "run")):
             write(db, f"DELETE FROM {table} WHERE {column} = ?", [(run,) for run in known - present])
+        self._note_gone(db, known, present)
         unended = {run for (run,) in db.execute("SELECT id FROM runs WHERE open")}
         self._read_some_runs(db, sorted(present - known | present & (unended | self._resumed())))
+
+    def _note_gone(self, db: sqlite3.Connection, known: set[str], present: set[str]) -> None:
+        """Runs whose folders are not there any more; whether they should be, their refs say, which only a new index looks through."""
+        before = {run for (run,) in db.execute("SELECT run FROM gone")}
+        now = (known or set(self._refs.names(RUNS))) - present
+        write(db, "INSERT INTO gone VALUES (?)", [(run,) for run in now - before])
+        write(db, "DELETE FROM gone WHERE run = ?", [(run,) for run in before & present])
 
     def _resumed(self) -> set[str]:
         """Runs that went on after they had ended: whoever resumes one takes its lock. Others that have ended are not looked at

@@ -3,7 +3,8 @@
     {"event": "kept", ..., "files": {"config.yaml": {"sha256": HEX, "size": BYTES}, "configs/train.yaml": ...}}
 
 The first stands beside `started`. A run that goes on with another config says so before that is written, and a kill may come between the two: what
-the last event but one says of a file is as good. `null` stands for what somebody gave up. Runs of before have none, and are as good.
+the last event but one says of a file is as good. `null` stands for what somebody gave up; of `events.jsonl` that is all that is said. Runs of
+before have none, and are as good.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from llmos_cli.events import Kept
 
 CONFIG, CONFIGS = "config.yaml", "configs"
 _NAME = re.compile(rf"{re.escape(CONFIG)}|{CONFIGS}/(?!\.\.?$)[^/\0]+")
+_SOME_EVENTS = f'"files": {{"{EVENTS}": null}}'.encode()
 _EDITED, _GONE = "was edited: it is not what the run was given", "is missing, and the run was given it"
 _ADDED = "is none of what the run was given"
 
@@ -74,6 +76,12 @@ def _wrong(said: Sequence[FileEntry | None], there: FileEntry | None) -> str:
 def _before_given_up(said: Sequence[FileEntry | None]) -> Sequence[FileEntry | None]:
     """What was given up, and may turn up again, is still what it was."""
     return [each for each in said if each is not None][-2:] if said[-1] is None else ()
+
+
+def given_up(events: bytes, there: Mapping[str, FileEntry]) -> list[str]:
+    """Names of files that somebody gave up and that have not turned up again."""
+    said = {**_said(events), **({EVENTS: [None]} if _SOME_EVENTS in events else {})}
+    return [name for name, each in sorted(said.items()) if each[-1] is None and there.get(name) not in each[:-1]]
 
 
 def expected(run: Path) -> Said:

@@ -100,22 +100,21 @@ class Runs:
     def tell_gone(self, checkpoints: Container[str]) -> None:
         """Of these checkpoints the runs that made them and are not here: what was measured is gone with a run."""
         ws = self._workspace
-        gone = [(run, made) for run in self._unfound() if (made := ws.refs.read(RUNS + run)) and made in checkpoints]
+        gone = [(run, made) for run in self._gone() if (made := ws.refs.read(RUNS + run)) and made in checkpoints]
         for run, made in gone[:_MANY]:
             what = f"run {run}, which made {short(made)}, is gone by no command, and what it measured with it"
             ws.emit(Note(f"{what}; `llmos fsck` tells more", "warning"))
         if more := len(gone[_MANY:]):
             ws.emit(Note(f"so {'are' if more > 1 else 'is'} {more} more", "warning"))
 
-    def _unfound(self) -> Sequence[str]:
-        """Runs that have a ref and no folder, but for those of a fetch: it brings the refs first."""
-        ws, known = self._workspace, self._workspace.index.runs_that_saved()
-        odd = [run for run in ws.refs.names(RUNS) if run not in known and not (ws.root / "runs" / run).is_dir()]
-        if odd:
+    def _gone(self) -> Sequence[str]:
+        """None while a fetch is under way: it brings the refs of runs before the runs."""
+        gone = self._workspace.index.gone_runs()
+        if gone:
             from llmos_cli.core.remote.receiving import is_under_way  # here: runs are where they were, as a rule
 
-            return [] if is_under_way(ws.dot) else sorted(odd)
-        return odd
+            return [] if is_under_way(self._workspace.dot) else gone
+        return gone
 
 
 def _by_prefix(name: str, by_id: Mapping[str, RunRecord], by_name: Mapping[str, RunRecord]) -> RunRecord:

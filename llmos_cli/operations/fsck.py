@@ -28,7 +28,7 @@ from llmos_cli.operations.integrity import giving_up_files
 from llmos_cli.operations.integrity.begun_anew import begin_anew, logs_in
 from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
 from llmos_cli.operations.integrity.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
-from llmos_cli.operations.integrity.problem import Problem, Repaired, more, readable
+from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, Repaired, more, readable
 from llmos_cli.operations.integrity.refs import operations, refs
 from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import Denied, denied, share_again
@@ -58,6 +58,7 @@ class FsckResult:
     opened: int = 0
     given_up: tuple[GivenUp, ...] = ()
     """What is lost for good, and no damage since somebody said so (`--accept-loss`)."""
+    given_up_files: tuple[GivenUpFile, ...] = ()
     audit_breaks: tuple[Break, ...] = ()
     unshared: Mapping[str, int] = field(default_factory=dict)
     """Checkpoint -> bytes that share nothing with an object: no damage, but `du` counts on it."""
@@ -84,7 +85,13 @@ class FsckResult:
                 Lines([each.told for each in self.repaired]),
                 _INDEX_DIFFERED[self.index_made_anew] if self.index_differed else "",
                 Table(["where", "what", "hurts"], rows, align="lll") if rows else "",
-                Lines([*(each.told for each in self.given_up), *map(told_break, self.audit_breaks)]),
+                Lines(
+                    [
+                        *(each.told for each in self.given_up),
+                        *(each.told for each in self.given_up_files),
+                        *map(told_break, self.audit_breaks),
+                    ]
+                ),
                 Lines(
                     [*self._told_unshared(), f"{checked}: {verdict}", *([self._told_sealed()] if self.sealed else [])]
                 ),
@@ -199,7 +206,9 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
     hashes = Hashes({**stored, **files_of(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
-    problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__), *_runs(ws)]
+    problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__)]
+    runs = list(_runs(ws))
+    problems += [each for each in runs if isinstance(each, Problem)]
     sealing.must_fit(key_file)
     with _quiet(ws):
         if ws.writable:
@@ -226,6 +235,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         sealed=sealing.count,
         opened=sealing.opened,
         given_up=gone,
+        given_up_files=tuple(each for each in runs if isinstance(each, GivenUpFile)),
         audit_breaks=tuple(ws.oplog.audit.breaks()),
         unshared={name: sum(file.entry.size for file in files) for name, files in unshared.items()},
         denied=denied(ws.storage, chain.from_iterable(unshared.values()), kept),
@@ -282,7 +292,7 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
             yield Problem(where, what, signed[name])
 
 
-def _runs(ws: Workspace) -> Iterator[Problem]:
+def _runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
     for name in folders(ws.root / "runs"):
         path = ws.root / "runs" / name / records.EVENTS
@@ -297,6 +307,7 @@ def _runs(ws: Workspace) -> Iterator[Problem]:
             yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
         for file, what in kept.differing(text, given):
             yield Problem(f"runs/{name}/{file}", what, run=name)
+        yield from (GivenUpFile(f"runs/{name}/{file}") for file in kept.given_up(text, given))
 
 
 class _Hurt:

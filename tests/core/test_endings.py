@@ -96,7 +96,9 @@ def test_what_was_edited_is_given_up_by_name(ws, commit, llmos, monkeypatch):
     path.write_bytes(edited)
     told = llmos("fsck", "--repair")
     assert told.code == 5 and f"`llmos fsck --accept-loss {where}`" in told.err
-    assert llmos("fsck", "--accept-loss", where).code == 0 and llmos("fsck").code == 0
+    assert llmos("fsck", "--accept-loss", where).code == 0
+    said = llmos("fsck")
+    assert (said.code, f"{where} was given up: it is not what was there once" in said.out) == (0, True)
     assert Workspace.find(ws.root).index.metrics(checkpoint.id) == {}
     assert b"half of" not in path.read_bytes() and ws.runs.find(path.parent.name).status == "done"
     assert [each.read_bytes() for each in (ws.dot / "aside").iterdir()] == [edited]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmos_cli.core import aside, atomic, kept
 from llmos_cli.core.endings import altered, closed_again, not_json
-from llmos_cli.core.journal import Journal
+from llmos_cli.core.journal import Journal, line
 from llmos_cli.core.listing import folders
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.workspace import Workspace
@@ -72,7 +72,8 @@ def _give_up(ws: Workspace, run: Path, name: str) -> None:
     if (run / name).exists():
         aside.keep(ws.dot, run / name)
     if name == EVENTS:
-        atomic.write_bytes(run / name, closed_again((run / name).read_bytes()), scratch=ws.dot / "tmp")
+        rest = closed_again((run / name).read_bytes()) + line(Kept({name: None})).encode()
+        atomic.write_bytes(run / name, rest, scratch=ws.dot / "tmp")
         return
     if name in kept.expected(run):
         journal = Journal(run)

@@ -26,6 +26,17 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class GivenUpFile:
+    """A file of a run that somebody gave up, and that is no damage since."""
+
+    where: str
+
+    @property
+    def told(self) -> str:
+        return f"{self.where} was given up: it is not what was there once"
+
+
+@dataclass(frozen=True)
 class Repaired:
     """`source`: a checkpoint, the object store or a remote; or `moved`: to where a file went that was in the way."""
 
