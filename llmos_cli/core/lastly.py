@@ -3,6 +3,7 @@ have no time to parse the log."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from llmos_cli.core.refs import Refs
 
 
-_MOVE = rb'(?<!\\)"what": ("refs/(?:[^"\\]|\\.)*"), "before": (?:null|"[^"]*"), "after": (?:null|"([^"]*)")'
-"""Of an operation alone: within a text that it holds, each quote has a backslash before it. Compiled where it is used."""
+_MOVE = rb'"what": ("refs/[^"]*"), "before": (?:null|"[^"]*"), "after": (?:null|"([^"]*)")'
+"""Of an operation alone: within a text that it holds, each quote has a backslash before it. Nothing more exact comes first, so that it is found
+ten times as fast; compiled where it is used."""
 
 
 def all_moved_by_hand(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[str]:
@@ -31,12 +33,16 @@ def all_moved_by_hand(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[st
 
 
 def _all_left(dot: Path) -> dict[str, str | None]:
-    """Where the last line that speaks of a ref says that it went, of all refs; of none that it takes more to find."""
+    """Where the last line that speaks of a ref says that it went, of all refs but those with a quote in their names."""
     try:
         text = (dot / "operations.jsonl").read_bytes()
     except FileNotFoundError:
         return {}
-    return {json.loads(ref): value.decode() or None for ref, value in dict(re.findall(_MOVE, text)).items()}
+    found = {}
+    for ref, value in dict(re.findall(_MOVE, text)).items():
+        with contextlib.suppress(*UNREADABLE):  # `fsck` tells of such a line
+            found[json.loads(ref)] = value.decode() or None
+    return found
 
 
 def moved_by_hand(dot: Path, refs: Refs, ref: str) -> bool:

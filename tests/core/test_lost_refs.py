@@ -316,3 +316,13 @@ def test_a_stage_whose_name_was_taken_away_is_said(ws: Workspace, commit, llmos,
     assert (gone.code, "stage small is gone, and the last operation on it left it at" in gone.err) == (5, True)
     assert "stages/small is gone, by no command" in llmos("log").err
     assert llmos("fsck", "--repair").code == 0 and llmos("show", "stages/small").code == 0
+
+
+def test_lists_stand_a_damaged_log(ws: Workspace, commit, llmos, monkeypatch) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1")
+    tag(ws, "one")
+    said = ws.oplog.path.read_bytes()
+    for damage in (rb"refs/tags/\xone", b"refs/tags/\xff"):
+        ws.oplog.path.write_bytes(said.replace(b"refs/tags/one", damage))
+        assert llmos("tag").out.startswith("one ") and llmos("log").code == 0
