@@ -139,7 +139,7 @@ def fsck(
     repaired: list[Repaired] = []
     with _telling(repaired, emit):
         silent = _put_back(ws, found, repaired, emit) if repair or lost or files else ()
-        _must_be_nowhere(ws, lost, silent)
+        _must_be_nowhere(ws, lost, files, silent)
         accept(ws, lost)
         giving_up_files.accept(ws, files)
         again = _checked(ws, key_file, emit)
@@ -168,9 +168,9 @@ def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
         raise
 
 
-def _must_be_nowhere(ws: Workspace, lost: Sequence[str], silent: Sequence[str]) -> None:
+def _must_be_nowhere(ws: Workspace, lost: Sequence[str], files: Sequence[str], silent: Sequence[str]) -> None:
     """What a remote may have is not given up because nobody could ask it."""
-    if silent and any(what_is_lost(ws, each) for each in lost):
+    if silent and (any(what_is_lost(ws, each) for each in lost) or giving_up_files.still_wrong(ws, files)):
         names = " and ".join(silent)
         raise Conflict(
             f"{names} could not be asked whether what would be given up is there: nothing was",

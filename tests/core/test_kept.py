@@ -183,3 +183,17 @@ def test_the_others_that_read_a_config_refuse_it_too(run: Path) -> None:
     forge(run / "config.yaml")
     with pytest.raises(Corrupt, match=r"config\.yaml was edited"):
         kept.require(run, "config.yaml")
+
+
+def test_what_a_remote_may_have_is_not_given_up_unasked(run: Path, ws: Workspace, llmos, tmp_path: Path) -> None:
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    forge(run / "configs" / "train.yaml")
+    (ws.configs / "train.yaml").write_text("seed: 2\n")
+    (tmp_path / "far").rename(tmp_path / "away")
+    where = f"runs/{run.name}/configs/train.yaml"
+    refused = llmos("fsck", "--accept-loss", where)
+    assert refused.code == 6 and "origin could not be asked" in refused.err and (run / "configs/train.yaml").exists()
+    (tmp_path / "away").rename(tmp_path / "far")
+    assert llmos("fsck", "--accept-loss", where).code == 0
+    assert (run / "configs" / "train.yaml").read_text() == "seed: 1\n", "the remote had it"

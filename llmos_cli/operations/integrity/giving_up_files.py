@@ -43,12 +43,15 @@ def _must_be_over(ws: Workspace, where: str) -> None:
         raise Conflict(f"run {run} is still running, and writes there", hint=f"`llmos stop {run}` ends it")
 
 
+def still_wrong(ws: Workspace, names: Sequence[str]) -> dict[str, tuple[Path, str]]:
+    """Those that repairing did not bring back, each with its run's folder and its name there."""
+    return {each: file for each in names if (file := _wrong(ws, each)) is not None}
+
+
 def accept(ws: Workspace, names: Sequence[str]) -> None:
-    """What of these is wrong still: repairing may have brought it back."""
-    for each in names:
-        if (file := _wrong(ws, each)) is not None:
-            _give_up(ws, *file)
-            ws.oplog.note(f"fsck --accept-loss {each}")
+    for each, file in still_wrong(ws, names).items():
+        _give_up(ws, *file)
+        ws.oplog.note(f"fsck --accept-loss {each}")
 
 
 def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
