@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos_cli.core.view import short
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, Session, session
 
@@ -90,6 +89,8 @@ _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in oth
 
 def _way_on(result: FsckResult) -> str:
     """Where repairing did what it could."""
+    from llmos_cli.core.view import short
+
     problems = result.problems
     logs = {each.where for each in problems if each.where in (_OPERATIONS, _AUDIT)}
     # A move that does not follow the one before it shows at its ref, with the checkpoint that it went to.

@@ -16,7 +16,7 @@ from llmos_cli.core.endings import EDITED, altered, not_json
 from llmos_cli.core.listing import folders
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
-from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
+from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Workspace
@@ -154,7 +154,7 @@ def fsck(
 
 def _lost(ws: Workspace, problems: Sequence[Problem]) -> Iterator[str]:
     hurt = {each.lacks or each.checkpoint for each in problems} - {""}
-    return (each for each in sorted(hurt) if what_is_lost(ws, each))
+    return (each for each in sorted(hurt) if ID.fullmatch(each) and what_is_lost(ws, each))
 
 
 @contextmanager
