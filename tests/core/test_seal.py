@@ -157,6 +157,25 @@ def test_with_the_key_the_tree_is_checked_too(ws: Workspace, commit: Commit, mon
     assert shorter == ["lists other files than the manifest"]  # 6 and 4 bytes
 
 
+def test_the_right_key_is_told_from_a_wrong_one_where_all_that_is_sealed_is_damaged(
+    ws: Workspace, commit: Commit, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = commit(a="secret")
+    key_file = ws.root.parent / "key"
+    seal(ws, key_file=key_file, ask=nobody)
+    encrypted = next(Path(entry.path) for _, entry in ws.sealed.names())
+    encrypted.chmod(0o644)
+    encrypted.write_bytes(encrypted.read_bytes()[:-1])
+    monkeypatch.chdir(ws.root)
+    ran = llmos("fsck", "--key-file", str(key_file))
+    assert ran.code == 5 and f"(a of {made.id[:12]}, encrypted)" in ran.out
+    assert "1 thing is damaged" in ran.err and "no sealed checkpoint" not in ran.err
+    key_file.write_text(OTHER)
+    assert "is that of no sealed checkpoint" in llmos("fsck", "--key-file", str(key_file)).err
+    (ws.sealed.directory / f"{made.id}.json").write_text("{}")  # nothing is left to tell a key by
+    assert "makes no sense" in llmos("fsck", "--key-file", str(key_file)).out
+
+
 def test_an_exchanged_file_of_the_same_size_takes_the_key(ws: Workspace, commit: Commit, monkeypatch) -> None:
     made, other = commit(a="secret"), commit(a="others", scratch=True)
     for each in (made, other):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from llmos_cli.core.cipher import Cipher
 from llmos_cli.core.key import VARIABLE, given_key
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.seal import Seal, belongs
@@ -28,6 +29,8 @@ class Sealing:
         self.files = [(sha256, Path(entry.path)) for sha256, entry in ws.sealed.names()]
         self.count = len(self._ids)
         self.opened = 0
+        self._fits: list[bool] = []
+        """Of each seal that can be read, whether the key is its: however damaged the files are, the seal tells."""
 
     def problems(self, hash_of: Hash) -> Iterator[Problem]:
         found = {sha256: hash_of(path) for sha256, path in self.files}
@@ -40,7 +43,7 @@ class Sealing:
                 yield Problem(self._where(path), "has other bytes than its name says, and no seal names it")
 
     def must_fit(self, key_file: Path | None) -> None:
-        if key_file is not None and self.count and not self.opened:
+        if key_file is not None and self._fits and not any(self._fits):
             raise Untrusted(
                 f"the key in {key_file} is that of no sealed checkpoint",
                 hint="without a key the encrypted files alone are checked",
@@ -54,6 +57,8 @@ class Sealing:
             yield Problem(where, error.message, checkpoint)
             return
         named |= {entry.sha256 for entry in seal.tree.values()}
+        cipher = seal.cipher(self._key) if self._key else None
+        self._fits.append(cipher is not None)
         try:
             manifest = self._ws.manifest(checkpoint)
         except Corrupt:
@@ -65,16 +70,14 @@ class Sealing:
         for name, what in bad.items():
             place = self._where(self._ws.sealed.path(seal.tree[name].sha256))
             yield Problem(place, f"{what} ({name} of {short(checkpoint)}, encrypted)", checkpoint, name)
-        if not bad:
-            yield from self._inside(manifest, seal)
+        if cipher is not None and not bad:
+            yield from self._inside(manifest, seal, cipher)
 
-    def _inside(self, manifest: Manifest, seal: Seal) -> Iterator[Problem]:
-        cipher = seal.cipher(self._key) if self._key else None
-        if cipher is not None:
-            self.opened += 1
-            for name in damaged(self._ws, manifest, seal, cipher):
-                where = f"checkpoints/{short(manifest.id)}/{name}"
-                yield Problem(where, "is not what was saved, once it is decrypted", manifest.id)
+    def _inside(self, manifest: Manifest, seal: Seal, cipher: Cipher) -> Iterator[Problem]:
+        self.opened += 1
+        for name in damaged(self._ws, manifest, seal, cipher):
+            where = f"checkpoints/{short(manifest.id)}/{name}"
+            yield Problem(where, "is not what was saved, once it is decrypted", manifest.id)
 
     def _where(self, path: Path) -> str:
         return str(path.relative_to(self._ws.root))
