@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from llmos_cli.errors import UsageError
 from llmos_cli.session import DryRunFlag, JsonFlag, QuietFlag, session
 
 
@@ -29,11 +30,17 @@ def sign(
     bundle: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep this signature, which model_signing made, instead.")
     ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the signature away instead.")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
-        from llmos_cli.operations.sign import sign as operation
+        from llmos_cli.operations import sign as operations
 
-        s.ui.show(operation(s.workspace, rev, key=key, certificate=certificate, chain=chain or (), bundle=bundle))
+        if remove:
+            if key or certificate or chain or bundle:
+                raise UsageError("--remove signs nothing", hint="leave the other options out")
+            s.ui.show(operations.unsign(s.workspace, rev))
+            return
+        s.ui.show(operations.sign(s.workspace, rev, key=key, certificate=certificate, chain=chain or (), bundle=bundle))

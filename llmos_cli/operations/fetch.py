@@ -186,8 +186,8 @@ def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list
         receiving.publish_snapshots(ws, coming)
         with ws.oplog.locked(ws.emit):
             receiving.publish(ws, prepared, coming)
-            if tags:
-                ws.oplog.apply_locked(f"fetch {there.name}", tags)
+            if changes := [*tags, *receiving.replaced(ws, coming)]:
+                ws.oplog.apply_locked(f"fetch {there.name}", changes)
             elif coming.checkpoints or coming.signatures or coming.snapshots:
                 ws.oplog.note_locked(f"fetch {there.name}")
         receiving.publish_runs(ws, coming)

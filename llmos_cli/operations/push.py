@@ -54,7 +54,7 @@ def push(
             _moves(ws, there, known, {**wanted, **_tags(ws, wanted, known)}, set(wanted), force=force, emit=emit)
         )
         _check_names(there, known, moves)
-        missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())), data=data)
+        missing = sending.lacking(ws, there, list(dict.fromkeys(wanted.values())), data=data, force=force)
         if not dry_run:
             if moves or not missing.empty:
                 sending.send(there, missing, emit)

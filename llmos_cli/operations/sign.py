@@ -70,6 +70,25 @@ def sign(
     return _keep(ws, checkpoint, signatures.parse(text, "what was made" if bundle is None else str(bundle)))
 
 
+@dataclass(frozen=True)
+class UnsignResult:
+    checkpoint: str
+
+    def view(self) -> View:
+        return f"the signature of {short(self.checkpoint)} is gone: `llmos undo` brings it back, and a fetch one that a remote has"
+
+
+def unsign(ws: Workspace, rev: str = "HEAD") -> UnsignResult:
+    """Take a signature away, for another to come in its place."""
+    checkpoint = ws.resolve(rev)
+    before = signatures.read(ws.dot, checkpoint)
+    if before is None:
+        raise NotFound(f"{short(checkpoint)} is not signed", hint="`llmos sign` signs it")
+    path = signatures.path(ws.dot, checkpoint).relative_to(ws.root).as_posix()
+    ws.oplog.apply(f"sign --remove {short(checkpoint)}", [Change(path, before, None)], emit=ws.emit)
+    return UnsignResult(checkpoint)
+
+
 def _made(checkpoint: Checkpoint, key: Path, certificate: Path | None, chain: Sequence[Path]) -> str:
     require_signing()
     from model_signing import signing

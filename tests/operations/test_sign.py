@@ -19,6 +19,7 @@ from llmos_cli.core import signatures
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
 from llmos_cli.operations.push import push
@@ -316,6 +317,58 @@ def test_signatures_travel_and_pull_can_require_them(ws, model, keys, tmp_path, 
     stays = llmos("pull", "--require-signature", keys / "key.pub")  # nothing is new, and what is here is another's
     assert (stays.code, "does not match" in stays.err) == (5, True)
     assert fsck(Workspace.find()).problems == ()
+
+
+def test_the_newer_signature_goes_to_all(ws, model, keys, tmp_path, llmos: Llmos, monkeypatch) -> None:
+    """Whoever has the older one neither sends it over the newer nor keeps it."""
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    sign(ws, key=keys / "other.pem")
+    push(ws)
+    clone(str(tmp_path / "far"), tmp_path / "copy")
+    copy = Workspace.find(tmp_path / "copy")
+    sign(ws, key=keys / "key.pem")
+    push(ws)
+    assert push(copy).signatures == 0
+    monkeypatch.chdir(copy.root)
+    assert llmos("pull", "--require-signature", keys / "key.pub").code == 0
+    assert kept(copy, model).read_text() == kept(ws, model).read_text()
+    assert (push(copy).signatures, push(ws).signatures, fetch(ws).signatures, fetch(copy).signatures) == (0, 0, 0, 0)
+    assert llmos("undo").code == 0 and llmos("verify", "--key", keys / "other.pub").code == 0
+    assert push(copy).signatures == 0 and fetch(copy).signatures == 1, "as a tag would come again"
+    assert llmos("undo").code == 0 and llmos("push", "--force").code == 0 and fetch(ws).signatures == 1
+    assert kept(ws, model).read_text() == kept(copy, model).read_text()
+    assert fsck(ws).problems == fsck(copy).problems == () and llmos("fsck", "--remote", "origin").code == 0
+
+
+def test_two_who_signed_apart_are_told(ws, model, keys, tmp_path, llmos: Llmos, monkeypatch) -> None:
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    clone(str(tmp_path / "far"), tmp_path / "copy")
+    copy = Workspace.find(tmp_path / "copy")
+    sign(ws, key=keys / "key.pem")
+    sign(copy, key=keys / "other.pem")
+    theirs, mine = kept(ws, model).read_text(), kept(copy, model).read_text()
+    push(ws)
+    monkeypatch.chdir(copy.root)
+    for words in (("push",), ("fetch",)):
+        told = llmos(*words)
+        assert (told.code, f"the signature of {model.id[:12]} " in told.err) == (0, True), words
+        assert kept(copy, model).read_text() == mine
+    clone(str(tmp_path / "far"), tmp_path / "third")
+    assert kept(Workspace.find(tmp_path / "third"), model).read_text() == theirs
+
+    assert llmos("sign", "--remove", "--key", keys / "key.pem").code == 2
+    assert "brings it back" in llmos("sign", "--remove").out and llmos("sign", "--remove").code == 4
+    assert llmos("fetch").code == 0 and kept(copy, model).read_text() == theirs
+    assert llmos("undo").code == 6, "another is in its place"
+    sign(copy, key=keys / "other.pem")
+    assert push(copy).signatures == 1 and fetch(ws).signatures == 1
+
+    sign(ws, key=keys / "key.pem")
+    sign(copy, key=keys / "other.pem")
+    push(ws)
+    assert llmos("push", "--force").code == 0
+    assert fetch(ws).signatures == 1 and kept(ws, model).read_text() == kept(copy, model).read_text()
 
 
 def test_a_deployment_can_require_one(ws, model, keys, llmos: Llmos) -> None:

@@ -14,6 +14,7 @@ from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
 from llmos_cli.core.remote import layout
+from llmos_cli.core.remote.vouching import Vouching
 from llmos_cli.core.seal import Seal, belongs
 from llmos_cli.core.seal import parse as parse_seal
 from llmos_cli.core.snapshots import Snapshot
@@ -72,18 +73,20 @@ def read_loss(text: bytes) -> Loss:
     return found
 
 
-def read_signature(text: bytes, checkpoint: str) -> str:
-    """That of the checkpoint as far as it says itself; whether it is true takes a key."""
+def read_signature(text: bytes, checkpoint: str) -> Vouching:
+    """That of the checkpoint as far as it says itself; whether it is true takes a key. Of before there was `replaces` it replaced none."""
     what = f"the signature of {checkpoint[:12]}"
     try:
         value = layout.parse(text)
-        named, bundle = value["checkpoint"], value["bundle"]
+        named, bundle, replaces = value["checkpoint"], value["bundle"], frozenset(value.get("replaces", ()))
         signatures.parse(bundle, what)
+        if not all(map(ID.fullmatch, replaces)):
+            raise ValueError("what it replaced are no hashes")
     except UNREADABLE as error:
         raise Corrupt(f"{what} on the remote makes no sense: {_told(error)}", hint=HINT) from error
     if named != checkpoint or len(bundle) > signatures.LIMIT:
         raise Corrupt(f"{what} on the remote is that of another, or larger than one can be", hint=HINT)
-    return str(bundle)
+    return Vouching(str(bundle), replaces)
 
 
 def read_snapshot(text: bytes, snapshot: str) -> Snapshot:

@@ -20,9 +20,10 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
+from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import RUNS
-from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote import hostile, layout, vouching
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK
@@ -61,6 +62,7 @@ class Receiving:
     runs: tuple[ReceivedRun, ...]
     objects: Mapping[str, int]
     signatures: Mapping[str, str]
+    """Id -> bundle, of what has none here or an older one."""
     sealed: Mapping[str, Seal] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
     lost: tuple[Loss, ...] = ()
@@ -190,13 +192,13 @@ def _runs(ws: Workspace, remote: Remote, checkpoints: set[str]) -> Iterator[Rece
 
 
 def _signatures(ws: Workspace, remote: Remote, checkpoints: set[str]) -> dict[str, str]:
-    """Id -> bundle, of what has none here; one that is here stays, as a tag does."""
     if not remote.signatures:
         return {}
-    wanted = [each for each in checkpoints - set(signatures.signed(ws.dot)) if remote.has_signature(each)]
-    return {
-        each: text for each, text in zip(wanted, in_parallel(remote.signature, wanted), strict=True) if text is not None
-    }
+    wanted = [each for each in sorted(checkpoints) if remote.has_signature(each)]
+    there = dict(zip(wanted, in_parallel(remote.signature, wanted), strict=True))
+    here = {each: signatures.read(ws.dot, each) or "" for each in signatures.signed(ws.dot) if each in there}
+    new = {each: found.bundle for each, found in there.items() if found and each not in here}
+    return new | vouching.to_take(ws, here, {each: there[each] for each in here})
 
 
 def _local(ws: Workspace, wanted: Mapping[str, int]) -> dict[str, Path]:
@@ -360,7 +362,14 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
         else:
             storing.publish(ws, each)
     for checkpoint, text in receiving.signatures.items():
-        atomic.write_text(signatures.path(ws.dot, checkpoint), text, scratch=ws.dot / "tmp")
+        if not signatures.path(ws.dot, checkpoint).exists():
+            atomic.write_text(signatures.path(ws.dot, checkpoint), text, scratch=ws.dot / "tmp")
+
+
+def replaced(ws: Workspace, receiving: Receiving) -> list[Change]:
+    """Signatures that take the place of those that are here."""
+    changes = (vouching.taken(ws, *each) for each in receiving.signatures.items())
+    return [each for each in changes if each.before not in (None, each.after)]
 
 
 def _publish_sealed(ws: Workspace, prepared: storing.Prepared, seal: Seal) -> None:

@@ -17,6 +17,7 @@ from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.parallel import in_parallel
 from llmos_cli.core.remote.store import Store
 from llmos_cli.core.remote.vault import Vault
+from llmos_cli.core.remote.vouching import Vouching
 from llmos_cli.core.seal import Seal
 from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.errors import Corrupt, NotFound, Untrusted, UsageError
@@ -168,7 +169,7 @@ class Remote:
     def has_signature(self, checkpoint: str) -> bool:
         return bool(self.signatures) and self._is_in(self.signatures, layout.signature_name(checkpoint))
 
-    def signature(self, checkpoint: str) -> str | None:
+    def signature(self, checkpoint: str) -> Vouching | None:
         """The text of its bundle, which nobody has verified."""
         text = self.store.read(layout.signature_name(checkpoint), 2 * signatures.LIMIT)
         return None if text is None else hostile.read_signature(text, checkpoint)

@@ -21,10 +21,11 @@ from llmos_cli.core.names import wrong
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.records import EVENTS, RunRecord
-from llmos_cli.core.remote import hostile, layout
+from llmos_cli.core.remote import hostile, layout, vouching
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import CHUNK, Content, whole
+from llmos_cli.core.remote.vouching import Vouching
 from llmos_cli.core.seal import Seal
 from llmos_cli.core.snapshots import Snapshot, read_in
 from llmos_cli.errors import Corrupt, UsageError
@@ -53,7 +54,7 @@ class Sending:
     lineage: tuple[Manifest, ...]
     runs: tuple[SentRun, ...]
     objects: dict[str, tuple[Path, int]]
-    signatures: Mapping[str, str]
+    signatures: Mapping[str, Vouching]
     sealed: tuple[Seal, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
     lost: tuple[Loss, ...] = ()
@@ -69,9 +70,11 @@ class Sending:
         )
 
 
-def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: bool = False) -> Sending:
+def lacking(
+    ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: bool = False, force: bool = False
+) -> Sending:
     """What `remote` lacks of these checkpoints, their ancestors, and the runs that made or measured them; with `data`, of the
-    snapshots of what they were made with."""
+    snapshots of what they were made with; with `force`, signatures that somebody else has sent otherwise too."""
     with ws.index.still():
         new, known = _new(ws, remote, checkpoints)
         given_up = _given_up(ws, remote, new)
@@ -79,7 +82,7 @@ def lacking(ws: Workspace, remote: Remote, checkpoints: Sequence[str], *, data: 
         weights, bare, sealed = _parted(ws, remote, _here(ws, parents_first(ws, new)))
         runs = list(_runs(ws, remote, checkpoints))
         signed = any(signatures.signed(ws.dot))
-        vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints)) if signed else {}
+        vouching = _signatures(ws, remote, with_ancestors(ws, checkpoints), force=force) if signed else {}
     rows = _snapshots(ws, remote, checkpoints) if data else ()
     objects = _objects(ws, remote, weights, _files(runs) | _encrypted(ws, sealed) | _pieces(ws, rows), known)
     _check_names([*weights, *bare], runs)
@@ -214,13 +217,13 @@ def _files(runs: Sequence[SentRun]) -> dict[str, tuple[Path, int]]:
     return {entry.sha256: (run.record.path / name, entry.size) for run in runs for name, entry in run.tree.items()}
 
 
-def _signatures(ws: Workspace, remote: Remote, checkpoints: Iterable[str]) -> dict[str, str]:
-    """Id -> bundle, of those that the remote lacks; whoever has signed here what is signed there otherwise has the last word."""
+def _signatures(ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, force: bool) -> dict[str, Vouching]:
+    """Of those that the remote lacks, or has an older one of."""
     line = set(checkpoints)
     here = {each: signatures.read(ws.dot, each) or "" for each in signatures.signed(ws.dot) if each in line}
     known = [each for each in here if remote.has_signature(each)]
     there = dict(zip(known, in_parallel(remote.signature, known), strict=True))
-    return {each: text for each, text in here.items() if there.get(each) != text}
+    return vouching.to_send(ws, here, there, force=force)
 
 
 def _objects(
@@ -267,8 +270,8 @@ def send(remote: Remote, sending: Sending, emit: Emit) -> None:
         remote.store.put(layout.lineage_name(each.id), whole(each.text().encode()), lambda _: None)
     for each in sending.whole:
         remote.store.put(layout.checkpoint_name(each.id), whole(each.text().encode()), lambda _: None)
-    for checkpoint, bundle in sending.signatures.items():
-        _write(remote, layout.signature_name(checkpoint), {"checkpoint": checkpoint, "bundle": bundle})
+    for checkpoint, signed in sending.signatures.items():
+        _write(remote, layout.signature_name(checkpoint), signed.said(checkpoint))
     for snapshot in sending.snapshots:
         remote.store.put(layout.snapshot_name(snapshot.id), whole(snapshot.text().encode()), lambda _: None)
     in_parallel(partial(send_run, remote), sending.runs)

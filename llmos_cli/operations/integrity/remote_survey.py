@@ -278,9 +278,9 @@ def _snapshot(text: bytes, name: str) -> tuple[str, str, Snapshot]:
 
 def _signature(text: bytes, name: str) -> tuple[str, str, str]:
     checkpoint = str(layout.parse(text)["checkpoint"])
-    bundle = hostile.read_signature(text, checkpoint)
-    _must_be_written({"checkpoint": checkpoint, "bundle": bundle}, text)
-    return layout.signature_name(checkpoint), checkpoint, bundle
+    found = hostile.read_signature(text, checkpoint)
+    _must_be_written(found.said(checkpoint), text)
+    return layout.signature_name(checkpoint), checkpoint, found.bundle
 
 
 def _whole(text: bytes, name: str) -> tuple[str, str, Manifest]:

@@ -17,6 +17,7 @@ from llmos_cli.core.remote import hostile, layout, sending
 from llmos_cli.core.remote.parallel import Meter, in_parallel
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import Heard, whole
+from llmos_cli.core.remote.vouching import Vouching, superseded
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, NotFound
 from llmos_cli.events import Emit, Note
@@ -82,9 +83,11 @@ def _loss(ws: Workspace, checkpoint: str) -> bytes | None:
 
 
 def _signature(ws: Workspace, checkpoint: str) -> bytes | None:
-    bundle = signatures.read(ws.dot, checkpoint)
-    text = layout.text({"checkpoint": checkpoint, "bundle": bundle})
-    return text if bundle and hostile.read_signature(text, checkpoint) else None
+    if not (bundle := signatures.read(ws.dot, checkpoint)):
+        return None
+    text = layout.text(Vouching(bundle, superseded(ws, checkpoint, bundle)).said(checkpoint))
+    hostile.read_signature(text, checkpoint)
+    return text
 
 
 def _snapshot(ws: Workspace, snapshot: str) -> bytes:
