@@ -29,6 +29,7 @@ def _stacks(operations: Iterable[Operation]) -> tuple[list[Operation], list[Oper
     """What can be undone and what can be redone, the next one last."""
     done: dict[str, Operation] = {}
     undone: dict[str, Operation] = {}
+    seals: dict[str, set[str]] = {}
     for operation in operations:
         if operation.kind == "undo" and operation.of in done:
             undone[operation.of] = done.pop(operation.of)
@@ -38,18 +39,20 @@ def _stacks(operations: Iterable[Operation]) -> tuple[list[Operation], list[Oper
             done[operation.id] = operation
             undone.clear()
         elif operation.seals or operation.unseals:
-            _add_seal(done, operation)
+            _add_seal(done, seals, operation)
     return list(done.values()), list(undone.values())
 
 
-def _add_seal(done: dict[str, Operation], operation: Operation) -> None:
-    """Opening what was sealed is its undo, and sealing it again its redo: the two of them leave nothing to take back."""
-    opposite = (operation.unseals, operation.seals)
-    for each in reversed(done.values()):
-        if (each.seals, each.unseals) == opposite:
-            del done[each.id]
-            return
-    done[operation.id] = operation
+def _add_seal(done: dict[str, Operation], seals: dict[str, set[str]], operation: Operation) -> None:
+    """Opening what was sealed is its undo, and sealing it again its redo: the two of them leave nothing to take back. `seals`: of each
+    operation that sealed or opened, the checkpoints of which that was not taken back so; several may take back one, and one several."""
+    left = {*operation.seals, *operation.unseals}
+    for of in [of for of in seals if bool(done[of].seals) != bool(operation.seals)]:
+        seals[of], left = seals[of] - left, left - seals[of]
+        if not seals[of]:
+            del done[of], seals[of]
+    if left:
+        done[operation.id], seals[operation.id] = operation, left
 
 
 def _check_kept(operations: Iterable[Operation], which: str) -> None:
@@ -105,7 +108,9 @@ def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
 def _check_keyless(target: Operation) -> None:
     if target.seals or target.unseals:
         verb, told = ("unseal", "opens it again, with its key") if target.seals else ("seal", "seals it again")
+        ids = target.seals or target.unseals
+        rev = f"{ids[0][:12]} --with-lineage" if len(ids) > 1 else ids[0][:12]
         raise UsageError(
             f"undo does not take back operation {target.id} ({target.name}): that takes a key",
-            hint=f"`llmos {verb} {(target.seals or target.unseals)[0][:12]}` {told}; `llmos undo ID` undoes another of `llmos op log`",
+            hint=f"`llmos {verb} {rev}` {told}; `llmos undo ID` undoes another of `llmos op log`",
         )

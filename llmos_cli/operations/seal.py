@@ -37,12 +37,12 @@ class SealResult:
 
     def view(self) -> View:
         verb = "would seal" if self.dry_run else "sealed"
-        told = f"{verb} {', '.join(map(short, self.checkpoints))}: {self.files} files, {size(self.bytes)}"
+        said = f"{verb} {', '.join(map(short, self.checkpoints))}: {self.files} files, {size(self.bytes)}"
         if not self.new_key:
-            return told
+            return said
         made = "would be made" if self.dry_run else "was made"
         return Lines(
-            [told, f"a key {made} in {self.new_key}: keep a copy elsewhere, without it nobody opens them again"]
+            [said, f"a key {made} in {self.new_key}: keep a copy elsewhere, without it nobody opens them again"]
         )
 
 
@@ -90,12 +90,12 @@ def _to_seal(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[Mani
     found = [checkpoint, *sorted(sharing(ws, checkpoint, gone | ws.sealed.all()) - {checkpoint})]
     if removed := ws.dropped.all() & {*found[1:]}:
         raise UsageError(
-            f"{short(checkpoint)} shares files with {_told(ws, sorted(removed))}, removed and still there for undo",
+            f"{short(checkpoint)} shares files with {told(ws, sorted(removed))}, removed and still there for undo",
             hint="`llmos gc --window now` frees what was removed, or `llmos undo` brings it back to be sealed as well",
         )
     if len(found) > 1 and not with_lineage:
         raise UsageError(
-            f"{short(checkpoint)} shares files with {_told(ws, found[1:])}",
+            f"{short(checkpoint)} shares files with {told(ws, found[1:])}",
             hint="as long as one of them is open, so are those files; --with-lineage seals all of them",
         )
     for each in found:
@@ -114,11 +114,12 @@ def sharing(ws: Workspace, checkpoint: str, but: Iterable[str]) -> set[str]:
     return found
 
 
-def _told(ws: Workspace, checkpoints: Sequence[str]) -> str:
+def told(ws: Workspace, checkpoints: Sequence[str]) -> str:
+    """Short ids, with what they are called."""
     names = ws.refs.pointing()
-    told = [f"{short(each)} ({', '.join(names[each])})" if each in names else short(each) for each in checkpoints]
-    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    return ", ".join(told[:_NAMED]) + more
+    named = [f"{short(each)} ({', '.join(names[each])})" if each in names else short(each) for each in checkpoints]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ", ".join(named[:_NAMED]) + more
 
 
 def _check_unread(ws: Workspace, checkpoint: str) -> None:

@@ -15,8 +15,8 @@ from llmos_cli.core.storing import removed
 from llmos_cli.core.view import Lines, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, UsageError
-from llmos_cli.events import Emit, ignore
-from llmos_cli.operations.seal import sharing
+from llmos_cli.events import Emit, Note, ignore
+from llmos_cli.operations.seal import sharing, told
 from llmos_cli.operations.sealing import decrypted, seal_of
 
 
@@ -44,23 +44,74 @@ def unseal(
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> UnsealResult:
-    """`with_lineage`: those that share files with it, too. Nothing is opened unless all of them can be."""
-    manifests = [ws.manifest(each) for each in _to_open(ws, ws.resolve(rev), with_lineage=with_lineage)]
+    """`with_lineage`: those that share files with it, too, where it is open already as well. Nothing is opened unless all of them
+    can be, but for what was sealed with another key."""
+    checkpoint = ws.resolve(rev)
+    manifests = [ws.manifest(each) for each in _to_open(ws, checkpoint, with_lineage=with_lineage)]
     if not dry_run:
-        with _opened(ws, manifests, given_key(key_file, ask), emit) as folder, ws.oplog.locked(ws.emit):
-            _open(ws, manifests, folder)
-        _share_again(ws, manifests)
+        manifests = _open(ws, checkpoint, manifests, given_key(key_file, ask), emit)
     ids = tuple(each.id for each in manifests)
     return UnsealResult(ids, sum(len(m.tree) for m in manifests), sum(m.size for m in manifests), dry_run)
 
 
 def _to_open(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[str]:
-    if (closed := ws.closed(checkpoint)) != "sealed":
-        if closed:
-            raise removed(ws, checkpoint)
+    if ws.closed(checkpoint) not in ("sealed", ""):
+        raise removed(ws, checkpoint)
+    found = _sealed_with(ws, checkpoint)
+    others = sorted(found - {checkpoint})
+    if gone := [each for each in others if each in ws.dropped]:
+        raise UsageError(
+            f"{short(checkpoint)} shares files with {told(ws, gone)}, removed and still there for undo",
+            hint="`llmos gc --window now` frees what was removed, or `llmos undo` brings it back to be opened as well",
+        )
+    if others and not with_lineage:
+        said = "shares files with" if checkpoint in found else "is open, and shares files with the sealed"
+        raise UsageError(
+            f"{short(checkpoint)} {said} {told(ws, others)}",
+            hint="as long as one of them is sealed, none of its files should be open; --with-lineage opens all of them",
+        )
+    if not found:
         raise UsageError(f"{short(checkpoint)} is not sealed", hint="`llmos log` marks what is")
-    found = sharing(ws, checkpoint, ()) if with_lineage else {checkpoint}
-    return sorted(each for each in found if ws.closed(each) == "sealed")
+    return sorted(found)
+
+
+def _sealed_with(ws: Workspace, checkpoint: str) -> set[str]:
+    """What is sealed of a checkpoint and all that shares files with it. What was removed in the clear hides nothing."""
+    sealed = ws.sealed.all()
+    return sharing(ws, checkpoint, ws.dropped.all() - sealed) & sealed
+
+
+def _open(ws: Workspace, checkpoint: str, manifests: Sequence[Manifest], key: bytes, emit: Emit) -> list[Manifest]:
+    """Those that were opened."""
+    group = {each.id for each in manifests}
+    fitting = _of_this_key(ws, checkpoint, manifests, key, emit)
+    with _opened(ws, fitting, key, emit) as folder, ws.oplog.locked(ws.emit):
+        if _sealed_with(ws, checkpoint) != group or any(each in ws.dropped for each in group):
+            raise Conflict(
+                "another command sealed, opened or removed one of them meanwhile",
+                hint="`llmos log` shows what is sealed",
+            )
+        for each in fitting:
+            ws.sealed.offer(each.id, folder / each.id)
+        ids = [each.id for each in fitting]
+        ws.oplog.seal_locked(f"unseal {' '.join(map(short, ids))}", unseals=ids)
+    _share_again(ws, fitting)
+    return fitting
+
+
+def _of_this_key(
+    ws: Workspace, checkpoint: str, manifests: Sequence[Manifest], key: bytes, emit: Emit
+) -> list[Manifest]:
+    """What was sealed with another key stays sealed, or those who have only one of the two could open neither."""
+    fitting = [each for each in manifests if seal_of(ws, each).cipher(key)]
+    rest = [each for each in manifests if each not in fitting]
+    asked = [each for each in rest if each.id == checkpoint]
+    for each in asked or ([] if fitting else rest):
+        seal_of(ws, each).opener(key)
+    if rest:
+        names = told(ws, [each.id for each in rest])
+        emit(Note(f"{names} shares files with it and stays sealed: it takes another key", "warning"))
+    return fitting
 
 
 @contextmanager
@@ -74,17 +125,6 @@ def _opened(ws: Workspace, manifests: Sequence[Manifest], key: bytes, emit: Emit
             decrypted(ws, each, cipher, folder / each.id, meter)
         meter.end()
         yield folder
-
-
-def _open(ws: Workspace, manifests: Sequence[Manifest], folder: Path) -> None:
-    ids = [each.id for each in manifests]
-    if any(ws.closed(each) != "sealed" for each in ids):
-        raise Conflict(
-            "another command opened or removed one of them meanwhile", hint="`llmos log` shows what is sealed"
-        )
-    for each in ids:
-        ws.sealed.offer(each, folder / each)
-    ws.oplog.seal_locked(f"unseal {' '.join(map(short, ids))}", unseals=ids)
 
 
 def _share_again(ws: Workspace, manifests: Sequence[Manifest]) -> None:

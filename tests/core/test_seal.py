@@ -207,10 +207,83 @@ def test_what_shares_a_file_is_named_or_comes_along(ws: Workspace, commit: Commi
     seal(ws, first.id, with_lineage=True, ask=typed)
     assert ws.sealed.all() == {first.id, second.id, third.id} and ws.checkpoint(fourth.id)
     assert len(list(ws.sealed.names())) == 4 and in_the_clear(ws, second.id) == []
-    unseal(ws, second.id, ask=typed)
-    assert ws.sealed.all() == {first.id, third.id} and len(list(ws.sealed.names())) == 4
+    with pytest.raises(UsageError, match="shares files with") as error:
+        unseal(ws, second.id, ask=typed)
+    assert first.id[:12] in error.value.message and third.id[:12] in error.value.message
+    assert "--with-lineage" in error.value.hint and len(ws.sealed.all()) == 3
+    assert in_the_clear(ws, first.id) == [], "opening one opens nothing of the others"
+    assert unseal(ws, first.id, with_lineage=True, dry_run=True, ask=nobody).files == 6 and len(ws.sealed.all()) == 3
     unseal(ws, first.id, with_lineage=True, ask=typed)
     assert ws.sealed.all() == set() and list(ws.sealed.names()) == [] and fsck(ws).problems == ()
+
+
+@pytest.fixture
+def mixed(ws: Workspace, commit: Commit) -> tuple[str, str, str]:
+    """Three that share a file, of which the last one was made open after the others were sealed: as an import of the same tokenizer is."""
+    first, second = commit(a="1", same="t").id, commit(a="2", same="t").id
+    seal(ws, first, with_lineage=True, ask=typed)
+    return first, second, commit(a="3", same="t").id
+
+
+def test_what_is_open_opens_what_shares_its_files(ws: Workspace, mixed: tuple[str, str, str]) -> None:
+    first, second, third = mixed
+    with pytest.raises(UsageError, match=f"{third[:12]} is open, and shares files with the sealed") as error:
+        unseal(ws, ask=typed)
+    assert first[:12] in error.value.message and second[:12] in error.value.message
+    assert {*unseal(ws, with_lineage=True, ask=typed).checkpoints} == {first, second}
+    assert ws.sealed.all() == set() and fsck(ws).problems == () and all(map(ws.checkpoint, mixed))
+    with pytest.raises(UsageError, match="is not sealed"):
+        unseal(ws, with_lineage=True, ask=typed)
+
+
+def test_what_is_sealed_beside_something_open_opens_too(ws: Workspace, mixed: tuple[str, str, str]) -> None:
+    unseal(ws, mixed[0], with_lineage=True, ask=typed)
+    assert ws.sealed.all() == set() and fsck(ws).problems == ()
+
+
+def test_a_group_that_was_sealed_with_two_keys_opens_with_each(ws: Workspace, mixed: tuple[str, str, str]) -> None:
+    first, second, third = mixed
+    seal(ws, third, ask=lambda _: OTHER)
+    notes: list[str] = []
+    with pytest.raises(Untrusted, match=f"the key is not that of {first[:12]}"):
+        unseal(ws, first, with_lineage=True, ask=lambda _: OTHER)
+    unseal(ws, first, with_lineage=True, ask=typed, emit=lambda event: notes.append(getattr(event, "message", "")))
+    assert f"{third[:12]} (main) shares files with it and stays sealed: it takes another key" in notes
+    assert ws.sealed.all() == {third} and ws.checkpoint(second)
+    with pytest.raises(Untrusted, match=f"the key is not that of {third[:12]}"):
+        unseal(ws, first, with_lineage=True, ask=typed)
+    assert unseal(ws, third, ask=lambda _: OTHER).checkpoints == (third,)
+    assert fsck(ws).problems == ()
+
+
+def test_what_was_removed_while_sealed_and_can_come_back_is_in_the_way_of_opening(
+    ws: Workspace, mixed: tuple[str, str, str]
+) -> None:
+    first, second, _ = mixed
+    rm(ws, [first], force=True)
+    with pytest.raises(UsageError, match=f"shares files with {first[:12]}, removed and still there for undo"):
+        unseal(ws, second, with_lineage=True, ask=typed)
+    undo(ws)
+    unseal(ws, second, with_lineage=True, ask=typed)
+    assert ws.sealed.all() == set() and fsck(ws).problems == ()
+
+
+def test_undo_knows_what_was_opened_piece_by_piece(ws: Workspace, mixed: tuple[str, str, str]) -> None:
+    first, _, third = mixed
+    tag(ws, "mine")
+    seal(ws, third, ask=typed)
+    with pytest.raises(UsageError, match="takes a key") as error:
+        undo(ws)
+    assert f"`llmos unseal {third[:12]}` opens it again" in error.value.hint
+    unseal(ws, third, with_lineage=True, ask=typed)  # what two operations sealed
+    assert undo(ws).operation.name == "undo tag mine"
+    seal(ws, third, with_lineage=True, ask=typed)
+    with pytest.raises(UsageError, match="takes a key") as error:
+        undo(ws)
+    opens = error.value.hint.partition("`")[2].partition("`")[0]
+    assert opens.startswith("llmos unseal ") and opens.endswith(" --with-lineage")
+    unseal(ws, opens.split()[2], with_lineage=True, ask=typed)
+    assert first not in ws.sealed
 
 
 def test_the_key_is_in_a_file_or_the_environment_or_typed(
