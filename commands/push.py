@@ -41,7 +41,7 @@ def push(
         if delete:
             if all or not revs:
                 raise UsageError("--delete takes the names of branches and tags", hint="`llmos push --delete try/one`")
-            s.ui.show(operations.delete(s.workspace, revs, remote=remote, force=force, dry_run=dry_run))
+            s.ui.show(operations.delete(s.workspace, revs, remote=remote, force=force, dry_run=dry_run, emit=s.ui.emit))
             return
         s.ui.show(
             operations.push(

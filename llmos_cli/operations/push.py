@@ -58,18 +58,16 @@ def push(
         if not dry_run:
             if moves or not missing.empty:
                 sending.send(there, missing, emit)
-            _move(there, moves, force=force)
-            _remember(
-                ws, place.name, {**known, **{before.ref: RemoteRef(before.ref, 0, value) for before, value in moves}}
-            )
-            if moves or not missing.empty:
+                # Before any ref moves there: where this disk is too full to say so, none does.
                 ws.oplog.note(f"push {', '.join(ref.removeprefix('refs/') for ref in wanted)} to {place.name}")
+            _move(there, moves, force=force)
+            moved = {before.ref: RemoteRef(before.ref, 0, value) for before, value in moves}
+            _remember(ws, place.name, {**known, **moved}, emit)
         there.store.close()
-    moved = tuple(MovedRef(before.ref.removeprefix("refs/"), before.value or "", value) for before, value in moves)
     return PushResult(
         place.name,
         place.url,
-        moved,
+        tuple(MovedRef(before.ref.removeprefix("refs/"), before.value or "", value) for before, value in moves),
         len(missing.whole),
         len({each.id for each in missing.lineage} - {each.checkpoint for each in missing.sealed}),
         len(missing.runs),
@@ -97,7 +95,13 @@ class DeleteResult:
 
 
 def delete(
-    ws: Workspace, names: Sequence[str], *, remote: str | None = None, force: bool = False, dry_run: bool = False
+    ws: Workspace,
+    names: Sequence[str],
+    *,
+    remote: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    emit: Emit = ignore,
 ) -> DeleteResult:
     """Branches and tags of the remote, by name; yours stay."""
     place = remotes.named(ws, remote)
@@ -106,9 +110,9 @@ def delete(
         known = there.refs()
         gone = [_there(ws, there, known, name) for name in names]
         if not dry_run:
-            _move(there, [(known[each.ref], None) for each in gone if known[each.ref].value], force=force)
-            _remember(ws, place.name, {**known, **{each.ref: RemoteRef(each.ref, 0, None) for each in gone}})
             ws.oplog.note(f"push --delete {', '.join(each.ref.removeprefix('refs/') for each in gone)} to {place.name}")
+            _move(there, [(known[each.ref], None) for each in gone if known[each.ref].value], force=force)
+            _remember(ws, place.name, {**known, **{each.ref: RemoteRef(each.ref, 0, None) for each in gone}}, emit)
         there.store.close()
     told = {each.ref.removeprefix("refs/"): str(each.value) for each in gone}
     return DeleteResult(place.name, place.url, told, dry_run)
@@ -255,8 +259,13 @@ def _move(there: Remote, moves: Sequence[tuple[RemoteRef, str | None]], *, force
             )
 
 
-def _remember(ws: Workspace, remote: str, refs: Mapping[str, RemoteRef]) -> None:
-    remember(ws, remote, {ref: each.value for ref, each in refs.items()})
+def _remember(ws: Workspace, remote: str, refs: Mapping[str, RemoteRef], emit: Emit) -> None:
+    """What fails here is of this workspace: what was asked for is done."""
+    try:
+        remember(ws, remote, {ref: each.value for ref, each in refs.items()})
+    except LlmosError:
+        emit(Note(f"{remote} has all of it: that alone could not be written down here", "warning"))
+        raise
 
 
 def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None:

@@ -286,6 +286,19 @@ def test_what_was_repaired_before_there_was_no_room_is_told(tmp_path: Path) -> N
     assert fsck(ws, repair=True).problems == ()
 
 
+def test_what_cannot_be_recorded_moves_nothing_there(tmp_path: Path) -> None:
+    ws = begun(tmp_path / "w")
+    commit(ws, (), model="small")
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    for each in range(20):
+        tag(ws, f"t{each}")
+    log = ws.oplog.audit.path
+    assert not limited(log.stat().st_size + 10, lambda: push(Workspace.find(ws.root)))
+    assert (tmp_path / "far" / "objects").is_dir() and not (tmp_path / "far" / "refs").exists()
+    push(ws)
+    assert log.read_text().count('"push heads/main to origin"') == 1
+
+
 def limited(limit: int, act: Callable[[], object]) -> bool:
     """Whether it was done by a process that may write no larger file, as `ulimit -f` says it; what was not was said rightly."""
     pid = os.fork()
