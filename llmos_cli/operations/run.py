@@ -104,12 +104,20 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
     look = look_at(work, stage)
     if look.result is not None:
         _remember(work, stage, look.result)
+        _share(work, stage, look.result)
         return told_of(stage, look.result, "fresh", look.why)
     _clear(work, stage)
     if look.elsewhere is not None and (result := look.elsewhere()) is not None:
         _remember(work, stage, result)
+        _share(work, stage, result)
         return told_of(stage, result, "restored", look.why)
     return _made(work, stage, look)
+
+
+def _share(work: Work, stage: Stage, result: Result) -> None:
+    """What was made before there was a cache, or before that was lost, is what the next workspace looks for too."""
+    if work.cache is not None and stage.verb != "deploy" and not work.cache.has(result.key):
+        work.cache.save(result, work.emit)
 
 
 def _clear(work: Work, stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -102,6 +103,19 @@ def test_going_back_brings_back_what_was_made(shell: Workspace, llmos):
         told = llmos("run", "clean", "--json")
     assert statuses(told) == {"clean": "restored"} and ran(shell) == ["clean"]
     assert (shell.root / "clean.txt").read_text() == "ONE\nTWO\n"
+
+
+def test_a_new_cache_gets_what_was_made_before(shell: Workspace, llmos, tmp_path):
+    llmos("run", "-q"), ran(shell)
+    cached = ("run", "--cache-dir", tmp_path / "cache", "--json")
+    assert set(statuses(llmos(*cached)).values()) == {"fresh"}
+    shutil.rmtree(shell.dot / "pipeline")
+    for path in (shell.root / "clean.txt", *shell.root.glob("hello-*")):
+        path.unlink()
+    told = statuses(llmos(*cached))
+    assert {told[name] for name in told if name == "clean" or name.startswith("hello")} == {"restored"} and ran(
+        shell
+    ) == []
 
 
 def test_gc_forgets_what_is_no_stages_last(shell: Workspace, llmos):

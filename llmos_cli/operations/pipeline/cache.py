@@ -49,6 +49,11 @@ class Cache:
                 _send_output(remote, self._ws.root / name, sha256)
             remote.store.put(layout.result_name(result.key), whole(text_of(result)), lambda _: None)
 
+    def has(self, key: str) -> bool:
+        """Whether something is remembered there, whatever it is worth."""
+        with self._opened() as remote:
+            return remote.is_begun and remote.store.size(layout.result_name(key)) is not None
+
     def result(self, stage: Stage, key: str, emit: Emit) -> Result | None:
         """What is remembered there; None, with a warning, where it makes no sense."""
         with self._opened() as remote:
