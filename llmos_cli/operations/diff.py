@@ -13,6 +13,7 @@ from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, number, short, size
 from llmos_cli.events import Emit, Metric, Note
 from llmos_cli.operations.changed import Changed, changed, leaves
+from llmos_cli.operations.summary import MAIN
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -48,7 +49,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class DiffResult:
-    """`shared` bytes stand in files that both have; `processor`: tokenizer, or what prepares pictures; `weights` is None where
+    """`shared` bytes stand in files that both have; `code`: files of a model's own module, by their hashes; `processor`: tokenizer, or what prepares pictures; `weights` is None where
     they were not compared."""
 
     before: Compared
@@ -57,6 +58,7 @@ class DiffResult:
     config: Sequence[Changed]
     data: Sequence[Changed]
     environment: Sequence[Changed]
+    code: Sequence[Changed]
     metrics: Sequence[MetricDiff]
     processor: ProcessorDiff
     weights: Sequence[WeightDiff] | None
@@ -68,12 +70,21 @@ class DiffResult:
                 _changes("config", self.config),
                 *(_own(side) for side in (self.before, self.after)),
                 _changes("data", self.data),
+                _changes("code", self.code),
                 _changes("environment", self.environment),
                 _metrics(self.metrics),
+                *self._unsure(),
                 *_processor(self.processor),
                 *_weights(self.weights or ()),
             ]
         )
+
+    def _unsure(self) -> Iterator[View]:
+        """Training measures without intervals, which take longer than a small training."""
+        known = [m for m in self.metrics if m.name in MAIN and None not in (m.before, m.after)]
+        if any(None in (m.before_interval, m.after_interval) for m in known):
+            both = f"`llmos eval {self.before.rev} {self.after.rev}`"
+            yield Lines([Span(f"{both} measures both with intervals: what training measures has none", "dim")])
 
     def _heads(self) -> Lines:
         sides: list[Line] = [
@@ -104,6 +115,7 @@ def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: 
         config=changed(_shared_sections(one, other), _shared_sections(other, one)),
         data=changed(one.made.data, other.made.data),
         environment=changed(one.made.environment, other.made.environment),
+        code=changed(_code(one), _code(other)),
         metrics=list(_compared(ws.metrics(one.id), ws.metrics(other.id))),
         processor=processors.compare(ws.checkpoints / one.id, ws.checkpoints / other.id, one, other),
         weights=_compare_weights(ws, ids, emit) if weights else None,
@@ -117,6 +129,10 @@ def _config(manifest: Manifest) -> dict[str, Any]:
 def _shared_sections(manifest: Manifest, other: Manifest) -> dict[str, Any]:
     theirs = _config(other)
     return {name: section for name, section in _config(manifest).items() if name in theirs}
+
+
+def _code(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.tree.items() if name.endswith(".py")}
 
 
 def _side(rev: str, manifest: Manifest, other: Manifest) -> Compared:

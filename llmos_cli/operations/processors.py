@@ -12,6 +12,8 @@ from llmos_cli.core.manifest import Manifest
 from llmos_cli.operations.changed import Changed, changed
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+CODE = ".py"
+"""Of a model's own module: what it computes, not what it is given."""
 VOCABULARY = "tokenizer.json"
 
 
@@ -34,7 +36,7 @@ class ProcessorDiff:
 
 def files(manifest: Manifest) -> dict[str, str]:
     """Their names and hashes."""
-    named = {name: entry.sha256 for name, entry in manifest.tree.items() if not name.endswith(WEIGHTS)}
+    named = {name: entry.sha256 for name, entry in manifest.tree.items() if not name.endswith((*WEIGHTS, CODE))}
     return {name: sha256 for name, sha256 in named.items() if name not in ("config.json", "generation_config.json")}
 
 

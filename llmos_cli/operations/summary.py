@@ -11,7 +11,7 @@ from llmos_cli.core.view import Span, number, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Metric
 
-_MAIN = ("bits_per_byte", "accuracy", "macro_f1", "entity_f1")
+MAIN = ("bits_per_byte", "accuracy", "macro_f1", "entity_f1")
 """What each kind of task is judged by first, in the order of showing: two of them at most."""
 SPLITS = ("test", "validation", "")
 GONE = "its checkpoint is missing or cannot be read: `llmos fsck`"
@@ -75,7 +75,7 @@ def summarize(ws: Workspace, checkpoint: str, names: Mapping[str, list[str]] | N
 
 def main_metrics(measured: Mapping[tuple[str, str], Metric]) -> dict[str, float]:
     """The numbers that the task is judged by, on the test split where they were measured there."""
-    found = {name: _on_best_split(measured, name) for name in _MAIN}
+    found = {name: _on_best_split(measured, name) for name in MAIN}
     told = {name: value for name, value in found.items() if value is not None}
     return dict(list(told.items())[:2])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmos_cli.core.workspace import Checkpoint, Workspace
-from llmos_cli.events import ignore
+from llmos_cli.events import Metric, ignore
 from llmos_cli.models import headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import Quantized, write_quantized
@@ -95,6 +95,11 @@ def test_what_was_changed_in_data_and_environment(line: Workspace, llmos):
 
 
 def test_metrics_with_their_intervals(line: Workspace, llmos):
+    with line.begin("eval", config={}) as run:
+        for checkpoint in (line.resolve("base"), line.resolve()):
+            run.emit(Metric("accuracy", 0.5, split="test", checkpoint=checkpoint))
+    hint = "`llmos eval base HEAD` measures both with intervals: what training measures has none"
+    assert hint in llmos("diff", "base", "--no-tensors").out
     for rev in ("base", "HEAD"):
         llmos("eval", rev, "-s", "eval.latency=false", "-q")
     metrics = llmos("diff", "base", "--no-tensors", "--json").json["metrics"]
@@ -103,6 +108,7 @@ def test_metrics_with_their_intervals(line: Workspace, llmos):
     assert found["before_interval"][0] < found["before"] < found["before_interval"][1]
     (kl,) = [m for m in metrics if m["name"] == "kl_base"]
     assert kl["before"] is None and kl["after"] > 0
+    assert hint not in llmos("diff", "base", "--no-tensors").out
 
 
 def test_a_missing_revision(line: Workspace, llmos):
@@ -167,3 +173,14 @@ def test_a_change_within_the_intervals_is_told():
     assert told(1.1, 0.2) == "+10.00 %, in both intervals"
     assert told(1.1, 0.05) == "+10.00 %"
     assert _difference(MetricDiff("size", "test", 1.0, None, 1.1, None)) == "+10.00 %"
+
+
+def test_a_models_own_module_is_code(line: Workspace, llmos):
+    for text in ("scale = 1\n", "scale = 2\n"):
+        with line.begin("train", config={}) as run, line.stage() as staged:
+            (staged / "my_model.py").write_text(text)
+            run.commit(staged, replace(line.checkpoint("base").manifest.made, parents=()), move=True)
+    first, second = line.manifest(line.refs.head().checkpoint), line.checkpoint("base")
+    ran = llmos("diff", first.id, second.id, "--no-tensors", "--json", "-q")
+    assert [each["key"] for each in ran.json["code"]] == ["my_model.py"]
+    assert "my_model.py" not in json.dumps(ran.json["processor"])
