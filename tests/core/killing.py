@@ -3,6 +3,7 @@ what commands can see of it before and after."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import snapshots
 from llmos_cli.data.rows import Rows
+from llmos_cli.operations.sign import sign
 from tests.core.durability import unsafe
 from tests.core.tracing import Call, Forks, copied
 
@@ -51,6 +53,17 @@ def keep_rows(ws: Workspace) -> Snapshot:
     kept = snapshots.kept(splits, source="notes", asked="", store=ws.snapshots.store)
     ws.snapshots.write(kept)
     return kept
+
+
+def vouch(ws: Workspace, checkpoint: str, who: str) -> None:
+    """A signature that says it is of a checkpoint and of `who`: whether it is true is for keys to find out."""
+    digest = hash_file(ws.checkpoints / checkpoint / "manifest.json").sha256
+    statement = {"predicate": {"resources": [{"name": "manifest.json", "algorithm": "sha256", "digest": digest}]}}
+    payload = base64.b64encode(json.dumps(statement).encode()).decode()
+    text = json.dumps({"verificationMaterial": {"publicKey": {"hint": who}}, "dsseEnvelope": {"payload": payload}})
+    bundle = ws.root.parent / "vouched.sig"
+    bundle.write_text(text)
+    sign(ws, checkpoint, bundle=bundle)
 
 
 def killed_before(step: int, act: Callable[[], object], names: Iterable[str]) -> bool:

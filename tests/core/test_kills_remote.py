@@ -24,6 +24,7 @@ from llmos_cli.operations.audit import audit
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.fsck_remote import fsck_remote
 from llmos_cli.operations.gc import gc
@@ -34,7 +35,7 @@ from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from llmos_cli.transports.local import open_store
 from tests.core.durability import unsafe
-from tests.core.killing import commit, keep_rows, refs_of, settle, state, torn
+from tests.core.killing import commit, keep_rows, refs_of, settle, state, torn, vouch
 from tests.core.tracing import Call, Forks, copied
 
 pytestmark = [
@@ -65,6 +66,9 @@ COMMANDS = {
     "fetch --weights of what came without": ("-C", "clone", "fetch", "--weights", "HEAD~2"),
     "fsck --repair": ("fsck", "--repair"),
     "fsck --repair of refs": ("fsck", "--repair"),
+    "fsck --repair of a run": ("fsck", "--repair"),
+    "push a newer signature": ("push",),
+    "fetch a newer signature": ("-C", "clone", "fetch"),
     "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
     "fsck --accept-loss audit": ("fsck", "--accept-loss", ".llmos/audit.jsonl"),
     "fsck --accept-loss operations": ("fsck", "--accept-loss", ".llmos/operations.jsonl"),
@@ -158,6 +162,29 @@ def move_by_hand(root: Path) -> None:
     settle(ws)
 
 
+def lose_a_run(root: Path) -> None:
+    ws = Workspace.find(root)
+    shutil.rmtree(ws.root / "runs" / ws.index.makers(ws.resolve("base"))[0][0])
+    settle(ws)
+
+
+def sign_anew(root: Path) -> None:
+    """A checkpoint that the remote has another signature of, which both here and the clone have had from it."""
+    ws = Workspace.find(root)
+    vouch(ws, ws.resolve("base"), "one")
+    push(ws)
+    fetch(Workspace.find(root / "clone"))
+    vouch(ws, ws.resolve("base"), "another")
+    settle(ws)
+
+
+def push_signed_anew(root: Path) -> None:
+    sign_anew(root)
+    push(ws := Workspace.find(root))
+    for each in (ws, Workspace.find(root / "clone")):
+        settle(each)
+
+
 def lose(root: Path) -> None:
     """A checkpoint that no remote has is gone, and its child has lost its weights."""
     ws = Workspace.find(root)
@@ -203,6 +230,9 @@ BEFORE: dict[str, Callable[[Path], None]] = {
     "fetch --weights of what came without": come_without,
     "fsck --repair": damage,
     "fsck --repair of refs": move_by_hand,
+    "fsck --repair of a run": lose_a_run,
+    "push a newer signature": sign_anew,
+    "fetch a newer signature": push_signed_anew,
     "fsck --accept-loss": lose,
     "fsck --accept-loss audit": edit("audit.jsonl"),
     "fsck --accept-loss operations": edit("operations.jsonl"),
@@ -483,7 +513,8 @@ def listed(root: Path) -> set[str]:
 def seen(root: Path) -> dict[str, object]:
     """Every workspace of the copy, and all refs: what is in the remote is only reached by them."""
     states = {str(part): state(part) for part in (root, root / "clone")}
-    return {**states, **refs_everywhere(root), **rows_everywhere(root)}
+    vouched = {str(path): path.read_text() for path in (root / "far" / layout.SIGNATURES).glob("*.json")}
+    return {**states, **refs_everywhere(root), **rows_everywhere(root), **vouched}
 
 
 def damaged(root: Path) -> set[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.branch import branch
@@ -20,26 +18,11 @@ from llmos_cli.operations.gc import gc
 from llmos_cli.operations.tag import tag
 from llmos_cli.ui import render
 from tests.core.conftest import Commit, commit_to
+from tests.core.killing import vouch
 
 KEPT = ("checkpoints", "runs", ".llmos/refs", ".llmos/HEAD", ".llmos/signatures", ".llmos/audit", ".llmos/operations")
 MISSED = "log.txt"
 """Of a run: that it is there, nothing says."""
-
-
-def signed(ws: Workspace, checkpoint: str) -> None:
-    """A signature that looks like one, written as `sign` writes it."""
-    import base64
-
-    files = [{"name": "manifest.json", "digest": _hash(ws, checkpoint), "algorithm": "sha256"}]
-    payload = base64.b64encode(json.dumps({"predicate": {"resources": files}}).encode()).decode()
-    text = json.dumps({"verificationMaterial": {"publicKey": {"hint": "k"}}, "dsseEnvelope": {"payload": payload}})
-    ws.oplog.apply(f"sign {checkpoint[:12]}", [Change(f".llmos/signatures/{checkpoint}.sig", None, text)])
-
-
-def _hash(ws: Workspace, checkpoint: str) -> str:
-    from llmos_cli.core.objects import hash_file
-
-    return hash_file(ws.checkpoints / checkpoint / "manifest.json").sha256
 
 
 @pytest.fixture
@@ -50,7 +33,7 @@ def lived(ws: Workspace) -> Workspace:
     tag(ws, "two", made[1])
     branch(ws, "other", made[0])
     for each in made:
-        signed(ws, each)
+        vouch(ws, each, "k")
     assert fsck(ws).problems == () and not fsck(ws).unshared
     return ws
 
@@ -108,7 +91,7 @@ def test_refs_of_runs_and_signatures_come_back(lived: Workspace) -> None:
 def test_what_gc_collected_and_somebody_brought_again_needs_no_ref_of_its_run(ws: Workspace, commit: Commit) -> None:
     commit(a="1")
     trial = commit(a="2", move=False)
-    signed(ws, trial.id)
+    vouch(ws, trial.id, "k")
     shutil.copytree(trial.path, ws.root / "mine")
     gc(ws, expire="now", window="now")
     shutil.copytree(ws.root / "mine", trial.path)
