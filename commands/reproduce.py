@@ -21,7 +21,7 @@ def reproduce(
     with session(json=json, quiet=quiet, changes=True) as s:
         from llmos_cli.operations.reproduce import reproduce as operation
 
-        result = operation(s.workspace, rev, emit=s.ui.emit)
+        result = operation(s.workspace, rev, ask=s.ui.confirm, emit=s.ui.emit)
         s.ui.show(result)
         if json and not result.identical:
             raise typer.Exit(1)  # where it diverged is in the JSON: one document, not two

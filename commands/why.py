@@ -29,5 +29,7 @@ def why(
         from llmos_cli.operations.attribution.question import WhyOptions
 
         options = WhyOptions(metric or "", split or "", runs)
-        act = operation.plan if dry_run else operation.why
-        s.ui.show(act(s.workspace, before, after, options, emit=s.ui.emit))
+        if dry_run:
+            s.ui.show(operation.plan(s.workspace, before, after, options, emit=s.ui.emit))
+        else:
+            s.ui.show(operation.why(s.workspace, before, after, options, ask=s.ui.confirm, emit=s.ui.emit))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +97,11 @@ def _word(step: Step) -> str | Span:
     )
 
 
-def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> ReproduceResult:
-    """Corrupt (exit 5) where the data is not what it was; a step that diverges ends it, and is told in the result."""
+def reproduce(
+    ws: Workspace, rev: str = "HEAD", *, ask: Callable[[str], bool] | None = None, emit: Emit = ignore
+) -> ReproduceResult:
+    """Corrupt (exit 5) where the data is not what it was, Untrusted where a model's own code is not trusted here: `ask` may list it
+    with the user's consent. A step that diverges ends it, and is told in the result."""
     line = [*lineage.line(ws, ws.resolve(rev))][::-1]
     if not any(made.made.operation in REDONE for made in line):
         raise UsageError(
@@ -106,10 +109,11 @@ def reproduce(ws: Workspace, rev: str = "HEAD", *, emit: Emit = ignore) -> Repro
         )
     for parent in (parent for made in line for parent in made.made.parents):
         ws.manifest(parent)  # one that was given up cannot be made again, nor what came from it
+    for own in filter(None, map(rerun.module, line)):
+        rerun.code(ws, own, ask)
     check_data(ws, line, emit)
     steps: list[Step] = []
-    with ws.stage() as staged:
-        scratch = rerun.scratch(ws, staged / "workspace")
+    with ws.stage() as staged, rerun.scratch(ws, staged / "workspace") as scratch:
         for made in line:
             if made.made.operation in REDONE:
                 emit(Note(f"{made.made.operation} {short(made.id)} again"))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic, trust, yaml12
 from llmos_cli.core import config as configs
-from llmos_cli.core.manifest import FileEntry, Manifest
+from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.storing import sealed
 from llmos_cli.core.view import short
 from llmos_cli.core.workspace import Workspace
@@ -32,22 +31,60 @@ OUR_OWN = (".llmos", "checkpoints", "runs", "configs", "llmos.yaml")
 
 
 @dataclass(frozen=True)
+class Module:
+    """A model's own code: `file`, as its config names it, whose content `checkpoint` was made with."""
+
+    file: str
+    sha256: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class Job:
     """`config`: sections and `seed`, plain; `parent` is a checkpoint of the scratch workspace, "" for none; `threads`: this machine's
-    when None; `like` is the checkpoint whose code it runs, `tree` that one's files."""
+    when None; `module`: the code that its config names."""
 
     operation: str
     config: Mapping[str, Any]
     parent: str = ""
     threads: int | None = None
-    like: str = ""
-    tree: Mapping[str, FileEntry] = field(default_factory=dict)
+    module: Module | None = None
 
 
 def job(ws: Workspace, made: Manifest) -> Job:
     """What made a checkpoint."""
     parent = next(iter(made.made.parents), "")
-    return Job(made.made.operation, readable(ws, made), parent, threads(made), made.id, made.tree)
+    return Job(made.made.operation, readable(ws, made), parent, threads(made), module(made))
+
+
+def module(made: Manifest) -> Module | None:
+    """The code that its config names, which its tree has a copy of."""
+    file = ((made.made.config.get("model") or {}).get("module") or "").rpartition(":")[0]
+    entry = made.tree.get(Path(file).name) if file else None
+    return Module(file, entry.sha256, made.id) if entry else None
+
+
+def code(ws: Workspace, module: Module, ask: Callable[[str], bool] | None = None) -> bytes:
+    """What a model's own code was then, whatever became of the file since. Untrusted (exit 5) where it is not trusted in this
+    workspace; `ask` may list it with the user's consent. Corrupt where nothing here has it any more."""
+    for path in _copies(ws, module):
+        if path.is_file() and trust.digest(path) == module.sha256:
+            return trust.require(ws, path, ask=ask)
+    raise Corrupt(
+        f"nothing here has {module.file} as {short(module.checkpoint)} was made with it",
+        hint=f"bring the file back as it was: its SHA-256 is {module.sha256}",
+    )
+
+
+def _copies(ws: Workspace, module: Module) -> Iterator[Path]:
+    """Where it may be, the nearest first: another checkpoint may have been made with the same."""
+    name = Path(module.file).name
+    yield ws.root / module.file
+    yield ws.checkpoints / module.checkpoint / name
+    for entry in ws.index.entries():
+        found = ws.manifest(entry.id).tree.get(name)
+        if found and found.sha256 == module.sha256:
+            yield ws.checkpoints / entry.id / name
 
 
 def readable(ws: Workspace, made: Manifest) -> dict[str, Any]:
@@ -97,15 +134,18 @@ def sources(data: Mapping[str, Any]) -> list[str]:
     return [str(source.get("source") if isinstance(source, Mapping) else source) for source in data.get("sources", ())]
 
 
-def scratch(ws: Workspace, root: Path) -> Workspace:
-    """An empty workspace in which the files beside this one's own, and what was kept of data, are found under the same paths."""
+@contextmanager
+def scratch(ws: Workspace, root: Path) -> Iterator[Workspace]:
+    """An empty workspace in which the files beside this one's own, and what was kept of data, are found under the same paths, and
+    the same code may run."""
     made = Workspace.create(root)
     if ws.snapshots.ids():
         made.snapshots.directory.symlink_to(ws.snapshots.directory)
     for entry in ws.root.iterdir():
         if entry.name not in OUR_OWN:
             (root / entry.name).symlink_to(entry)
-    return made
+    with trust.lent(ws, made):
+        yield made
 
 
 def lend(ws: Workspace, to: Workspace, checkpoint: str) -> None:
@@ -123,12 +163,17 @@ def run(ws: Workspace, there: Workspace, job: Job, emit: Emit) -> Ended:
     teacher = (job.config.get("train") or {}).get("teacher") if job.operation == "train" else None
     if teacher:
         lend(ws, there, ws.resolve(teacher))
+    config = _rooted(ws, job.config)
+    if job.module:
+        name = _inside(job.module.file)
+        _put(there, name, code(ws, job.module))
+        config["model"] = {**config["model"], "module": f"{name}:{config['model']['module'].rpartition(':')[2]}"}
     file = there.root / "recorded.yaml"
-    atomic.write_text(file, json.dumps(_rooted(ws, job.config), ensure_ascii=False))
+    atomic.write_text(file, json.dumps(config, ensure_ascii=False))
     revision = [job.parent] if job.parent else []
     command = [job.operation, *revision, "-c", str(file), "--keep-branch", "--json"]
     processes = Processes()
-    with _trusting(ws, there, job), stopping(processes):
+    with stopping(processes):
         ended = processes.run(
             [sys.executable, "-m", "llmos_cli", *command],
             cwd=there.root,
@@ -142,26 +187,23 @@ def run(ws: Workspace, there: Workspace, job: Job, emit: Emit) -> Ended:
     return ended
 
 
-@contextmanager
-def _trusting(ws: Workspace, there: Workspace, job: Job) -> Iterator[None]:
-    """A model's own module, where it is trusted here, is so in the scratch workspace too, for as long as it takes."""
-    reference = (job.config.get("model") or {}).get("module")
-    if not reference:
-        yield
-        return
-    file = ws.root / reference.partition(":")[0]
-    content = trust.require(ws, file)
-    recorded = job.tree.get(file.name)
-    if recorded is not None and hashlib.sha256(content).hexdigest() != recorded.sha256:
-        raise Corrupt(
-            f"{file.name} is not what {short(job.like)} was made with",
-            hint="its checkpoint has the file as it was then",
-        )
-    trust.trust(there, file)
-    try:
-        yield
-    finally:
-        trust.revoke(there, str(file.resolve()))
+def _inside(file: str) -> str:
+    """Where the scratch workspace has a file of code: what lies outside of the user's has no other place in it."""
+    outside = Path(file).is_absolute() or os.path.normpath(file).startswith("..")
+    return Path(file).name if outside else os.path.normpath(file)
+
+
+def _put(there: Workspace, name: str, content: bytes) -> None:
+    """In place of the link to the user's file, which is not written to: nor is a folder of theirs that it lies in."""
+    for folder in reversed(Path(name).parents[:-1]):
+        place = there.root / folder
+        if place.is_symlink():
+            theirs = place.resolve()
+            place.unlink()
+            place.mkdir()
+            for entry in theirs.iterdir():
+                (place / entry.name).symlink_to(entry)
+    atomic.write_bytes(there.root / name, content)
 
 
 def _rooted(ws: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:

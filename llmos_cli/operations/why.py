@@ -14,11 +14,12 @@ the two differ, A and A's recipe today are both measured: what lies between them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmos_cli.events import Emit
+from llmos_cli.operations import rerun
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.planning import planned
 from llmos_cli.operations.attribution.points import Measurement
@@ -37,12 +38,23 @@ SAME = 1e-6
 """Two numbers of one model on the same samples differ by less than this share of them."""
 
 
-def why(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyResult:
-    """UsageError for a metric that their task has not, for two of different tasks, and where nothing was made here."""
+def why(
+    ws: Workspace,
+    before: str,
+    after: str,
+    options: WhyOptions,
+    *,
+    ask: Callable[[str], bool] | None = None,
+    emit: Emit,
+) -> WhyResult:
+    """UsageError for a metric that their task has not, for two of different tasks, and where nothing was made here; Untrusted where
+    a model's own code is not trusted here: `ask` may list it with the user's consent."""
     sides = Side(before, ws.resolve(before)), Side(after, ws.resolve(after))
     if _identical(ws, sides) and not _seen_otherwise(ws, sides, options):
         return WhyResult(options.metric, options.split, *sides, 0.0, None, None, "identical", NOTHING_MOVED)
     with asking(ws, sides, options, emit) as question:
+        for module in question.points.pair.modules:
+            rerun.code(ws, module, ask)
         return _answered(question, *(question.points.of_checkpoint(side.checkpoint) for side in sides))
 
 

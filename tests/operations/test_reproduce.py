@@ -65,21 +65,43 @@ def test_what_was_imported_is_taken_as_it_is(on_rows: Workspace, llmos, tmp_path
 
 
 @pytest.mark.slow
-def test_a_model_of_ones_own(new_workspace, llmos, tmp_path, monkeypatch):
-    """Trusted in the workspace, and there alone; edited since, it is not what was run."""
+@pytest.mark.parametrize("file", ["net.py", "nets/net.py", "../net.py"])
+def test_a_model_of_ones_own(new_workspace, llmos, tmp_path, monkeypatch, file: str):
+    """Its checkpoint has the code as it was then, and that is what runs, in the scratch workspace too, where the user trusts it."""
+    ws = new_workspace(tmp_path / "own", "image-classification")
+    monkeypatch.chdir(ws.root)
+    code = ws.root / file
+    code.parent.mkdir(exist_ok=True)
+    code.write_text(PICTURES)
+    (code.parent / "data.txt").write_text("beside it")
+    assert llmos("trust", file).code == 0
+    assert llmos("train", "-q", "-s", f"model={{module: '{file}:Net'}}", "-s", "train.max_steps=4").code == 0
+    assert llmos("prune", "-q", "-s", "prune.latency=false").code == 0
+    code.write_text("raise SystemExit('edited')\n")
+    before = trust._read()
+    again = llmos("reproduce", "-q")
+    assert again.code == 0, again.err
+    assert (trust._read(), code.read_text()) == (before, "raise SystemExit('edited')\n")
+    assert not code.parent.is_symlink() and (code.parent / "data.txt").read_text() == "beside it"
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_that_is_not_trusted_any_more(new_workspace, llmos, tmp_path, monkeypatch):
     ws = new_workspace(tmp_path / "own", "image-classification")
     monkeypatch.chdir(ws.root)
     (ws.root / "net.py").write_text(PICTURES)
-    llmos("trust", "net.py")
-    assert llmos("train", "-q", "-s", "model={module: net.py:Net}").code == 0
-    before = trust._read()
+    assert llmos("trust", "net.py").code == 0
+    assert llmos("train", "-q", "-s", "model={module: net.py:Net}", "-s", "train.max_steps=4").code == 0
+    (ws.root / "net.py").unlink()
+    assert llmos("trust", "--revoke", "net.py").code == 0
+    refused = llmos("reproduce", "-q")
+    kept = f"checkpoints/{ws.resolve()}/net.py"
+    assert (refused.code, refused.err.splitlines()) == (
+        5,
+        [f"error: {kept} is code that is not trusted here", f"hint: read it, then `llmos trust {kept}`"],
+    )
+    assert llmos("trust", kept).code == 0
     assert llmos("reproduce", "-q").code == 0
-    assert {root: files for root, files in trust._read().items() if files} == before
-    (ws.root / "net.py").write_text(PICTURES + "\n")
-    assert "net.py is code that is not trusted here" in llmos("reproduce", "-q").err
-    llmos("trust", "net.py")
-    edited = llmos("reproduce", "-q")
-    assert edited.code == 5 and "net.py is not what" in edited.err
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.question import WhyOptions
@@ -26,6 +27,7 @@ from llmos_cli.operations.attribution.walk import walk
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.why import why
 from tests.operations.conftest import copied
+from tests.operations.test_own_model import PICTURES
 
 DIGITS = """\
 model: {arch: mlp, hidden_size: 16}
@@ -301,6 +303,67 @@ def test_what_is_run_again_is_remembered(made: Workspace, llmos):
     assert causes(again) == causes(told) and "run" not in {run["how"] for run in again["runs"]}
     assert [each["effect"] for each in again["causes"]] == [each["effect"] for each in told["causes"]]
     assert (made.refs.pointing(), sorted(path.name for path in made.checkpoints.iterdir())) == (refs, before)
+
+
+@pytest.fixture(scope="module")
+def _own_made(tmp_path_factory: pytest.TempPathFactory, new_workspace) -> Path:
+    """`m1` with the code of one day, `m3` with that of another and another learning rate; the file is a third one by now."""
+    ws = new_workspace(tmp_path_factory.mktemp("own") / "workspace", "image-classification")
+    for name, bias, *sets in (("m1", "True"), ("m2", "False"), ("m3", "False", LR), ("m4", "False", LR, "seed=1")):
+        (ws.root / "net.py").write_text(PICTURES.replace("config.num_labels)", f"config.num_labels, bias={bias})"))
+        (ws.configs / "train.yaml").write_text(DIGITS.replace("arch: mlp, hidden_size: 16", "module: 'net.py:Net'"))
+        trust.trust(ws, ws.root / "net.py")
+        trained(ws, name, *sets)
+    (ws.root / "net.py").write_text("raise SystemExit('edited')\n")
+    return ws.root
+
+
+@pytest.fixture
+def own_made(_own_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    ws = copied(_own_made, tmp_path, monkeypatch)
+    for name in ("m1", "m2"):
+        trust.trust(ws, ws.checkpoint(ws.resolve(name)).path / "net.py")
+    return ws
+
+
+def code_of(ws: Workspace, name: str) -> str:
+    return ws.manifest(ws.resolve(name)).tree["net.py"].sha256
+
+
+def test_a_models_own_code_is_a_cause(own_made: Workspace, llmos):
+    told = answer(llmos, "m1", "m2", "--runs", "0")
+    (cause,) = told["causes"]
+    assert cause["kind"] == "code" and cause["effect"] == told["change"] != 0
+    assert cause["changes"] == [{"key": "net.py", "before": code_of(own_made, "m1"), "after": code_of(own_made, "m2")}]
+    assert [kind for kind, _, _ in causes(answer(llmos, "m1", "m3", "--runs", "0"))] == ["code", "config"], (
+        "m2 lies between"
+    )
+    assert causes(answer(llmos, "m3", "m4", "--runs", "0")) == [("seed", ["seed"], True)]
+
+
+def test_code_that_is_not_trusted_any_more_is_refused_and_planned_so(own_made: Workspace, llmos):
+    kept = f"checkpoints/{own_made.resolve('m1')}/net.py"
+    assert llmos("trust", "--revoke", kept).code == 0
+    refused = llmos(*WHY, "m1", "m3")
+    assert (refused.code, refused.err.splitlines()[-1]) == (5, f"hint: read it, then `llmos trust {kept}`")
+    planned = llmos(*WHY, "m1", "m3", "--dry-run")
+    sentence = f"{kept} is code that is not trusted here: read it, then `llmos trust {kept}`"
+    assert planned.code == 0 and f"would refuse: {sentence}" in planned.out
+    assert llmos(*WHY, "m1", "m3", "--dry-run", "--json").json["refusals"] == [sentence]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_one_with_the_code_of_the_other_is_run(own_made: Workspace, llmos):
+    assert llmos("rm", "m2", "--force", "-q").code == 0
+    before = trust._read()
+    told = answer(llmos, "m1", "m3", "--runs", "8")
+    assert [(kind, keys) for kind, keys, _ in causes(told)] == [
+        ("code", ["net.py"]),
+        ("config", ["train.learning_rate"]),
+    ]
+    assert "net.py as in m3, the rest as in m1" in [run["what"] for run in told["runs"] if run["how"] == "run"]
+    assert (own_made.root / "net.py").read_text() == "raise SystemExit('edited')\n"
+    assert trust._read() == before, "and nothing else stays trusted"
 
 
 @pytest.mark.slow

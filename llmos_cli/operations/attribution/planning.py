@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from llmos_cli.errors import Corrupt, Untrusted
+from llmos_cli.operations import rerun
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.question import Question
 from llmos_cli.operations.attribution.recipes import Recipe, identity
@@ -22,7 +24,18 @@ def planned(question: Question, runs: int) -> WhyPlan:
         left -= len(dear)
         seconds = None if None in dear else sum(cost for cost in dear if cost is not None)
         steps.append(Planned(what, min(max(least - (len(costs) - len(dear)), 0), len(dear)), len(dear), seconds))
-    return WhyPlan(question.metric, question.split, *question.sides, _causes(question), steps)
+    return WhyPlan(
+        question.metric, question.split, *question.sides, _causes(question), steps, refusals=list(_refusals(question))
+    )
+
+
+def _refusals(question: Question) -> Iterator[str]:
+    """What `why` would end with: a model's own code that may not run here."""
+    for module in question.points.pair.modules:
+        try:
+            rerun.code(question.points.ws, module)
+        except (Corrupt, Untrusted) as error:
+            yield f"{error.message}: {error.hint}"
 
 
 def _stages(question: Question) -> list[tuple[str, Sequence[Recipe], int]]:

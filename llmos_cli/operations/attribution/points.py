@@ -129,7 +129,7 @@ class Points:
         parent = self._lent(recipe[:begun])
         for at in range(begun, len(recipe)):
             each = recipe[at]
-            job = rerun.Job(each.operation, untimed(each), parent, each.threads, each.like.id, each.like.tree)
+            job = rerun.Job(each.operation, untimed(each), parent, each.threads, each.module)
             ended = rerun.run(self.ws, self.scratch, job, self.emit)
             if ended.code:
                 told = ended.said.get("error") or {}

@@ -68,7 +68,10 @@ class Question:
     def told(self, low: int, high: int) -> tuple[str, list[Changed]]:
         """The kinds and changes of a part of the differences."""
         part = self.differences[low:high]
-        changes = [self.points.pair.told(change) for each in part for change in each.changes]
+        changes: list[Changed] = []
+        for told in (self.points.pair.told(change) for each in part for change in each.changes):
+            if told not in changes:  # one seed, or one module, of several operations
+                changes.append(told)
         return "+".join(dict.fromkeys(each.kind for each in part)), changes
 
 
@@ -95,8 +98,6 @@ def asking(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions, emit: E
     prepared = evaluating.prepare(ws, other, data, seed=0, emit=emit).prepared
     split = options.split or proof_split(prepared)
     samples = Samples(data, split, prepared.fingerprint.get("splits", {}).get(split))
-    with ws.stage() as staged:
-        points = Points(
-            ws, rerun.scratch(ws, staged / "workspace"), parted, worlds(ws, parted, emit), samples, options.runs, emit
-        )
+    with ws.stage() as staged, rerun.scratch(ws, staged / "workspace") as scratch:
+        points = Points(ws, scratch, parted, worlds(ws, parted, emit), samples, options.runs, emit)
         yield Question(metric, 1.0 if metric in kinds[1].shares else math.inf, one, other, points, sides)

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from llmos_cli.operations.config import methods, root_of
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-KINDS = ("seed", "environment", "data", "config", "operation")
+KINDS = ("seed", "environment", "code", "data", "config", "operation")
 """In the order in which the walk from A to B changes them."""
 DECIDE_NOTHING = {
     "train": ("save_every",),
@@ -43,11 +43,13 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: its sections and `seed` with today's defaults filled in, `threads`; `like` is the checkpoint it was read from."""
+    """One operation: its sections and `seed` with today's defaults filled in, `threads`, the model's own code that its config names;
+    `like` is the checkpoint it was read from."""
 
     operation: str
     config: Mapping[str, Any]
     threads: int | None
+    module: rerun.Module | None
     like: Manifest
 
 
@@ -85,6 +87,12 @@ class Pair:
     slots: Sequence[Slot]
     differences: Sequence[Difference]
 
+    @property
+    def modules(self) -> Sequence[rerun.Module]:
+        """The models' own code that recipes here run, each content once."""
+        steps = [step for slot in self.slots for step in (slot.before, slot.after) if step]
+        return list({step.module.sha256: step.module for step in steps if step.module}.values())
+
     def recipe(self, applied: Collection[Difference]) -> Recipe:
         """A's with these differences as in B."""
         changes = [change for difference in applied for change in difference.changes]
@@ -100,6 +108,8 @@ class Pair:
         if not change.key:
             return Changed("operation", change.before, change.after)
         assert slot.before is not None, "a key is of both sides"
+        if change.key[0] == "code":
+            return Changed(change.key[1], change.before, change.after)
         operation = slot.before.operation
         several = len(self.slots) > 1 and change.key[0] != operation
         return Changed(f"{operation}: " * several + ".".join(change.key), change.before, change.after)
@@ -124,13 +134,14 @@ def pair(ws: Workspace, before: str, after: str) -> Pair:
 def identity(steps: Sequence[Step], *, seeds: bool = True) -> str:
     """Equal for recipes that say the same; without `seeds`, whatever the seeds are."""
     told = [
-        [each.operation, {k: v for k, v in each.config.items() if seeds or k != "seed"}, each.threads] for each in steps
+        [each.operation, {k: v for k, v in each.config.items() if seeds or k != "seed"}, each.threads, _code(each)]
+        for each in steps
     ]
     return json.dumps(told, sort_keys=True)
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
-    return tuple(Step(s.operation, {**s.config, "seed": seed}, s.threads, s.like) for s in recipe)
+    return tuple(replace(each, config={**each.config, "seed": seed}) for each in recipe)
 
 
 def untimed(of: Step) -> Mapping[str, Any]:
@@ -164,7 +175,7 @@ def step(ws: Workspace, manifest: Manifest) -> Step:
     with contextlib.suppress(ConfigError):  # what this version refuses is compared as it is, and cannot be run
         recorded = _checked(operation, recorded)
     section = {k: v for k, v in recorded[operation].items() if k not in DECIDE_NOTHING[operation]}
-    return Step(operation, {**recorded, operation: section}, rerun.threads(manifest), manifest)
+    return Step(operation, {**recorded, operation: section}, rerun.threads(manifest), rerun.module(manifest), manifest)
 
 
 def _checked(operation: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,21 +196,29 @@ def _aligned(before: Sequence[Step], after: Sequence[Step]) -> list[Slot]:
 
 
 def _differences(slots: Sequence[Slot]) -> Iterator[Difference]:
-    seeds: list[Change] = []
+    lines: dict[str, list[Change]] = {"seed": [], "code": []}
     for at, slot in enumerate(slots):
         if slot.before is None or slot.after is None:
             sides = [each and _word(each) for each in (slot.before, slot.after)]
             yield Difference("operation", (Change(at, (), *sides),))
             continue
         found = [Change(at, *each) for each in _leaves(_settings(slot.before), _settings(slot.after))]
-        seeds += [change for change in found if change.key == ("seed",)]
-        yield from _grouped(slot.before.operation, [change for change in found if change.key != ("seed",)])
-    if seeds:
-        yield Difference("seed", tuple(seeds))
+        groups = _grouped(slot.before.operation, found)
+        for key, changes in groups.items():
+            if key[0] in lines:
+                lines[key[0]] += changes
+            else:
+                yield Difference(key[0] if key[0] in KINDS else "config", tuple(changes))
+    # Of all operations of a line: what goes on with a model has the code that it began with.
+    yield from (Difference(kind, tuple(changes)) for kind, changes in lines.items() if changes)
 
 
 def _settings(of: Step) -> dict[str, Any]:
-    return {**of.config, "environment": {"threads": of.threads}}
+    return {**of.config, "environment": {"threads": of.threads}, "code": _code(of)}
+
+
+def _code(of: Step) -> dict[str, str]:
+    return {of.module.file: of.module.sha256} if of.module else {}
 
 
 def _leaves(before: Mapping[str, Any], after: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, Any, Any]]:
@@ -212,23 +231,23 @@ def _leaves(before: Mapping[str, Any], after: Mapping[str, Any], at: Key = ()) -
             yield (*at, name), one, other
 
 
-def _grouped(operation: str, changes: Sequence[Change]) -> Iterator[Difference]:
+def _grouped(operation: str, changes: Sequence[Change]) -> dict[Key, list[Change]]:
     changed = {change.key for change in changes}
     groups: dict[Key, list[Change]] = {}
     for change in changes:
         groups.setdefault(_group(operation, change.key, changed), []).append(change)
-    for key, together in groups.items():
-        kind = key[0] if key[0] in KINDS else "config"
-        yield Difference(kind, tuple(together))
+    return groups
 
 
 def _group(operation: str, key: Key, changed: Collection[Key]) -> Key:
     """The key under which it changes, with the others that have the same."""
-    section, name = key[0], key[1]
+    section, name = key[0], key[1] if len(key) > 1 else ""
     if section == "data":
         return ("data", "source") if name in WHERE else key
-    if section == "model" and {("model", "arch"), ("model", "module")} & set(changed):
+    if section in ("model", "code") and {("model", "arch"), ("model", "module")} & set(changed):
         return ("model",)
+    if section in ("seed", "code"):
+        return (section,)
     if section != operation:
         return key
     choice = CHOICES.get(operation, "")
@@ -247,15 +266,15 @@ def _word(of: Step) -> str:
 def _changed(slot: Slot, changes: Sequence[Change]) -> Step | None:
     if slot.before is None or slot.after is None:
         return slot.after if changes else slot.before
-    config, threads = copy.deepcopy(dict(slot.before.config)), slot.before.threads
+    config, threads, module = copy.deepcopy(dict(slot.before.config)), slot.before.threads, slot.before.module
     for change in changes:
         if change.key[0] == "environment":
             threads = slot.after.threads
+        elif change.key[0] == "code":
+            module = slot.after.module
         else:
             _copy(slot.after.config, config, change.key)
-    # Where all of it is as in B it is B's: the code that it runs is B's too.
-    like = slot.after.like if config == slot.after.config else slot.before.like
-    return Step(slot.before.operation, config, threads, like)
+    return replace(slot.before, config=config, threads=threads, module=module)
 
 
 def _copy(source: Mapping[str, Any], target: dict[str, Any], key: Key) -> None:

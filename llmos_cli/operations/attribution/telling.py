@@ -112,6 +112,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class WhyPlan:
+    """`refusals`: for what `why` itself would do nothing."""
+
     metric: str
     split: str
     before: Side
@@ -119,6 +121,7 @@ class WhyPlan:
     causes: Sequence[Cause]
     steps: Sequence[Planned]
     answer: str = ""
+    refusals: Sequence[str] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -140,7 +143,9 @@ class WhyPlan:
         total = f", {duration(self.seconds)} as recorded runs took" if self.seconds is not None else ""
         most = sum(step.at_most for step in self.steps)
         end = f"would run at most {_times(most, 'recipe')} again{total}" if most else "nothing would be run again"
-        return Group([causes_view(self.causes), Table(["to tell", "runs", "at most"], rows, align="lrr"), Lines([end])])
+        refused = [Span(f"would refuse: {each}", "warn") for each in self.refusals]
+        steps = Table(["to tell", "runs", "at most"], rows, align="lrr")
+        return Group([causes_view(self.causes), steps, Lines([*refused, end])])
 
 
 def causes_view(causes: Sequence[Cause]) -> View:
