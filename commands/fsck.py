@@ -31,7 +31,7 @@ def fsck(
         bool,
         typer.Option(
             "--repair",
-            help="Put back what is good in another checkpoint or on a remote, and refs where the log left them.",
+            help="Put back what is good in another checkpoint or on a remote, and refs where the log left them; seal anew, with its key, what a remote has in the clear.",
         ),
     ] = False,
     accept_loss: Annotated[
@@ -90,6 +90,7 @@ _REPAIR = "`llmos fsck --repair` puts refs back and looks for good copies in oth
 def _way_on(result: FsckResult) -> str:
     """Where repairing did what it could."""
     from llmos_cli.core.view import short
+    from llmos_cli.operations.integrity.sealed import way_back
 
     problems = result.problems
     logs = {each.where for each in problems if each.where in (_OPERATIONS, _AUDIT)}
@@ -98,6 +99,9 @@ def _way_on(result: FsckResult) -> str:
     ways = [f"`llmos fsck --accept-loss {log}` begins the damaged log anew" for log in sorted(logs | torn)]
     if file := next((each.where for each in problems if each.run), ""):
         ways.append(f"`llmos fsck --accept-loss {file}` sets aside what is damaged of a run")
+    if result.clear:
+        checkpoint, remote = next(iter(result.clear.items()))
+        ways.append(f"{remote} has {short(checkpoint)} in the clear: {way_back(checkpoint)}")
     if result.lost:
         ways.append(
             f"`llmos fsck --accept-loss {short(result.lost[0])}` gives up a checkpoint that nobody has any more"

@@ -59,6 +59,16 @@ class Sealed:
         """Corrupt where it makes no sense."""
         return self._read(self._record(checkpoint), checkpoint)
 
+    def unreadable(self) -> set[str]:
+        """Those whose seals make no sense."""
+        return {each for each in self.all() if self._senseless(each)}
+
+    def sizes(self, checkpoint: str) -> dict[str, int]:
+        """SHA-256 -> bytes of its encrypted files; none where its seal makes no sense, which `fsck` tells."""
+        if self._senseless(checkpoint):
+            return {}
+        return {entry.sha256: entry.size for entry in self.seal(checkpoint).tree.values()}
+
     def path(self, sha256: str) -> Path:
         return self.directory / place(sha256)
 
@@ -71,9 +81,12 @@ class Sealed:
         return Counter(sha256 for each in self.all() - set(without) for sha256 in _files(self.seal(each)))
 
     def unnamed(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Encrypted files that no seal names; none where a seal cannot be read, for it may name any of them."""
+        """Encrypted files that no seal names; none where a seal cannot be read, for it may name any of them, unless what it is of was
+        removed: nobody could open that again."""
+        from llmos_cli.core.dropped import Dropped
+
         try:
-            named = self.named()
+            named = self.named(without=self.unreadable() & Dropped(self._dot).all())
         except Corrupt:
             return
         yield from ((sha256, entry) for sha256, entry in self.names() if sha256 not in named)
@@ -103,6 +116,12 @@ class Sealed:
         from llmos_cli.core import atomic
 
         atomic.write_text(self._waiting(seal.checkpoint), seal.text(), scratch=self._dot / "tmp")
+
+    def change(self, seal: Seal) -> None:
+        """Of what is sealed, and stays so: the encrypted files that it names are in their places."""
+        from llmos_cli.core import atomic
+
+        atomic.write_text(self._record(seal.checkpoint), seal.text(), scratch=self._dot / "tmp")
 
     def close(self, checkpoint: str) -> None:
         """From now on it is sealed for everybody."""
@@ -198,6 +217,13 @@ class Sealed:
             if ID.fullmatch(path.name.removesuffix(_SUFFIX)) or is_abandoned(path.name):
                 discard(path)
         atomic.sync_directory(self.waiting)
+
+    def _senseless(self, checkpoint: str) -> bool:
+        try:
+            self.seal(checkpoint)
+        except Corrupt:
+            return True
+        return False
 
     def _own(self, records: Iterable[Path]) -> set[str]:
         """What only these seals name; nothing where one of all cannot be read: `gc` looks again when it can."""

@@ -97,7 +97,7 @@ class _Sizes:
     def __init__(self, ws: Workspace) -> None:
         self.ws, self.nothing_shared = ws, ws.storage == "copy"
         self.names, self.dropped, self.sealed = ws.refs.pointing(), ws.dropped.all(), ws.sealed.all()
-        self.count = holders(ws) + ws.sealed.named(without=self.dropped)
+        self.count = holders(ws) + ws.sealed.named(without=self.dropped | ws.sealed.unreadable())
         self.trials = ws.index.runs_named("trial")
         self.there: dict[str, int] = {}
         self.undoable: dict[str, int] = {}
@@ -109,8 +109,9 @@ class _Sizes:
         except Corrupt:
             return None
         dropped, sealed = entry.id in self.dropped, entry.id in self.sealed
-        tree = self.ws.sealed.seal(entry.id).tree if sealed else tree
         files = {file.sha256: file.size for file in tree.values()}
+        if sealed:
+            files = self.ws.sealed.sizes(entry.id)
         here = {} if dropped else files
         if dropped and (sealed or self.ws.dropped.whole(self.ws.root, entry.id)):
             self.undoable |= files

@@ -18,7 +18,7 @@ from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
-from llmos_cli.core.view import Group, Lines, Table, View, size
+from llmos_cli.core.view import Group, Lines, Table, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note, ignore
@@ -30,7 +30,7 @@ from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of
 from llmos_cli.operations.integrity.giving_up import GivenUp, accept, given_up, lost_ones, tidy, what_is_lost
 from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, Repaired, more, readable
 from llmos_cli.operations.integrity.refs import operations, refs
-from llmos_cli.operations.integrity.sealed import Sealing
+from llmos_cli.operations.integrity.sealed import Sealing, key_at_hand, way_back
 from llmos_cli.operations.integrity.sharing_again import Denied, denied, share_again
 from llmos_cli.operations.integrity.strangers import strangers
 from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
@@ -66,6 +66,8 @@ class FsckResult:
     """What of that this user cannot link, and who can."""
     lost: tuple[str, ...] = ()
     """Checkpoints that repairing did not bring back, or not the weights of: what `--accept-loss` gives up."""
+    clear: Mapping[str, str] = field(default_factory=dict)
+    """Sealed checkpoints that are damaged -> the name of a remote that has them in the clear: what the key of the seal repairs."""
 
     @property
     def sentence(self) -> str:
@@ -138,17 +140,19 @@ def fsck(
     begin_anew(ws, logs)  # first: refs go back to where a log says that they were
     repaired: list[Repaired] = []
     with _telling(repaired, emit):
-        silent = _put_back(ws, found, repaired, emit) if repair or lost or files else ()
-        _must_be_nowhere(ws, lost, files, silent)
+        clear, silent = _put_back(ws, found, repaired, key_file, emit) if repair or lost or files else ({}, ())
+        _must_be_nowhere(ws, lost, files, clear, silent)
         accept(ws, lost)
         giving_up_files.accept(ws, files)
         again = _checked(ws, key_file, emit)
+    rest = list(_lost(ws, again.problems))
     return replace(
         again,
         index_differed=found.index_differed,
         index_made_anew=found.index_made_anew,
         repaired=tuple(repaired),
-        lost=tuple(_lost(ws, again.problems)),
+        lost=tuple(each for each in rest if each not in clear),
+        clear={each: clear[each] for each in rest if each in clear},
     )
 
 
@@ -168,8 +172,12 @@ def _telling(repaired: Sequence[Repaired], emit: Emit) -> Iterator[None]:
         raise
 
 
-def _must_be_nowhere(ws: Workspace, lost: Sequence[str], files: Sequence[str], silent: Sequence[str]) -> None:
-    """What a remote may have is not given up because nobody could ask it."""
+def _must_be_nowhere(
+    ws: Workspace, lost: Sequence[str], files: Sequence[str], clear: Mapping[str, str], silent: Sequence[str]
+) -> None:
+    """What a remote has is no loss, and what it may have is not given up because nobody could ask it."""
+    for each in (each for each in lost if each in clear and what_is_lost(ws, each)):
+        raise Conflict(f"{clear[each]} has {short(each)} in the clear: it is no loss", hint=way_back(each))
     if silent and (any(what_is_lost(ws, each) for each in lost) or giving_up_files.still_wrong(ws, files)):
         names = " and ".join(silent)
         raise Conflict(
@@ -178,8 +186,10 @@ def _must_be_nowhere(ws: Workspace, lost: Sequence[str], files: Sequence[str], s
         )
 
 
-def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: Emit) -> Sequence[str]:
-    """The names of remotes that could not be asked."""
+def _put_back(
+    ws: Workspace, found: FsckResult, repaired: list[Repaired], key_file: Path | None, emit: Emit
+) -> tuple[Mapping[str, str], Sequence[str]]:
+    """Sealed checkpoints that were damaged -> who has them in the clear, and the names of remotes that could not be asked."""
     from llmos_cli.operations.integrity import repairing  # here: it knows remotes, and is seldom needed
 
     whole = found.unshared.keys() - {each.checkpoint for each in found.problems}
@@ -187,13 +197,14 @@ def _put_back(ws: Workspace, found: FsckResult, repaired: list[Repaired], emit: 
     try:
         if found.problems:
             repaired += repairing.repair_settings(ws)
-            asked = repairing.ask(ws, emit)
-            repaired.extend(repairing.repair(ws, found.problems, asked, emit))
+            asked = repairing.ask(ws, found.problems, emit)
+            key = key_at_hand(key_file) if found.sealed else None
+            repaired.extend(repairing.repair(ws, found.problems, asked, key, emit))
         repaired += share_again(ws, whole, emit)
     finally:
         if repaired:
             ws.oplog.note(f"fsck --repair: {', '.join(each.where for each in repaired)}")
-    return asked.silent
+    return asked.clear, asked.silent
 
 
 def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:

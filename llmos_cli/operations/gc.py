@@ -195,7 +195,8 @@ def _remains(ws: Workspace, unnamed: set[str], reach: float) -> Iterator[Garbage
     told = set(holders(ws)) if removed and ws.storage != "copy" else set()
     for name in removed:
         if name in ws.sealed:
-            yield Garbage("remains", name, "its weights were removed", ws.sealed.seal(name).size, _called(ws, name))
+            held = sum(ws.sealed.sizes(name).values())
+            yield Garbage("remains", name, "its weights were removed", held, _called(ws, name))
         elif not bare(ws, name):
             tree = {file.sha256: file.size for file in ws.manifest(name).tree.values() if file.sha256 not in told}
             told |= tree.keys() if ws.storage != "copy" else set()

@@ -81,7 +81,7 @@ def _sealed(ws: Workspace) -> Iterator[Garbage]:
         yield Garbage("sealed", sha256, "no seal names it", entry.stat().st_size)
     for name in sorted(ws.sealed.all()):
         if not (ws.checkpoints / name).is_dir():
-            yield Garbage("seal", name, "its checkpoint is gone", ws.sealed.seal(name).size)
+            yield Garbage("seal", name, "its checkpoint is gone", sum(ws.sealed.sizes(name).values()))
         elif not bare(ws, name):
             length = _bytes(ws.checkpoints / name) - (ws.checkpoints / name / manifest.NAME).stat().st_size
             yield Garbage("open", name, "is sealed, and these files are in the clear", length)

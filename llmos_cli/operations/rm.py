@@ -81,7 +81,7 @@ def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...
 
 def everyone(ws: Workspace) -> Counter[str]:
     """SHA-256 -> in how many checkpoints that have their weights a file is, of sealed ones as it is encrypted."""
-    return holders(ws) + ws.sealed.named(without=ws.dropped.all())
+    return holders(ws) + ws.sealed.named(without=ws.dropped.all() | ws.sealed.unreadable())
 
 
 def freed_with(ws: Workspace, manifest: Manifest, count: Counter[str]) -> int:
@@ -89,7 +89,8 @@ def freed_with(ws: Workspace, manifest: Manifest, count: Counter[str]) -> int:
     closed = ws.closed(manifest.id)
     if ws.storage == "copy" and not closed:
         return manifest.size
-    files = {} if closed == "removed" else ws.sealed.seal(manifest.id).tree if closed else manifest.tree
-    held = {entry.sha256: entry.size for entry in files.values()}
+    held = {} if closed else {entry.sha256: entry.size for entry in manifest.tree.values()}
+    if closed == "sealed":
+        held = ws.sealed.sizes(manifest.id)
     count.subtract(held.keys())
     return sum(size for sha256, size in held.items() if count[sha256] <= 0)

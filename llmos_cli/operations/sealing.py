@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmos_cli.core import atomic
@@ -26,6 +26,13 @@ def encrypted(
 ) -> dict[str, FileEntry]:
     """Each content once, into `folder`, synced and named by what it is then: SHA-256 of the content -> the encrypted file's entry."""
     sources = {e.sha256: (ws.checkpoints / each.id / name, e) for each in manifests for name, e in each.tree.items()}
+    return encrypted_files(sources, cipher, folder, emit)
+
+
+def encrypted_files(
+    sources: Mapping[str, tuple[Path, FileEntry]], cipher: Cipher, folder: Path, emit: Emit
+) -> dict[str, FileEntry]:
+    """As `encrypted`, of contents by their SHA-256: where each is and what it must be."""
     meter = Meter("seal", 2 * sum(entry.size for _, entry in sources.values()), emit)
     with atomic.refusals(folder):
         made = in_parallel(lambda item: _encrypted(*item, cipher, folder, meter.heard), list(sources.values()), meter)
@@ -74,10 +81,13 @@ def seal_of(ws: Workspace, manifest: Manifest) -> Seal:
 
 
 def damaged(ws: Workspace, manifest: Manifest, seal: Seal, cipher: Cipher) -> list[str]:
-    """Names of a sealed checkpoint's files that this cipher does not open to what the manifest says."""
-    sound = in_parallel(
-        lambda name: opened(ws.sealed.path(seal.tree[name].sha256), cipher, manifest.tree[name]), list(manifest.tree)
-    )
+    """Names of a sealed checkpoint's files that are missing, or that this cipher does not open to what the manifest says."""
+
+    def one(name: str) -> bool:
+        path = ws.sealed.path(seal.tree[name].sha256)
+        return path.is_file() and opened(path, cipher, manifest.tree[name])
+
+    sound = in_parallel(one, list(manifest.tree))
     return [name for name, right in zip(manifest.tree, sound, strict=True) if not right]
 
 

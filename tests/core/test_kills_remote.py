@@ -69,6 +69,7 @@ COMMANDS = {
     "fsck --repair of a run": ("fsck", "--repair"),
     "push a newer signature": ("push",),
     "fetch a newer signature": ("-C", "clone", "fetch"),
+    "fsck --repair of what is sealed": ("fsck", "--repair", "--key-file", "key"),
     "fsck --accept-loss": ("fsck", "--accept-loss", "HEAD~1", "--accept-loss", "HEAD"),
     "fsck --accept-loss audit": ("fsck", "--accept-loss", ".llmos/audit.jsonl"),
     "fsck --accept-loss operations": ("fsck", "--accept-loss", ".llmos/operations.jsonl"),
@@ -149,6 +150,19 @@ def damage(root: Path) -> None:
     (lost / "folder" / "same").chmod(0o644)
     (lost / "folder" / "same").write_text("t" * 100)
     shutil.rmtree(lost)
+    settle(ws)
+
+
+def lose_what_is_sealed(root: Path) -> None:
+    """Two that were pushed before they were sealed have lost an encrypted file that both share, and the rest of one."""
+    ws = Workspace.find(root)
+    parent = commit(ws, (), move=False, time="8", same="pair" * 100, other="parent")
+    tag(ws, "pair", commit(ws, (parent,), move=False, time="8", same="pair" * 100, other="child"))
+    push(ws, ["pair"])
+    seal(ws, "pair", with_lineage=True, ask=lambda _: "5" * 64)
+    for entry in ws.sealed.seal(parent).tree.values():
+        ws.sealed.path(entry.sha256).unlink()
+    (root / "key").write_text("5" * 64)
     settle(ws)
 
 
@@ -233,6 +247,7 @@ BEFORE: dict[str, Callable[[Path], None]] = {
     "fsck --repair of a run": lose_a_run,
     "push a newer signature": sign_anew,
     "fetch a newer signature": push_signed_anew,
+    "fsck --repair of what is sealed": lose_what_is_sealed,
     "fsck --accept-loss": lose,
     "fsck --accept-loss audit": edit("audit.jsonl"),
     "fsck --accept-loss operations": edit("operations.jsonl"),
@@ -275,7 +290,7 @@ def test_killed_at_every_call(name: str, forks: Forks, template: Path, scratch: 
         assert rows_everywhere(root) == rows or wanted == before or refs_everywhere(root) != wanted
         assert clone(str(root / "far"), root / "proof", data=True), f"killed before {call}"
         shutil.rmtree(root / "proof")
-        if seen(root) != after:
+        if seen(root) != after or damaged(root):
             assert forks.run(words, root) == 0, f"killed before {call}: {forks.said}"
             assert seen(root) == after, f"killed before {call}"
             assert damaged(root) == set(), f"killed before {call}"

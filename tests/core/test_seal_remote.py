@@ -22,9 +22,11 @@ from llmos_cli.operations.restore import restore
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.undo import undo
 from llmos_cli.operations.unseal import unseal
-from tests.core.conftest import Commit
-from tests.core.test_seal import content, in_the_clear, nobody, typed
+from tests.conftest import Llmos
+from tests.core.conftest import Commit, commit_to
+from tests.core.test_seal import KEY, content, in_the_clear, nobody, typed
 
 pytest.importorskip("cryptography", reason="needs the tool cryptography")
 
@@ -119,6 +121,98 @@ def test_damaged_encrypted_files_come_back_from_a_remote(ws: Workspace, far: Pat
     repaired = fsck(ws, repair=True)
     assert repaired.problems == () and {each.source for each in repaired.repaired} == {"origin"}
     unseal(ws, "secret", ask=typed)
+
+
+def bitten(ws: Workspace, sha256: str) -> None:
+    path = ws.sealed.path(sha256)
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    (tmp_path / "key").write_text(KEY)
+    return tmp_path / "key"
+
+
+@pytest.fixture
+def open_there(ws: Workspace, far: Path, secret: str) -> str:
+    """It was pushed before it was sealed, and two others, one of which shares a file with it."""
+    commit_to(ws, {"a": "secret", "c": "of its own"})
+    push(ws)
+    seal(ws, "secret", with_lineage=True, ask=typed)
+    return secret
+
+
+def test_what_a_remote_has_in_the_clear_is_sealed_anew(
+    ws: Workspace, open_there: str, key_file: Path, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    before = ws.sealed.seal(open_there)
+    bitten(ws, before.tree["a"].sha256)
+    ran = llmos("fsck", "--repair", "--key-file", str(key_file))
+    assert ran.code == 0 and f"repaired checkpoints/{open_there[:12]}/a from origin, sealed anew" in ran.out
+    assert f"repaired checkpoints/{ws.resolve()[:12]}/a from origin, sealed anew" in ran.out
+    assert "2 sealed, 2 decrypted and compared with the manifest" in ran.out
+    after = ws.sealed.seal(open_there)
+    assert (after.salt, after.tree["b"]) == (before.salt, before.tree["b"]) and after.tree["a"] != before.tree["a"]
+    assert ws.sealed.seal(ws.resolve()).tree["a"] == after.tree["a"], "what shares it, shares it"
+    assert len(list(ws.sealed.names())) == 3 and in_the_clear(ws, open_there) == []
+    assert unseal(ws, "secret", with_lineage=True, ask=typed).files == 4 and fsck(ws).problems == ()
+
+
+@pytest.mark.parametrize("seal_too", [False, True])
+def test_without_its_key_it_is_told_where_it_is_in_the_clear(
+    ws: Workspace, open_there: str, llmos: Llmos, monkeypatch: pytest.MonkeyPatch, seal_too: bool
+) -> None:
+    monkeypatch.chdir(ws.root)
+    if seal_too:
+        (ws.sealed.directory / f"{open_there}.json").write_text("{}")
+    else:
+        ws.sealed.path(ws.sealed.seal(open_there).tree["b"].sha256).unlink()
+    ran = llmos("fsck", "--repair")
+    assert ran.code == 5 and "accept-loss" not in ran.err
+    assert f"origin has {open_there[:12]} in the clear: `llmos fsck --repair --key-file FILE` seals it anew" in ran.err
+    refused = llmos("fsck", "--accept-loss", "secret")
+    assert refused.code == 6 and f"origin has {open_there[:12]} in the clear: it is no loss" in refused.err
+    assert open_there not in ws.lost.all() and "llmos rm --force" in refused.err
+    assert llmos("rm", "--force", "secret").code == 0  # as the hint says
+    assert llmos("fetch", "--weights", "secret").code == 0 and llmos("du").code == 0
+    assert ws.checkpoint("secret").id == open_there and fsck(ws).problems == ()
+
+
+@pytest.mark.parametrize("seal_too", [False, True])
+def test_a_seal_that_cannot_be_read_is_written_anew(
+    ws: Workspace, open_there: str, key_file: Path, seal_too: bool
+) -> None:
+    """`seal_too`: of all that is sealed, so that nothing tells a key by."""
+    for each in ws.sealed.all() if seal_too else (open_there,):
+        (ws.sealed.directory / f"{each}.json").write_text("{}")
+    assert fsck(ws, repair=True, key_file=key_file).problems == ()
+    assert fsck(ws, key_file=key_file).opened == 2 and in_the_clear(ws, open_there) == []
+    gc(ws, expire="now")
+    unseal(ws, "secret", with_lineage=True, ask=typed)
+    assert fsck(ws).problems == () and list(ws.sealed.names()) == []
+
+
+def test_what_nobody_has_in_the_clear_is_given_up_for_good(ws: Workspace, secret: str, key_file: Path) -> None:
+    seal(ws, "secret", ask=typed)
+    sha256 = ws.sealed.seal(secret).tree["a"].sha256
+    bitten(ws, sha256)
+    assert fsck(ws, repair=True, key_file=key_file).lost == (secret,)
+    assert fsck(ws, accept_loss=["secret"]).problems == ()
+    assert fsck(ws).problems == () and fsck(ws, key_file=key_file).given_up[0].checkpoint == secret
+    undo(ws)
+    assert [each.file for each in fsck(ws).problems] == ["a"]
+    (ws.sealed.directory / f"{secret}.json").write_text("{}")
+    assert "makes no sense" in fsck(ws).problems[0].what
+    found = fsck(ws, accept_loss=["secret"])
+    assert [each.what for each in found.problems] == [
+        "has other bytes than its name says, and no seal names it: --repair removes it"
+    ]
+    assert fsck(ws, repair=True).problems == () and not ws.sealed.path(sha256).exists()
+    gc(ws, window="now", expire="now")
+    assert list(ws.sealed.names()) == [] and secret not in ws.sealed and fsck(ws).problems == ()
 
 
 def test_an_encrypted_remote_has_it_twice_encrypted(ws: Workspace, commit: Commit, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.integrity import repairing_runs
+from llmos_cli.operations.integrity import repairing_runs, resealing
 from llmos_cli.operations.integrity.problem import Problem, Repaired
 from llmos_cli.operations.integrity.repairing_refs import repaired
 from llmos_cli.operations.strays import move_out
@@ -37,13 +37,15 @@ from llmos_cli.operations.summary import SHORT
 
 @dataclass(frozen=True)
 class Asked:
-    """`places`: the remotes that can be asked for what is damaged here; `silent`: the names of those that could not be."""
+    """`places`: the remotes that can be asked for what is damaged here; `silent`: the names of those that could not be; `clear`: sealed
+    checkpoints that are damaged -> the name of one that has them in the clear."""
 
     places: tuple[Remote, ...] = ()
     silent: tuple[str, ...] = ()
+    clear: Mapping[str, str] = field(default_factory=dict)
 
 
-def ask(ws: Workspace, emit: Emit) -> Asked:
+def ask(ws: Workspace, problems: Sequence[Problem], emit: Emit) -> Asked:
     """Every remote. One that cannot be reached today is no reason not to look in the others."""
     places: list[Remote] = []
     silent: list[str] = []
@@ -54,14 +56,18 @@ def ask(ws: Workspace, emit: Emit) -> Asked:
         elif why:
             emit(Note(f"{each.name} was not asked: {why}", "warning"))
             silent.append(each.name)
-    return Asked(tuple(places), tuple(silent))
+    return Asked(tuple(places), tuple(silent), resealing.in_the_clear(resealing.suspects(ws, problems), places))
 
 
-def repair(ws: Workspace, problems: Sequence[Problem], asked: Asked, emit: Emit) -> Iterator[Repaired]:
-    """Each as it is done. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is
+def repair(
+    ws: Workspace, problems: Sequence[Problem], asked: Asked, key: bytes | None, emit: Emit
+) -> Iterator[Repaired]:
+    """Each as it is done. `key`: what is sealed may be sealed anew with it. Manifests come before other files: they say what those should be. Lost checkpoints come after both, for what is
     here of their files is taken from here."""
     places = asked.places
+    copy = partial(_good_copy, ws, places=places)
     _forget_damaged_objects(ws)
+    resealing.forget_nameless(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
     done = [each for each in damaged if each[1] == manifest.NAME and _repair_manifest(ws, each[0], places)]
     yield from (Repaired(_where(checkpoint, name), "a remote") for checkpoint, name in done)
@@ -71,9 +77,9 @@ def repair(ws: Workspace, problems: Sequence[Problem], asked: Asked, emit: Emit)
             if source := _good_copy(ws, entry, staged / "good", places):
                 _put(ws, staged / "good", path)
                 yield Repaired(_where(checkpoint, name), source)
+    yield from resealing.sealed_anew(ws, resealing.suspects(ws, problems), key, copy, emit)
     yield from _checkpoints(ws, {each.lacks for each in problems} - {""}, places, emit)
     yield from _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
-    copy = partial(_good_copy, ws, places=places)
     yield from repairing_runs.repaired(ws, problems, copy)
     yield from repairing_runs.repaired_events(ws, problems, copy, places)
     yield from repairing_runs.brought_back(ws, problems, places, emit)

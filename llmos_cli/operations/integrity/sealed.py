@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from llmos_cli.core.cipher import Cipher
@@ -25,7 +26,7 @@ class Sealing:
     def __init__(self, ws: Workspace, sealed: Iterable[str], key_file: Path | None) -> None:
         self._ws = ws
         self._ids = sorted(sealed)
-        self._key = _key(key_file) if self._ids else None
+        self._key = key_at_hand(key_file) if self._ids else None
         self.files = [(sha256, Path(entry.path)) for sha256, entry in ws.sealed.names()]
         self.count = len(self._ids)
         self.opened = 0
@@ -34,13 +35,15 @@ class Sealing:
 
     def problems(self, hash_of: Hash) -> Iterator[Problem]:
         found = {sha256: hash_of(path) for sha256, path in self.files}
-        named: set[str] = set()
+        named = self._named()
         for checkpoint in self._ids:
             if (self._ws.checkpoints / checkpoint).is_dir():
-                yield from self._of(checkpoint, found, named)
+                yield from self._of(checkpoint, found)
         for sha256, path in self.files:
             if sha256 not in named and found[sha256].sha256 != sha256:
-                yield Problem(self._where(path), "has other bytes than its name says, and no seal names it")
+                yield Problem(
+                    self._where(path), "has other bytes than its name says, and no seal names it: --repair removes it"
+                )
 
     def must_fit(self, key_file: Path | None) -> None:
         if key_file is not None and self._fits and not any(self._fits):
@@ -49,14 +52,21 @@ class Sealing:
                 hint="without a key the encrypted files alone are checked",
             )
 
-    def _of(self, checkpoint: str, found: dict[str, FileEntry], named: set[str]) -> Iterator[Problem]:
+    def _named(self) -> set[str]:
+        """Also in seals of what was removed, or given up: what is damaged of that hurts nobody."""
+        named = set[str]()
+        for each in self._ws.sealed.all():
+            with suppress(Corrupt):
+                named |= {entry.sha256 for entry in self._ws.sealed.seal(each).tree.values()}
+        return named
+
+    def _of(self, checkpoint: str, found: dict[str, FileEntry]) -> Iterator[Problem]:
         where = self._where(self._ws.sealed.directory / f"{checkpoint}.json")
         try:
             seal = self._ws.sealed.seal(checkpoint)
         except Corrupt as error:
             yield Problem(where, error.message, checkpoint)
             return
-        named |= {entry.sha256 for entry in seal.tree.values()}
         cipher = seal.cipher(self._key) if self._key else None
         self._fits.append(cipher is not None)
         try:
@@ -83,7 +93,17 @@ class Sealing:
         return str(path.relative_to(self._ws.root))
 
 
-def _key(key_file: Path | None) -> bytes | None:
+def way_back(checkpoint: str) -> str:
+    """Of what is damaged, and what a remote has in the clear."""
+    rev = short(checkpoint)
+    return (
+        "`llmos fsck --repair --key-file FILE` seals it anew, with its key; without, "
+        f"`llmos rm --force {rev}` and `llmos fetch --weights {rev}` bring it back open"
+    )
+
+
+def key_at_hand(key_file: Path | None) -> bytes | None:
+    """Nobody is asked for one."""
     if key_file is None and VARIABLE not in os.environ:
         return None
     return given_key(key_file, lambda _: None)
