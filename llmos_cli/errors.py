@@ -7,6 +7,7 @@
     ├── GateFailed             3   a checkpoint is worse than what was required of it
     ├── NotFound               4   no such revision, workspace, run, file
     ├── Corrupt                5   bytes that are not what their hash says, a truncated file
+    │   └── NotPlain           5   a link, a pipe, a folder where one of llmos's own files belongs
     ├── Untrusted              5   code, a pickle, a signature or a key that is not trusted
     ├── Conflict               6   a ref moved meanwhile
     │   └── LockTimeout        6   somebody else held the lock too long
@@ -75,6 +76,10 @@ class NotFound(LlmosError):
 
 class Corrupt(LlmosError):
     exit_code = 5
+
+
+class NotPlain(Corrupt):
+    pass
 
 
 class Untrusted(LlmosError):

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import LlmosError
 
@@ -129,11 +130,11 @@ def umask() -> int:
 
 
 def sync_file(path: Path) -> None:
-    _sync(path, os.O_RDONLY)
+    _sync(plainly(path, os.O_RDONLY))
 
 
 def sync_directory(path: Path) -> None:
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def sync_folders(path: Path) -> None:
@@ -142,8 +143,7 @@ def sync_folders(path: Path) -> None:
         sync_directory(Path(folder))
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:

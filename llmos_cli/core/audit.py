@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import aside, atomic, lines
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.core.processes import host, user_name
 from llmos_cli.core.redaction import command_line, redacted
 from llmos_cli.errors import UNREADABLE
@@ -99,11 +100,12 @@ class Audit:
         self._dot = dot
         self._head = dot / "audit.head"
         self._scratch = dot / "tmp"
+        self.files = (self.path, self._head)
 
     def head(self) -> Head | None:
         """None where there is none, or none that makes sense."""
         try:
-            head = Head(**json.loads(self._head.read_bytes()))
+            head = Head(**json.loads(read_bytes(self._head)))
             return head if _typed(head, Head()) else None
         except (FileNotFoundError, *UNREADABLE):
             return None
@@ -173,6 +175,10 @@ class Audit:
 
     def _point_at(self, head: Head) -> None:
         atomic.write_text(self._head, json.dumps(asdict(head)) + "\n", scratch=self._scratch)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return lines.whole(self.path) or b""
 
     def lines(self) -> list[bytes]:
         return lines.read(self.path)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from llmos_cli.core import settings, yaml12
 from llmos_cli.core.config_errors import explain, unknown_key
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.section import Section
 from llmos_cli.core.yaml12 import Node
 from llmos_cli.errors import ConfigError, NotFound, UsageError
@@ -107,10 +108,11 @@ def check(tree: Node, root_model: type[Section], *, methods: Methods | None = No
 
 
 def read_file(path: Path, root: Path | None = None) -> Node:
-    """A YAML file, called by its path below `root` in messages."""
-    name = str(path.relative_to(root)) if root and path.is_relative_to(root) else str(path)
+    """A YAML file, called by its path below `root` in messages. There it is a plain one; what `-c` names may come through a pipe."""
+    inside = root is not None and path.is_relative_to(root)
+    name = str(path.relative_to(root)) if root and inside else str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, linked=True) if inside else path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(f"there is no config file {name}", hint="`-c FILE` takes a YAML file") from None
     except UnicodeDecodeError:
@@ -158,13 +160,13 @@ def unread(resolved: Resolved) -> list[str]:
 def _files(verb: str, workspace: Workspace | None, files: Sequence[Path]) -> list[Path]:
     """`configs/<verb>.yaml` where there is one, then what `-c` named."""
     standard = [workspace.configs / f"{verb}.yaml"] if workspace is not None else []
-    return [*(path for path in standard if path.is_file()), *files]
+    return [*(path for path in standard if path.exists()), *files]
 
 
 def _workspace_defaults(path: Path, own: Collection[str], known: Collection[str]) -> Node:
     """The part of `defaults:` in llmos.yaml that this verb knows; a section that no verb knows is an error."""
     settings.must_be_there(path.parent)
-    tree = read_file(path, path.parent) if path.is_file() else yaml12.from_plain({}, "llmos.yaml")
+    tree = read_file(path, path.parent) if path.exists() else yaml12.from_plain({}, "llmos.yaml")
     defaults = tree.mapping.get("defaults") or yaml12.from_plain({}, "llmos.yaml")
     for key, node in defaults.mapping.items():
         if key not in known:

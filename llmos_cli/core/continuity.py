@@ -96,7 +96,7 @@ def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
     """Operations that the audit log knows, and the log of operations does not. One that was to begin that log anew is told there first:
     cut off between the two, it is nothing lost, and the damage that it was about is still told."""
     known = {operation.id for operation in operations}
-    there = audit.path.read_bytes() if audit.path.exists() else b""
+    there = audit.text()
     if not audit.breaks() and all(each.decode() in known for each in re.findall(_KNOWN, there)):
         return []
     gone = [record for record in _records(audit) if record.operation and record.operation not in known]
@@ -112,7 +112,7 @@ def missing(operations: Sequence[Operation], audit: Audit) -> list[Flaw]:
 def edited(log: History, operations: Sequence[Operation], audit: Audit) -> Iterator[Flaw]:
     """Operations whose line is not the one that the audit log knows: an edit that all that follows was made to agree with shows
     nowhere else. Only those lines are parsed of which it does not have the hash."""
-    there = audit.path.read_bytes() if audit.path.exists() else b""
+    there = audit.text()
     was = dict(re.findall(_LINE, there))
     if not was:
         return

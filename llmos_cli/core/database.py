@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llmos_cli.core import access
+from llmos_cli.core.listing import what_else
 
 _UNUSABLE = {
     sqlite3.SQLITE_BUSY,
@@ -30,6 +31,7 @@ class Database:
 
     def __init__(self, path: Path, tables: str, schema: int) -> None:
         self._path = path
+        self._journal = path.with_name(path.name + "-journal")
         self._tables = tables
         self._schema = schema
         self._guard = threading.RLock()
@@ -77,6 +79,8 @@ class Database:
         return db
 
     def _connect(self, mode: Literal["ro", "rwc"]) -> sqlite3.Connection:
+        if what := next(filter(None, map(what_else, (self._path, self._journal))), ""):
+            raise sqlite3.DatabaseError(f"it is {what}, at which SQLite would wait")
         # Threads take turns by `_guard`. IMMEDIATE: a writer waits for its turn at once instead of failing half-way.
         if mode == "rwc" and not self._path.exists():  # SQLite would make it for its user alone, whatever the umask
             with contextlib.suppress(OSError):
@@ -87,7 +91,7 @@ class Database:
     def _open_anew(self) -> sqlite3.Connection:
         try:
             self._path.unlink(missing_ok=True)
-            self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
+            self._journal.unlink(missing_ok=True)
         except OSError as error:
             raise sqlite3.OperationalError(str(error)) from error
         return self._open()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmos_cli.core.listing import entries, is_file
+from llmos_cli.core.listing import entries, is_file, read_bytes
 from llmos_cli.core.refs import ID
 
 FOLDER = ".llmos/dropped/"
@@ -61,7 +61,7 @@ class Dropped:
     def is_bare(self, checkpoint: str) -> bool:
         """Whether it came without; its weights may be coming, and be here already when that is cut off."""
         try:
-            return (self._directory / checkpoint).read_bytes() == BARE
+            return read_bytes(self._directory / checkpoint) == BARE
         except FileNotFoundError:
             return False
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llmos_cli.core import lines
 from llmos_cli.core.dropped import FOLDER
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.operation import Change, Operation, parse
 from llmos_cli.core.refs import DATA, HEAD, MOVED, SYMBOLIC
 
@@ -27,7 +28,7 @@ class History:
     def operations(self) -> Iterator[Operation]:
         """All operations, oldest first; a line cut off by a crash is skipped."""
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", opener=plainly) as file:
                 for line in file:
                     if (operation := parse(line)) is not None:
                         yield operation

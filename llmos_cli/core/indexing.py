@@ -17,7 +17,7 @@ from llmos_cli.core.listing import files, folders
 from llmos_cli.core.lost import Lost
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import ID, RUNS, Refs
-from llmos_cli.errors import Corrupt
+from llmos_cli.errors import Corrupt, NotPlain
 
 if TYPE_CHECKING:
     from llmos_cli.core.manifest import Made, Manifest
@@ -162,7 +162,10 @@ class Indexing:
         before = run_record(self._runs, run, text) if text else RunRecord(run, self._runs / run)
         # Whether the process lives is judged on reading, not stored.
         before = replace(before, status="running") if before.status == "died" and before.pid else before
-        events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
+        try:
+            events, consumed = records.read_events(self._runs / run / records.EVENTS, consumed)
+        except NotPlain:
+            return  # `fsck` tells, and whoever reads this run
         if not (text or events):
             return  # no run: its folder appears with its first event
         after = records.fold(before, events)

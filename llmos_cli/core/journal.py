@@ -15,6 +15,7 @@ from typing import Any
 
 from llmos_cli.core.atomic import refusals
 from llmos_cli.core.endings import closed
+from llmos_cli.core.listing import plainly, read_bytes
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.redaction import hidden, redacted
 from llmos_cli.errors import LlmosError
@@ -34,7 +35,7 @@ class Journal:
 
     def write(self, event: Event) -> None:
         text = line(event)
-        self._append(self._events, closed(text, self._events.read_bytes()) if isinstance(event, Ended) else text)
+        self._append(self._events, closed(text, read_bytes(self._events)) if isinstance(event, Ended) else text)
         # What a command that ended well has said of itself outlives a power cut, and so does what a config is written after.
         if isinstance(event, Resumed | Kept | Saved | Ended):
             os.fsync(self._descriptor(self._events))
@@ -66,7 +67,7 @@ class Journal:
     def _descriptor(self, path: Path) -> int:
         with self._guard:
             if path not in self._descriptors:
-                self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptors[path] = plainly(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             return self._descriptors[path]
 
 

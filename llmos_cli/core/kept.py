@@ -17,6 +17,7 @@ from pathlib import Path
 from llmos_cli.core import atomic
 from llmos_cli.core.endings import EDITED as EDITED_EVENTS
 from llmos_cli.core.endings import altered
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.records import EVENTS, parse
@@ -102,7 +103,7 @@ def _said(events: bytes) -> Said:
 
 def _events(run: Path) -> bytes:
     try:
-        return (run / EVENTS).read_bytes()
+        return read_bytes(run / EVENTS)
     except FileNotFoundError:
         raise Corrupt(f"runs/{run.name} has no {EVENTS}", hint="`llmos fsck` tells what else is affected") from None
 

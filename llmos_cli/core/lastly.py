@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import lines
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.core.refs import FIRST, HEAD
 from llmos_cli.errors import UNREADABLE
 
@@ -35,7 +36,7 @@ def all_moved_by_hand(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[st
 def _all_left(dot: Path) -> dict[str, str | None]:
     """Where the last line that speaks of a ref says that it went, of all refs but those with a quote in their names."""
     try:
-        text = (dot / "operations.jsonl").read_bytes()
+        text = read_bytes(dot / "operations.jsonl")
     except FileNotFoundError:
         return {}
     found = {}

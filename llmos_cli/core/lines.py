@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import plainly, read_bytes
 
 
 def append(path: Path, line: bytes) -> None:
@@ -15,7 +16,7 @@ def append(path: Path, line: bytes) -> None:
     first = not path.exists()
     start = b"" if end(path, 1) in (b"", b"\n") else b"\n"
     with atomic.refusals(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = plainly(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             atomic.write_all(descriptor, start + line)
             os.fsync(descriptor)
@@ -27,16 +28,21 @@ def append(path: Path, line: bytes) -> None:
 
 def read(path: Path) -> list[bytes]:
     """Without their ends; the last one is empty, unless a crash cut it off. None of a file that is not there."""
+    return text.split(b"\n") if (text := whole(path)) is not None else []
+
+
+def whole(path: Path) -> bytes | None:
+    """None of a file that is not there."""
     try:
-        return path.read_bytes().split(b"\n")
+        return read_bytes(path)
     except FileNotFoundError:
-        return []
+        return None
 
 
 def start(path: Path) -> bytes:
     """The first line, with its end; nothing of a file that is not there."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plainly) as file:
             return file.readline()
     except FileNotFoundError:
         return b""
@@ -45,7 +51,7 @@ def start(path: Path) -> bytes:
 def end(path: Path, size: int) -> bytes:
     """The last `size` bytes; nothing of a file that is not there."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plainly) as file:
             file.seek(max(os.fstat(file.fileno()).st_size - size, 0))
             return file.read()
     except FileNotFoundError:
@@ -56,7 +62,7 @@ def holding(path: Path, marked: bytes) -> Iterator[bytes]:
     """Lines that have `marked` in them, the last one first, without their ends; none of a file that is not there. What is not asked for
     is not even read."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        with open(path, "rb", opener=plainly) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             at = text.rfind(marked)
             while at >= 0:
                 start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)

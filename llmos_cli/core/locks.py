@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from llmos_cli.core import claims
 from llmos_cli.core.atomic import make_directory, refusals, write_all
+from llmos_cli.core.listing import plainly, read_bytes
 from llmos_cli.core.processes import Process, this_process
 from llmos_cli.core.redaction import command_line
 from llmos_cli.errors import UNREADABLE, LockTimeout, UsageError
@@ -116,7 +117,7 @@ def _flock(descriptor: int) -> bool:
 def _open(path: Path) -> int:
     with refusals(path):
         make_directory(path.parent)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return plainly(path, os.O_RDWR | os.O_CREAT)
 
 
 def _still_at(path: Path, descriptor: int) -> bool:
@@ -157,7 +158,7 @@ def _sign(descriptor: int) -> None:
 
 def _holder(path: Path) -> dict[str, object] | None:
     try:
-        value = json.loads(path.read_bytes() or b"null")
+        value = json.loads(read_bytes(path) or b"null")
     except (FileNotFoundError, *UNREADABLE):
         return None
     return value if isinstance(value, dict) else None

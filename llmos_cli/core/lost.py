@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos_cli.core.listing import entries, is_file
+from llmos_cli.core.listing import entries, is_file, read_bytes
 from llmos_cli.core.refs import ID
-from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError, NotFound
+from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError, NotFound, NotPlain
 
 FOLDER = ".llmos/lost/"
 
@@ -76,8 +76,8 @@ class Lost:
 
     def find(self, checkpoint: str) -> Loss | None:
         try:
-            found = parse((self.directory / checkpoint).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            found = parse(read_bytes(self.directory / checkpoint))
+        except (FileNotFoundError, NotADirectoryError, NotPlain):
             return None
         return found if found and found.checkpoint == checkpoint else None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError
 
 NAME = "manifest.json"
@@ -145,7 +146,7 @@ def as_it_stands(directory: Path) -> Manifest:
     """Whether or not it is what was written, for `fsck` to judge."""
     path = directory / NAME
     try:
-        return parse(path.read_bytes())
+        return parse(read_bytes(path))
     except FileNotFoundError:
         raise Corrupt(f"{path} is missing", hint="`llmos fsck` tells what else is affected") from None
     except UNREADABLE as error:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmos_cli.core.atomic import write_text
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.places import config_home
 from llmos_cli.errors import UNREADABLE, Corrupt
@@ -49,7 +50,7 @@ def _read() -> dict[str, Seen]:
     if not os.access(file(), os.R_OK):
         return {}
     try:
-        found = json.loads(file().read_text(encoding="utf-8"))
+        found = json.loads(read_text(file(), linked=True))
         return {str(root): Seen(int(each["number"]), str(each["hash"])) for root, each in found.items()}
     except UNREADABLE:
         raise Corrupt(f"{file()} is not what llmos wrote", hint="remove it, and verify again what you know") from None

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from llmos_cli.core.atomic import make_directory, read_only, refusals, sync_directory, sync_file, write_text
 from llmos_cli.core.hashed import is_part, place, stored, strange
-from llmos_cli.core.listing import entries
+from llmos_cli.core.listing import entries, plainly, read_text, through_links
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.view import size
@@ -35,7 +35,7 @@ _CANNOT = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOS
 
 
 def hash_file(path: Path) -> FileEntry:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=through_links) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(digest, os.fstat(file.fileno()).st_size)
 
@@ -176,7 +176,7 @@ class Objects:
         finally:
             first.unlink(missing_ok=True)
             second.unlink(missing_ok=True)
-        if not self._mode_file.exists() or self._mode_file.read_text().strip() != mode:
+        if not self._mode_file.exists() or read_text(self._mode_file).strip() != mode:
             write_text(self._mode_file, mode + "\n", scratch=self._scratch)
         return mode
 
@@ -254,7 +254,7 @@ def _replace(target: Path, source: Path) -> None:
 def _same_bytes(one: Path, other: Path) -> bool:
     if one.stat().st_size != other.stat().st_size:
         return False
-    with open(one, "rb") as first, open(other, "rb") as second:
+    with open(one, "rb", opener=plainly) as first, open(other, "rb", opener=plainly) as second:
         while chunk := first.read(1 << 20):
             if chunk != second.read(1 << 20):
                 return False

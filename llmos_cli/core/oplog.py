@@ -17,6 +17,7 @@ from llmos_cli.core import access, atomic, continuity, lines, reversing
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.history import History
+from llmos_cli.core.listing import must_be_plain, read_bytes, read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import (
     Change,
@@ -84,6 +85,8 @@ class OperationLog(History):
         access.require_change()
         self._emit = emit
         with lock(self._dot / "locks" / "refs", emit=emit):
+            for log in (self.path, *self.audit.files):  # now, while nothing is half done
+                must_be_plain(log)
             self._finish_pending()
             self._sealed.tidy()
             yield
@@ -170,7 +173,7 @@ class OperationLog(History):
 
     def _finish_pending(self) -> None:
         try:
-            operation = parse(self._pending.read_bytes())
+            operation = parse(read_bytes(self._pending))
         except FileNotFoundError:
             return
         if operation is not None:
@@ -271,7 +274,7 @@ class OperationLog(History):
         if change.is_ref:
             return self._refs.read(change.what)
         try:
-            return (self._root / change.what).read_text(encoding="utf-8")
+            return read_text(self._root / change.what, linked=True)
         except FileNotFoundError:
             return None
 

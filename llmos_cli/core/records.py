@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.processes import Process
 from llmos_cli.core.refs import ID, RUNS
 from llmos_cli.core.view import short
@@ -171,7 +172,7 @@ def _started(event: Mapping[str, Any]) -> dict[str, Any]:
 def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The events of a file from a byte offset on, and the offset after the last whole line; other lines are skipped."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plainly) as file:
             file.seek(offset)
             text = file.read()
     except FileNotFoundError:

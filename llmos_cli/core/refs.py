@@ -14,17 +14,15 @@ operation log (`oplog.py`), which compares before it swaps, under a lock, and ca
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import atomic
-from llmos_cli.core.listing import entries, is_file, is_folder
-from llmos_cli.errors import Conflict, Corrupt, UsageError
+from llmos_cli.core.listing import entries, is_file, is_folder, plainly
+from llmos_cli.errors import Conflict, Corrupt, NotPlain, UsageError
 
 HEAD = "HEAD"
 HEADS = "refs/heads/"
@@ -65,15 +63,9 @@ class Refs:
     def read(self, name: str) -> str | None:
         """What a ref says (an id; for HEAD perhaps `ref: NAME`), None when there is no such ref."""
         try:
-            with open(self._root + name, encoding="utf-8", errors="replace", opener=_plainly) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    return None
+            with open(self._root + name, encoding="utf-8", errors="replace", opener=plainly) as file:
                 value = file.read().strip()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as error:
-            if error.errno != errno.ELOOP:  # a link
-                raise
+        except (FileNotFoundError, NotADirectoryError, NotPlain):
             return None
         if not ID.fullmatch(value) and not (name == HEAD and _is_symbolic(value)):
             raise Corrupt(
@@ -201,11 +193,6 @@ def _is_ref(ref: str) -> bool:
 
 def _is_symbolic(value: str) -> bool:
     return value.startswith(SYMBOLIC + HEADS) and not _BAD.search(value.removeprefix(SYMBOLIC))
-
-
-def _plainly(path: str, flags: int) -> int:
-    """Opened without following a link, or waiting for whoever may write into a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _below(directory: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -25,6 +25,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import access, atomic, journal, kept, storing
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
 from llmos_cli.core.names import folded, plain
@@ -129,7 +130,7 @@ def _configs(files: Sequence[Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         name = _free(plain(file.name), {folded(Path(each).name) for each in found})
-        found[f"{kept.CONFIGS}/{name}"] = redacted(file.read_text(encoding="utf-8"))
+        found[f"{kept.CONFIGS}/{name}"] = redacted(read_text(file, linked=True))
     return found
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.hashed import is_part, place, stored, strange
-from llmos_cli.core.listing import entries, is_file
+from llmos_cli.core.listing import entries, is_file, read_bytes
 from llmos_cli.core.processes import is_abandoned, scratch_name
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import Corrupt
@@ -237,7 +237,7 @@ class Sealed:
     def _read(self, path: Path, checkpoint: str) -> Seal:
         from llmos_cli.core.seal import parse
 
-        return parse(path.read_bytes(), checkpoint)
+        return parse(read_bytes(path), checkpoint)
 
     def _record(self, checkpoint: str) -> Path:
         return self.directory / f"{checkpoint}{_SUFFIX}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.errors import Corrupt, LlmosError
 
 NAME = "llmos.yaml"
@@ -21,7 +22,7 @@ def check_format(root: Path) -> None:
     """LlmosError where it is newer than ours, Corrupt where no llmos wrote it. A file that says none is of the first."""
     path = root / NAME
     try:
-        match = _LINE.search(path.read_bytes())
+        match = _LINE.search(read_bytes(path, linked=True))
     except FileNotFoundError:
         return
     said = match[1].decode(errors="replace").strip().strip("'\"") if match else str(FORMAT)

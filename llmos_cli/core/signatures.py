@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmos_cli.core.listing import files
+from llmos_cli.core.listing import files, read_text
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import UNREADABLE, Corrupt
 
@@ -41,7 +41,7 @@ def path(dot: Path, checkpoint: str) -> Path:
 def read(dot: Path, checkpoint: str) -> str | None:
     """The text of a checkpoint's signature; None where it has none."""
     try:
-        return path(dot, checkpoint).read_text(encoding="utf-8")
+        return read_text(path(dot, checkpoint))
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

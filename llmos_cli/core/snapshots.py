@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
 from llmos_cli.core.hashed import is_part, place, stored, strange
-from llmos_cli.core.listing import entries, files
+from llmos_cli.core.listing import entries, files, read_bytes
 from llmos_cli.core.locks import lock
 from llmos_cli.core.refs import DATA, ID, SNAPSHOTS, Refs
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, Corrupt, NotFound
@@ -116,10 +116,10 @@ def read_in(ws: Workspace, checkpoints: Iterable[str]) -> set[str]:
     return {snapshot for each in made for snapshot in read_by(each)} & kept
 
 
-def readers(ws: Workspace) -> dict[str, list[str]]:
-    """Snapshot, kept or not -> the checkpoints whose data it is."""
+def readers(ws: Workspace, besides: Container[str] = ()) -> dict[str, list[str]]:
+    """Snapshot, kept or not -> the checkpoints whose data it is; `besides`: those of which the manifest cannot be read."""
     found: dict[str, list[str]] = {}
-    for entry in ws.index.entries():
+    for entry in (each for each in ws.index.entries() if each.id not in besides):
         for snapshot in read_by(ws.manifest(entry.id).made):
             found.setdefault(snapshot, []).append(entry.id)
     return found
@@ -196,7 +196,7 @@ class Snapshots:
         """Of a full id; Corrupt where what is written there is another one, or none."""
         path = self.path(snapshot)
         try:
-            found = parse(path.read_bytes())
+            found = parse(read_bytes(path))
         except FileNotFoundError:
             raise NotFound(f"there is no snapshot {snapshot[:12]}", hint="`llmos data list` shows them") from None
         except UNREADABLE as error:
@@ -228,7 +228,7 @@ class Snapshots:
     def load(self, piece: Piece) -> bytes:
         """Its bytes; Corrupt where they are not those that were kept."""
         try:
-            content = self.piece(piece.sha256).read_bytes()
+            content = read_bytes(self.piece(piece.sha256))
         except FileNotFoundError:
             raise Corrupt(f"a piece of a snapshot is missing ({piece.sha256[:12]})", hint=_FSCK) from None
         if hashlib.sha256(content).hexdigest() != piece.sha256:
@@ -243,7 +243,7 @@ class Snapshots:
         """Keep a piece; one that is there as it should be is left alone. Returns its name."""
         sha256 = hashlib.sha256(content).hexdigest()
         path = self.piece(sha256)
-        if not (self.has(sha256, len(content)) and path.read_bytes() == content):
+        if not (self.has(sha256, len(content)) and read_bytes(path) == content):
             atomic.write_bytes(path, content, scratch=self._scratch)
         return sha256
 
@@ -282,7 +282,7 @@ class Snapshots:
             found = self.read(snapshot)
         except Corrupt as error:
             return error.message
-        if not found.is_written(self.path(snapshot).read_bytes()):
+        if not found.is_written(read_bytes(self.path(snapshot))):
             return "was altered: it is not as it was written"
         return self.wrong(found)
 

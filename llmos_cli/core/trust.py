@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.atomic import write_text
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.places import config_home
 from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted
@@ -160,7 +161,7 @@ def _read() -> dict[str, Trusted]:
     if not _file().is_file():
         return {}
     try:
-        listed = json.loads(_file().read_text(encoding="utf-8"))
+        listed = json.loads(read_text(_file(), linked=True))
         return {str(root): {str(k): str(v) for k, v in files.items()} for root, files in listed.items()}
     except UNREADABLE:
         raise Corrupt(f"{_file()} is not what llmos wrote", hint="remove it and trust again what you know") from None

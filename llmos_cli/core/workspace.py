@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import access, atomic, lastly, revisions, settings
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, STAGES, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, Note, ignore
@@ -177,7 +178,7 @@ class Workspace:
     def storage(self) -> str | None:
         """How equal files are shared: `reflink`, `hardlink`, `copy`; None before the first checkpoint."""
         try:
-            return (self.dot / "storage").read_text().strip() or None
+            return read_text(self.dot / "storage").strip() or None
         except FileNotFoundError:
             return None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import kept
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.operation import Change
 from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEAD, HEADS, SYMBOLIC, check_name
@@ -80,7 +81,7 @@ def _config_changes(ws: Workspace, checkpoint: str | None, force: bool) -> Itera
     """The user's files as the run that made the checkpoint kept them, where they differ from those of today."""
     for file in _kept_configs(ws, checkpoint):
         now, then = ws.configs / file.name, file.read_text(encoding="utf-8")
-        before = now.read_text(encoding="utf-8") if now.exists() else None
+        before = read_text(now, linked=True) if now.exists() else None
         if before == then:
             continue
         if before is not None and not force and not _known(ws, now.name, before):

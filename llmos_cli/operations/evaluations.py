@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_text
 from llmos_cli.errors import UNREADABLE
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def known(ws: Workspace, key: str, rev: str) -> Evaluation | None:
 
 def _read(path: Path, key: str) -> Evaluation | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (FileNotFoundError, *UNREADABLE):
         return None  # a run that kept none, or half of one: measured again
     if value.pop("key", None) != key:

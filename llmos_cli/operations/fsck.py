@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import kept, records, settings, signatures
+from llmos_cli.core import kept, manifest, records, settings, signatures
 from llmos_cli.core.audit import Break
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.endings import EDITED, altered, not_json
-from llmos_cli.core.listing import folders
+from llmos_cli.core.listing import entries, folders, is_file, is_folder, read_bytes
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, ID, SNAPSHOTS, TAGS
@@ -32,7 +32,7 @@ from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, Repaire
 from llmos_cli.operations.integrity.refs import operations, refs
 from llmos_cli.operations.integrity.sealed import Sealing, key_at_hand, way_back
 from llmos_cli.operations.integrity.sharing_again import Denied, denied, share_again
-from llmos_cli.operations.integrity.strangers import strangers
+from llmos_cli.operations.integrity.strangers import in_the_way, not_plain, strangers
 from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
@@ -131,6 +131,8 @@ def fsck(
 ) -> FsckResult:
     """`key_file`: of what is sealed, to look inside; without it LLMOS_KEY, where that is set. `accept_loss`: revisions to be given up,
     unless repairing brings them back: what somebody has is no loss."""
+    if odd := tuple(in_the_way(ws)):
+        return FsckResult(0, 0, 0, odd)
     logs = logs_in(ws, accept_loss)
     files = giving_up_files.named(ws, accept_loss)
     lost = lost_ones(ws, [each for each in accept_loss if each not in {*logs, *files}])
@@ -233,8 +235,8 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     )
     kept = {name: stored[path] for name, path in objects}
     unshared = {each.name: found for each in checked if each.name not in bad and (found := each.unshared(kept))}
-    hurt = _Hurt(ws)
-    told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt))
+    hurt, unread = _Hurt(ws), {each.checkpoint for each in problems if each.file == manifest.NAME}
+    told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt, unread))
     differed = not ws.index.agrees()
     return FsckResult(
         len(checked),
@@ -271,10 +273,10 @@ def _objects(
             )
 
 
-def _snapshots(ws: Workspace, hurt: _Hurt) -> Iterator[Problem]:
+def _snapshots(ws: Workspace, hurt: _Hurt, unread: Container[str]) -> Iterator[Problem]:
     """Every piece of data that was kept hashed again, and every row counted; what hurts is that its checkpoints cannot be made again."""
     kept = ws.snapshots
-    made = readers(ws) if kept.ids() else {}
+    made = readers(ws, unread) if kept.ids() else {}
     for each in kept.ids():
         if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
@@ -306,19 +308,23 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
 def _runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
     for name in folders(ws.root / "runs"):
-        path = ws.root / "runs" / name / records.EVENTS
-        if not path.is_file():
-            yield Problem(f"runs/{name}", f"has no {records.EVENTS}")
-            continue
-        given = kept.hashed(path.parent)
-        text, where = path.read_bytes(), f"runs/{name}/{records.EVENTS}"
-        if altered(text):
-            yield Problem(where, EDITED, run=name)
-        if bad := not_json(text):
-            yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
-        for file, what in kept.differing(text, given):
-            yield Problem(f"runs/{name}/{file}", what, run=name)
-        yield from (GivenUpFile(f"runs/{name}/{file}") for file in kept.given_up(text, given))
+        events = (folder := ws.root / "runs" / name) / records.EVENTS
+        strange = [Path(each.path) for each in entries(folder) if not (is_file(each) or is_folder(each))]
+        yield from (not_plain(ws, path) for path in strange)
+        if events not in strange:
+            yield from _run(name, folder) if events.is_file() else [Problem(f"runs/{name}", f"has no {records.EVENTS}")]
+
+
+def _run(name: str, folder: Path) -> Iterator[Problem | GivenUpFile]:
+    given = kept.hashed(folder)
+    text, where = read_bytes(folder / records.EVENTS), f"runs/{name}/{records.EVENTS}"
+    if altered(text):
+        yield Problem(where, EDITED, run=name)
+    if bad := not_json(text):
+        yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
+    for file, what in kept.differing(text, given):
+        yield Problem(f"runs/{name}/{file}", what, run=name)
+    yield from (GivenUpFile(f"runs/{name}/{file}") for file in kept.given_up(text, given))
 
 
 class _Hurt:

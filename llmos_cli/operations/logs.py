@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.records import EVENTS, RunRecord, read_events
 from llmos_cli.core.view import View
 from llmos_cli.core.workspace import Workspace
@@ -67,7 +68,7 @@ def lines(path: Path) -> list[str]:
 def read_from(path: Path, offset: int) -> tuple[int, list[str]]:
     """Whole lines from a byte offset on, and the offset after them."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=plainly) as file:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.operations.changed import Changed, changed
 
@@ -59,7 +60,7 @@ def compare(before: Path, after: Path, one: Manifest, other: Manifest) -> Proces
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.view import Lines, Span, View
 from llmos_cli.core.workspace import Workspace
@@ -86,7 +87,7 @@ def doing(record: RunRecord, address: dict[str, Any]) -> str:
 def address_of(record: RunRecord) -> dict[str, Any] | None:
     """Where a deployment answers; None for other runs, and until it has bound its port."""
     try:
-        address: dict[str, Any] = json.loads((record.path / ADDRESS).read_text(encoding="utf-8"))
+        address: dict[str, Any] = json.loads(read_text(record.path / ADDRESS))
     except FileNotFoundError:
         return None
     return address

@@ -15,6 +15,7 @@ from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import atomic, yaml12
 from llmos_cli.core.key import make_key, read_key
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import host
@@ -230,7 +231,7 @@ def _identity(ws: Workspace) -> str:
     if not path.exists():
         atomic.write_text(path, os.urandom(8).hex() + "\n", scratch=ws.dot / "tmp")
     place = ws.dot.stat()
-    return hashlib.sha256(f"{path.read_text()} {host()} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{read_text(path)} {host()} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:16]
 
 
 def portable(ws: Workspace, url: str) -> str:

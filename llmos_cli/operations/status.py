@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import Head
 from llmos_cli.core.settings import HINT, NAME, UNHEARD, is_missing
@@ -144,10 +145,10 @@ def _progress(record: RunRecord) -> str:
 def _changed_configs(ws: Workspace) -> list[str]:
     """A run keeps the files it was given, word for word."""
     changed = []
-    for path in sorted(ws.configs.glob("*.yaml")):
+    for path in sorted(each for each in ws.configs.glob("*.yaml") if each.exists()):
         last = ws.index.last_run(path.stem)
         kept = last.path / "configs" / path.name if last else None
-        if kept and kept.exists() and kept.read_bytes() != path.read_bytes():
+        if kept and kept.exists() and read_bytes(kept) != read_bytes(path, linked=True):
             changed.append(f"configs/{path.name}")
     return changed
 

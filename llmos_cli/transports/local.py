@@ -13,9 +13,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.locks import lock
 from llmos_cli.core.objects import files_below
 from llmos_cli.core.remote.store import CHUNK, Content, Heard, sent_from
@@ -46,7 +46,7 @@ class LocalStore:
 
     def read(self, name: str, limit: int) -> bytes | None:
         try:
-            with _opened(self._path(name)) as file:
+            with open(self._path(name), "rb", opener=plainly) as file:
                 data = file.read(limit + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -56,7 +56,7 @@ class LocalStore:
 
     def chunks(self, name: str, start: int) -> Iterator[bytes]:
         try:
-            with _opened(self._path(name)) as file:
+            with open(self._path(name), "rb", opener=plainly) as file:
                 file.seek(start)
                 while chunk := file.read(CHUNK):
                     yield chunk
@@ -138,20 +138,6 @@ class LocalStore:
         return path
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A plain file: neither a link, nor a pipe that would keep us waiting."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise Corrupt(f"{path} is a link", hint="ask who put it there") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Corrupt(f"{path} is no plain file", hint="ask who put it there")
-    return os.fdopen(descriptor, "rb")
-
-
 def _sent(part: Path, content: Content, heard: Heard) -> bool:
     """Write what the part lacks and read all of it back; False, and no part, where other bytes arrived: an interrupted upload
     may have left them."""
@@ -167,7 +153,7 @@ def _sent(part: Path, content: Content, heard: Heard) -> bool:
 
 def _append(part: Path, content: Content, heard: Heard) -> str:
     """The hash of what was to be sent, the part of it that was there already included."""
-    with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:
+    with open(plainly(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
         there = min(file.seek(0, os.SEEK_END), content.size)
         file.truncate(there)
         file.seek(there)
@@ -178,5 +164,5 @@ def _append(part: Path, content: Content, heard: Heard) -> str:
 
 
 def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=plainly) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

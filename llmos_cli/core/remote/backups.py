@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import ancestry
+from llmos_cli.core.listing import what_else
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.names import wrong
 from llmos_cli.core.objects import files_below, hash_files
@@ -95,7 +96,7 @@ def _beside(ws: Workspace) -> Iterator[str]:
             yield f"runs/{name}"
     for name in _plain(ws.dot):
         run = name.removeprefix(RUNS)
-        if name.partition("/")[0] not in _OWN and not name.startswith(_INDEX) and f"runs/{run}" not in alive:
+        if _is_kept(name) and f"runs/{run}" not in alive:
             yield f"{DOT}/{name}"
 
 
@@ -111,7 +112,9 @@ def left_out(ws: Workspace, declared: Set[str]) -> tuple[str, ...]:
     names = [entry.name for entry in others if not entry.is_dir(follow_symlinks=False)]
     folders = [entry.name for entry in others if entry.is_dir(follow_symlinks=False)]
     names += [f"{name}/" for name in folders if not _is_all(ws.root / name, taken)]
-    names += [f"configs/{name}" for name in set(files_below(ws.configs)) - set(_plain(ws.configs))]
+    for folder in (ws.configs, ws.root / "runs", ws.dot):
+        odd = set(files_below(folder)) - set(_plain(folder)) if folder.is_dir() else set()
+        names += [f"{folder.name}/{name}" for name in odd if folder != ws.dot or _is_kept(name)]
     return tuple(sorted([*names, *(f"runs/{record.id}/" for record in ws.runs.alive())]))
 
 
@@ -123,7 +126,12 @@ def _is_all(folder: Path, taken: Set[str]) -> bool:
 
 
 def _plain(folder: Path) -> list[str]:
-    return [name for name in files_below(folder) if not (folder / name).is_symlink()] if folder.is_dir() else []
+    return [name for name in files_below(folder) if not what_else(folder / name)] if folder.is_dir() else []
+
+
+def _is_kept(name: str) -> bool:
+    """Of what is in `.llmos/`."""
+    return name.partition("/")[0] not in _OWN and not name.startswith(_INDEX)
 
 
 def checkpoints(ws: Workspace, remote: Remote) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmos_cli import errors
 from llmos_cli.core import lost, manifest, names, records, signatures, snapshots
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import HEADS, ID, TAGS, check_name
@@ -162,7 +163,7 @@ def check_events(path: Path, run: str) -> None:
 def wrong_events(path: Path) -> str | None:
     """Why these are not the events of a run that is over; None where they are."""
     ended = False
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
         if not line:
             continue
         event = records.parse(line)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, signatures, storing, view
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.locks import lock
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
@@ -278,7 +279,7 @@ def download(remote: Remote, folder: Path, sha256: str, size: int, meter: Meter)
 def _stream(remote: Remote, path: Path, sha256: str, size: int, meter: Meter) -> bool:
     """Append to the part that is there; False, and no part, where the whole is not what it should be."""
     digest, part = hashlib.sha256(), _part(path)
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    descriptor = plainly(part, os.O_RDWR | os.O_CREAT)
     with open(descriptor, "r+b") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmos_cli.core import kept, signatures
 from llmos_cli.core.endings import EDITED, altered
+from llmos_cli.core.listing import plainly, read_bytes
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.names import wrong
@@ -196,7 +197,7 @@ def wrong_run(record: RunRecord) -> str | None:
     """Why others would not believe it: its events (a disk that was full may have cut a line off, and all of the remote would be refused),
     or its files, which are not what it was given. None where they would."""
     events = record.path / EVENTS
-    edited = f"{EVENTS} {EDITED}" if altered(events.read_bytes()) else None
+    edited = f"{EVENTS} {EDITED}" if altered(read_bytes(events)) else None
     return hostile.wrong_events(events) or edited or next(map(" ".join, kept.wrong(record.path)), None)
 
 
@@ -291,7 +292,7 @@ def content(path: Path, entry: FileEntry) -> Content:
 
     def chunks() -> Iterator[bytes]:
         digest, left = hashlib.sha256(), entry.size
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plainly) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 left -= len(chunk)

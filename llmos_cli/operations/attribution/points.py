@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.view import short
 from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit, Note
@@ -235,7 +236,7 @@ class Points:
 
 def _read(place: Path) -> Measurement | None:
     try:
-        return Measurement(**json.loads(place.read_text(encoding="utf-8")))
+        return Measurement(**json.loads(read_text(place)))
     except (FileNotFoundError, ValueError, TypeError):
         return None  # half a file is none: it is measured again
 

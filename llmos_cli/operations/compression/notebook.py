@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_text
 
 FACTS = "facts.json"
 
@@ -47,7 +48,7 @@ class Notebook:
                 atomic.write_text(fresh / FACTS, json.dumps(dict(facts)))
                 atomic.publish(fresh, place)
             shutil.rmtree(self.unfinished(name), ignore_errors=True)
-        return Page(place, json.loads((place / FACTS).read_text(encoding="utf-8")))
+        return Page(place, json.loads(read_text(place / FACTS)))
 
     def unfinished(self, name: str) -> Path:
         """Where the making of a page keeps how far it is; gone once the page is there."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmos_cli.core import atomic, kept
 from llmos_cli.core import config as configs
 from llmos_cli.core.config import Resolved
+from llmos_cli.core.listing import read_text
 from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit
 from llmos_cli.models.statistics import Need
@@ -90,7 +91,7 @@ def same_calibration(state: Path, record: Mapping[str, Any]) -> None:
     file = state / SEEN
     if not file.is_file():
         atomic.write_text(file, json.dumps(dict(record), sort_keys=True))
-    elif json.loads(file.read_text()) != dict(record):
+    elif json.loads(read_text(file)) != dict(record):
         raise UsageError(
             "the calibration data is not what it was when this run began, so its finished blocks do not fit the others",
             hint="begin again without --resume",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmos_cli.core import manifest
-from llmos_cli.core.listing import entries
+from llmos_cli.core.listing import entries, read_bytes
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import cores, files_below, hash_file
 from llmos_cli.core.refs import ID
@@ -106,7 +106,7 @@ class Examined:
         found = self._manifest
         if not found.is_of(self.name):
             yield self._problem(manifest.NAME, "was altered: its hash is not the checkpoint's id")
-        elif not found.is_written((self._directory / manifest.NAME).read_bytes()):
+        elif not found.is_written(read_bytes(self._directory / manifest.NAME)):
             yield self._problem(manifest.NAME, "was altered, though it means the same")
         for parent in found.made.parents:
             if not ((self._ws.checkpoints / parent).is_dir() or parent in self._lost):

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmos_cli.core import aside, atomic, kept
 from llmos_cli.core.endings import altered, closed_again, not_json
 from llmos_cli.core.journal import Journal, line
-from llmos_cli.core.listing import folders
+from llmos_cli.core.listing import folders, read_bytes
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, NotFound, UsageError
@@ -66,7 +66,7 @@ def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
 
 
 def _are_wrong(events: Path) -> bool:
-    text = events.read_bytes()
+    text = read_bytes(events)
     return bool(altered(text) or not_json(text))
 
 
@@ -75,7 +75,7 @@ def _give_up(ws: Workspace, run: Path, name: str) -> None:
     if (run / name).exists():
         aside.keep(ws.dot, run / name)
     if name == EVENTS:
-        rest = closed_again((run / name).read_bytes()) + line(Kept({name: None})).encode()
+        rest = closed_again(read_bytes(run / name)) + line(Kept({name: None})).encode()
         atomic.write_bytes(run / name, rest, scratch=ws.dot / "tmp")
         return
     if name in kept.expected(run):

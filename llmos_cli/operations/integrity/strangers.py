@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from llmos_cli.core.listing import entries, is_folder
+from llmos_cli.core.listing import entries, is_folder, what_else
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.problem import Problem
+
+
+def in_the_way(ws: Workspace) -> Iterator[Problem]:
+    """What stands in the place of a file that every check reads, so that there is none before it is moved away."""
+    for path in (*(ws.dot / name for name in _READ_BY_ALL), *(Path(each.path) for each in entries(ws.dot / "locks"))):
+        if what_else(path):
+            found = not_plain(ws, path)
+            yield replace(found, what=f"{found.what}; nothing else was checked")
+
+
+def not_plain(ws: Workspace, path: Path) -> Problem:
+    return Problem(str(path.relative_to(ws.root)), f"is {what_else(path)}, and no plain file: move it away")
+
+
+_READ_BY_ALL = ("operations.jsonl", "pending.json", "audit.jsonl", "audit.head", "storage", "identity")
 
 
 def strangers(ws: Workspace) -> Iterator[Problem]:
@@ -21,5 +37,7 @@ def strangers(ws: Workspace) -> Iterator[Problem]:
 
 def _strange(ws: Workspace) -> Iterator[os.DirEntry[str]]:
     yield from (each for each in entries(ws.root / "runs") if not is_folder(each))
+    configs = (each for each in entries(ws.configs) if not (each.is_file() or each.is_dir()))  # or links to such
+    yield from (each for each in configs if Path(each.path).exists())
     for kept in (ws.refs, ws.dropped, ws.lost, ws.objects, ws.sealed, ws.snapshots):
         yield from kept.strange()

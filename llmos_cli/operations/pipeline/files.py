@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.errors import UNREADABLE, NotFound
 
@@ -48,7 +49,7 @@ class Hashes:
 
 def _read(path: Path) -> dict[str, list[int | str]]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (FileNotFoundError, *UNREADABLE):
         return {}
     return found if isinstance(found, dict) else {}

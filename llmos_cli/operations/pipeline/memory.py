@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import read_text
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.processes import Process, scratch_name
 from llmos_cli.core.redaction import hidden
@@ -141,7 +142,7 @@ def result_of(value: dict[str, Any]) -> Result:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (FileNotFoundError, NotADirectoryError, *UNREADABLE):
         return None  # half a file is none: what it told of is done again
     return value if isinstance(value, dict) else None

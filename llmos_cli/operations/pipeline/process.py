@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from llmos_cli.core import atomic
+from llmos_cli.core.listing import plainly
 from llmos_cli.core.processes import Process, host, start_time
 from llmos_cli.core.redaction import redacted
 from llmos_cli.operations.pipeline.facts import Facts
@@ -69,7 +70,7 @@ class Processes:
     ) -> Ended:
         """Until it ends; every line that it says goes to `log` and to `hear`, but JSON on stdout."""
         atomic.make_directory(log.parent)
-        with open(log, "w", encoding="utf-8") as file, self._started(command, cwd, env) as process:
+        with open(log, "w", encoding="utf-8", opener=plainly) as file, self._started(command, cwd, env) as process:
             began(Process(process.pid, start_time(process.pid) or 0.0, host()))
             said: list[str] = []
             lines = _Lines(file, hear)
