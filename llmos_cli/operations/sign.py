@@ -5,6 +5,7 @@ The bundle is kept beside the workspace's refs, not in the directory, and is wha
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -105,7 +106,8 @@ def _made(checkpoint: Checkpoint, key: Path, certificate: Path | None, chain: Se
                 f"{checkpoint.id[:12]} cannot be signed with {key}: {error}",
                 hint="keys are of the elliptic curves P-256, P-384 or P-521, and a certificate is that of its key",
             ) from error
-        return target.read_text(encoding="utf-8")
+        text = target.read_text(encoding="utf-8")
+        return text if certificate is None or chain else _with_one_certificate(text)
 
 
 def require_signing() -> None:
@@ -116,7 +118,17 @@ def require_signing() -> None:
 def _signer(config: signing.Config, key: Path, certificate: Path | None, chain: Sequence[Path]) -> signing.Config:
     if certificate is None:
         return config.use_elliptic_key_signer(private_key=key, password=_password())  # type: ignore[arg-type]
-    return config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=chain)
+    # One that the root itself issued has nothing between. model_signing reads no empty chain, but takes the certificate twice.
+    return config.use_certificate_signer(
+        private_key=key, signing_certificate=certificate, certificate_chain=chain or [certificate]
+    )
+
+
+def _with_one_certificate(bundle: str) -> str:
+    """The signer's, which is first. They are beside what is signed, not of it."""
+    value = json.loads(bundle)
+    del value["verificationMaterial"]["x509CertificateChain"]["certificates"][1:]
+    return json.dumps(value)
 
 
 def _password() -> bytes | None:

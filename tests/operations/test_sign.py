@@ -38,7 +38,7 @@ def pem(key: ec.EllipticCurvePrivateKey, password: str = "") -> bytes:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """A folder: key.pem and public.pem, those of somebody else, and a certificate chain root > middle > me."""
+    """A folder: key.pem and public.pem, those of somebody else, a certificate chain root > middle > me, and root > alone."""
     folder = tmp_path / "keys"
     folder.mkdir()
     made = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("key", "other", "root", "middle")}
@@ -47,7 +47,7 @@ def keys(tmp_path: Path) -> Path:
         public = made[name].public_key()
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         (folder / f"{name}.pub").write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
-    for name, key, issuer in (("root", "root", "root"), ("middle", "middle", "root"), ("me", "key", "middle"), ("stranger", "other", "other")):  # fmt: skip
+    for name, key, issuer in (("root", "root", "root"), ("middle", "middle", "root"), ("me", "key", "middle"), ("alone", "key", "root"), ("stranger", "other", "other")):  # fmt: skip
         certificate = issued(name, made[key], issuer, made[issuer], authority=name in made or name == "stranger")
         (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return folder
@@ -143,6 +143,20 @@ def test_a_certificate_is_vouched_for_by_who_issued_it(ws, model, keys, tmp_path
     assert llmos("verify", "--key", keys / "root.crt", "--signature", made).code == 0
     mixed = llmos("sign", "--key", keys / "other.pem", "--certificate", keys / "me.crt")
     assert (mixed.code, "does not match" in mixed.err) == (2, True)
+
+
+def test_a_certificate_that_the_root_issued_has_no_chain(ws, model, keys, llmos: Llmos) -> None:
+    given = ("--key", keys / "key.pem", "--certificate", keys / "alone.crt")
+    ran = llmos("sign", *given)
+    assert (ran.code, ran.err) == (0, ""), ran.err
+    signature = kept(ws, model)
+    material = json.loads(signature.read_text())["verificationMaterial"]
+    assert len(material["x509CertificateChain"]["certificates"]) == 1
+    ran = llmos("verify", "--key", keys / "root.crt", "--json")
+    assert (ran.code, ran.json["method"], ran.json["signer"]) == (0, "certificate", "CN=alone")
+    theirs = command("verify", "certificate", model.path, "--signature", signature, "--certificate_chain", keys / "root.crt")  # fmt: skip
+    assert theirs.returncode == 0, theirs.stderr
+    assert "issuer certificate" in refused(llmos, keys / "stranger.crt") and fsck(ws).problems == ()
 
 
 def refused(llmos: Llmos, *words: object) -> str:
