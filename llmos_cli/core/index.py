@@ -101,6 +101,14 @@ class Index:
         found = [_metric(json.loads(event)) for (event,) in rows]
         return {(metric.name, metric.split): metric for metric in found}
 
+    def own_metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
+        """Only what the run that made it measured."""
+        rows = self._ask(
+            "SELECT event FROM metrics JOIN saved USING (checkpoint, run) WHERE checkpoint = ?", checkpoint
+        )
+        found = [_metric(json.loads(event)) for (event,) in rows]
+        return {(metric.name, metric.split): metric for metric in found}
+
     def records(self) -> list[RunRecord]:
         """All runs, oldest first."""
         return [self._record(*row) for row in self._ask("SELECT id, record FROM runs ORDER BY started, id")]

@@ -289,6 +289,10 @@ class Workspace:
         """The latest numbers that any run measured on a checkpoint (a full id), by (name, split)."""
         return self.index.metrics(checkpoint)
 
+    def own_metrics(self, checkpoint: str) -> dict[tuple[str, str], Metric]:
+        """Those that the run which made it measured, on the data that its manifest tells."""
+        return self.index.own_metrics(checkpoint)
+
     def stage(self) -> AbstractContextManager[Path]:
         """An empty folder on the workspace's own disk (where that can be written), gone afterwards unless it was committed."""
         from llmos_cli.core import staging

@@ -71,7 +71,7 @@ class DiffResult:
                 *(_own(side) for side in (self.before, self.after)),
                 _changes("data", self.data),
                 _changes("code", self.code),
-                _changes("environment", self.environment),
+                _changes("environment", self.environment, unsaid="not recorded"),
                 _metrics(self.metrics),
                 *self._unsure(),
                 *_processor(self.processor),
@@ -179,10 +179,11 @@ def _compare_weights(ws: Workspace, ids: Sequence[str], emit: Emit) -> list[Weig
     return compare(ws.checkpoint(ids[0]), ws.checkpoint(ids[1]), emit=emit)
 
 
-def _changes(title: str, changes: Sequence[Changed]) -> Table | Lines:
+def _changes(title: str, changes: Sequence[Changed], unsaid: str | None = None) -> Table | Lines:
     if not changes:
         return Lines([])
-    return Table([title, "before", "after"], [[c.key, _cell(c.before), _cell(c.after)] for c in changes], align="lll")
+    rows: list[list[Cell]] = [[c.key, _cell(c.before) or unsaid, _cell(c.after) or unsaid] for c in changes]
+    return Table([title, "before", "after"], rows, align="lll")
 
 
 def _own(side: Compared) -> Table | Lines:

@@ -60,7 +60,7 @@ class ReproduceResult:
             last = self.steps[-1]
             raise LlmosError(
                 f"{short(self.checkpoint)} could not be made again: {last.operation} {short(last.checkpoint)} came out otherwise",
-                hint=f"expected was: {last.expected or 'nothing was recorded'}",
+                hint="; ".join([*_otherwise(last), f"expected was: {last.expected or 'nothing was recorded'}"]),
             )
 
     def view(self) -> View:
@@ -80,13 +80,25 @@ class ReproduceResult:
         if self.identical:
             yield f"every byte of {short(self.checkpoint)} came out again"
             return
+        yield from (Span(each, "warn") for each in _otherwise(last))
         yield f"{', '.join(last.files)} differ"
         if last.change is not None:
             yield f"the weight that differs most is {last.weight}, by {number(last.change)} of its norm"
         for name, (before, after) in last.metrics.items():
             yield f"{name} was {number(before)} and is {number(after)}"
-        for change in last.environment:
-            yield f"{change.key} was {change.before} and is {change.after}"
+
+
+def _otherwise(step: Step) -> list[str]:
+    """What is not as it was then: where anything is, that comes first of all that there is to say."""
+    told = [f"{each.key} was {_cell(each.before)} and is {_cell(each.after)}" for each in step.environment]
+    return [f"not all is as it was then: {', '.join(told)}"] if told else []
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "not recorded"
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
 
 
 def _word(step: Step) -> str | Span:

@@ -24,6 +24,7 @@ from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.planning import planned
 from llmos_cli.operations.attribution.points import Measurement
 from llmos_cli.operations.attribution.question import Question, WhyOptions, asking
+from llmos_cli.operations.attribution.samples import moved, shown
 from llmos_cli.operations.attribution.seeds import seed_noise
 from llmos_cli.operations.attribution.telling import Cause, SeedNoise, Side, Verdict, WhyPlan, WhyResult, named
 from llmos_cli.operations.attribution.walk import walk
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
 NOTHING_MOVED = "every byte of the two is the same: there is nothing to explain"
-SAME = 1e-6
-"""Two numbers of one model on the same samples differ by less than this share of them."""
+TODAYS = "of llmos, packages, machine and rows only today's can be run"
 
 
 def why(
@@ -74,10 +74,10 @@ def _identical(ws: Workspace, sides: tuple[Side, Side]) -> bool:
 
 def _seen_otherwise(ws: Workspace, sides: tuple[Side, Side], options: WhyOptions) -> bool:
     """Whether one of the two was measured on other samples than the other, when they were made: equal bytes with other numbers."""
-    one, other = (ws.metrics(side.checkpoint) for side in sides)
+    one, other = (ws.own_metrics(side.checkpoint) for side in sides)
     asked = [key for key in one.keys() & other.keys() if options.split in ("", key[1])]
-    moved = {key[0] for key in asked if _moved(one[key].value, other[key].value)}
-    return (options.metric or _own_metric(ws, sides[1])) in moved if moved else False
+    metrics = {key[0] for key in asked if moved(one[key].value, other[key].value)}
+    return (options.metric or _own_metric(ws, sides[1])) in metrics if metrics else False
 
 
 def _own_metric(ws: Workspace, side: Side) -> str:
@@ -87,16 +87,12 @@ def _own_metric(ws: Workspace, side: Side) -> str:
     return tasks.of_checkpoint(checkpoint.manifest, checkpoint.config_json()).metric
 
 
-def _moved(now: float, seen: float) -> bool:
-    return abs(now - seen) > SAME * abs(now)
-
-
 def _answered(question: Question, before: Measurement, after: Measurement) -> WhyResult:
     """From what costs nothing to what costs most."""
     whole = _contrast(question, before, after)
     change = question.value(after) - question.value(before)
     if before.tree == after.tree:  # what they were measured on, when they were made, is all that can be another
-        return _told(question, before, after, [_noisy(whole)] if whole.changes else [], "samples", None)
+        return _told(question, before, after, [_noisy(whole)] if question.differences else [], "samples", None)
     if not question.differences and not question.worlds.between:
         return _told(question, before, after, [_noisy(whole, "rerun")], "rerun", None)
     if [each.kind for each in question.differences] == ["seed"] and not question.worlds.between:
@@ -153,9 +149,9 @@ def _walked(
     ]
     worlds = question.worlds
     if worlds.since_before:
-        steps = [_cause(question, _of_world(worlds.since_before), before, start, limit), *steps]
+        steps = [_cause(question, _of_world(worlds.since_before), before, start, limit, TODAYS), *steps]
     if worlds.since_after:
-        steps = [*steps, _cause(question, _of_world(worlds.since_after, back=True), end, after, limit)]
+        steps = [*steps, _cause(question, _of_world(worlds.since_after, back=True), end, after, limit, TODAYS)]
     return steps
 
 
@@ -171,7 +167,7 @@ def _contrast(
     kinds, changes = question.told(0, len(question.differences))
     world_kinds, world = _of_world(question.worlds.between)
     together = "+".join(filter(None, [kinds, world_kinds])), [*changes, *world]
-    return _cause(question, together, before, after, limit, reason)
+    return _cause(question, together, before, after, limit, reason or TODAYS * (not question.differences))
 
 
 def _of_world(changes: Sequence[WorldChange], *, back: bool = False) -> tuple[str, list[Changed]]:
@@ -195,7 +191,7 @@ def _cause(
     low, high = noise.interval(*draws)
     within = noise.covers(*draws) or (limit is not None and abs(effect) <= limit)
     is_noise = True if within or kind == "seed" else None if limit is None else False
-    return Cause(kind, changes, effect, low, high, is_noise, reason)
+    return Cause(kind, changes, effect, low, high, is_noise, reason if len(changes) > 1 else "")
 
 
 def _noisy(cause: Cause, kind: str = "") -> Cause:
@@ -210,54 +206,41 @@ def _told(
     verdict: Verdict,
     seeds: SeedNoise | None,
 ) -> WhyResult:
-    """With what was measured on other samples when A and B were made: the numbers that people have seen."""
-    first, last = _recorded(question, question.before.id), _recorded(question, question.after.id)
-    values = question.value(before), question.value(after)
-    then = [value if seen is None else seen for value, seen in zip(values, (first, last), strict=True)]
-    tests = [_test(question, 0, values[0] - then[0]), _test(question, 1, then[1] - values[1])]
+    """With what was measured otherwise when A and B were made: the numbers that people have seen."""
+    seen = shown(question, before, after)
+    if before.tree == after.tree and any(cause.kind != "test" for cause in seen.all):
+        verdict = "explained"
     low, high = noise.interval(before.draws[question.metric], after.draws[question.metric])
-    moved = [_moved(now, seen) for now, seen in zip(values, then, strict=True)]
-    every = [*tests[:1] * moved[0], *causes, *tests[1:] * moved[1]]
-    shown = [seen if is_moved else now for now, seen, is_moved in zip(values, then, moved, strict=True)]
     one, other = question.sides
     return WhyResult(
         metric=question.metric,
         split=question.split,
-        before=Side(one.rev, one.checkpoint, shown[0]),
-        after=Side(other.rev, other.checkpoint, shown[1]),
-        change=shown[1] - shown[0],
-        low=None if any(moved) else low,
-        high=None if any(moved) else high,
+        before=Side(one.rev, one.checkpoint, seen.values[0]),
+        after=Side(other.rev, other.checkpoint, seen.values[1]),
+        change=seen.values[1] - seen.values[0],
+        low=None if seen.all else low,
+        high=None if seen.all else high,
         verdict=verdict,
-        answer=_sentence(verdict, every, values[1] - values[0]),
+        answer=_sentence(verdict, causes, seen.all, question.value(after) - question.value(before)),
+        tested=seen.tested,
         seeds=seeds,
-        causes=every,
+        causes=[*seen.causes[0], *causes, *seen.causes[1]],
         runs=list(question.points.asked.values()),
     )
 
 
-def _recorded(question: Question, checkpoint: str) -> float | None:
-    found = question.points.ws.metrics(checkpoint).get((question.metric, question.split))
-    return found.value if found else None
-
-
-def _test(question: Question, side: int, effect: float) -> Cause:
-    """What is measured now is measured on samples that both have: from A's own to those, and from those to B's own."""
-    ends = "its own", f"{question.sides[1].rev}'s today"
-    before, after = reversed(ends) if side else ends
-    return Cause(
-        "test", [Changed(f"the {question.split} samples of {question.sides[side].rev}", before, after)], effect
-    )
-
-
-def _sentence(verdict: Verdict, causes: Sequence[Cause], change: float) -> str:
-    """What other samples did comes first, of whatever else there is to say."""
-    tests = sum(cause.effect or 0.0 for cause in causes if cause.kind == "test")
-    if verdict == "explained" or not any(cause.kind == "test" for cause in causes):
-        return _told_of(verdict, causes, change)
+def _sentence(verdict: Verdict, causes: Sequence[Cause], measuring: Sequence[Cause], change: float) -> str:
+    """What other samples, or another llmos that measured, did comes first of whatever else there is to say."""
+    if verdict == "explained" or not measuring:
+        return _told_of(verdict, [*measuring, *causes], change)
+    samples = all(cause.kind == "test" for cause in measuring)
+    changes = [change for cause in measuring for change in cause.changes]
+    what = "the samples" if samples else named(changes) if changes else "measuring again"
+    alike = "on the same ones" if samples else "measured alike"
     if not change:
-        return "all of it is the samples: on the same ones there is no difference"
-    return f"{tests:+.4g} of it is the samples; on the same ones, {_told_of(verdict, causes, change)}"
+        return f"all of it is {what}: {alike} there is no difference"
+    effect = sum(cause.effect or 0.0 for cause in measuring)
+    return f"{effect:+.4g} of it is {what}; {alike}, {_told_of(verdict, causes, change)}"
 
 
 def _told_of(verdict: Verdict, causes: Sequence[Cause], change: float) -> str:
@@ -270,7 +253,7 @@ def _told_of(verdict: Verdict, causes: Sequence[Cause], change: float) -> str:
     if verdict == "rerun":
         return "nothing that was recorded differs: it is what running the same again makes"
     if verdict == "seed":
-        alone = causes and all(cause.kind in ("seed", "test") for cause in causes)
+        alone = causes and all(cause.kind == "seed" for cause in causes)
         return (
             "only the seed differs: noise of the seed" if alone else "other seeds move it as much: no more than noise"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.determinism import determinism
+from llmos_cli.operations.environment import SOURCE
 from tests.operations.test_own_model import PICTURES
 
 
@@ -47,7 +49,8 @@ def test_where_it_goes_apart_and_by_how_much(on_rows: Workspace, llmos):
         tensors = load_file(file)
         name = max(tensors, key=lambda each: tensors[each].numel())
         save_file({**tensors, name: tensors[name] * 1.25}, file, metadata={"format": "pt"})
-        forged = run.commit(staged, base.manifest.made)
+        made = replace(base.manifest.made, environment={**base.manifest.made.environment, "llmos_source": "0" * 64})
+        forged = run.commit(staged, made)
     told = llmos("reproduce", "--json", "-q")
     assert told.code == 1
     (step,) = told.json["steps"]
@@ -55,6 +58,9 @@ def test_where_it_goes_apart_and_by_how_much(on_rows: Workspace, llmos):
     assert step["change"] == pytest.approx(0.2, rel=1e-3), "of its norm"
     plain = llmos("reproduce", "-q")
     assert f"{forged.id[:12]} could not be made again" in plain.err and "differs most is" in plain.out
+    first = f"not all is as it was then: llmos_source was 000000000000 and is {SOURCE[:12]}"
+    assert plain.out.splitlines()[3] == first
+    assert f"hint: {first}; expected was: bitwise: with these packages" in plain.err
 
 
 def test_what_was_imported_is_taken_as_it_is(on_rows: Workspace, llmos, tmp_path):

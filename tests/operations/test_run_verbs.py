@@ -125,12 +125,12 @@ def test_another_llmos_or_another_class_of_machine_makes_it_anew(
     verbs: Workspace, llmos, monkeypatch: pytest.MonkeyPatch
 ):
     """Every stage says so; what an equal machine with other threads made, stands."""
-    found, code = facts.environment(), facts.source()
+    found, code = facts.environment(), facts.SOURCE
 
     def planned(environment: dict[str, Any], source: str = code) -> tuple[str, str]:
         facts.machine.cache_clear()
         monkeypatch.setattr(facts, "environment", lambda: environment)
-        monkeypatch.setattr(facts, "source", lambda: source)
+        monkeypatch.setattr(facts, "SOURCE", source)
         first = llmos("run", "--dry-run", "--json").json["stages"][0]
         return first["status"], first["why"]
 

@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from llmos_cli.core import trust
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Metric
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.question import WhyOptions
 from llmos_cli.operations.attribution.recipes import identity, pair
 from llmos_cli.operations.attribution.walk import walk
+from llmos_cli.operations.environment import SOURCE
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.why import why
 from tests.operations.conftest import copied
@@ -158,31 +160,53 @@ def test_what_cannot_be_asked(made: Workspace, llmos):
     assert llmos("why", "a", "nothing").code == 4
 
 
-def forged(ws: Workspace, name: str, of: str, factor: float, **environment) -> None:
-    """A checkpoint as another version would have made it: weights a little otherwise."""
+def forged(ws: Workspace, name: str, of: str, factor: float, measured: float | None = None, **environment) -> None:
+    """A checkpoint as another version would have made it: weights a little otherwise, and a loss that it measured."""
     base = ws.checkpoint(of)
     with ws.begin("train", config={}) as run, ws.stage() as staged:
         for file in base.manifest.tree:
             shutil.copyfile(base.path / file, staged / file)
         for file in staged.glob("*.safetensors"):
             save_file({key: value * factor for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
-        recorded = {**base.manifest.made.environment, **environment}
-        tag(ws, name, run.commit(staged, replace(base.manifest.made, environment=recorded)).id)
+        recorded = {k: v for k, v in {**base.manifest.made.environment, **environment}.items() if v is not None}
+        found = run.commit(staged, replace(base.manifest.made, environment=recorded)).id
+        if measured is not None:
+            run.emit(Metric("loss", measured, "test", checkpoint=found))
+    tag(ws, name, found)
 
 
 def test_code_and_config_apart(made: Workspace, llmos):
-    """What another version made lies before A's recipe as it is made today, which is there."""
-    packages = made.manifest(made.resolve("a")).made.environment["packages"]
-    forged(made, "old", "a", 0.5, packages={**packages, "torch": "1.0"})
+    """What another llmos made lies before A's recipe as it is made today, which is there."""
+    forged(made, "old", "a", 0.5, llmos_source="0" * 64)
     told = answer(llmos, "old", "lr", "--runs", "0")
     assert [(kind, keys) for kind, keys, _ in causes(told)] == [
-        ("code", ["packages.torch"]),
+        ("code", ["llmos_source"]),
         ("config", ["train.learning_rate"]),
     ]
     assert causes(told)[1][2] is False
     alone = answer(llmos, "old", "a", "--runs", "0")
     assert [kind for kind, _, _ in causes(alone)] == ["code"]
     assert {run["how"] for run in [*told["runs"], *alone["runs"]]} == {"found"}
+    plain = llmos("diff", "old", "a", "--no-tensors", "-q").out
+    assert f"llmos_source  000000000000  {SOURCE[:12]}" in plain
+
+
+def test_which_source_made_it_is_not_recorded(made: Workspace, llmos):
+    """By manifests of before it was: that is no difference, and said where two are compared."""
+    forged(made, "early", "a", 0.5, llmos_source=None)
+    told = answer(llmos, "early", "a", "--runs", "0")
+    assert (told["verdict"], causes(told)) == ("rerun", [("rerun", [], True)])
+    assert f"llmos_source  not recorded  {SOURCE[:12]}" in llmos("diff", "early", "a", "--no-tensors", "-q").out
+
+
+def test_packages_and_code_are_not_told_apart(made: Workspace, llmos):
+    """Of both only today's are installed."""
+    packages = made.manifest(made.resolve("a")).made.environment["packages"]
+    forged(made, "old", "a", 0.5, llmos_source="0" * 64, packages={**packages, "torch": "1.0"})
+    (cause,) = answer(llmos, "old", "a", "--runs", "0")["causes"]
+    assert cause["kind"] == "code+environment"
+    assert [change["key"] for change in cause["changes"]] == ["llmos_source", "packages.torch"]
+    assert cause["reason"] == "of llmos, packages, machine and rows only today's can be run"
 
 
 def test_machine_and_config_apart(made: Workspace, llmos):
@@ -241,14 +265,52 @@ def test_all_of_it_is_the_samples(new_workspace, tmp_path: Path, monkeypatch, ll
     assert seen[0] != seen[1]
     told = llmos("why", "a", "b", "--metric", "accuracy", "--runs", "0", "--json", "-q").json
     assert (told["before"]["value"], told["after"]["value"]) == tuple(map(pytest.approx, seen))
-    rows_told = [each for each in told["causes"] if each["kind"] == "test"]
-    changes = [tuple(each["changes"][0][key] for key in ("key", "before", "after")) for each in rows_told]
-    assert changes == [
-        ("the test samples of a", "its own", "b's today"),
-        ("the test samples of b", "b's today", "its own"),
+    now = f"{told['tested']['rows']} rows {told['tested']['sha256'][:8]}"
+    own = [f"200 rows {ws.manifest(ws.resolve(name)).made.data['splits']['test']['sha256'][:8]}" for name in "ab"]
+    assert [each["changes"][0] for each in told["causes"] if each["kind"] == "test"] == [
+        {"key": "test samples of a", "before": own[0], "after": now},
+        {"key": "test samples of b", "before": now, "after": own[1]},
     ]
+    assert (told["tested"]["of"], told["tested"]["others"]) == ([], ["a", "b"])
+    planned = llmos("why", "a", "b", "--dry-run", "-q")
+    assert [each in planned.out for each in (*own, now, "test samples of a", "test samples of b")] == [True] * 5
     assert sum(each["effect"] for each in told["causes"]) == pytest.approx(seen[1] - seen[0])
     assert told["answer"].startswith("all of it is the samples: ") and told["verdict"] == "samples"
+
+
+def test_samples_that_both_had_and_nobody_has_now_are_no_cause(new_workspace, tmp_path: Path, monkeypatch, llmos):
+    """The rows of the test split changed behind their source after both: the answer is for today's, and says so."""
+    ws = new_workspace(tmp_path / "workspace", "text-classification")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "rows").mkdir()
+    (ws.root / "rows" / "train.csv").write_text(rows(lambda at: at % 2))
+    (ws.root / "rows" / "test.csv").write_text(rows(lambda at: at % 2 if at % 5 else 0))
+    (ws.configs / "train.yaml").write_text(CSV.replace("rows.csv", "rows"))
+    trained(ws, "a")
+    trained(ws, "b", LR)
+    asked = ("why", "a", "b", "--metric", "loss", "--runs", "0", "-q")
+    told = llmos(*asked, "--json").json
+    assert (told["tested"]["of"], told["tested"]["others"], told["tested"]["seen"]) == (["a", "b"], [], None)
+    assert "both measured on the 200 test samples" in (plain := llmos(*asked).out) and "of a and b\n" in plain
+    (ws.root / "rows" / "test.csv").write_text(rows(lambda at: at % 2))
+    seen = [ws.metrics(ws.resolve(name))["loss", "test"].value for name in ("a", "b")]
+    today = llmos(*asked, "--json").json
+    assert "test" not in {each["kind"] for each in today["causes"]}
+    assert today["change"] == pytest.approx(sum(each["effect"] for each in today["causes"]))
+    assert today["before"]["value"] != pytest.approx(seen[0]) and today["tested"]["seen"] == seen
+    assert "of today; when made, a and b on others, where they were" in llmos(*asked).out
+
+
+def test_what_another_llmos_measured_otherwise_is_not_the_samples(made: Workspace, llmos):
+    """Its number was taken on the samples of today."""
+    forged(made, "old", "a", 1.0, measured=9.0, llmos_source="0" * 64)
+    told = answer(llmos, "old", "a", "--runs", "0")
+    assert causes(told) == [("code", ["llmos_source"], False)]
+    assert (told["before"]["value"], told["verdict"]) == (9.0, "explained")
+    assert told["answer"].startswith("llmos_source: -")
+    with_lr = answer(llmos, "old", "lr", "--runs", "0")
+    assert next(kind for kind, _, _ in causes(with_lr)) == "code" and with_lr["before"]["value"] == 9.0
+    assert sum(each["effect"] for each in with_lr["causes"]) == pytest.approx(with_lr["change"])
 
 
 ACCURACY = ("--metric", "accuracy", "--runs", "0", "-q")

@@ -10,6 +10,7 @@ from llmos_cli.operations import rerun
 from llmos_cli.operations.attribution import noise
 from llmos_cli.operations.attribution.question import Question
 from llmos_cli.operations.attribution.recipes import Recipe, identity
+from llmos_cli.operations.attribution.samples import differing, tested
 from llmos_cli.operations.attribution.seeds import base_of, with_other_seeds
 from llmos_cli.operations.attribution.telling import Cause, Planned, WhyPlan
 
@@ -25,7 +26,13 @@ def planned(question: Question, runs: int) -> WhyPlan:
         seconds = None if None in dear else sum(cost for cost in dear if cost is not None)
         steps.append(Planned(what, min(max(least - (len(costs) - len(dear)), 0), len(dear)), len(dear), seconds))
     return WhyPlan(
-        question.metric, question.split, *question.sides, _causes(question), steps, refusals=list(_refusals(question))
+        question.metric,
+        question.split,
+        *question.sides,
+        _causes(question),
+        steps,
+        tested=tested(question),
+        refusals=list(_refusals(question)),
     )
 
 
@@ -57,4 +64,4 @@ def _stages(question: Question) -> list[tuple[str, Sequence[Recipe], int]]:
 def _causes(question: Question) -> list[Cause]:
     told = [question.told(at, at + 1) for at in range(len(question.differences))]
     world = [Cause(each.kind, [each.changed]) for each in question.worlds.between]
-    return [*(Cause(kind, changes) for kind, changes in told), *world]
+    return [*differing(question), *(Cause(kind, changes) for kind, changes in told), *world]

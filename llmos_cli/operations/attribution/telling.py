@@ -28,7 +28,7 @@ class Side:
 class Cause:
     """What is otherwise in B, and by how much that changes the metric, all above it in the list being as in B and all below as in A.
 
-    `kind`: seed, environment, data, config, operation, code, test (other samples), or several, joined by `+`, that were not told apart.
+    `kind`: seed, environment, data, config, operation, code, test (other samples), rerun (nothing that was recorded), or several, joined by `+`, that were not told apart.
     `low`, `high`: 95 % interval over the samples; None where there is none. `noise`: whether it is no more than noise; None where
     that is not known. `reason`: why several were not told apart.
     """
@@ -54,6 +54,30 @@ class SeedNoise:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """The samples that both are measured on: `rows` of them with the fingerprint `sha256`; `of`: the revisions that were measured on
+    them when they were made, `others`: those that were measured on others. `seen`: the two values on samples that both had then and
+    nobody has today."""
+
+    rows: int
+    sha256: str
+    of: Sequence[str]
+    others: Sequence[str]
+    seen: tuple[float, float] | None = None
+
+    def told(self, split: str) -> Line:
+        which = f"{self.rows:,} {split} samples {short(self.sha256)}"
+        if self.of:
+            others = "".join(f"; {rev} was measured on others" for rev in self.others)
+            return f"both measured on the {which} of {' and '.join(dict.fromkeys(self.of))}{others}"
+        if not self.others:
+            return f"both measured on the {which} of today"
+        then = f", where they were {' → '.join(map(number, self.seen))}" if self.seen else ""
+        whom = " and ".join(dict.fromkeys(self.others))
+        return Span(f"both measured on the {which} of today; when made, {whom} on others{then}", "warn")
+
+
+@dataclass(frozen=True)
 class WhyResult:
     """`change` from A to B with its 95 % interval over the samples; `seeds` is None where they were of no account."""
 
@@ -66,6 +90,7 @@ class WhyResult:
     high: float | None
     verdict: Verdict
     answer: str
+    tested: Tested | None = None
     seeds: SeedNoise | None = None
     causes: Sequence[Cause] = ()
     runs: Sequence[Rerun] = ()
@@ -80,6 +105,8 @@ class WhyResult:
     def _heads(self) -> Iterator[Line]:
         values = " → ".join(number(side.value or 0.0) for side in (self.before, self.after))
         yield f"{self.metric} on {self.split}: {values}, {self.change:+.4g}{_interval(self.low, self.high)}"
+        if self.tested:
+            yield self.tested.told(self.split)
         count = len(self.seeds.results) if self.seeds else 0
         if self.seeds and self.seeds.limit is not None and not self.seeds.tells:
             yield Span(
@@ -121,6 +148,7 @@ class WhyPlan:
     causes: Sequence[Cause]
     steps: Sequence[Planned]
     answer: str = ""
+    tested: Tested | None = None
     refusals: Sequence[str] = ()
 
     @property
@@ -145,7 +173,8 @@ class WhyPlan:
         end = f"would run at most {_times(most, 'recipe')} again{total}" if most else "nothing would be run again"
         refused = [Span(f"would refuse: {each}", "warn") for each in self.refusals]
         steps = Table(["to tell", "runs", "at most"], rows, align="lrr")
-        return Group([causes_view(self.causes), steps, Lines([*refused, end])])
+        samples = [self.tested.told(self.split)] if self.tested else []
+        return Group([causes_view(self.causes), Lines(samples), steps, Lines([*refused, end])])
 
 
 def causes_view(causes: Sequence[Cause]) -> View:

@@ -19,13 +19,12 @@ from llmos_cli.operations import rerun, snapshots
 from llmos_cli.operations.attribution.recipes import Pair, Step
 from llmos_cli.operations.changed import Changed, changed
 from llmos_cli.operations.environment import environment
-from llmos_cli.operations.pipeline.facts import source
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-CODE = ("llmos", "python", "packages")
-MACHINE = ("system", "device", "device_name")
+CODE = ("llmos", "llmos_source")
+MACHINE = ("python", "packages", "system", "device", "device_name")
 MAKING = ("train", "validation")
 """Splits that decide what is made; the test split is looked at when that is done."""
 GONE = "gone"
@@ -80,7 +79,6 @@ class Worlds:
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a recipe makes beside what it says."""
         return {
-            "source": source(),
             "environment": {name: self.here[name] for name in (*CODE, *MACHINE)},
             "data": {key: _making(value) for key, value in self.data.items()},
         }
@@ -130,7 +128,9 @@ def _recorded(made: Manifest) -> Mapping[str, Any]:
 def _environment(made: Manifest, now: Mapping[str, Any]) -> Iterator[WorldChange]:
     then = made.made.environment
     for kind, names in (("code", CODE), ("environment", MACHINE)):
-        sides = [{name: each.get(name) for name in names} for each in (then, now)]
+        # Only what both have recorded: older manifests do not say which source made them.
+        known = [name for name in names if name in then and name in now]
+        sides = [{name: each[name] for name in known} for each in (then, now)]
         yield from (WorldChange(kind, change) for change in changed(sides[0], sides[1]))
 
 
@@ -141,8 +141,15 @@ def _data(made: Manifest, then: Mapping[str, Any], now: Mapping[str, Any]) -> It
         return
     for split in MAKING:
         if then.get(split) != now.get(split):
-            yield WorldChange("data", Changed(f"{called} {split}", _rows(then.get(split)), _rows(now.get(split))))
+            yield WorldChange(
+                "data", Changed(f"{called} {split}", rows_told(then.get(split)), rows_told(now.get(split)))
+            )
 
 
-def _rows(split: Mapping[str, Any] | None) -> str | None:
+def environment_since(found: Worlds, made: Manifest) -> list[WorldChange]:
+    """What of llmos and the machine is another than when a checkpoint was made."""
+    return list(_environment(made, found.here))
+
+
+def rows_told(split: Mapping[str, Any] | None) -> str | None:
     return f"{split['rows']:,} rows {split['sha256'][:8]}" if split else None

@@ -20,12 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli import __version__, catalog
+from llmos_cli import __version__
 from llmos_cli.core.config import Resolved
 from llmos_cli.errors import NotFound
 from llmos_cli.operations import gate, lineage
 from llmos_cli.operations.changed import changed
-from llmos_cli.operations.environment import environment
+from llmos_cli.operations.environment import SOURCE, environment
 from llmos_cli.operations.pipeline import code
 from llmos_cli.operations.pipeline.files import Hashes, relative, tree
 from llmos_cli.operations.pipeline.stages import EXPORT, PREFIX, Stage, calibration_of, data_sources
@@ -63,7 +63,7 @@ def facts(stage: Stage, given: Given) -> Facts:
         "revisions": revisions,
         "data": _data(ws, stage, resolved, parent, given.hashes),
         "inputs": tree(ws.root, [*stage.options.inputs, *code.files(ws, stage, resolved)], given.hashes),
-        "code": {"llmos": f"{__version__} {source()[:12]}"},
+        "code": {"llmos": f"{__version__} {SOURCE[:12]}"},
         "environment": machine(timed(resolved)),
     }
 
@@ -131,16 +131,6 @@ def _versions(
             yield relative(ws.root, Path(file)), hashes.of(Path(file))
 
 
-@cache
-def source() -> str:
-    """Of llmos's own code: a checkout changes without another version."""
-    hasher = hashlib.sha256()
-    for path in sorted(path for pattern in ("*.py", "*.cpp") for path in catalog.PACKAGE.rglob(pattern)):
-        hasher.update(f"{path.relative_to(catalog.PACKAGE)}\0".encode())
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()
-
-
 def timed(resolved: Resolved | None) -> bool:
     """Whether what the stage makes, or whether it passes, depends on how fast the machine is."""
     if resolved is None:
@@ -157,7 +147,8 @@ def timed(resolved: Resolved | None) -> bool:
 def machine(timed: bool) -> Mapping[str, Any]:
     """The class of an environment: machines of one class make the same of the same."""
     found = environment()
-    own = ("llmos",) if timed else ("llmos", "threads", *(("device_name",) if found["device"] == "cpu" else ()))
+    code = ("llmos", "llmos_source")
+    own = code if timed else (*code, "threads", *(("device_name",) if found["device"] == "cpu" else ()))
     return {name: value for name, value in found.items() if name not in own}
 
 
