@@ -59,7 +59,7 @@ def why(
 
 
 def plan(ws: Workspace, before: str, after: str, options: WhyOptions, *, emit: Emit) -> WhyPlan:
-    """What `why` would run, at most, and how long that took when it was run first."""
+    """What `why` would run, at most, and how long that would take."""
     sides = Side(before, ws.resolve(before)), Side(after, ws.resolve(after))
     if _identical(ws, sides) and not _seen_otherwise(ws, sides, options):
         return WhyPlan(options.metric, options.split, *sides, (), (), NOTHING_MOVED)

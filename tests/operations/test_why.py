@@ -345,7 +345,9 @@ def test_the_plan_runs_nothing(made: Workspace, llmos):
     other = llmos("why", "long", "lr", "--dry-run", "--json", "-q").json
     asked = {step["what"]: (step["at_least"], step["at_most"]) for step in other["steps"]}
     assert asked == {"noise of the seed": (1, 4), "causes from one another": (0, 2)}
-    assert all(step["seconds"] > 0 for step in other["steps"])
+    took = {run.checkpoint: run.ended - run.started for run in made.runs.list()}
+    least = min(took[made.resolve(name)] for name in ("long", "lr"))
+    assert all(step["seconds"] > step["at_most"] * (least + 1) for step in other["steps"]), "torch alone takes a second"
     assert other["causes"] and all(cause["effect"] is None for cause in other["causes"])
     assert len(made.runs.list()) == count and not list((made.dot / "tmp").iterdir())
 
@@ -365,6 +367,9 @@ def test_what_is_run_again_is_remembered(made: Workspace, llmos):
     assert causes(again) == causes(told) and "run" not in {run["how"] for run in again["runs"]}
     assert [each["effect"] for each in again["causes"]] == [each["effect"] for each in told["causes"]]
     assert (made.refs.pointing(), sorted(path.name for path in made.checkpoints.iterdir())) == (refs, before)
+    trained(made, "later", "train.max_steps=123")
+    steps = llmos(*WHY, "later", "a", "--dry-run", "--json").json["steps"]
+    assert steps[0]["seconds"] > 0.7 * steps[0]["at_most"] * min(run["seconds"] for run in ran), "and how long it took"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from llmos_cli.core import atomic
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.view import short
@@ -35,6 +37,8 @@ RESAMPLES = 200
 BATCH = 16
 """As `eval` has it, so that both give the same number."""
 TOO_MANY = "--runs was reached"
+LONGEST = 60.0
+"""Seconds: a process that has lived longer did other things than to start."""
 CONTRADICTORY = "one half of the changes without the other is no valid config"
 
 
@@ -113,7 +117,7 @@ class Points:
         if not recipe or self.found(recipe) or _read(self._place(self._key(recipe))):
             return 0.0
         costs = [self._seconds(each) for each in recipe[self._begun(recipe) :]]
-        return None if None in costs else sum(cost for cost in costs if cost is not None)
+        return None if None in costs else sum(cost + self._beside for cost in costs if cost is not None)
 
     def found(self, recipe: Recipe) -> str:
         """The checkpoint of the workspace that was made by it in today's world, or ""."""
@@ -138,7 +142,11 @@ class Points:
             parent = str(ended.said["checkpoint"])
             self._made[identity(recipe[: at + 1])] = parent
         measured = self._keep(self._place(self._key(recipe)), self._measured(self.scratch.checkpoint(parent)))
-        self.asked[identity(recipe)] = Rerun(what, "run", time.time() - started)
+        seconds = time.time() - started
+        self.asked[identity(recipe)] = Rerun(what, "run", seconds)
+        made = {self._made[identity(recipe[: at + 1])] for at in range(begun, len(recipe))}
+        ran = sum(took for checkpoint, took in _durations(self.scratch).items() if checkpoint in made)
+        self._remember_beside((seconds - ran) / (len(recipe) - begun))
         return measured
 
     def _begun(self, recipe: Recipe) -> int:
@@ -156,14 +164,30 @@ class Points:
         return found
 
     def _seconds(self, of: Step) -> float | None:
-        """The longer of the two runs in which its operation made A and B."""
+        """That its run takes: the longer of the two runs in which its operation made A and B."""
         slots = self.pair.slots
         sides = next([s.like.id for s in (slot.before, slot.after) if s] for slot in slots if _belongs(of, slot))
-        return max((self._durations[side] for side in sides if side in self._durations), default=None)
+        return max((self._took[side] for side in sides if side in self._took), default=None)
 
     @cached_property
-    def _durations(self) -> dict[str, float]:
-        return {run.checkpoint: run.ended - run.started for run in self.ws.runs.list() if run.checkpoint and run.ended}
+    def _took(self) -> Mapping[str, float]:
+        return _durations(self.ws)
+
+    @cached_property
+    def _beside(self) -> float:
+        """Seconds that an operation takes beside what its run does: its process starts, what it made is measured. As the last one
+        did that was run here; before there is one, as this process took until now."""
+        try:
+            return float(self._place_beside.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return min(time.time() - psutil.Process().create_time(), LONGEST)
+
+    def _remember_beside(self, seconds: float) -> None:
+        atomic.write_text(self._place_beside, f"{seconds:.3f}\n", scratch=self.ws.dot / "tmp")
+
+    @property
+    def _place_beside(self) -> Path:
+        return self.ws.cache / FOLDER / "beside.txt"
 
     @cached_property
     def _known(self) -> dict[str, str]:
@@ -239,6 +263,11 @@ def _read(place: Path) -> Measurement | None:
         return Measurement(**json.loads(read_text(place)))
     except (FileNotFoundError, ValueError, TypeError):
         return None  # half a file is none: it is measured again
+
+
+def _durations(ws: Workspace) -> dict[str, float]:
+    """Of the runs that made checkpoints, in seconds."""
+    return {run.checkpoint: run.ended - run.started for run in ws.runs.list() if run.checkpoint and run.ended}
 
 
 def _tree(checkpoint: Checkpoint) -> str:

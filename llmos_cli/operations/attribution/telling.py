@@ -129,7 +129,7 @@ class WhyResult:
 
 @dataclass(frozen=True)
 class Planned:
-    """`seconds` for all of `at_most` runs, as long as recorded runs took; None where none is recorded."""
+    """`seconds` for all of `at_most` runs, as long as recorded runs took and what each takes beside; None where none is recorded."""
 
     what: str
     at_least: int
@@ -168,7 +168,11 @@ class WhyPlan:
             ]
             for step in self.steps
         ]
-        total = f", {duration(self.seconds)} as recorded runs took" if self.seconds is not None else ""
+        total = (
+            f", {duration(self.seconds)} with the start of each, as recorded runs took"
+            if self.seconds is not None
+            else ""
+        )
         most = sum(step.at_most for step in self.steps)
         end = f"would run at most {_times(most, 'recipe')} again{total}" if most else "nothing would be run again"
         refused = [Span(f"would refuse: {each}", "warn") for each in self.refusals]
