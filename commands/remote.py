@@ -36,7 +36,7 @@ def add(
     with session(json=json, quiet=quiet, dry_run=dry_run) as s:
         from llmos_cli.operations.remote import add as operation
 
-        s.ui.show(operation(s.workspace, name, url, encrypted=encrypted, key_file=str(key_file or "")))
+        s.ui.show(operation(s.workspace, name, url, encrypted=encrypted, key_file=str(key_file or ""), emit=s.ui.emit))
 
 
 @app.command()

@@ -25,7 +25,8 @@ from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.settings import FIRST, NAME, must_be_there
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import ConfigError, NotFound, UsageError
+from llmos_cli.errors import ConfigError, LlmosError, NotFound, Untrusted, UsageError
+from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations.log import aligned
 
 SETTINGS = NAME
@@ -90,8 +91,11 @@ def _told(count: int) -> str:
     return f"{count} branch{'es' if count > 1 else ''} and tags known" if count else "never heard of"
 
 
-def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file: str = "") -> RemoteResult:
-    """A `key_file` that is not there yet is made, with a new key."""
+def add(
+    ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file: str = "", emit: Emit = ignore
+) -> RemoteResult:
+    """A `key_file` that is not there yet is made, with a new key, unless the remote is there already. One that cannot be looked at is
+    added all the same."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a name for a remote", hint="small letters, digits, `-` and `_`: `origin`")
     known = settings(ws)
@@ -100,10 +104,10 @@ def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file
             f"there is a remote {name} already: {known[name].url}", hint=f"`llmos remote rm {name}` forgets it"
         )
     place = described(ws, name, url, encrypted=encrypted, key_file=key_file)
+    _check_own_folder(ws, place)
     new_key = bool(key_file) and not key_path(ws, place).exists()
-    if not new_key:
-        opened(ws, place).store.close()
-    elif not ws.oplog.rehearsing:
+    _look(ws, place, new_key, emit)
+    if new_key and not ws.oplog.rehearsing:
         make_key(key_path(ws, place))
     from llmos_cli.core import config_edit
 
@@ -111,6 +115,59 @@ def add(ws: Workspace, name: str, url: str, *, encrypted: bool = False, key_file
     after = config_edit.edited(before or FIRST, place.to_yaml(), file=SETTINGS)
     ws.oplog.apply(f"remote add {name}", [Change(SETTINGS, before, after)], emit=ws.emit)
     return RemoteResult("added", place, new_key)
+
+
+def _check_own_folder(ws: Workspace, place: RemoteSettings) -> None:
+    """What is pushed into the workspace's own folders would be taken for its own."""
+    if transports.scheme(place.url) == "file":
+        folder = (ws.root / Path(place.url.removeprefix("file://")).expanduser()).resolve()
+        own = (ws.checkpoints, ws.root / "runs", ws.configs, ws.dot)
+        if folder == ws.root or any(folder.is_relative_to(each) for each in own):
+            raise UsageError(
+                f"{place.url} is where this workspace keeps its own files",
+                hint="name a folder of the remote's own, best on another disk",
+            )
+
+
+def _look(ws: Workspace, place: RemoteSettings, new_key: bool, emit: Emit) -> None:
+    """Refused is what nothing could be pushed to. Where there is no way to it today, or it is damaged, that is told: it may be mended."""
+    key = None if new_key else _key(ws, place)
+    try:
+        store = transports.open_store(place.url, ws.root, _identity(ws))
+    except (UsageError, NotFound, Untrusted):
+        raise
+    except LlmosError as error:
+        emit(_unseen(place, error.message))
+        return
+    try:
+        there = Remote(place.name, place.url, store, key)
+        if new_key:
+            _check_takes_new_key(there, place)
+        there.must_be_ours()
+    except (UsageError, Untrusted):
+        raise
+    except LlmosError as error:
+        emit(_unseen(place, error.message))
+    except OSError as error:
+        emit(_unseen(place, f"{place.url}: {error.strerror}"))
+    finally:
+        store.close()
+
+
+def _unseen(place: RemoteSettings, why: str) -> Note:
+    return Note(f"nobody could look at what is in {place.name} already: {why}", "warning")
+
+
+def _check_takes_new_key(there: Remote, place: RemoteSettings) -> None:
+    if there.is_encrypted:
+        raise Untrusted(
+            f"{there.url} is encrypted with another key, and there is no {place.key_file}",
+            hint="a new key would open nothing that is there: name the file that has its own",
+        )
+    if there.is_encrypted is not None:
+        raise Untrusted(
+            f"{there.url} is not encrypted, and has begun", hint="an unencrypted remote is added without a key"
+        )
 
 
 def described(ws: Workspace, name: str, url: str, *, encrypted: bool, key_file: str) -> RemoteSettings:
@@ -190,9 +247,13 @@ def named(ws: Workspace, name: str | None) -> RemoteSettings:
 
 
 def opened(ws: Workspace, place: RemoteSettings) -> Remote:
-    file = key_path(ws, place) if place.key_file else None
-    key = read_key(file, f"remote {place.name}") if place.encrypted else None
+    key = _key(ws, place)
     return Remote(place.name, place.url, transports.open_store(place.url, ws.root, _identity(ws)), key)
+
+
+def _key(ws: Workspace, place: RemoteSettings) -> bytes | None:
+    file = key_path(ws, place) if place.key_file else None
+    return read_key(file, f"remote {place.name}") if place.encrypted else None
 
 
 def is_missing(ws: Workspace, there: Remote) -> bool:

@@ -40,6 +40,7 @@ from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from llmos_cli.transports.local import LocalStore
+from tests.conftest import Llmos
 from tests.core import killing
 from tests.core.conftest import Commit, commit_to
 
@@ -394,6 +395,38 @@ def test_what_cannot_be_a_remote(ws: Workspace, name: str, url: str, said: str) 
     with pytest.raises(LlmosError, match=said):
         remotes.add(ws, name, url)
     assert (ws.root / "llmos.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints", "checkpoints/far", ".llmos/objects", "runs/x", "configs"])
+def test_the_workspace_itself_is_no_remote(
+    ws: Workspace, llmos: Llmos, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(ws.root)
+    ran = llmos("remote", "add", "origin", folder)
+    assert (ran.code, f"{folder} is where this workspace keeps its own files" in ran.err) == (2, True)
+    assert remotes.settings(ws) == {}
+    assert llmos("remote", "add", "origin", "far").code == 0  # a folder of its own, wherever
+
+
+def test_what_no_push_could_be_sent_to_is_not_added(ws: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds other things already \(thesis.tex\)"):
+        remotes.add(ws, "thesis", str(tmp_path / "mine"))
+    with pytest.raises(UsageError, match="is a workspace"):
+        remotes.add(ws, "theirs", str(Workspace.create(tmp_path / "theirs").root))
+    assert remotes.settings(ws) == {}
+
+
+def test_what_is_damaged_is_added_to_be_mended(ws: Workspace, commit: Commit, far: Path) -> None:
+    """`fsck --remote NAME --repair` writes the missing file again, from another workspace too."""
+    commit(a="1")
+    push(ws)
+    (far / "llmos.json").unlink()
+    other, notes = Workspace.create(far.parent / "other"), []
+    remotes.add(other, "origin", str(far), emit=lambda event: notes.append(getattr(event, "message", "")))
+    assert [note for note in notes if "llmos.json is missing" in note]
+    assert list(remotes.settings(other)) == ["origin"]
 
 
 def test_a_folder_of_other_things_is_no_remote(ws: Workspace, commit: Commit, far: Path) -> None:

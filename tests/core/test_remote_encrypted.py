@@ -26,6 +26,7 @@ from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
 from llmos_cli.operations.tag import tag
 from llmos_cli.transports.local import LocalStore
+from tests.conftest import Llmos
 from tests.core.conftest import Commit, commit_to
 
 KEY, SALT = bytes(range(32)), bytes(32)
@@ -94,6 +95,56 @@ def test_a_wrong_key_is_one_clear_error(
     assert not copy.exists()
     monkeypatch.setenv("LLMOS_KEY", (far.parent / "key").read_text())
     clone(str(far), copy, encrypted=True)
+
+
+def test_a_key_that_is_not_a_remotes_own_is_refused_as_it_is_added(
+    ws: Workspace, commit: Commit, far: Path, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(a="1")
+    push(ws)
+    other = Workspace.create(far.parent / "other")
+    monkeypatch.chdir(other.root)
+    settings, typo, key = (other.root / "llmos.yaml").read_text(), far.parent / "kye", far.parent / "key"
+    ran = llmos("remote", "add", "vault", far, "--key-file", typo)
+    assert ran.code == 5 and f"is encrypted with another key, and there is no {typo}" in ran.err
+    assert not typo.exists()
+    typo.write_text("0" * 64)
+    ran = llmos("remote", "add", "vault", far, "--key-file", typo)
+    assert (ran.code, f"the key is not that of {far}" in ran.err) == (5, True)
+    ran = llmos("remote", "add", "vault", far)
+    assert (ran.code, f"{far} is encrypted" in ran.err, "--key-file FILE" in ran.err) == (5, True, True)
+    assert (other.root / "llmos.yaml").read_text() == settings
+    assert llmos("remote", "add", "vault", far, "--key-file", key).code == 0
+    assert llmos("fetch", "vault").code == 0
+
+
+def test_where_a_remote_is_encrypted_after_it_was_added_the_way_on_is_told(
+    ws: Workspace, commit: Commit, far: Path, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`push` has no `--key-file`."""
+    other = Workspace.create(far.parent / "other")
+    remotes.add(other, "origin", str(far))
+    commit(a="1")
+    push(ws)
+    monkeypatch.chdir(other.root)
+    commit_to(other, {"a": "2"})
+    ran = llmos("push")
+    assert (ran.code, "`llmos remote rm`" in ran.err, "`remote add`" in ran.err) == (5, True, True)
+    assert llmos("remote", "rm", "origin").code == 0
+    assert llmos("remote", "add", "origin", far, "--key-file", far.parent / "key").code == 0
+    assert llmos("fetch").code == 0
+
+
+def test_an_unencrypted_remote_takes_no_key(ws: Workspace, commit: Commit, tmp_path: Path) -> None:
+    remotes.add(ws, "plain", str(tmp_path / "plain"))
+    commit(a="1")
+    push(ws, remote="plain")
+    with pytest.raises(Untrusted, match="is not encrypted, and has begun"):
+        remotes.add(ws, "again", str(tmp_path / "plain"), key_file=str(tmp_path / "new"))
+    (tmp_path / "old").write_text("0" * 64)
+    with pytest.raises(Untrusted, match="is not encrypted"):
+        remotes.add(ws, "again", str(tmp_path / "plain"), key_file=str(tmp_path / "old"))
+    assert not (tmp_path / "new").exists() and list(remotes.settings(ws)) == ["plain"]
 
 
 def test_a_remote_that_stops_being_encrypted_is_not_trusted(ws: Workspace, commit: Commit, far: Path) -> None:

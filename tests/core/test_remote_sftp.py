@@ -137,5 +137,19 @@ def test_what_goes_wrong_is_a_sentence(
     known.write_text("")
     with pytest.raises(Untrusted, match=r"the host of sftp://.* is not known"):
         push(ws)
+    notes: list[str] = []
+    for name, given in (
+        ("closed", ""),
+        ("vault", str(folder / "new.key")),
+    ):  # nothing need answer for a name to be given
+        remotes.add(
+            ws,
+            name,
+            "sftp://127.0.0.1:9/x",
+            key_file=given,
+            emit=lambda event: notes.append(getattr(event, "message", "")),
+        )
+        assert f"nobody could look at what is in {name} already: " in notes[-1] and "sftp://127.0.0.1:9/x" in notes[-1]
+    assert (folder / "new.key").exists()
     with pytest.raises(LlmosError, match=r"sftp://127\.0\.0\.1:9/x"):
-        remotes.add(ws, "closed", "sftp://127.0.0.1:9/x")
+        push(ws, remote="closed")

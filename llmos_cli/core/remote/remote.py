@@ -66,6 +66,16 @@ class Remote:
             )
         return False
 
+    @cached_property
+    def is_encrypted(self) -> bool | None:
+        """Whether all that was pushed to it is; None where nothing was."""
+        text = self.store.read(layout.FORMAT_FILE, hostile.REF_LIMIT)
+        return None if text is None else layout.read_format(text, self.url) is not None
+
+    def must_be_ours(self) -> None:
+        """Or empty: an error where it is neither, or the key not its own."""
+        _ = self.is_begun
+
     def must_be_begun(self) -> None:
         if not self.is_begun:
             raise NotFound(
@@ -98,7 +108,8 @@ class Remote:
         if self._key is None:
             raise Untrusted(
                 f"{self.url} is encrypted",
-                hint="`--key-file FILE` says where its key is, `--encrypted` that LLMOS_KEY has it",
+                hint="`--key-file FILE` says where its key is, `--encrypted` that LLMOS_KEY has it, in `clone`, `restore` and `remote add`: "
+                "where one was added without, `llmos remote rm` it first",
             )
         try:
             vault = Vault(self.store, self._key, bytes.fromhex(encryption["salt"]))
