@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmos_cli.core import audit as records
 from llmos_cli.core import noted
@@ -13,6 +13,7 @@ from llmos_cli.core.audit import Break, Checked, Record
 from llmos_cli.core.view import Cell, Line, Lines, Span, Table, View
 from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.errors import Corrupt
+from llmos_cli.operations.integrity import unrecorded
 from llmos_cli.operations.summary import SHORT, age
 
 
@@ -104,4 +105,7 @@ def audited(ws: Workspace) -> Checked:
     """What was logged before the log was begun anew may have had its record in what was damaged."""
     since = max((each.time for each in ws.oplog.audit.breaks()), default=0.0)
     made = [each for each in ws.oplog.operations() if each.by is not None and each.time > since]
-    return records.check(ws.oplog.audit, [(each.id, each.name) for each in made])
+    checked = records.check(ws.oplog.audit, [(each.id, each.name) for each in made])
+    if checked.records or checked.wrong or checked.breaks or not (done := unrecorded.by_audit(ws)):
+        return checked
+    return replace(checked, number=1, wrong=f"is missing, and all after it: {done}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -175,3 +176,67 @@ def test_what_is_only_strange_is_no_loss(ws: Workspace, commit, llmos, monkeypat
     os.mkfifo(made.path / "pipe")
     left = llmos("fsck", "--repair")
     assert left.code == 5 and "does not belong to the checkpoint" in left.out and "--accept-loss" not in left.err
+
+
+LOGS = ("audit.jsonl", "audit.head", "operations.jsonl")
+
+
+def test_logs_that_were_taken_away_are_missed(ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ws.root)
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 0  # nothing was done yet
+    commit(a="1")
+    for lost, said in ((LOGS, "branch main is there"), (LOGS[:2], "operation")):
+        kept = {name: (ws.dot / name).read_bytes() for name in lost}
+        for name in lost:
+            (ws.dot / name).unlink()
+        verified = llmos("audit", "--verify")
+        assert verified.code == 5
+        assert verified.err.startswith(
+            f"error: the audit log is not what was written: record 1 is missing, and all after it: {said}"
+        )
+        assert ".llmos/audit.jsonl" in {each.where for each in fsck(ws).problems}
+        for name, text in kept.items():
+            (ws.dot / name).write_bytes(text)
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 0
+
+
+def test_what_runs_moved_and_where_head_is_show_it_too(
+    ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1")
+    for name in (*LOGS, "refs/heads/main"):
+        (ws.dot / name).unlink()
+    assert "moved main" in llmos("audit", "--verify").err
+    (ws.dot / "HEAD").write_text("ref: refs/heads/other\n")
+    assert "HEAD is at other" in llmos("audit", "--verify").err
+
+
+def test_both_are_begun_anew_by_name(ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1")
+    for name in LOGS:
+        (ws.dot / name).unlink()
+    told = fsck(ws).problems
+    assert [(each.where, each.what) for each in told] == [
+        (".llmos/operations.jsonl", "is missing, and branch main is there"),
+        (".llmos/audit.jsonl", "record 1 is missing, and all after it: branch main is there"),
+    ]
+    assert llmos("fsck", "--accept-loss", ".llmos/audit.jsonl", "--accept-loss", ".llmos/operations.jsonl").code == 0
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 0
+
+
+def test_a_workspace_that_is_older_than_the_audit_log_has_none(
+    ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1"), commit(a="2")
+    said = [json.loads(line) for line in (ws.dot / "operations.jsonl").read_text().splitlines()]
+    (ws.dot / "operations.jsonl").write_text(
+        "".join(json.dumps({key: value for key, value in each.items() if key != "by"}) + "\n" for each in said)
+    )
+    (ws.dot / "audit.jsonl").unlink()
+    (ws.dot / "audit.head").unlink()
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 0
+    commit(a="3")
+    assert llmos("audit", "--verify").code == llmos("fsck").code == 0

@@ -15,6 +15,7 @@ from llmos_cli.core.refs import FIRST, HEAD, MOVED
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import UsageError
 from llmos_cli.operations.audit import audited
+from llmos_cli.operations.integrity import unrecorded
 
 AUDIT, OPERATIONS = ".llmos/audit.jsonl", ".llmos/operations.jsonl"
 
@@ -23,13 +24,15 @@ def damaged(ws: Workspace, log: str) -> bool:
     if log == AUDIT:
         return bool(audited(ws).wrong)
     flawed = continuity.flaws(ws.oplog, ws.oplog.audit)
-    return bool(flawed or ws.oplog.unreadable()) or is_gone(ws)
+    return bool(flawed or ws.oplog.unreadable()) or gone(ws) != ""
 
 
-def is_gone(ws: Workspace) -> bool:
-    """The audit tells of operations, and there is no log of them."""
+def gone(ws: Workspace) -> str:
+    """What tells of operations, where there is no log of them; empty where there is, or nothing does."""
     head = ws.oplog.audit.head()
-    return not ws.oplog.path.exists() and head is not None and head.logged != ""
+    if not ws.oplog.path.exists() and head is not None and head.logged != "":
+        return "the audit log tells of operations"
+    return unrecorded.by_operations(ws)
 
 
 def begin_anew(ws: Workspace, logs: Sequence[str]) -> None:

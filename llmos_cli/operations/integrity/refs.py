@@ -12,7 +12,7 @@ from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, REMOTES, RUNS, 
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
-from llmos_cli.operations.integrity.begun_anew import is_gone as log_is_gone
+from llmos_cli.operations.integrity.begun_anew import gone
 from llmos_cli.operations.integrity.problem import Problem, more, readable
 
 
@@ -59,8 +59,8 @@ def _bytes_of(ref: str, ws: Workspace) -> str | None:
 def operations(ws: Workspace) -> Iterator[Problem]:
     """Every move of HEAD, a branch, a tag, a stage's name or that of data is an operation: what says otherwise was edited behind our
     back."""
-    if log_is_gone(ws):  # that each of its operations is missing, and made none of the refs, says no more
-        yield Problem(".llmos/operations.jsonl", "is missing, and the audit log tells of operations")
+    if what := gone(ws):  # that each of its operations is missing, and made none of the refs, says no more
+        yield Problem(".llmos/operations.jsonl", f"is missing, and {what}")
         return
     logged = list(ws.oplog.operations())
     last = ws.oplog.left(logged)
