@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from llmos_cli.core.tokens import TOKENS
 
-RULES = 1
+RULES = 2
 NEAR = 8192
 """Characters beside a mask that are looked at again: more than any pattern spans."""
 
@@ -243,15 +243,22 @@ def _international(match: re.Match[str], text: str) -> tuple[int, int] | None:
 
 
 def _assigned(match: re.Match[str], text: str) -> tuple[int, int] | None:
-    """The value alone, where what it is given to is called a secret and it looks like one: letters and digits, many different ones."""
-    if not _NAMED.search(text, max(0, match.start() - 40), match.start()):
-        return None
+    """The value alone, where what it is given to is called a secret and it looks like one: letters and digits, many different ones. People
+    choose passwords, and short ones; what stands for one that is yet to be put there is none."""
+    named = _NAMED.search(text, max(0, match.start() - 40), match.start())
     value = match["value"]
     mixed = any(sign.isdigit() for sign in value) and any(sign.isalpha() for sign in value)
-    return match.span("value") if mixed and len(set(value)) >= 8 else None
+    if not (named and mixed) or _STANDS_FOR_ONE.fullmatch(value):
+        return None
+    least, different = (6, 4) if named["chosen"] else (12, 8)
+    return match.span("value") if len(value) >= least and len(set(value)) >= different else None
 
 
-_NAMED = re.compile(r"(?i:api[_-]?key|access[_-]?key|secret|token|passw(?:or)?d)[\"']?[ \t]{0,4}\Z")
+_NAMED = re.compile(r"(?i:api[_-]?key|access[_-]?key|secret|token|(?P<chosen>passw(?:or)?d))[\"']?[ \t]{0,4}\Z")
+_STANDS_FOR_ONE = re.compile(
+    r"\$.+|<.+>|.*\{.*\}.*|%\(?.+|(?i:(?:change|replace)[_-]?me.{0,9}|(?:your|my|some)[_-].+|(?:passw(?:or)?d|example|dummy|test)[_-]?\d{0,9})"
+)
+"""A variable, a field of a template, or a word for one."""
 
 
 def _rule(kind: str, pattern: str, check: Check = _all, needs: tuple[str, ...] = ()) -> Rule:
@@ -268,7 +275,7 @@ WORDED = (
     *(_rule("SECRET", token.form, needs=token.begins) for token in TOKENS if token.form),
     _rule(
         "SECRET",
-        r"[:=][ \t]{0,4}+[\"'](?P<value>[^\s\"'\[\]]{12,200}+)[\"']",
+        r"[:=][ \t]{0,4}+[\"'](?P<value>[^\s\"'\[\]]{6,200}+)[\"']",
         _assigned,
         needs=("ey", "EY", "ecret", "ECRET", "oken", "OKEN", "assw", "ASSW"),
     ),

@@ -19,13 +19,17 @@ from llmos_cli.operations.config import no_task
 from llmos_cli.operations.gate import Requirement, Verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.workspace import Workspace
+    from llmos_cli.options.data import DataOptions
 
 EXAMPLES = 5
 AROUND = 24
 """Characters shown on each side of a mask."""
 _OFTEN = 20_000
+_TEXTUAL = ("text", "tokens")
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ def check(
     if options.task is None:
         raise no_task(ws)
     columns = tasks.load(options.task).columns
-    if personal and columns[0] not in ("text", "tokens"):
+    if source is not None and columns[0] not in _TEXTUAL and _has_texts(source, options, cache=ws.cache):
+        columns = ("text",)
+    if personal and columns[0] not in _TEXTUAL:
         raise UsageError("pictures have no text to look for personal data in", hint="leave --pii out")
     parts = [
         _part(each.source, split, rows, columns, personal, emit)
@@ -159,6 +165,14 @@ def check(
         unsplit = error.message
     metrics = _metrics(parts, overlap)
     return DataCheckResult(parts, overlap, unsplit, metrics, [gate.judge(each, metrics, {}) for each in requirements])
+
+
+def _has_texts(source: str, options: DataOptions, *, cache: Path) -> bool:
+    """Whether a file that was named is one of texts, whatever this workspace learns from."""
+    try:
+        return bool(sources.raw(source, options, ("text",), cache=cache))
+    except UsageError:
+        return False
 
 
 def _part(source: str, split: str, rows: Rows, columns: Sequence[str], personal: bool, emit: Emit) -> Part:

@@ -73,6 +73,14 @@ def test_of_a_secret_that_is_given_to_a_name_the_value_alone() -> None:
     assert pii.mask('{"api_key": "0123456789abcdef"}') == '{"api_key": "[SECRET]"}'
 
 
+def test_passwords_that_people_choose_and_what_stands_for_one() -> None:
+    for chosen in ("hunter2zz", "hunter2", "tr0ub4dor&3"):
+        assert pii.mask(f'password = "{chosen}"') == 'password = "[SECRET]"'
+    for other in ("changeme1", "<password1>", "${DB_1}", "{db1}pass", "%(pass1)s", "password123", "abc12", "letters"):
+        assert not pii.find(f'password = "{other}"'), other
+    assert not pii.find('token = "hunter2zz"')
+
+
 def test_a_card_and_what_stands_beside_it() -> None:
     assert pii.mask("4111 1111 1111 1111 123") == "[CARD] 123"
     assert pii.mask("1234 4111 1111 1111 1111") == "1234 [CARD]"
