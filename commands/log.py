@@ -28,6 +28,8 @@ def log(
 ) -> None:
     with session(json=json, quiet=quiet) as s:
         if metric is not None:
+            if not metric.strip():
+                raise UsageError("--metric takes a name", hint="for example --metric loss")
             if graph or oneline:
                 raise UsageError("--metric has a form of its own", hint="leave --graph and --oneline out")
             from llmos_cli.operations.course import course

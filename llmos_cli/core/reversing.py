@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from llmos_cli.core.operation import Operation
-from llmos_cli.errors import UsageError
+from llmos_cli.errors import NotFound, UsageError
 
 
 def to_undo(operations: Sequence[Operation], which: str | None) -> Operation:
@@ -97,11 +97,10 @@ def _pick(stack: list[Operation], which: str | None, verb: str) -> Operation:
             raise UsageError(f"there is nothing to {verb}", hint="`llmos op log` lists the operations")
         return stack[-1]
     found = [operation for operation in stack if operation.id.startswith(which)]
-    if len(found) != 1:
-        raise UsageError(
-            f"{which} names {len(found) or 'no'} operation{'s' if len(found) > 1 else ''} to {verb}",
-            hint="`llmos op log` lists the operations",
-        )
+    if not found:
+        raise NotFound(f"{which} names no operation to {verb}", hint="`llmos op log` lists the operations")
+    if len(found) > 1:
+        raise UsageError(f"{which} names {len(found)} operations to {verb}", hint="give more of its id: `llmos op log`")
     return found[0]
 
 

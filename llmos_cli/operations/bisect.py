@@ -16,6 +16,7 @@ from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Table, View, sho
 from llmos_cli.errors import GateFailed, NotFound, UsageError
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import gate
+from llmos_cli.operations.cargo import counted
 from llmos_cli.operations.config import note_unread
 from llmos_cli.operations.evaluations import Evaluation
 from llmos_cli.operations.gate import Requirement, Verdict
@@ -65,7 +66,8 @@ class BisectResult:
             return [f"the end of the line holds: {count}"]
         first = Span(short(self.first), "id")
         if self.before is None and not self.suspects:
-            return [[first, f" begins the line and does not hold: {count}"]]
+            on = "what broke it is found in a line that begins at one that holds: `--since REV`, or other REVs"
+            return [[first, f" begins the line and does not hold: {count}"], Span(on, "dim")]
         lines: list[Line] = [[first, f" is the first that does not hold: {count}"]]
         if self.suspects:
             hidden = ", ".join(map(short, self.suspects))
@@ -94,7 +96,7 @@ def bisect(
         emit(Note(f"{short(line[at])} {'holds' if judged[-1].passed else 'does not hold'}"))
         return judged[-1].passed
 
-    emit(Note(f"{len(line)} checkpoints: at most {most(len(line))} evaluations"))
+    emit(Note(f"{counted(len(line), 'checkpoint')}: at most {counted(most(len(line)), 'evaluation')}"))
     broken = first_broken(len(line), holds)
     note_unread(resolved, lambda message: emit(Note(message, level="warning")))
     texts = [requirement.text for requirement in requirements]

@@ -88,3 +88,9 @@ def test_a_line_has_a_place_for_each_value(values):
     assert [bar for _, bar in sorted(order)] == sorted(bar for _, bar in order)
     assert all(v is None or v != v or abs(v) == float("inf") for v, c in zip(values, drawn, strict=True) if c == GAP)
     assert max((bar for _, bar in order), default=0) in (0, 4, 7)
+
+
+def test_a_metric_has_a_name(ws, llmos, monkeypatch):
+    monkeypatch.chdir(ws.root)
+    for name in ("", " "):
+        assert llmos("log", "--metric", name).code == 2

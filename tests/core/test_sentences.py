@@ -7,7 +7,7 @@ import pytest
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Conflict, UsageError
+from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.checkout import checkout
@@ -101,7 +101,7 @@ def test_what_is_not_in_force_is_said_to_be_what_it_is(ws: Workspace, commit: Co
     with pytest.raises(UsageError, match="was undone already") as error:
         undo(ws, first)
     assert "other operations came after it" in error.value.hint
-    with pytest.raises(UsageError, match=r"^nothing names no operation to undo$"):
+    with pytest.raises(NotFound, match=r"^nothing names no operation to undo$"):
         undo(ws, "nothing")
     assert ws.refs.read(f"{TAGS}two")
 

@@ -120,6 +120,7 @@ def test_the_end_holds_or_the_beginning_does_not(long: Workspace, llmos):
     assert fine.code == 0 and "the end of the line holds: 1 of 7" in fine.out
     never = llmos("bisect", "--require", "loss <= 0", *QUICK)
     assert never.code == 0 and f"{line(long)[0][:12]} begins the line and does not hold: 2 of 7" in never.out
+    assert "`--since REV`" in never.out
 
 
 @pytest.mark.parametrize(
