@@ -47,6 +47,6 @@ def run(
         if summary:
             telling.write_summary(result, summary)
         s.ui.show(result)
-        if json and not dry_run and result.exit_code:
+        if json and result.exit_code:
             raise typer.Exit(result.exit_code)  # what failed is in the JSON: one document, not two
         result.enforce()

@@ -68,9 +68,16 @@ def _check_unused(ws: Workspace, checkpoints: Sequence[str]) -> None:
         if used := users(ws, checkpoint):
             raise UsageError(
                 f"{checkpoint[:SHORT]} is in use by {', '.join(used)}",
-                hint="delete or move those first, or remove its weights all the same with --force",
+                hint=f"delete or move those first{_of_stages(used)}, or remove its weights all the same with --force",
             )
     check_named(ws, checkpoints)
+
+
+def _of_stages(used: Sequence[str]) -> str:
+    """No command takes a stage's name away."""
+    return (
+        " (a stage lets go when `llmos run` makes another)" if any(each.startswith("stage ") for each in used) else ""
+    )
 
 
 def freed_by(ws: Workspace, manifests: Sequence[Manifest]) -> tuple[Removed, ...]:

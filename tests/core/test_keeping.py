@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmos_cli.core.operation import Change
+from llmos_cli.core.refs import STAGES
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.events import Note
@@ -80,6 +81,10 @@ def test_rm_refuses_what_is_in_use_and_then_removes_nothing(ws, commit):
     third = commit(a="3", move=False)
     with pytest.raises(UsageError):
         rm(ws, [third.id, second.id])
+    ws.oplog.apply("run small", [Change(f"{STAGES}small", None, third.id)])
+    with pytest.raises(UsageError, match=r"is in use by stage small$") as error:
+        rm(ws, [third.id])
+    assert "a stage lets go when `llmos run` makes another" in error.value.hint and "--force" in error.value.hint
     assert ws.checkpoint(third.id)
     rm(ws, [first.id], force=True)
     assert ws.resolve("base") == first.id

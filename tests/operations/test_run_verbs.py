@@ -114,6 +114,9 @@ def test_each_reason_is_told(verbs: Workspace, llmos):
     (verbs.root / "data.csv").write_text("edited")
     told = llmos("run", "--dry-run", "--json").json["stages"][0]
     assert (told["status"], told["message"]) == ("would fail", "data.csv is not what prepare wrote")
+    rehearsed = llmos("run", "--dry-run")
+    assert rehearsed.code == llmos("run", "--dry-run", "--json").code == 6
+    assert "would fail  prepare: data.csv" in rehearsed.out and "prepare would not succeed" in rehearsed.err
     assert llmos("run", "prepare").code == told["code"] == 6 and (verbs.root / "data.csv").read_text() == "edited"
     (verbs.root / "data.csv").unlink()
     assert planned("prepare") == "would be restored: data.csv is gone, and was kept"

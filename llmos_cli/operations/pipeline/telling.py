@@ -127,15 +127,16 @@ class RunResult:
         return next((code for code in codes if code != GateFailed.exit_code), codes[0] if codes else 0)
 
     def enforce(self) -> None:
-        """The error that the stages amount to."""
-        if self.dry_run or not self.exit_code:
+        """The error that the stages amount to, or would: a rehearsal makes the same checks."""
+        if not self.exit_code:
             return
         if self.stopped:
             raise ERRORS[self.exit_code](STOPPED[self.exit_code], hint="`llmos run` goes on where it stopped")
         failed = [told for told in self.stages if told.code]
         first = next(told for told in failed if told.code == self.exit_code)
         names = ", ".join(told.stage for told in failed)
-        told = f"{names} did not succeed: {first.message}" if len(failed) == 1 else f"{names} did not succeed"
+        what = f"{names} {'would not' if self.dry_run else 'did not'} succeed"
+        told = f"{what}: {first.message}" if len(failed) == 1 else what
         if self.exit_code == GateFailed.exit_code:
             raise GateFailed(told, hint=first.hint)
         raise ERRORS.get(self.exit_code, LlmosError)(told, hint=first.hint)
@@ -154,7 +155,7 @@ class RunResult:
                 word = Span("passed", "good") if verdict["passed"] else Span("FAILED", "bad")
                 yield [word, f"  {told.stage}: {verdict['requirement']}  ({verdict['reason']})"]
             if told.message and not told.verdicts:
-                yield [Span("failed", "bad"), f"  {told.stage}: {told.message}"]
+                yield [Span("would fail" if self.dry_run else "failed", "bad"), f"  {told.stage}: {told.message}"]
 
 
 STOPPED = {Interrupted.exit_code: "interrupted", Terminated.exit_code: "terminated by SIGTERM"}
