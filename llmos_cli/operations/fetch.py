@@ -70,7 +70,16 @@ def fetch(
     """`weights`: revisions whose weights were removed here, and are to come back; `data`: so are the rows that the remote keeps of
     what its lines were made with."""
     again = [ws.resolve(rev) for rev in weights]
+    for each in again:
+        if (mends := _MENDS.get(ws.closed(each))) is not None:
+            emit(Note(f"the weights of {each[:12]} were not removed here: {mends}", "warning"))
     return fetched(ws, remotes.named(ws, remote), weights=again, data=data, dry_run=dry_run, emit=emit).result
+
+
+_MENDS = {
+    "": "`llmos fsck --repair` mends what is damaged",
+    "sealed": "it is sealed, and `llmos fsck --repair`, with its key, mends what is damaged",
+}
 
 
 def fetched(

@@ -76,9 +76,11 @@ def _to_open(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[str]
 
 
 def _sealed_with(ws: Workspace, checkpoint: str) -> set[str]:
-    """What is sealed of a checkpoint and all that shares files with it. What was removed in the clear hides nothing."""
-    sealed = ws.sealed.all()
-    return sharing(ws, checkpoint, ws.dropped.all() - sealed) & sealed
+    """What is sealed of a checkpoint and all that shares files with it. What was removed in the clear hides nothing, and what was given up
+    nobody can open."""
+    dropped = ws.dropped.all()
+    sealed = ws.sealed.all() - (dropped & ws.lost.all().keys())
+    return sharing(ws, checkpoint, dropped - sealed) & sealed
 
 
 def _open(ws: Workspace, checkpoint: str, manifests: Sequence[Manifest], key: bytes, emit: Emit) -> list[Manifest]:

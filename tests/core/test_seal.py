@@ -268,6 +268,16 @@ def test_what_was_removed_while_sealed_and_can_come_back_is_in_the_way_of_openin
     assert ws.sealed.all() == set() and fsck(ws).problems == ()
 
 
+def test_what_was_given_up_is_not_in_the_way_of_opening(ws: Workspace, mixed: tuple[str, str, str]) -> None:
+    first, second, _ = mixed
+    ws.sealed.path(ws.sealed.seal(first).tree["a"].sha256).unlink()
+    with pytest.raises(Corrupt, match=f"a of the sealed {first[:12]} is missing"):
+        unseal(ws, second, with_lineage=True, ask=typed)
+    assert fsck(ws, accept_loss=[first]).problems == ()
+    assert unseal(ws, second, ask=typed).checkpoints == (second,)
+    assert fsck(ws).problems == () and ws.checkpoint(second)
+
+
 def test_undo_knows_what_was_opened_piece_by_piece(ws: Workspace, mixed: tuple[str, str, str]) -> None:
     first, _, third = mixed
     tag(ws, "mine")

@@ -170,6 +170,8 @@ def test_without_its_key_it_is_told_where_it_is_in_the_clear(
         (ws.sealed.directory / f"{open_there}.json").write_text("{}")
     else:
         ws.sealed.path(ws.sealed.seal(open_there).tree["b"].sha256).unlink()
+    ran = llmos("fetch", "--weights", "secret")
+    assert ran.code == 0 and f"the weights of {open_there[:12]} were not removed here: it is sealed" in ran.err
     ran = llmos("fsck", "--repair")
     assert ran.code == 5 and "accept-loss" not in ran.err
     assert f"origin has {open_there[:12]} in the clear: `llmos fsck --repair --key-file FILE` seals it anew" in ran.err
