@@ -56,6 +56,8 @@ class FsckResult:
     index_made_anew: bool = False
     sealed: int = 0
     opened: int = 0
+    unopened: int = 0
+    """Sealed ones of which the key at hand is that, and that it does not open: they are damaged."""
     given_up: tuple[GivenUp, ...] = ()
     """What is lost for good, and no damage since somebody said so (`--accept-loss`)."""
     given_up_files: tuple[GivenUpFile, ...] = ()
@@ -115,8 +117,9 @@ class FsckResult:
 
     def _told_sealed(self) -> str:
         """What this says of what cannot be read."""
-        rest = self.sealed - self.opened
+        rest = self.sealed - self.opened - self.unopened
         inside = [f"{self.opened} decrypted and compared with the manifest"] if self.opened else []
+        inside += [f"{self.unopened} not decrypted, being damaged"] if self.unopened else []
         inside += [f"{rest} not decrypted: --key-file or LLMOS_KEY would"] if rest else []
         return f"{self.sealed} sealed, {', '.join(inside)}"
 
@@ -247,6 +250,7 @@ def _checked(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         index_made_anew=differed and ws.writable,
         sealed=sealing.count,
         opened=sealing.opened,
+        unopened=sealing.unopened,
         given_up=gone,
         given_up_files=tuple(each for each in runs if isinstance(each, GivenUpFile)),
         audit_breaks=tuple(ws.oplog.audit.breaks()),

@@ -169,6 +169,7 @@ def test_the_right_key_is_told_from_a_wrong_one_where_all_that_is_sealed_is_dama
     monkeypatch.chdir(ws.root)
     ran = llmos("fsck", "--key-file", str(key_file))
     assert ran.code == 5 and f"(a of {made.id[:12]}, encrypted)" in ran.out
+    assert "1 sealed, 1 not decrypted, being damaged\n" in ran.out
     assert "1 thing is damaged" in ran.err and "no sealed checkpoint" not in ran.err
     key_file.write_text(OTHER)
     assert "is that of no sealed checkpoint" in llmos("fsck", "--key-file", str(key_file)).err

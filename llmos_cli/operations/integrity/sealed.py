@@ -33,6 +33,11 @@ class Sealing:
         self._fits: list[bool] = []
         """Of each seal that can be read, whether the key is its: however damaged the files are, the seal tells."""
 
+    @property
+    def unopened(self) -> int:
+        """Of how many the key was at hand, and the files are damaged."""
+        return sum(self._fits) - self.opened
+
     def problems(self, hash_of: Hash) -> Iterator[Problem]:
         found = {sha256: hash_of(path) for sha256, path in self.files}
         named = self._named()
