@@ -240,3 +240,15 @@ def test_a_workspace_that_is_older_than_the_audit_log_has_none(
     assert llmos("audit", "--verify").code == llmos("fsck").code == 0
     commit(a="3")
     assert llmos("audit", "--verify").code == llmos("fsck").code == 0
+
+
+def test_repairing_moves_nothing_where_the_log_that_would_know_is_gone(
+    ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ws.root)
+    commit(a="1")
+    assert llmos("branch", "dev").code == llmos("checkout", "dev").code == 0
+    for name in LOGS:
+        (ws.dot / name).unlink()
+    assert llmos("fsck", "--repair").code == 5
+    assert ws.head().name == "dev"

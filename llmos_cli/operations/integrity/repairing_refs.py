@@ -13,6 +13,7 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import marked_by_nobody
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.integrity.begun_anew import gone
 from llmos_cli.operations.integrity.problem import Repaired
 from llmos_cli.operations.integrity.refs import is_gone
 from llmos_cli.operations.integrity.whole import lost_refs_of_runs, lost_signatures
@@ -38,7 +39,8 @@ def repaired(ws: Workspace, *, forget_runs: bool) -> list[Repaired]:
 def _changes(ws: Workspace) -> Iterator[Change]:
     operations = list(ws.oplog.operations())
     left = {ref: value for ref, (value, _) in ws.oplog.left(operations).items()}
-    whole = not continuity.missing(operations, ws.oplog.audit)  # or refs may be where a lost operation left them
+    # Or refs may be where a lost operation left them.
+    whole = not (gone(ws) or continuity.missing(operations, ws.oplog.audit))
     if HEAD not in left and (_is_nonsense(ws, HEAD) or not continuity.is_old_clone(ws.oplog.audit)):
         left[HEAD] = FIRST
     other = {ref for ref, at in left.items() if ws.refs.senseless(ref) or (whole and ws.refs.read(ref) != at)}
