@@ -35,7 +35,7 @@ from llmos_cli.operations.seal import seal
 from llmos_cli.operations.tag import tag
 from llmos_cli.transports.local import LocalStore
 from tests.core.conftest import commit_to
-from tests.core.test_whole_files import signed
+from tests.core.killing import vouch
 
 pytest.importorskip("cryptography", reason="needs the tool cryptography")
 
@@ -63,7 +63,7 @@ def lived(root: Path, *, encrypted: bool) -> Workspace:
     for each, name in ((first, "base"), (secret, "secret"), (removed, "removed")):
         tag(ws, name, each)
     for each in (first, secret):
-        signed(ws, each)
+        vouch(ws, each, "k")
     seal(ws, "secret", ask=lambda _: "5" * 64)
     rm(ws, ["removed"], force=True)
     push(ws, everything=True, data=True)
