@@ -21,7 +21,12 @@ os.environ.update(
     COLUMNS="100",
 )
 
+import hypothesis
 import pytest
+
+# How long a busy machine takes says nothing of the code.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
