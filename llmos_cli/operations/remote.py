@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
-from llmos_cli.core import atomic, yaml12
+from llmos_cli.core import atomic, audit, lines, yaml12
 from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
@@ -257,15 +257,25 @@ def _key(ws: Workspace, place: RemoteSettings) -> bytes | None:
 
 
 def is_missing(ws: Workspace, there: Remote) -> bool:
-    """Whether it had branches when it was last heard of, and has nothing: a folder where no disk is mounted looks like a new remote."""
-    return not there.is_begun and any(True for _ in ws.refs.names(f"{REMOTES}{there.name}/"))
+    """Whether it had branches when it was last heard of, or was sent something since it was added, and has nothing: a folder where no disk
+    is mounted looks like a new remote."""
+    return not there.is_begun and (any(True for _ in ws.refs.names(f"{REMOTES}{there.name}/")) or _was_sent(ws, there))
+
+
+def _was_sent(ws: Workspace, there: Remote) -> bool:
+    """By the audit log: of a backup nothing else here tells."""
+    log = ws.oplog.audit.path
+    sent = next(lines.holding(log, f' to {there.name}"}}'.encode()), None)
+    added = next(lines.holding(log, f'"what": "remote add {there.name}"'.encode()), None)
+    last, begun = (audit.parse(line) if line else None for line in (sent, added))
+    return last is not None and (begun is None or begun.number < last.number)
 
 
 def must_not_be_missing(ws: Workspace, there: Remote) -> None:
     """NotFound rather than beginning it anew, half filled, where nobody would look for the rest."""
     if is_missing(ws, there):
         raise NotFound(
-            f"nothing is at {there.url}, and {there.name} had branches",
+            f"nothing is at {there.url}, and {there.name} was sent something",
             hint=f"is its disk mounted? Where it is gone for good, `llmos remote rm {there.name}` and `remote add` begin it anew",
         )
 

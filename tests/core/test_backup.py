@@ -209,6 +209,17 @@ def test_a_backup_killed_before_each_of_its_steps(lived: Workspace, far: Path, s
     assert step > 20
 
 
+def test_a_remote_of_backups_that_is_not_there_is_not_begun_anew(lived: Workspace, far: Path) -> None:
+    backup(lived)
+    far.rename(far.with_name("unmounted"))
+    with pytest.raises(NotFound, match="was sent something"):
+        backup(lived)
+    assert not far.exists()
+    remotes.remove(lived, "origin")
+    remotes.add(lived, "origin", str(far))
+    backup(lived)
+
+
 @every
 def test_a_restore_killed_before_each_of_its_steps(lived: Workspace, far: Path, stride: int) -> None:
     before = files(lived)

@@ -104,7 +104,7 @@ def _opened(ws: Workspace, place: remotes.RemoteSettings) -> tuple[Remote | None
         there = remotes.opened(ws, place)
         if there.is_begun:
             return there, ""
-        return None, f"nothing is at {place.url}, and it had branches" if remotes.is_missing(ws, there) else ""
+        return None, f"nothing is at {place.url}, and it was sent something" if remotes.is_missing(ws, there) else ""
     except LlmosError as error:
         return None, error.message
 
