@@ -135,6 +135,8 @@ def come_without(root: Path) -> None:
     ws = Workspace.find(root)
     for each in ("far", "clone"):
         shutil.rmtree(root / each)
+    remotes.remove(ws, "origin")
+    remotes.add(ws, "origin", str(root / "far"))
     rm(ws, ["HEAD~2"], force=True)
     push(ws)
     clone(str(root / "far"), root / "clone")
