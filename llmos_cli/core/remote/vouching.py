@@ -19,7 +19,7 @@ from llmos_cli.events import Note
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-Newer = Literal["same", "ours", "theirs", "neither"]
+Newer = Literal["ours", "theirs", "neither"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ def to_send(
     found: dict[str, Vouching] = {}
     for checkpoint, bundle in here.items():
         theirs = there.get(checkpoint)
+        if theirs and theirs.bundle == bundle:
+            continue  # as nearly all are: the log need not be looked through
         replaced = superseded(ws, checkpoint, bundle)
-        newer = "ours" if theirs is None else compare(bundle, replaced, theirs)
-        if newer == "ours" or (force and newer != "same"):
+        newer = compare(bundle, replaced, theirs) if theirs else "ours"
+        if newer == "ours" or force:
             before = {hash_of(theirs.bundle), *theirs.replaces} if theirs else set()
             found[checkpoint] = Vouching(bundle, (replaced | before) - {hash_of(bundle)})
         elif newer == "neither":
@@ -63,8 +65,10 @@ def to_take(ws: Workspace, here: Mapping[str, str], there: Mapping[str, Vouching
     """Of those that both have the bundles that took the place of those that are `here`."""
     found: dict[str, str] = {}
     for checkpoint, theirs in there.items():
-        newer = compare(here[checkpoint], superseded(ws, checkpoint, here[checkpoint]), theirs) if theirs else "ours"
-        if theirs and newer == "theirs":
+        if theirs is None or theirs.bundle == (bundle := here[checkpoint]):
+            continue
+        newer = compare(bundle, superseded(ws, checkpoint, bundle), theirs)
+        if newer == "theirs":
             found[checkpoint] = theirs.bundle
         elif newer == "neither":
             hint = f"`llmos sign --remove {short(checkpoint)}` and another fetch bring that one"
@@ -73,10 +77,8 @@ def to_take(ws: Workspace, here: Mapping[str, str], there: Mapping[str, Vouching
 
 
 def compare(bundle: str, replaced: Iterable[str], theirs: Vouching) -> Newer:
-    """Which of the bundle here, which `replaced` those, and `theirs` came after the other. Where each replaced the other once, as after an
-    `undo`, whoever sent theirs knew of ours."""
-    if theirs.bundle == bundle:
-        return "same"
+    """Which of the bundle here, which `replaced` those, and `theirs`, which is another, came after the other. Where each replaced the other
+    once, as after an `undo`, whoever sent theirs knew of ours."""
     if hash_of(bundle) in theirs.replaces:
         return "theirs"
     return "ours" if hash_of(theirs.bundle) in replaced else "neither"
