@@ -7,7 +7,7 @@ are plain JSON values, so that the file and the screen cannot drift apart.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,6 +112,18 @@ class Note(Event):
 
     message: str
     level: str = "info"
+
+
+_MANY = 3
+"""Warnings of one kind, at most."""
+
+
+def warn(emit: Emit, messages: Sequence[str]) -> None:
+    """Each of the first few, and how many more there are: whoever needs those asks `fsck`."""
+    for message in messages[:_MANY]:
+        emit(Note(message, "warning"))
+    if more := len(messages[_MANY:]):
+        emit(Note(f"so {'are' if more > 1 else 'is'} {more} more: `llmos fsck` lists them", "warning"))
 
 
 @dataclass(frozen=True)

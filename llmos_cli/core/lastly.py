@@ -24,13 +24,12 @@ _MOVE = rb'"what": ("refs/[^"]*"), "before": (?:null|"[^"]*"), "after": (?:null|
 ten times as fast; compiled where it is used."""
 
 
-def all_moved_by_hand(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[str]:
-    """Refs of these kinds that stand elsewhere, or are gone, though no command is moving them."""
+def astray(dot: Path, refs: Refs, prefixes: Sequence[str]) -> list[str]:
+    """Refs of these kinds that stand elsewhere, or are gone; `moved_by_hand` says whether no command is moving one."""
     left = _all_left(dot)
     there = {prefix + name: value for prefix in prefixes for name, value in refs.under(prefix).items()}
     known = {ref for ref in left if ref.startswith(tuple(prefixes))}
-    odd = [ref for ref in sorted(known | there.keys()) if left.get(ref) != there.get(ref)]
-    return [ref for ref in odd if moved_by_hand(dot, refs, ref)]
+    return [ref for ref in sorted(known | there.keys()) if left.get(ref) != there.get(ref)]
 
 
 def _all_left(dot: Path) -> dict[str, str | None]:

@@ -17,15 +17,13 @@ from llmos_cli.core.processes import Process
 from llmos_cli.core.refs import ID, RUNS
 from llmos_cli.core.view import short
 from llmos_cli.errors import UNREADABLE, AmbiguousRevision, NotFound
-from llmos_cli.events import Note
+from llmos_cli.events import warn
 
 if TYPE_CHECKING:
     from llmos_cli.core.runs import Run
     from llmos_cli.core.workspace import Workspace
 
 EVENTS = "events.jsonl"
-_MANY = 3
-"""Warnings of one kind; whoever needs more asks `fsck`."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,8 @@ class Runs:
         """Of these checkpoints the runs that made them and are not here: what was measured is gone with a run."""
         ws = self._workspace
         gone = [(run, made) for run in self._gone() if (made := ws.refs.read(RUNS + run)) and made in checkpoints]
-        for run, made in gone[:_MANY]:
-            what = f"run {run}, which made {short(made)}, is gone by no command, and what it measured with it"
-            ws.emit(Note(f"{what}; `llmos fsck` tells more", "warning"))
-        if more := len(gone[_MANY:]):
-            ws.emit(Note(f"so {'are' if more > 1 else 'is'} {more} more", "warning"))
+        lost = "is gone by no command, and what it measured with it; `llmos fsck` tells more"
+        warn(ws.emit, [f"run {run}, which made {short(made)}, {lost}" for run, made in gone])
 
     def _gone(self) -> Sequence[str]:
         """None while a fetch is under way: it brings the refs of runs before the runs."""

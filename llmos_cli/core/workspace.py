@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from llmos_cli.core import access, atomic, lastly, revisions, settings
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, STAGES, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, NotFound, UsageError
-from llmos_cli.events import Emit, Metric, Note, ignore
+from llmos_cli.events import Emit, Metric, ignore, warn
 
 # What `status` and `log` do without is imported where it is used: they must answer at git's speed.
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 DOT = ".llmos"
 _KINDS = {"heads": "branch", "tags": "tag", "stages": "stage"}
-_MANY = 3
-"""Warnings of one kind; whoever needs more asks `fsck`."""
 
 
 @dataclass(frozen=True)
@@ -233,17 +231,18 @@ class Workspace:
 
     def tell_moved(self, *prefixes: str) -> None:
         """Refs of these kinds that somebody moved, made or took away by hand, for whoever lists them."""
-        moved = lastly.all_moved_by_hand(self.dot, self.refs, prefixes)
-        self._tell_by_hand(moved[:_MANY])
-        if more := len(moved[_MANY:]):
-            self.emit(Note(f"so {'are' if more > 1 else 'is'} {more} more: `llmos fsck` lists them", "warning"))
+        self._tell_by_hand(lastly.astray(self.dot, self.refs, prefixes))
 
     def _tell_by_hand(self, refs: Sequence[str]) -> None:
-        """Once for each. It is believed, for it is what there is."""
+        """It is believed, for it is what there is."""
+        warn(self.emit, list(self._by_hand(refs)))
+
+    def _by_hand(self, refs: Sequence[str]) -> Iterator[str]:
+        """Where those stand that no command moved there, once for each."""
         for ref in (each for each in refs if each not in self._told):
             self._told.add(ref)
             if lastly.moved_by_hand(self.dot, self.refs, ref) and (change := self.oplog.by_hand(ref)):
-                self.emit(Note(f"{_stands(change)}; `llmos fsck` tells more", "warning"))
+                yield f"{_stands(change)}; `llmos fsck` tells more"
 
     def parents(self, checkpoint: str) -> tuple[str, ...]:
         """Of one that was given up as far as they are known."""

@@ -62,6 +62,7 @@ def course(
     with ws.index.still():
         found = listed(ws, rev, limit=limit, everything=everything)
         shown = found[:limit]
+        ws.runs.tell_gone({entry.id for entry in shown})
         measured = {entry.id: ws.metrics(entry.id) for entry in shown}
         chosen = _split(measured.values(), metric, split)
         names = ws.refs.pointing()

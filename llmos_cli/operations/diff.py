@@ -108,6 +108,7 @@ def diff(ws: Workspace, before: str, after: str, *, weights: bool = True, emit: 
 
     ids = [ws.resolve(before), ws.resolve(after)]
     one, other = (ws.manifest(identifier) for identifier in ids)
+    ws.runs.tell_gone({*ids})
     return DiffResult(
         before=_side(before, one, other),
         after=_side(after, other, one),

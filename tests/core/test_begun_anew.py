@@ -181,6 +181,11 @@ def test_what_is_only_strange_is_no_loss(ws: Workspace, commit, llmos, monkeypat
 LOGS = ("audit.jsonl", "audit.head", "operations.jsonl")
 
 
+def take_away_logs(ws: Workspace) -> None:
+    for name in LOGS:
+        (ws.dot / name).unlink()
+
+
 def test_logs_that_were_taken_away_are_missed(ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ws.root)
     assert llmos("audit", "--verify").code == llmos("fsck").code == 0  # nothing was done yet
@@ -215,8 +220,7 @@ def test_what_runs_moved_and_where_head_is_show_it_too(
 def test_both_are_begun_anew_by_name(ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ws.root)
     commit(a="1")
-    for name in LOGS:
-        (ws.dot / name).unlink()
+    take_away_logs(ws)
     told = fsck(ws).problems
     assert [(each.where, each.what) for each in told] == [
         (".llmos/operations.jsonl", "is missing, and branch main is there"),
@@ -248,7 +252,6 @@ def test_repairing_moves_nothing_where_the_log_that_would_know_is_gone(
     monkeypatch.chdir(ws.root)
     commit(a="1")
     assert llmos("branch", "dev").code == llmos("checkout", "dev").code == 0
-    for name in LOGS:
-        (ws.dot / name).unlink()
+    take_away_logs(ws)
     assert llmos("fsck", "--repair").code == 5
     assert ws.head().name == "dev"

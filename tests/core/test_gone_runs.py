@@ -32,7 +32,9 @@ def gone(ws: Workspace, commit: Commit, tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_shows_its_checkpoint_says_so(gone: tuple[Checkpoint, str], llmos: Llmos) -> None:
     made, run = gone
     warning = f"warning: run {run}, which made {made.id[:12]}, is gone by no command, and what it measured with it; `llmos fsck` tells more\n"
-    assert llmos("log").err == llmos("show", "HEAD~1").err == warning
+    for words in (("log",), ("show", "HEAD~1"), ("diff", "HEAD~1", "--no-tensors")):
+        assert llmos(*words).err == warning, words
+    assert warning in llmos("log", "--metric", "loss").err
     assert llmos("show", "HEAD").err == llmos("log", "-n", "1").err == ""
     assert llmos("fsck").code == 5
 

@@ -13,8 +13,6 @@ import pytest
 
 from llmos_cli.core.refs import TAGS
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.data import snapshots
-from llmos_cli.data.rows import Rows
 from llmos_cli.operations.fsck import fsck
 from tests.conftest import Ran
 
@@ -57,29 +55,6 @@ READING = (
 WRITING = (["tag", "new"], ["backup"], ["push", "--all"], ["fetch"])
 PATIENCE = 10.0
 """Seconds, of what takes a fraction of one."""
-
-
-@pytest.fixture
-def used(
-    ws: Workspace, commit, commit_with_config, llmos, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Workspace:
-    """With something in every folder: of checkpoints one is removed, one sealed; data is kept, and all of it is on a remote too."""
-    monkeypatch.chdir(ws.root)
-    monkeypatch.setenv("LLMOS_KEY", "7" * 64)
-    commit_with_config("seed: 1"), commit(a="second"), commit(a="third")
-    ws.snapshots.write(
-        snapshots.kept({"train": Rows({"text": ["a row"]})}, source="rows", asked="", store=ws.snapshots.store)
-    )
-    done = [
-        llmos("tag", "first", "HEAD~2"),
-        llmos("rm", "HEAD~2", "--force"),
-        llmos("seal", "HEAD~1"),
-        llmos("remote", "add", "origin", tmp_path / "far"),
-        llmos("push", "--all"),
-        llmos("backup"),
-    ]
-    assert {each.code for each in done} == {0}, done
-    return ws
 
 
 @contextmanager

@@ -6,35 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.data import snapshots
-from llmos_cli.data.rows import Rows
 from llmos_cli.operations.fsck import fsck
 
 ASKED = (["status"], ["log", "--all"], ["ps", "--all"], ["gc", "--dry-run"], ["fsck"], ["data", "list"])
-
-
-@pytest.fixture
-def used(ws: Workspace, commit, llmos, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workspace:
-    """With something in every folder: of checkpoints one is removed, one sealed; data is kept, and all of it is on a remote too."""
-    monkeypatch.chdir(ws.root)
-    monkeypatch.setenv("LLMOS_KEY", "7" * 64)
-    commit(a="first"), commit(a="second"), commit(a="third")
-    ws.snapshots.write(
-        snapshots.kept({"train": Rows({"text": ["a row"]})}, source="rows", asked="", store=ws.snapshots.store)
-    )
-    done = [
-        llmos("tag", "first", "HEAD~2"),
-        llmos("rm", "HEAD~2", "--force"),
-        llmos("seal", "HEAD~1"),
-        llmos("remote", "add", "origin", tmp_path / "far"),
-        llmos("push", "--all"),
-        llmos("backup"),
-    ]
-    assert {each.code for each in done} == {0}, done
-    return ws
 
 
 def folders_of_llmos(ws: Workspace) -> list[Path]:
