@@ -71,7 +71,7 @@ class DiffResult:
                 *(_own(side) for side in (self.before, self.after)),
                 _changes("data", self.data),
                 _changes("code", self.code),
-                _changes("environment", self.environment, unsaid="not recorded"),
+                _changes("environment", self.environment, unsaid={"llmos_source": "not recorded"}),
                 _metrics(self.metrics),
                 *self._unsure(),
                 *_processor(self.processor),
@@ -180,10 +180,13 @@ def _compare_weights(ws: Workspace, ids: Sequence[str], emit: Emit) -> list[Weig
     return compare(ws.checkpoint(ids[0]), ws.checkpoint(ids[1]), emit=emit)
 
 
-def _changes(title: str, changes: Sequence[Changed], unsaid: str | None = None) -> Table | Lines:
+def _changes(title: str, changes: Sequence[Changed], *, unsaid: Mapping[str, str] = {}) -> Table | Lines:
+    """`unsaid`: words for what older manifests do not have, by key; what only one of two operations has is a dash."""
     if not changes:
         return Lines([])
-    rows: list[list[Cell]] = [[c.key, _cell(c.before) or unsaid, _cell(c.after) or unsaid] for c in changes]
+    rows: list[list[Cell]] = [
+        [c.key, *(_cell(each) or unsaid.get(c.key) for each in (c.before, c.after))] for c in changes
+    ]
     return Table([title, "before", "after"], rows, align="lll")
 
 
