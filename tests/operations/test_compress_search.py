@@ -128,8 +128,9 @@ def test_a_latency_is_reached_by_leaving_blocks_out(base: Any, llmos: Any, monke
     assert ws.manifest(ws.resolve()).made.parents == (ws.resolve("HEAD~1"),)
     assert [point["latency"] <= 0.9 for point in done.json["frontier"] if point["chosen"]] == [True]
     assert all(point["latency"] for point in done.json["frontier"])
-    slow = [point for point in done.json["frontier"] if point["latency"] > 0.9]
-    assert all((point["size"], point["kl"]) == (None, None) for point in slow)
+    # What is timed twice may be fast enough the first time only: then its size and loss are known.
+    unmeasured = [point for point in done.json["frontier"] if point["kl"] is None]
+    assert all(point["size"] is None and point["latency"] > 0.9 for point in unmeasured)
 
 
 WIDE = DEEP.replace(
