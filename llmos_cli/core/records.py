@@ -107,7 +107,7 @@ class Runs:
         """None while a fetch is under way: it brings the refs of runs before the runs."""
         gone = self._workspace.index.gone_runs()
         if gone:
-            from llmos_cli.core.remote.receiving import is_under_way  # here: runs are where they were, as a rule
+            from llmos_cli.core.remote.downloading import is_under_way  # here: runs are where they were, as a rule
 
             return [] if is_under_way(self._workspace.dot) else gone
         return gone

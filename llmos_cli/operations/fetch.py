@@ -9,7 +9,7 @@ from llmos_cli.core.names import in_the_way, wrong
 from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEADS, REMOTES, TAGS
-from llmos_cli.core.remote import receiving
+from llmos_cli.core.remote import arriving, downloading, receiving
 from llmos_cli.core.remote.remote import Remote, RemoteRef
 from llmos_cli.core.view import Group, Line, Lines, View
 from llmos_cli.core.workspace import Workspace
@@ -190,13 +190,13 @@ def _moved(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef]) -> Itera
 
 
 def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list[Change], emit: Emit) -> None:
-    receiving.receive(ws, there, coming, emit)
-    with receiving.staged(ws, coming) as prepared:
-        receiving.publish_snapshots(ws, coming)
+    downloading.receive(ws, there, coming, emit)
+    with arriving.staged(ws, coming) as prepared:
+        arriving.publish_snapshots(ws, coming)
         with ws.oplog.locked(ws.emit):
-            receiving.publish(ws, prepared, coming)
-            if changes := [*tags, *receiving.replaced(ws, coming)]:
+            arriving.publish(ws, prepared, coming)
+            if changes := [*tags, *arriving.replaced(ws, coming)]:
                 ws.oplog.apply_locked(f"fetch {there.name}", changes)
             elif coming.checkpoints or coming.signatures or coming.snapshots:
                 ws.oplog.note_locked(f"fetch {there.name}")
-        receiving.publish_runs(ws, coming)
+        arriving.publish_runs(ws, coming)

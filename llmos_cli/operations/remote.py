@@ -20,7 +20,7 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
-from llmos_cli.core.remote.receiving import FOLDER
+from llmos_cli.core.remote.downloading import FOLDER
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.settings import FIRST, NAME, must_be_there
 from llmos_cli.core.view import Lines, View

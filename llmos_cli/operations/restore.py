@@ -12,7 +12,7 @@ from pathlib import Path
 from llmos_cli.core import appearing, atomic, staging
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.refs import HEAD
-from llmos_cli.core.remote import backups, receiving
+from llmos_cli.core.remote import arriving, backups, downloading, receiving
 from llmos_cli.core.remote.backups import Backup
 from llmos_cli.core.view import Lines, View, size
 from llmos_cli.core.workspace import DOT, Workspace
@@ -68,7 +68,7 @@ def restore(
     with remotes.fetching(ws, place), nullcontext() if dry_run else _going_on(ready):
         coming = receiving.beside(receiving.lacking(ws, there, wanted.checkpoints, runs=False), there, files)
         if not dry_run:
-            receiving.receive(ws, there, coming, emit)
+            downloading.receive(ws, there, coming, emit)
             _bring(ws, coming, files, executable)
             ws.oplog.note(f"restore {wanted.backup} from {url}")
     there.store.close()
@@ -85,7 +85,7 @@ def _going_on(ready: Path) -> Iterator[None]:
     except LlmosError as error:
         if any(
             any(each.iterdir())
-            for each in (ready / DOT / "tmp" / receiving.FOLDER, ready / "checkpoints")
+            for each in (ready / DOT / "tmp" / downloading.FOLDER, ready / "checkpoints")
             if each.is_dir()
         ):
             error.hint += f"; what came is kept in {os.path.relpath(ready)}, and the same `llmos restore` goes on there"
@@ -121,10 +121,10 @@ def _chosen(known: Sequence[Backup], url: str, at: str | None) -> Backup:
 def _bring(
     ws: Workspace, coming: receiving.Receiving, files: Mapping[str, FileEntry], executable: Container[str]
 ) -> None:
-    downloads = ws.dot / "tmp" / receiving.FOLDER
-    with receiving.staged(ws, coming) as prepared:
+    downloads = ws.dot / "tmp" / downloading.FOLDER
+    with arriving.staged(ws, coming) as prepared:
         with ws.oplog.locked(ws.emit):
-            receiving.publish(ws, prepared, replace(coming, runs=()))
+            arriving.publish(ws, prepared, replace(coming, runs=()))
         for name, entry in files.items():
             unfinished = ws.dot / "tmp" / "restored"
             shutil.copyfile(downloads / entry.sha256, unfinished)

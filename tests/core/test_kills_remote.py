@@ -48,7 +48,7 @@ VERBS = ("push", "fetch", "pull", "remote", "backup", "clone", "restore", "fsck"
 MODULES = [
     *("llmos_cli.app", "llmos_cli.core.index", "llmos_cli.core.runs", "sqlite3", "concurrent.futures.thread", "yaml"),
     *(f"llmos_cli.{kind}.{verb}" for kind in ("operations", "commands") for verb in VERBS),
-    *("llmos_cli.transports.local", "llmos_cli.core.remote.receiving", "llmos_cli.operations.integrity.repairing"),
+    *("llmos_cli.transports.local", "llmos_cli.core.remote.arriving", "llmos_cli.operations.integrity.repairing"),
     "llmos_cli.operations.fsck_remote",
 ]
 COMMANDS = {

@@ -45,7 +45,7 @@ def _others(ws: Workspace, data: bool) -> Iterable[str]:
 
 def is_gone(ws: Workspace, run: str) -> bool:
     """Of a run that a fetch brings the ref comes first: what was cut off in between is there when it goes on."""
-    from llmos_cli.core.remote.receiving import is_under_way  # here: most workspaces are checked without
+    from llmos_cli.core.remote.downloading import is_under_way  # here: most workspaces are checked without
 
     return not (ws.root / "runs" / run).is_dir() and not is_under_way(ws.dot)
 

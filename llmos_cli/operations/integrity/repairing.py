@@ -21,7 +21,7 @@ from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
 from llmos_cli.core.refs import SNAPSHOTS
-from llmos_cli.core.remote import layout, receiving
+from llmos_cli.core.remote import arriving, downloading, layout, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
@@ -127,9 +127,9 @@ def _has(there: Remote, checkpoint: str, whole: bool) -> bool:
 def _fetched(ws: Workspace, there: Remote, checkpoints: Sequence[str], emit: Emit) -> list[Repaired]:
     with remotes.fetching(ws, remotes.named(ws, there.name)):
         coming = receiving.lacking(ws, there, checkpoints, runs=False)
-        receiving.receive(ws, there, coming, emit)
-        with receiving.staged(ws, coming) as prepared, ws.oplog.locked(ws.emit):
-            receiving.publish(ws, prepared, coming)
+        downloading.receive(ws, there, coming, emit)
+        with arriving.staged(ws, coming) as prepared, ws.oplog.locked(ws.emit):
+            arriving.publish(ws, prepared, coming)
     bare = {each.id for each in coming.lineage} - coming.sealed.keys()
     for each in sorted(bare):
         emit(Note(f"{there.name} has only the manifest of {each[:SHORT]}: its weights count as removed", "warning"))

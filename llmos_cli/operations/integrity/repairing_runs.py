@@ -13,7 +13,7 @@ from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.refs import RUNS
-from llmos_cli.core.remote import hostile, receiving
+from llmos_cli.core.remote import arriving, downloading, hostile, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError
@@ -73,9 +73,9 @@ def brought_back(
 def _fetched(ws: Workspace, there: Remote, gone: set[str], emit: Emit) -> list[Repaired]:
     with remotes.fetching(ws, remotes.named(ws, there.name)):
         coming = receiving.runs_alone(ws, there, gone)
-        receiving.receive(ws, there, coming, emit)
-        with receiving.staged(ws, coming):
-            receiving.publish_runs(ws, coming)
+        downloading.receive(ws, there, coming, emit)
+        with arriving.staged(ws, coming):
+            arriving.publish_runs(ws, coming)
     return [Repaired(f"runs/{each.id}", there.name) for each in coming.runs]
 
 

@@ -37,7 +37,7 @@ def lost_refs_of_runs(ws: Workspace) -> Iterator[tuple[str, str | None, str]]:
 def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:
     """Run -> what it saved last, which is here, and whether it was done then. What `gc` collected may have come back without its run's ref,
     and what a cut-off fetch is about to bring too."""
-    from llmos_cli.core.remote.receiving import is_under_way  # here: most workspaces are checked without
+    from llmos_cli.core.remote.downloading import is_under_way  # here: most workspaces are checked without
 
     if is_under_way(ws.dot):
         return {}

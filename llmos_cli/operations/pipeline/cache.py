@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llmos_cli.core import atomic
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.refs import ID
-from llmos_cli.core.remote import hostile, layout, receiving, sending
+from llmos_cli.core.remote import arriving, downloading, hostile, layout, receiving, sending
 from llmos_cli.core.remote.parallel import Meter
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import whole
@@ -77,11 +77,11 @@ class Cache:
 
     def _bring(self, remote: Remote, result: Result, memory: Memory, emit: Emit) -> None:
         coming = receiving.lacking(self._ws, remote, filter(None, [result.checkpoint]))
-        receiving.receive(self._ws, remote, coming, emit)
-        with receiving.staged(self._ws, coming) as prepared:
+        downloading.receive(self._ws, remote, coming, emit)
+        with arriving.staged(self._ws, coming) as prepared:
             with self._ws.oplog.locked(self._ws.emit):
-                receiving.publish(self._ws, prepared, coming)
-            receiving.publish_runs(self._ws, coming)
+                arriving.publish(self._ws, prepared, coming)
+            arriving.publish_runs(self._ws, coming)
         for sha256 in result.outputs.values():
             _receive_output(remote, memory.contents(sha256), sha256.removesuffix("+x"), emit)
 
@@ -147,6 +147,6 @@ def _receive_output(remote: Remote, path: Path, sha256: str, emit: Emit) -> None
         raise NotFound(f"the contents of an output ({sha256[:12]}) are missing", hint="it is made anew")
     atomic.make_directory(path.parent)
     meter = Meter("fetch", size, emit)
-    receiving.download(remote, path.parent, sha256, size, meter)
+    downloading.download(remote, path.parent, sha256, size, meter)
     atomic.sync_directory(path.parent)
     meter.end()
