@@ -23,7 +23,7 @@ from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.session import JsonFlag, KeyOfSeal, QuietFlag, Session, session
 
 if TYPE_CHECKING:
-    from llmos_cli.operations.fsck import FsckResult
+    from llmos_cli.operations.integrity.result import FsckResult
 
 
 def fsck(

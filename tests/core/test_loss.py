@@ -21,8 +21,9 @@ from llmos_cli.operations.audit import audit, verify
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fetch import fetch
-from llmos_cli.operations.fsck import FsckResult, fsck
+from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.gc import gc
+from llmos_cli.operations.integrity.result import FsckResult
 from llmos_cli.operations.log import log
 from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push

@@ -1,0 +1,170 @@
+"""Hash every byte of a workspace again, and follow every ref: what is damaged, and whom it hurts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from llmos_cli.core import kept, manifest, records, settings, signatures
+from llmos_cli.core.dropped import mark_of
+from llmos_cli.core.endings import EDITED, altered, not_json
+from llmos_cli.core.listing import entries, folders, is_file, is_folder, read_bytes
+from llmos_cli.core.oplog import WINDOW
+from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
+from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
+from llmos_cli.core.snapshots import readers
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.events import Emit
+from llmos_cli.operations.audit import audited
+from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
+from llmos_cli.operations.integrity.giving_up import given_up, tidy
+from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, more, readable
+from llmos_cli.operations.integrity.refs import operations, refs
+from llmos_cli.operations.integrity.result import FsckResult
+from llmos_cli.operations.integrity.sealed import Sealing
+from llmos_cli.operations.integrity.sharing_again import denied
+from llmos_cli.operations.integrity.strangers import not_plain, strangers
+from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
+from llmos_cli.operations.summary import SHORT
+
+
+def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
+    gone = tuple(given_up(ws))
+    freed = ws.dropped.all() - (undoable(ws, time.time() - WINDOW) - {each.checkpoint for each in gone})
+    sealing = Sealing(ws, ws.sealed.all() - freed, key_file)
+    lost = ws.index.lost()
+    checked = [Examined(ws, name, freed=name in freed, lost=lost) for name in names_in(ws.checkpoints)]
+    objects = [(name, ws.objects.path(name)) for name in sorted(ws.objects.names())]
+    stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
+    hashes = Hashes({**stored, **files_of(checked)}, emit)
+    problems = [problem for each in checked for problem in each.problems(hashes)]
+    problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__)]
+    runs = list(_runs(ws))
+    problems += [each for each in runs if isinstance(each, Problem)]
+    sealing.must_fit(key_file)
+    with _quiet(ws):
+        if ws.writable:
+            tidy(ws)
+        problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
+        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws), *_marks(ws)]
+        problems += [*refs_of_runs(ws), *missing_signatures(ws)]
+    bad = {problem.checkpoint for problem in problems}
+    ws.index.note_all_file_times(
+        {each.name: times for each in checked if each.name not in bad and (times := each.times())}
+    )
+    kept = {name: stored[path] for name, path in objects}
+    unshared = {each.name: found for each in checked if each.name not in bad and (found := each.unshared(kept))}
+    hurt, unread = _Hurt(ws), {each.checkpoint for each in problems if each.file == manifest.NAME}
+    told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt, unread))
+    differed = not ws.index.agrees()
+    return FsckResult(
+        len(checked),
+        hashes.files,
+        hashes.bytes,
+        told,
+        differed,
+        index_made_anew=differed and ws.writable,
+        sealed=sealing.count,
+        opened=sealing.opened,
+        unopened=sealing.unopened,
+        given_up=gone,
+        given_up_files=tuple(each for each in runs if isinstance(each, GivenUpFile)),
+        audit_breaks=tuple(ws.oplog.audit.breaks()),
+        unshared={name: sum(file.entry.size for file in files) for name, files in unshared.items()},
+        denied=denied(ws.storage, chain.from_iterable(unshared.values()), kept),
+    )
+
+
+def _quiet(ws: Workspace) -> AbstractContextManager[None]:
+    """Nobody is in the middle of moving a ref; where nothing can be written, nobody is."""
+    return ws.oplog.locked(ws.emit) if ws.writable else nullcontext()
+
+
+def _objects(
+    ws: Workspace, objects: Sequence[tuple[str, Path]], checked: Sequence[Examined], hashes: Hashes
+) -> Iterator[Problem]:
+    """Damage to an inode that a checkpoint has too was told with the checkpoint."""
+    told = {inode_of(status) for status in files_of(checked).values()}
+    for name, path in objects:
+        if hashes[path].sha256 != name and inode_of(path.stat()) not in told:
+            where = str(path.relative_to(ws.root))
+            yield Problem(
+                where, "has other bytes than its name says; no checkpoint reads it, `llmos fsck --repair` removes it"
+            )
+
+
+def _snapshots(ws: Workspace, hurt: _Hurt, unread: Container[str]) -> Iterator[Problem]:
+    """Every piece of data that was kept hashed again, and every row counted; what hurts is that its checkpoints cannot be made again."""
+    kept = ws.snapshots
+    made = readers(ws, unread) if kept.ids() else {}
+    for each in kept.ids():
+        if what := kept.damaged(each):
+            yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
+
+
+def _audit(ws: Workspace) -> Iterator[Problem]:
+    if (checked := audited(ws)).wrong:
+        yield Problem(".llmos/audit.jsonl", checked.sentence)
+
+
+def _marks(ws: Workspace) -> Iterator[Problem]:
+    for each in sorted(marked_by_nobody(ws)):
+        what = "says that these weights were removed, which are here and which no operation removed: --repair takes it away"
+        yield Problem(mark_of(each), what, each)
+
+
+def _signatures(ws: Workspace) -> Iterator[Problem]:
+    """What can be told without a key: that they are signatures, and of the checkpoint that they are named after."""
+    folder = ws.dot / signatures.FOLDER
+    signed = {signatures.path(ws.dot, each).name: each for each in signatures.signed(ws.dot)}
+    for name in names_in(folder):
+        where = f"{folder.relative_to(ws.root)}/{name}"
+        if name not in signed:
+            yield Problem(where, "is not a signature: llmos did not put it there")
+        elif what := wrong_signature(ws, signed[name]):
+            yield Problem(where, what, signed[name])
+
+
+def _runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
+    """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
+    for name in folders(ws.root / "runs"):
+        events = (folder := ws.root / "runs" / name) / records.EVENTS
+        strange = [Path(each.path) for each in entries(folder) if not (is_file(each) or is_folder(each))]
+        yield from (not_plain(ws, path) for path in strange)
+        if events not in strange:
+            yield from _run(name, folder) if events.is_file() else [Problem(f"runs/{name}", f"has no {records.EVENTS}")]
+
+
+def _run(name: str, folder: Path) -> Iterator[Problem | GivenUpFile]:
+    given = kept.hashed(folder)
+    text, where = read_bytes(folder / records.EVENTS), f"runs/{name}/{records.EVENTS}"
+    if altered(text):
+        yield Problem(where, EDITED, run=name)
+    if bad := not_json(text):
+        yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
+    for file, what in kept.differing(text, given):
+        yield Problem(f"runs/{name}/{file}", what, run=name)
+    yield from (GivenUpFile(f"runs/{name}/{file}") for file in kept.given_up(text, given))
+
+
+class _Hurt:
+    """Which branches and tags have a damaged checkpoint in their line."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self._lines = {
+            name: with_ancestors(ws, [checkpoint])
+            for prefix in (HEADS, TAGS)
+            for name in ws.refs.names(prefix)
+            if (checkpoint := readable(ws, prefix + name)[0])
+        }
+
+    def named(self, problem: Problem) -> Problem:
+        return replace(problem, hurts=self.by([problem.checkpoint or problem.lacks]))
+
+    def by(self, checkpoints: Iterable[str]) -> tuple[str, ...]:
+        """Those that have any of these."""
+        return tuple(name for name, line in self._lines.items() if not line.isdisjoint(checkpoints))
