@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmos_cli.core.listing import entries, is_file, read_bytes
+from llmos_cli.core.listing import entries, is_file, is_plain, read_bytes
 from llmos_cli.core.refs import ID
 
 FOLDER = ".llmos/dropped/"
@@ -29,7 +29,7 @@ class Dropped:
         self._scratch = dot / "tmp"
 
     def __contains__(self, checkpoint: str) -> bool:
-        return (self._directory / checkpoint).exists()
+        return is_plain(self._directory / checkpoint)
 
     def all(self) -> set[str]:
         return {each.name for each in entries(self._directory) if _is_mark(each)}

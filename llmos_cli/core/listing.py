@@ -57,6 +57,14 @@ def read_text(path: Path, *, linked: bool = False) -> str:
         return file.read()
 
 
+def is_plain(path: Path | str) -> bool:
+    """As `is_file`, of a path; False where nothing is."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def must_be_plain(path: Path) -> None:
     """NotPlain where something else stands there; that nothing does is fine."""
     if what_else(path):

@@ -57,7 +57,8 @@ def seal(
     emit: Emit = ignore,
 ) -> SealResult:
     """A `key_file` that is not there yet is made, with a new key. `with_lineage`: what shares files with it as well."""
-    manifests = _to_seal(ws, ws.resolve(rev), with_lineage=with_lineage)
+    checkpoint = ws.resolve(rev)
+    manifests = _to_seal(ws, checkpoint, with_lineage=with_lineage)
     contents = {entry.sha256: entry.size for each in manifests for entry in each.tree.values()}
     place = None if key_file is None else _place(ws, key_file)
     new_key = "" if place is None or place.exists() else str(place)
@@ -66,7 +67,7 @@ def seal(
     if not dry_run:
         with _key_made(ws, new_key, ids):
             salt = os.urandom(SALT)
-            _seal(ws, manifests, Cipher(given_key(place, ask, twice=True), salt), salt, emit)
+            _seal(ws, checkpoint, manifests, Cipher(given_key(place, ask, twice=True), salt), salt, emit)
     return SealResult(ids, len(contents), sum(contents.values()), new_key, dry_run)
 
 
@@ -84,20 +85,22 @@ def _key_made(ws: Workspace, file: str, checkpoints: Sequence[str]) -> Iterator[
 
 
 def _to_seal(ws: Workspace, checkpoint: str, *, with_lineage: bool) -> list[Manifest]:
-    if checkpoint in ws.sealed:
-        raise UsageError(f"{short(checkpoint)} is sealed already", hint=f"`llmos unseal {short(checkpoint)}` opens it")
     gone = {each for each in ws.dropped.all() if bare(ws, each)}
-    found = [checkpoint, *sorted(sharing(ws, checkpoint, gone | ws.sealed.all()) - {checkpoint})]
-    if removed := ws.dropped.all() & {*found[1:]}:
+    others = sorted(sharing(ws, checkpoint, gone | ws.sealed.all()) - {checkpoint})
+    if removed := ws.dropped.all() & {*others}:
         raise UsageError(
             f"{short(checkpoint)} shares files with {told(ws, sorted(removed))}, removed and still there for undo",
             hint="`llmos gc --window now` frees what was removed, or `llmos undo` brings it back to be sealed as well",
         )
-    if len(found) > 1 and not with_lineage:
+    sealed = checkpoint in ws.sealed
+    if others and not with_lineage:
         raise UsageError(
-            f"{short(checkpoint)} shares files with {told(ws, found[1:])}",
+            f"{short(checkpoint)} {'is sealed, and ' if sealed else ''}shares files with {told(ws, others)}",
             hint="as long as one of them is open, so are those files; --with-lineage seals all of them",
         )
+    if sealed and not others:
+        raise UsageError(f"{short(checkpoint)} is sealed already", hint=f"`llmos unseal {short(checkpoint)}` opens it")
+    found = others if sealed else [checkpoint, *others]
     for each in found:
         _check_unread(ws, each)
     return [ws.checkpoint(each).manifest for each in found]
@@ -148,11 +151,13 @@ def _place(ws: Workspace, file: Path) -> Path:
     return place
 
 
-def _seal(ws: Workspace, manifests: Sequence[Manifest], cipher: Cipher, salt: bytes, emit: Emit) -> None:
+def _seal(
+    ws: Workspace, checkpoint: str, manifests: Sequence[Manifest], cipher: Cipher, salt: bytes, emit: Emit
+) -> None:
     with ws.stage() as staged:
         made = encrypted(ws, manifests, cipher, staged, emit)
         with ws.oplog.locked(ws.emit):
-            _check_same(ws, manifests)
+            _check_same(ws, checkpoint, manifests)
             ws.sealed.keep(staged, (entry.sha256 for entry in made.values()))
             for each in manifests:
                 tree = {name: made[entry.sha256] for name, entry in each.tree.items()}
@@ -161,9 +166,9 @@ def _seal(ws: Workspace, manifests: Sequence[Manifest], cipher: Cipher, salt: by
             ws.oplog.seal_locked(f"seal {' '.join(map(short, ids))}", seals=ids)
 
 
-def _check_same(ws: Workspace, manifests: Sequence[Manifest]) -> None:
+def _check_same(ws: Workspace, checkpoint: str, manifests: Sequence[Manifest]) -> None:
     """What others did while files were being encrypted: committed what shares one, began to read, removed or sealed."""
-    now = _to_seal(ws, manifests[0].id, with_lineage=True)
+    now = _to_seal(ws, checkpoint, with_lineage=True)
     if {each.id for each in now} != {each.id for each in manifests}:
         raise Conflict(
             "another checkpoint with the same files came or went meanwhile", hint="nothing was changed; try again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,12 @@ def test_marks_that_are_known(ws: Workspace, commit: Commit, tmp_path: Path) -> 
     undo(copy)
     assert copy.resolve() in copy.dropped and fsck(copy).problems == ()
     gc(copy)
+
+
+def test_a_pipe_among_the_marks_is_none(ws: Workspace, commit: Commit) -> None:
+    made = commit(a="1")
+    pipe = ws.dot / "dropped" / made.id
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    assert ws.checkpoint().path == made.path and made.id not in ws.dropped
+    assert [each.where for each in fsck(ws).problems] == [f".llmos/dropped/{made.id}"]

@@ -297,6 +297,19 @@ def test_undo_knows_what_was_opened_piece_by_piece(ws: Workspace, mixed: tuple[s
     assert first not in ws.sealed
 
 
+def test_what_came_later_with_the_same_files_is_sealed_as_well(ws: Workspace, commit: Commit) -> None:
+    made = commit(a="secret", b="more")
+    seal(ws, ask=typed)
+    later = commit(a="secret", b="other")
+    with pytest.raises(UsageError, match=f"is sealed, and shares files with {later.id[:12]}") as refused:
+        seal(ws, made.id, ask=typed)
+    assert "--with-lineage" in (refused.value.hint or "")
+    assert seal(ws, made.id, with_lineage=True, ask=typed).checkpoints == (later.id,)
+    assert in_the_clear(ws, later.id) == [] and fsck(ws).problems == ()
+    with pytest.raises(UsageError, match="is sealed already"):
+        seal(ws, made.id, with_lineage=True, ask=typed)
+
+
 def test_the_key_is_in_a_file_or_the_environment_or_typed(
     ws: Workspace, commit: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
