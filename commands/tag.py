@@ -1,8 +1,9 @@
 """List tags, or give a checkpoint a name that stays where it is.
 
-llmos tag             list them
-llmos tag base        HEAD is called `base` from now on
-llmos tag -d base     forget the name, keep the checkpoint
+llmos tag                   list them
+llmos tag base              HEAD is called `base` from now on
+llmos tag -d base           forget the name, keep the checkpoint
+llmos tag -d stages/old     the same of what a stage of the pipeline made last
 """
 
 from __future__ import annotations

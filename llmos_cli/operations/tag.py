@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos_cli.core.operation import Change
-from llmos_cli.core.refs import TAGS, check_name
+from llmos_cli.core.refs import STAGES, TAGS, check_name
 from llmos_cli.core.view import View
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, UsageError
 from llmos_cli.operations.named import Named, NamedList, check_free, listed
+
+_STAGE = STAGES.removeprefix("refs/")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class TagResult:
     def view(self) -> View:
         if not self.checkpoint:
             named = f"it named {self.before[:12]}" if self.before else "what it held made no sense"
-            return f"tag {self.name} deleted; {named}"
+            kind = "name" if self.name.startswith(_STAGE) else "tag"
+            return f"{kind} {self.name} deleted; {named}"
         moved = f"; it named {self.before[:12]}" if self.before else ""
         return f"tag {self.name} names {self.checkpoint[:12]}{moved}"
 
@@ -40,11 +43,19 @@ def tag(ws: Workspace, name: str, rev: str = "HEAD", *, force: bool = False) -> 
 
 
 def delete_tag(ws: Workspace, name: str) -> TagResult:
-    before = ws.oplog.said(TAGS + check_name("tag", name))
-    if before is None and not ws.refs.senseless(TAGS + name):
+    """Also the name of what a stage made, `stages/NAME`: a pipeline that has the stage no more keeps it for ever otherwise."""
+    ref = TAGS + check_name("tag", name)
+    if name.startswith(_STAGE) and not _is_there(ws, ref):
+        ref = f"refs/{name}"
+    if not _is_there(ws, ref):
         raise NotFound(f"there is no tag {name}", hint="`llmos tag` lists them")
-    ws.oplog.apply(f"tag -d {name}", [Change(TAGS + name, before, None)], emit=ws.emit)
+    before = ws.oplog.said(ref)
+    ws.oplog.apply(f"tag -d {name}", [Change(ref, before, None)], emit=ws.emit)
     return TagResult(name, "", before)
+
+
+def _is_there(ws: Workspace, ref: str) -> bool:
+    return ws.oplog.said(ref) is not None or ws.refs.senseless(ref)
 
 
 def tags(ws: Workspace) -> NamedList:

@@ -79,6 +79,12 @@ def test_stages_that_read_one_another(verbs: Workspace, llmos):
     assert "(stages/base)" in llmos("log", "stages/base").out
     assert llmos("rm", base).code != 0, "it is in use"
     assert llmos("gc", "--expire", "now").code == 0 and verbs.resolve("stages/base") == base
+    assert llmos("tag", "-d", "stages/none").code == 4
+    assert "name stages/base deleted" in llmos("tag", "-d", "stages/base").out
+    assert llmos("rm", base, "--dry-run").code == 0 and llmos("show", "stages/base").code == 4
+    assert llmos("undo").code == 0 and verbs.resolve("stages/base") == base
+    llmos("tag", "-d", "stages/base")
+    assert llmos("run").code == 0 and verbs.resolve("stages/base") == base, "the pipeline has it"
 
 
 def test_what_changed_data_reaches(verbs: Workspace, llmos):
