@@ -75,8 +75,7 @@ class Session:
         """Found from the current folder upwards; NotFound (exit 4) where there is none."""
         from llmos_cli.core.workspace import Workspace
 
-        workspace = Workspace.find()
-        workspace.emit = self.ui.emit
+        workspace = Workspace.find(emit=self.ui.emit)
         access.work_as_group(workspace.dot)
         if self._changes:
             access.require_writable(workspace.dot)

@@ -70,8 +70,8 @@ class Dropped:
         from llmos_cli.core import atomic, manifest
         from llmos_cli.core.objects import files_below
 
-        if not directory.is_dir():
-            return  # collected since
+        if not directory.is_dir() or directory.is_symlink():
+            return  # collected since; what a link leads to is not ours
         with atomic.refusals(directory):
             for name in files_below(directory):
                 if name != manifest.NAME:

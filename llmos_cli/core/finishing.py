@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmos_cli.core import atomic, signatures
+from llmos_cli.core import aside, atomic, signatures
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.operation import Operation
 from llmos_cli.core.refs import RUNS
@@ -26,6 +26,16 @@ def sync(root: Path, dot: Path, operation: Operation, *, log: Path) -> None:
             atomic.sync_file(log)
         for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
             atomic.sync_directory(folder)
+
+
+def set_aside(dot: Path, pending: Path) -> str:
+    """What no llmos can have written is not carried out, and kept; in words."""
+    kept = aside.keep(dot, pending)
+    atomic.remove(pending)
+    return (
+        f".llmos/{pending.name} was no operation that llmos could have begun: it was not carried out, and is kept in .llmos/{aside.FOLDER}/"
+        f"{kept}; `llmos fsck` says whether something was left half done"
+    )
 
 
 def _named(root: Path, dot: Path, operation: Operation) -> Iterator[Path]:

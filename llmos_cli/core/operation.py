@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from llmos_cli.core import lost
+from llmos_cli.core import lost, reach
 from llmos_cli.core.audit import Author, author
 from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.names import folded
@@ -117,14 +117,18 @@ def parse(line: bytes) -> Operation | None:
 
 
 def _sound(operation: Operation) -> bool:
-    texts = [operation.id, operation.name, operation.run, operation.kind, operation.of]
-    texts += [checkpoint for each in _LISTS for checkpoint in getattr(operation, each)]
+    """Nothing that is read from a file is taken for an operation that reaches beyond what operations do."""
+    checkpoints = [checkpoint for each in _LISTS for checkpoint in getattr(operation, each)]
+    texts = [operation.id, operation.name, operation.run, operation.kind, operation.of, *checkpoints]
     texts += [change.what for change in operation.changes]
     contents = [content for change in operation.changes for content in (change.before, change.after)]
     return (
         all(isinstance(text, str) for text in texts)
         and all(content is None or isinstance(content, str) for content in contents)
         and type(operation.time) in (int, float)
+        and reach.may_be_run(operation.run)
+        and reach.are_ids(checkpoints)
+        and all(reach.may_change(change.what, (change.before, change.after)) for change in operation.changes)
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmos_cli.core import access, atomic, continuity, lines, reversing
+from llmos_cli.core import access, atomic, continuity, lines, reach, reversing
 from llmos_cli.core.audit import Audit, Author, author
 from llmos_cli.core.dropped import Dropped
 from llmos_cli.core.history import History
@@ -32,7 +32,7 @@ from llmos_cli.core.operation import (
 )
 from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, RUNS, SNAPSHOTS, SYMBOLIC, Refs
 from llmos_cli.core.sealed import Sealed
-from llmos_cli.errors import Corrupt, LlmosError, NotFound
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, NotPlain
 from llmos_cli.events import Emit, Note, ignore
 
 WINDOW = 30 * 24 * 3600.0
@@ -140,6 +140,11 @@ class OperationLog(History):
             return self._apply_locked(operation)
 
     def _apply_locked(self, operation: Operation) -> Operation:
+        if any(reach.leads_out(self._root, change.what) for change in operation.changes):
+            raise NotPlain(
+                f"{reach.CONFIGS} is a link that leads out of the workspace: `{operation.name}` writes nothing there",
+                hint="make it a folder of the workspace, and try again",
+            )
         self._compare(operation)
         check_secrets(operation)
         if operation.kind != "do":
@@ -176,11 +181,13 @@ class OperationLog(History):
             operation = parse(read_bytes(self._pending))
         except FileNotFoundError:
             return
-        if operation is not None:
-            from llmos_cli.core import finishing  # here: most find nothing pending
+        from llmos_cli.core import finishing  # here: most find nothing pending
 
-            finishing.sync(self._root, self._dot, operation, log=self.path)
-            self._carry_out(operation)
+        if operation is None or any(reach.leads_out(self._root, change.what) for change in operation.changes):
+            self._emit(Note(finishing.set_aside(self._dot, self._pending), "warning"))
+            return
+        finishing.sync(self._root, self._dot, operation, log=self.path)
+        self._carry_out(operation)
 
     def _compare(self, operation: Operation) -> None:
         leaving = {change.what for change in operation.changes if change.after is None}

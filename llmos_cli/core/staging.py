@@ -32,7 +32,7 @@ def leftovers(tmp: Path) -> list[Path]:
 
 def discard(path: Path) -> None:
     """Remove a file or a folder; somebody else may be removing it too."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -77,15 +77,16 @@ class Workspace:
         return Workspace, (self.root,)  # to a worker process: open files and connections stay here
 
     @classmethod
-    def find(cls, start: Path | None = None) -> Workspace:
-        """The nearest workspace at or above `start` (the current folder)."""
+    def find(cls, start: Path | None = None, *, emit: Emit = ignore) -> Workspace:
+        """The nearest workspace at or above `start` (the current folder), which `emit` hears of from then on."""
         here = (start or Path.cwd()).resolve()
         for folder in (here, *here.parents):
             if (folder / DOT / "refs").is_dir() or (folder / DOT / HEAD).is_file():
                 settings.check_format(folder)
                 found = cls(folder)
+                found.emit = emit
                 if found.unsettled and found.writable:
-                    found.oplog.settle()
+                    found.oplog.settle(emit)
                 return found
         raise NotFound(f"there is no workspace in {here} or above it", hint="`llmos init` makes one here")
 

@@ -159,11 +159,11 @@ def test_weights_that_a_remote_brought_back_are_as_good_as_undone(ws, commit, tm
 
 def test_an_operation_as_long_as_any_is_finished_once(ws):
     """What describes a great deal of data is longer than what is read of the log's end."""
-    ws.oplog.apply("long", [Change("long.txt", None, "x" * (3 << 20))])
+    ws.oplog.apply("long", [Change("configs/long.yaml", None, "x" * (3 << 20))])
     (ws.dot / "pending.json").write_bytes(ws.oplog.path.read_bytes())  # a kill just after it was logged
     ws.oplog.settle()
     assert [each.name for each in ws.oplog.operations()] == ["long"] and not (ws.dot / "pending.json").exists()
-    assert undo(ws).operation.name == "undo long" and not (ws.root / "long.txt").exists()
+    assert undo(ws).operation.name == "undo long" and not (ws.root / "configs" / "long.yaml").exists()
 
 
 def test_gc_keeps_what_undo_reaches_unless_told() -> None:

@@ -1,0 +1,112 @@
+"""What a log or `pending.json` of somebody else's says is not carried out beyond what operations do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos_cli.core.operation import parse
+from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import NotFound, NotPlain
+from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.tag import tag
+from llmos_cli.operations.undo import undo
+from tests.core.conftest import Commit
+
+A = "a" * 64
+
+
+def changed(what: str, before: str | None, after: str | None) -> dict[str, Any]:
+    return {"changes": [{"what": what, "before": before, "after": after}]}
+
+
+def line(**of: Any) -> bytes:
+    value = {"id": "deadbeef", "name": "tag x", "changes": [], "time": 1.0, "run": "", "kind": "do", "of": "", **of}
+    return json.dumps(value).encode() + b"\n"
+
+
+BEYOND: dict[str, dict[str, Any]] = {
+    "beside the workspace": changed("../victim", None, "owned"),
+    "from the root": changed("/tmp/victim", None, "owned"),
+    "out of configs": changed("configs/../../victim.yaml", None, "owned"),
+    "a folder of configs": changed("configs/a/b.yaml", None, "owned"),
+    "what trusts": changed("configs/trusted.json", None, "{}"),
+    "a file of our own": changed(".llmos/audit.jsonl", None, ""),
+    "another mark": changed(".llmos/dropped/../storage", None, ""),
+    "a checkpoint": changed(f"checkpoints/{A}/model.safetensors", None, "owned"),
+    "out of the refs": changed("refs/heads/../../../victim", None, A),
+    "the refs of runs": changed("refs/runs/x", None, A),
+    "no id": changed("refs/heads/main", None, "owned"),
+    "HEAD elsewhere": changed("HEAD", None, "ref: refs/heads/../../victim"),
+    "HEAD at no branch": changed("HEAD", None, "ref: refs/tags/v1"),
+    "collects": {"collects": ["../../victim"]},
+    "drops": {"drops": ["/tmp/victim"]},
+    "seals": {"seals": [".."]},
+    "unseals": {"unseals": [f"{A}/.."]},
+    "a run elsewhere": {**changed("refs/heads/main", None, A), "run": "../../victim"},
+}
+
+
+@pytest.mark.parametrize("of", BEYOND.values(), ids=BEYOND)
+def test_what_no_operation_does_is_none(of: dict[str, Any]) -> None:
+    assert parse(line(**of)) is None
+
+
+def test_what_somebody_else_left_pending_is_set_aside(ws: Workspace, commit: Commit, llmos: Any) -> None:
+    commit(a="1")
+    victim = ws.root.parent / "victim"
+    (ws.dot / "pending.json").write_bytes(hostile := line(**changed("../victim", None, "owned")))
+    done = llmos("-C", str(ws.root), "tag", "mine")
+    assert done.code == 0 and ".llmos/pending.json was no operation that llmos could have begun" in done.err
+    assert not victim.exists() and not (ws.dot / "pending.json").exists()
+    assert [each.read_bytes() for each in (ws.dot / "aside").iterdir()] == [hostile]
+    assert fsck(ws).problems == ()
+
+
+def test_what_somebody_else_logged_is_not_undone(ws: Workspace, commit: Commit) -> None:
+    commit(a="1")
+    victim = ws.root.parent / "victim"
+    victim.write_text("mine")
+    with ws.oplog.path.open("ab") as log:
+        log.write(line(**changed("../victim", "owned", "mine")))
+    tag(ws, "later")
+    assert any("operations.jsonl" in each.where for each in fsck(ws).problems)
+    with pytest.raises(NotFound):
+        undo(ws, "deadbeef")
+    undo(ws)
+    assert victim.read_text() == "mine"
+
+
+def test_configs_that_are_elsewhere_are_not_written(ws: Workspace, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for each in (ws.root / "configs").iterdir() if (ws.root / "configs").is_dir() else ():
+        each.unlink()
+    (ws.root / "configs").rmdir() if (ws.root / "configs").is_dir() else None
+    (ws.root / "configs").symlink_to(elsewhere)
+    operation = parse(line(**changed("configs/train.yaml", None, "owned: 1\n")))
+    assert operation is not None
+    with pytest.raises(NotPlain, match="configs is a link that leads out of the workspace"):
+        ws.oplog.apply("tune --apply", operation.changes)
+    (ws.dot / "pending.json").write_bytes(line(**changed("configs/train.yaml", None, "owned: 1\n")))
+    ws.oplog.settle()
+    assert not any(elsewhere.iterdir()) and not ws.oplog.is_pending
+
+
+def test_a_link_in_the_place_of_a_checkpoint_keeps_what_it_leads_to(
+    ws: Workspace, commit: Commit, tmp_path: Path
+) -> None:
+    commit(a="1")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "precious").write_text("mine")
+    (ws.checkpoints / A).symlink_to(theirs)
+    for each in ({"drops": [A]}, {"collects": [A]}):
+        (ws.dot / "pending.json").write_bytes(line(**each))
+        ws.oplog.settle()
+        assert (theirs / "precious").read_text() == "mine"
+    assert not os.path.lexists(ws.checkpoints / A)
