@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sys
 from typing import Any, NamedTuple
+
+_SCRATCH = re.compile(r"[^_]*_(?P<pid>[0-9]{1,18})_(?P<started>[0-9]+\.[0-9]+)_[0-9a-f]+_(?P<host>.+)", re.ASCII)
 
 
 class Process(NamedTuple):
@@ -53,12 +56,11 @@ def scratch_name(kind: str) -> str:
 
 def is_abandoned(name: str) -> bool:
     """Whether a name was made by `scratch_name` in a process of this host that is dead."""
-    parts = name.split("_", 4)
+    found = _SCRATCH.fullmatch(name)
     return (
-        len(parts) == 5
-        and parts[1].isdigit()
-        and parts[4] == host()
-        and not Process(int(parts[1]), float(parts[2]), parts[4]).alive()
+        found is not None
+        and found["host"] == host()
+        and not Process(int(found["pid"]), float(found["started"]), found["host"]).alive()
     )
 
 

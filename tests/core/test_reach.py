@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from llmos_cli.core.operation import parse
+from llmos_cli.core.processes import host
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import NotFound, NotPlain
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.gc import gc
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from tests.core.conftest import Commit
@@ -110,3 +112,16 @@ def test_a_link_in_the_place_of_a_checkpoint_keeps_what_it_leads_to(
         ws.oplog.settle()
         assert (theirs / "precious").read_text() == "mine"
     assert not os.path.lexists(ws.checkpoints / A)
+
+
+@pytest.mark.parametrize(
+    "name", ["object_1_x_ab_{host}", "object_{big}_1.0_ab_{host}", "_____", "object_1_nan_ab_{host}"]
+)
+def test_a_name_in_tmp_that_says_no_process(ws: Workspace, commit: Commit, name: str) -> None:
+    """Somebody else's: nobody stumbles over it, and `gc` leaves it until it is old."""
+    stranger = ws.dot / "tmp" / name.format(host=host(), big="9" * 40)
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.touch()
+    commit(a="1")
+    gc(ws, expire="now", window="now")
+    assert stranger.exists() and fsck(ws).problems == ()
