@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,14 +118,25 @@ def _text(path: Path) -> str | None:
 
 
 def _configs(ws: Workspace, checkpoint: str) -> None:
-    """Those of the template of its task, and over them those that the run which made it was given."""
+    """Those of the template of its task, and over them those that the runs of its line were given, the last of each kind."""
     task = recorded_data(ws, checkpoint).get("task") if checkpoint else None
     texts = templates.read(task if task in templates.names() else "causal-lm")
-    makers = [ws.root / "runs" / run for run, _ in ws.index.makers(checkpoint)] if checkpoint else []
-    for run in makers[:1]:
+    for run in reversed([*_last_of_each_kind(ws, checkpoint)]):
         texts |= _given(ws, run)
     for name, text in texts.items():
         write_text(ws.configs / name, text, scratch=ws.dot / "tmp")
+
+
+def _last_of_each_kind(ws: Workspace, checkpoint: str) -> Iterator[Path]:
+    """Folders of runs, one of each operation, the last first, along the first parents of what is checked out."""
+    seen = set[str]()
+    line = [checkpoint] if checkpoint else []
+    while line:
+        entry = ws.index.entry(line[0])
+        if entry and entry.operation not in seen:
+            seen.add(entry.operation)
+            yield from (ws.root / "runs" / run for run, _ in ws.index.makers(line[0])[:1])
+        line = list(ws.parents(line[0]))[:1]
 
 
 def _given(ws: Workspace, run: Path) -> dict[str, str]:

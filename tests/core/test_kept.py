@@ -18,6 +18,7 @@ from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.push import push
+from llmos_cli.operations.status import status
 
 
 @pytest.fixture
@@ -122,6 +123,23 @@ def test_a_clone_has_it_as_it_was(run: Path, ws: Workspace, tmp_path: Path) -> N
     clone(str(tmp_path / "far"), tmp_path / "copy")
     assert fsck(Workspace.find(tmp_path / "copy")).problems == ()
     assert (tmp_path / "copy" / "configs" / "train.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_clone_has_the_configs_of_the_whole_line(run: Path, ws: Workspace, tmp_path: Path) -> None:
+    """The end of it was quantized: what it was trained with comes from the run before."""
+    (parent,) = [ws.resolve()]
+    (ws.configs / "quantize.yaml").write_text("seed: 3\n")
+    made = Made("quantize", (parent,), {}, {}, {}, 0, "2026-11-22T10:45:02Z")
+    files = [ws.configs / "quantize.yaml"]
+    with ws.begin("quantize", config={}, files=files, parents=(parent,)) as begun, ws.stage() as staged:
+        (staged / "a").write_text("codes")
+        begun.commit(staged, made)
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    clone(str(tmp_path / "far"), tmp_path / "copy")
+    there = tmp_path / "copy" / "configs"
+    assert [(there / f"{each}.yaml").read_text() for each in ("train", "quantize")] == ["seed: 1\n", "seed: 3\n"]
+    assert status(Workspace.find(tmp_path / "copy")).changed == ()
 
 
 def test_a_run_that_goes_on_with_another_config_says_so_first(ws: Workspace) -> None:

@@ -156,7 +156,7 @@ def test_a_remote_that_stops_being_encrypted_is_not_trusted(ws: Workspace, commi
     commit_to(plain, {"a": "theirs"})
     push(plain)
     for act in (push, fetch):
-        with pytest.raises(Untrusted, match=r"is not encrypted, and llmos\.yaml says it should be"):
+        with pytest.raises(Untrusted, match="is not encrypted, and there is a key for it"):
             act(ws)
 
 

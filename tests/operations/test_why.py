@@ -291,7 +291,7 @@ def test_samples_that_both_had_and_nobody_has_now_are_no_cause(new_workspace, tm
     asked = ("why", "a", "b", "--metric", "loss", "--runs", "0", "-q")
     told = llmos(*asked, "--json").json
     assert (told["tested"]["of"], told["tested"]["others"], told["tested"]["seen"]) == (["a", "b"], [], None)
-    assert "both measured on the 200 test samples" in (plain := llmos(*asked).out) and "of a and b\n" in plain
+    assert "both measured on the 200 test rows" in (plain := llmos(*asked).out) and "of a and b\n" in plain
     (ws.root / "rows" / "test.csv").write_text(rows(lambda at: at % 2))
     seen = [ws.metrics(ws.resolve(name))["loss", "test"].value for name in ("a", "b")]
     today = llmos(*asked, "--json").json

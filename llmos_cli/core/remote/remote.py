@@ -102,8 +102,8 @@ class Remote:
             return
         if encryption is None:
             raise Untrusted(
-                f"{self.url} is not encrypted, and llmos.yaml says it should be",
-                hint="whoever can write there may have replaced it; an unencrypted remote is added without a key",
+                f"{self.url} is not encrypted, and there is a key for it",
+                hint="whoever can write there may have replaced it; an unencrypted remote is added, and cloned, without a key",
             )
         if self._key is None:
             raise Untrusted(

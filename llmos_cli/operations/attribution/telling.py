@@ -66,7 +66,7 @@ class Tested:
     seen: tuple[float, float] | None = None
 
     def told(self, split: str) -> Line:
-        which = f"{self.rows:,} {split} samples {short(self.sha256)}"
+        which = f"{self.rows:,} {split} rows {short(self.sha256)}"
         if self.of:
             others = "".join(f"; {rev} was measured on others" for rev in self.others)
             return f"both measured on the {which} of {' and '.join(dict.fromkeys(self.of))}{others}"
@@ -223,7 +223,7 @@ def _cell(value: object) -> str:
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return f" [{low:+.2g}, {high:+.2g}]" if low is not None and high is not None else ""
+    return f" [{low:+.4g}, {high:+.4g}]" if low is not None and high is not None else ""
 
 
 def _range(low: int, high: int) -> str:
