@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,15 +59,43 @@ def end(path: Path, size: int) -> bytes:
         return b""
 
 
+def backwards(path: Path) -> Iterator[bytes]:
+    """All lines, the last one first, without their ends; none of a file that is not there. What is not asked for is not even read."""
+    text = _mapped(path)
+    end = len(text)
+    while (start := text.rfind(b"\n", 0, end)) >= 0:
+        yield text[start + 1 : end]
+        end = start
+    if len(text):
+        yield text[:end]
+
+
 def holding(path: Path, marked: bytes) -> Iterator[bytes]:
     """Lines that have `marked` in them, the last one first, without their ends; none of a file that is not there. What is not asked for
     is not even read."""
+    text = _mapped(path)
+    at = text.rfind(marked)
+    while at >= 0:
+        start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+        yield text[start : end if end >= 0 else len(text)]
+        at = text.rfind(marked, 0, start)
+
+
+def matching(path: Path, pattern: bytes) -> Iterator[bytes]:
+    """Lines in which a regular expression, which matches no end of a line, finds something: the first one first, without their ends; none
+    of a file that is not there."""
+    text = _mapped(path)
+    at = 0
+    while (found := re.compile(pattern).search(text, at)) is not None:
+        start, end = text.rfind(b"\n", 0, found.start()) + 1, text.find(b"\n", found.end())
+        at = end if end >= 0 else len(text)
+        yield text[start:at]
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    """The file, of which only that is read which is looked at."""
     try:
-        with open(path, "rb", opener=plainly) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            at = text.rfind(marked)
-            while at >= 0:
-                start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-                yield text[start : end if end >= 0 else len(text)]
-                at = text.rfind(marked, 0, start)
+        with open(path, "rb", opener=plainly) as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, ValueError):  # ValueError: it is empty
-        return
+        return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from llmos_cli.core import audit as records
 from llmos_cli.core import noted
@@ -71,8 +72,7 @@ def told_break(found: Break) -> str:
 
 def audit(ws: Workspace, *, limit: int | None = None) -> AuditResult:
     """As they stand there; a line that is no record is left out here, and found by `verify`."""
-    found = [record for line in ws.oplog.audit.lines() if (record := records.parse(line)) is not None]
-    return AuditResult(tuple(found[::-1][:limit]))
+    return AuditResult(tuple(islice(ws.oplog.audit.newest(), limit)))
 
 
 def verify(ws: Workspace, *, head: str = "") -> VerifiedAudit:

@@ -189,3 +189,9 @@ def test_nobody_is_told_to_take_away_what_a_lost_operation_may_have_made(ws: Wor
     without(ws, "tag base")
     found = next(each for each in told(ws) if each.startswith(f"{TAGS}base"))
     assert found == f"{TAGS}base: no operation that is still in the log made it"
+
+
+def test_what_a_text_of_the_audit_log_says_of_operations_is_no_record(ws: Workspace, ids: list[str]) -> None:
+    ws.oplog.note(f'export {ids[0]} to "line": "{"0" * 64}", "number": 7, "operation": "0a1b2c3d"')
+    assert told(ws) == []
+    undo(ws)
