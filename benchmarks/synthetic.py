@@ -1,7 +1,8 @@
 """A workspace with thousands of checkpoints and runs, written straight to disk in the documented format.
 
 Checkpoints hold two small files, one of them the same in all; each was made by a run and moved a branch by an operation. Further
-runs measured them. `main` has ten checkpoints whatever the size, so that what grows is the workspace and not the question.
+runs measured them. `main` has ten checkpoints whatever the size, so that what grows is the workspace and not the question. Further operations
+moved a tag between its first and its last one, and are in the audit log.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 from llmos_cli.core import journal, manifest
+from llmos_cli.core.audit import NOTHING, Author, Head, Record, digest
 from llmos_cli.core.hashed import place
 from llmos_cli.core.manifest import FileEntry, Made, Manifest
 from llmos_cli.core.operation import Change, Operation, written
 from llmos_cli.core.records import EVENTS
-from llmos_cli.core.refs import HEADS, RUNS
+from llmos_cli.core.refs import HEADS, RUNS, TAGS
 from llmos_cli.events import Ended, Event, Metric, Saved, Started
 
 LLMOS = Path(sys.executable).parent / "llmos"
@@ -31,19 +35,21 @@ YEAR = 365 * 86400.0
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}).encode()
 
 
-def make(root: Path, *, checkpoints: int, runs: int) -> Path:
-    """`runs` in all, those that made the checkpoints among them; spread evenly over a year that ended an hour ago."""
+def make(root: Path, *, checkpoints: int, runs: int, moves: int = 0) -> Path:
+    """`runs` in all, those that made the checkpoints among them; spread evenly over a year that ended an hour ago. `moves` of a tag, one a
+    millisecond since."""
     subprocess.run([LLMOS, "init", root, "-q"], check=True, stdout=subprocess.DEVNULL)
     (root / ".llmos" / "storage").write_text("hardlink\n")
     ended = time.time() - 3600
     times = [ended - YEAR + YEAR * (number + 1) / runs for number in range(runs)]
     each = max(runs // checkpoints, 1)
-    log, tips = [], dict[str, Manifest]()
+    log, tips, main = [], dict[str, Manifest](), list[str]()
     for number in range(checkpoints):
         branch = _branch(number, checkpoints)
         before = tips.get(branch)
         at = times[number * each]
         tips[branch] = made = _checkpoint(root, number, before, at)
+        main += [made.id] if branch == "main" else []
         run = _run(root, number * each, "train", at, [Saved(made.id, branch, made.size, made.size, at=at)])
         _ref(root, RUNS + run, made.id)
         change = Change(HEADS + branch, before.id if before else None, made.id)
@@ -52,6 +58,7 @@ def make(root: Path, *, checkpoints: int, runs: int) -> Path:
             _run(root, other, "eval", times[other], [_metric(made, times[other])], (made.id,))
     for branch, tip in tips.items():
         _ref(root, HEADS + branch, tip.id)
+    log += _moves(root, moves, main[0], main[-1], ended)
     (root / ".llmos" / "operations.jsonl").write_text("".join(log))
     for folder in ("checkpoints", "runs"):
         os.utime(root / folder, (ended, ended))
@@ -99,6 +106,31 @@ def _run(root: Path, number: int, operation: str, at: float, said: list[Event], 
     events = [started, *said, Ended("done", at=at)]
     _write(folder / EVENTS, "".join(map(journal.line, events)).encode())
     return name
+
+
+def _moves(root: Path, count: int, first: str, last: str, since: float) -> list[str]:
+    by = Author("somebody", "elsewhere", "llmos tag -f moved")
+    moved = [None, *islice(cycle([first, last]), count)]
+    made, records = list[str](), list[Record]()
+    for number, (before, after) in enumerate(pairwise(moved), 1):
+        change = Change(f"{TAGS}moved", before, after)
+        made.append(
+            written(Operation(f"{number:08x}{number:08x}", "tag moved", (change,), since + number / 1000, by=by))
+        )
+        follows = records[-1].hash if records else NOTHING
+        records.append(_record(number, made[-1], follows, by, since + number / 1000))
+    if records:
+        _ref(root, f"{TAGS}moved", str(moved[-1]))
+        end = Head(count, records[-1].hash, records[-1].operation, records[-1].operation)
+        (root / ".llmos" / "audit.jsonl").write_bytes(b"".join(record.written() + b"\n" for record in records))
+        (root / ".llmos" / "audit.head").write_text(json.dumps(asdict(end)) + "\n")
+    return made
+
+
+def _record(number: int, line: str, before: str, by: Author, at: float) -> Record:
+    operation = f"{number:08x}{number:08x}"
+    hashed = digest(line.strip().encode())
+    return Record(number, at, by.user, by.host, "tag moved", by.command, operation, before, line=hashed).sealed()
 
 
 def _ref(root: Path, name: str, checkpoint: str) -> None:

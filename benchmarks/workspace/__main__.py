@@ -1,7 +1,7 @@
 """How fast the workspace is and how its cost grows: against 1 GiB of plain writing and hashing, against one a thousand times smaller, and
 against DVC and git-annex.
 
-    python -m benchmarks.workspace [growth] [commit] [dvc] [--checkpoints 10000] [--runs 100000] [--mib 1024] [--turns 5]
+    python -m benchmarks.workspace [growth] [commit] [dvc] [--checkpoints 10000] [--runs 100000] [--operations 10000] [--mib 1024] [--turns 5]
 
 Whole commands in processes of their own, which take turns within one run; the best turn of each counts. Ratios of CPU seconds (the command's
 own and its children's) are held against the bars, wall seconds stand beside them; `commit` is held against its bar by wall seconds too, and
@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them when none is named")
     parser.add_argument("--checkpoints", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--operations", type=int, default=10_000, help="that moved a tag of a short line")
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--outputs", type=int, default=2_000, help="that DVC tracks")
     parser.add_argument("--experiments", type=int, default=2_000, help="that DVC has")

@@ -1,4 +1,5 @@
-"""The same questions to a workspace of ten checkpoints and to a large one; `gc` and `push` of nothing against `status` of the same."""
+"""The same questions to a workspace of ten checkpoints and to a large one, and to one of ten whose log of operations is long; `gc` and `push` of
+nothing against `status` of the same."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ COMMANDS = {
     "tag NAME": ["tag", "-f", "now"],
 }
 NOTHING_NEW = {"gc": ["gc"], "push": ["push"]}
+LAST = {"op log -n 5": ["op", "log", "-n", "5"], "audit -n 5": ["audit", "-n", "5"]}
+"""Asked of a long log alone: its end is all that they are about."""
 WHOLE = {
     "log --metric": ["log", "--metric", "bits_per_byte"],
     "op log -n 20": ["op", "log", "-n", "20"],
@@ -44,6 +47,21 @@ def growth(scratch: Path, options: argparse.Namespace) -> Iterator[Row]:
             yield Row(f"{name}, nothing to do, {size}", took[name, size], "status", took["status", size], 2.0)
     for name, words in WHOLE.items():
         yield Row(f"{name}, large", timed(command(large, *words)), "status", took["status", "large"])
+    yield from _long_log(scratch, options)
+
+
+def _long_log(scratch: Path, options: argparse.Namespace) -> Iterator[Row]:
+    """A short line, all of which `log` shows, and a tag that was moved from one of its ends to the other, again and again."""
+    few = make(scratch / "few", checkpoints=10, runs=10, moves=10)
+    many = make(scratch / "many", checkpoints=10, runs=10, moves=options.operations)
+    asked = {**COMMANDS, **LAST, "gc": ["gc"], "undo": ["undo", "--dry-run"]}
+    turns = {(name, place.name): command(place, *words) for name, words in asked.items() for place in (few, many)}
+    took = best(turns, options.turns)
+    print(f"-- with {options.operations:,} more operations")
+    for name in (*COMMANDS, *LAST):
+        yield Row(name, took[name, "many"], "with 10", took[name, "few"], 1.3)
+    yield Row("gc, nothing to do", took["gc", "many"], "status", took["status", "many"], 2.0)
+    yield Row("undo", took["undo", "many"], "with 10", took["undo", "few"])
 
 
 def made(scratch: Path, options: argparse.Namespace) -> Path:

@@ -108,7 +108,7 @@ def parse(line: bytes) -> Operation | None:
     try:
         value = json.loads(line)
         changes = tuple(Change(**change) for change in value.pop("changes"))
-        value |= {each: tuple(value.get(each, ())) for each in _LISTS}
+        value |= {each: tuple(value[each]) for each in _LISTS if each in value}
         by = Author(**value.pop("by")) if value.get("by") else None
         operation = Operation(changes=changes, by=by, **value)
         return operation if _sound(operation) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from llmos_cli.core.operation import Operation
 from llmos_cli.core.view import Lines, Span, View
@@ -24,8 +25,7 @@ class OpLogResult:
 
 
 def op_log(ws: Workspace, *, limit: int | None = None) -> OpLogResult:
-    operations = list(ws.oplog.operations())[::-1]
-    return OpLogResult(tuple(operations[:limit]))
+    return OpLogResult(tuple(islice(ws.oplog.newest(), limit)))
 
 
 def _row(operation: Operation) -> list[str | Span]:
