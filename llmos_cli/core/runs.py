@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import access, atomic, journal, kept, storing
+from llmos_cli.core import access, atomic, journal, kept, ledger, storing
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import Made
@@ -275,13 +275,19 @@ class Run:
     def _end(self, error: BaseException | None) -> None:
         if error is None:
             shutil.rmtree(self.state, ignore_errors=True)
-            self.emit(Ended("done"))
+            self._close(Ended("done"))
             return
         if isinstance(error, LlmosError) and error.final:
             shutil.rmtree(self.state, ignore_errors=True)
         # A full disk may be what ended it, and then there is no room to say so: the run will show as died.
         with contextlib.suppress(LlmosError, OSError):
-            self.emit(_ended(error))
+            self._close(_ended(error))
+
+    def _close(self, ended: Ended) -> None:
+        self.emit(ended)
+        # Said afterwards: killed in between it has ended, and nobody vouches for it, as on a disk that this line makes full.
+        with contextlib.suppress(LlmosError, OSError):
+            self._workspace.ledger.add([ledger.of(self.path, own=True)])
 
     def _way_on(self) -> str:
         resumable = self.state.is_dir() and any(self.state.iterdir())

@@ -31,6 +31,7 @@ from llmos_cli.events import Emit, Metric, ignore, warn
 if TYPE_CHECKING:
     from llmos_cli.core.dropped import Dropped
     from llmos_cli.core.index import Index
+    from llmos_cli.core.ledger import Ledger
     from llmos_cli.core.lost import Lost
     from llmos_cli.core.manifest import Manifest
     from llmos_cli.core.objects import Objects
@@ -130,6 +131,12 @@ class Workspace:
         from llmos_cli.core.index import Index
 
         return Index(self.root, self.dot)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from llmos_cli.core.ledger import Ledger
+
+        return Ledger(self.dot)
 
     @cached_property
     def objects(self) -> Objects:

@@ -176,6 +176,7 @@ def test_runs_of_before_are_as_good(run: Path, ws: Workspace, llmos) -> None:
     lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
     end = {key: value for key, value in json.loads(lines[-1]).items() if key not in ("bytes", "sha256")}
     (run / "events.jsonl").write_text("".join([lines[0], *lines[2:-1], json.dumps(end) + "\n"]))
+    ws.ledger.path.unlink()
     forge(run / "configs" / "train.yaml")
     assert fsck(ws).problems == () and llmos("checkout", "--configs", "--force").code == 0
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core import atomic, signatures, storing
+from llmos_cli.core.ledger import Entry
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.objects import best_mode, hash_file
 from llmos_cli.core.operation import Change
+from llmos_cli.core.records import EVENTS
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import hostile, vouching
 from llmos_cli.core.remote.downloading import FOLDER
@@ -37,9 +39,9 @@ def staged(ws: Workspace, receiving: Receiving) -> Iterator[list[storing.Prepare
 
 
 def _check_run(folder: Path, run: ReceivedRun) -> None:
-    events = run.tree.get("events.jsonl")
+    events = run.tree.get(EVENTS)
     if events is None:
-        raise Corrupt(f"run {run.id} on the remote has no events.jsonl", hint="ask who can write there")
+        raise Corrupt(f"run {run.id} on the remote has no {EVENTS}", hint="ask who can write there")
     hostile.check_events(folder / events.sha256, run.id)
 
 
@@ -129,10 +131,16 @@ def publish_snapshots(ws: Workspace, receiving: Receiving) -> None:
             ws.snapshots.write(each)
 
 
+def _arrived(run: ReceivedRun) -> Entry:
+    events = run.tree[EVENTS]
+    return Entry(run.id, events.size, events.sha256, own=False)
+
+
 def publish_runs(ws: Workspace, receiving: Receiving) -> None:
     """With their folders, and before them the refs by which checkpoints are found by their runs: what is cut off in between
-    comes again, as its folder is not there yet."""
+    comes again, as its folder is not there yet. That they are not this workspace's own is said before they are here."""
     downloads = ws.dot / "tmp" / FOLDER
+    ws.ledger.add([_arrived(run) for run in receiving.runs])
     for run in receiving.runs:
         if run.checkpoint:
             ws.refs.write(RUNS + run.id, run.checkpoint)

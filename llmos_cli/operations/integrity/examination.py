@@ -9,10 +9,8 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import kept, manifest, records, settings, signatures
+from llmos_cli.core import manifest, settings, signatures
 from llmos_cli.core.dropped import mark_of
-from llmos_cli.core.endings import EDITED, altered, not_json
-from llmos_cli.core.listing import entries, folders, is_file, is_folder, read_bytes
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
@@ -22,12 +20,13 @@ from llmos_cli.events import Emit
 from llmos_cli.operations.audit import audited
 from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
 from llmos_cli.operations.integrity.giving_up import given_up, tidy
-from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, more, readable
+from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, readable
 from llmos_cli.operations.integrity.refs import operations, refs
 from llmos_cli.operations.integrity.result import FsckResult
+from llmos_cli.operations.integrity.runs import of_runs
 from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import denied
-from llmos_cli.operations.integrity.strangers import not_plain, strangers
+from llmos_cli.operations.integrity.strangers import strangers
 from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
@@ -43,7 +42,7 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     hashes = Hashes({**stored, **files_of(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__)]
-    runs = list(_runs(ws))
+    runs = list(of_runs(ws))
     problems += [each for each in runs if isinstance(each, Problem)]
     sealing.must_fit(key_file)
     with _quiet(ws):
@@ -127,28 +126,6 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
             yield Problem(where, "is not a signature: llmos did not put it there")
         elif what := wrong_signature(ws, signed[name]):
             yield Problem(where, what, signed[name])
-
-
-def _runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
-    """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
-    for name in folders(ws.root / "runs"):
-        events = (folder := ws.root / "runs" / name) / records.EVENTS
-        strange = [Path(each.path) for each in entries(folder) if not (is_file(each) or is_folder(each))]
-        yield from (not_plain(ws, path) for path in strange)
-        if events not in strange:
-            yield from _run(name, folder) if events.is_file() else [Problem(f"runs/{name}", f"has no {records.EVENTS}")]
-
-
-def _run(name: str, folder: Path) -> Iterator[Problem | GivenUpFile]:
-    given = kept.hashed(folder)
-    text, where = read_bytes(folder / records.EVENTS), f"runs/{name}/{records.EVENTS}"
-    if altered(text):
-        yield Problem(where, EDITED, run=name)
-    if bad := not_json(text):
-        yield Problem(where, f"line {bad[0]} is not JSON" + more(bad), run=name)
-    for file, what in kept.differing(text, given):
-        yield Problem(f"runs/{name}/{file}", what, run=name)
-    yield from (GivenUpFile(f"runs/{name}/{file}") for file in kept.given_up(text, given))
 
 
 class _Hurt:

@@ -6,17 +6,18 @@ up again, and counts then. Of its events those stay that can be read, as they re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmos_cli.core import aside, atomic, kept
-from llmos_cli.core.endings import altered, closed_again, not_json
+from llmos_cli.core import aside, atomic, kept, ledger
+from llmos_cli.core.endings import closed_again
 from llmos_cli.core.journal import Journal, line
 from llmos_cli.core.listing import folders, read_bytes
 from llmos_cli.core.records import EVENTS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.events import Kept
+from llmos_cli.operations.integrity.runs import begins, wrong_events
 
 RUNS = "runs/"
 _TAKE_AWAY = "`llmos fsck --repair` takes it from a remote that has the run; where none has, move runs/{run} out of the workspace, and the same ends it"
@@ -59,15 +60,19 @@ def _wrong(ws: Workspace, where: str) -> tuple[Path, str] | None:
     if run not in folders(ws.root / RUNS):
         raise NotFound(f"there is no run {run}", hint="`llmos ps --all` lists every run")
     path = ws.root / RUNS / run
-    if name == EVENTS and not (path / EVENTS).exists():
-        raise NotFound(f"{where} is gone: nothing of it is left to keep", hint=_TAKE_AWAY.format(run=run))
-    wrong = _are_wrong(path / EVENTS) if name == EVENTS else name in dict(kept.wrong(path))
+    if name == EVENTS and not _begins(path / EVENTS):
+        raise NotFound(f"nothing of {where} is left to keep", hint=_TAKE_AWAY.format(run=run))
+    wrong = any(_wrong_events(ws, path)) if name == EVENTS else name in dict(kept.wrong(path))
     return (path, name) if wrong else None
 
 
-def _are_wrong(events: Path) -> bool:
-    text = read_bytes(events)
-    return bool(altered(text) or not_json(text))
+def _begins(events: Path) -> bool:
+    """Without its beginning nobody knows what run it was."""
+    return events.exists() and begins(read_bytes(events))
+
+
+def _wrong_events(ws: Workspace, run: Path) -> Iterator[str]:
+    return wrong_events(ws, run.name, read_bytes(run / EVENTS), ws.ledger.find(run.name))
 
 
 def _give_up(ws: Workspace, run: Path, name: str) -> None:
@@ -77,6 +82,7 @@ def _give_up(ws: Workspace, run: Path, name: str) -> None:
     if name == EVENTS:
         rest = closed_again(read_bytes(run / name)) + line(Kept({name: None})).encode()
         atomic.write_bytes(run / name, rest, scratch=ws.dot / "tmp")
+        ws.ledger.add([ledger.of(run, own=False)])  # nobody vouches for what it measured
         return
     if name in kept.expected(run):
         journal = Journal(run)

@@ -82,6 +82,7 @@ def repair(
     yield from _snapshots(ws, sorted({each.snapshot for each in problems} - {""}), places, emit)
     yield from repairing_runs.repaired(ws, problems, copy)
     yield from repairing_runs.repaired_events(ws, problems, copy, places)
+    yield from repairing_runs.repaired_ledger(ws)
     yield from repairing_runs.brought_back(ws, problems, places, emit)
     yield from repaired(ws, forget_runs=not asked.silent)
     for each in places:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmos_cli.core import aside, atomic, kept
 from llmos_cli.core.endings import altered, ends
+from llmos_cli.core.ledger import Entry
 from llmos_cli.core.listing import folders
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
@@ -15,7 +16,7 @@ from llmos_cli.core.records import EVENTS
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.remote import arriving, downloading, hostile, receiving
 from llmos_cli.core.remote.remote import Remote
-from llmos_cli.core.workspace import Workspace
+from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.errors import Corrupt, LlmosError
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
@@ -49,11 +50,17 @@ def repaired_events(
         for said in filter(None, (_sent(there, run) for there in places)):
             with ws.stage() as staged:
                 source = elsewhere(said, staged / "good")
-                if source and _is_as_long(staged / "good", where):
+                if source and _is_as_long(staged / "good", where, ws.ledger.find(run)):
                     aside.keep(ws.dot, where)
                     atomic.write_bytes(where, (staged / "good").read_bytes(), scratch=ws.dot / "tmp")
                     yield Repaired(f"runs/{run}/{EVENTS}", source)
                     break
+
+
+def repaired_ledger(ws: Workspace) -> Iterator[Repaired]:
+    if ws.ledger.damaged():
+        ws.ledger.repair()
+        yield Repaired(f"{DOT}/{ws.ledger.path.name}", "the lines of it that nobody edited")
 
 
 def brought_back(
@@ -87,11 +94,11 @@ def _sent(there: Remote, run: str) -> FileEntry | None:
         return None
 
 
-def _is_as_long(good: Path, where: Path) -> bool:
-    """Sound, and the events of a run that ended as often as the one that is here."""
+def _is_as_long(good: Path, where: Path, said: Entry | None) -> bool:
+    """Sound, what the ledger has `said` of them, and the events of a run that ended as often as the one that is here, or oftener."""
     text = good.read_bytes()
-    sound = not altered(text) and hostile.wrong_events(good) is None
-    return sound and (not where.exists() or ends(text) == ends(where.read_bytes()))
+    sound = not altered(text) and hostile.wrong_events(good) is None and (said is None or said.fits(text))
+    return sound and (not where.exists() or ends(text) >= ends(where.read_bytes()))
 
 
 def _here(ws: Workspace, name: str, entry: FileEntry, target: Path) -> str | None:

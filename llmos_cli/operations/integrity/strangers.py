@@ -24,7 +24,7 @@ def not_plain(ws: Workspace, path: Path) -> Problem:
     return Problem(str(path.relative_to(ws.root)), f"is {what_else(path)}, and no plain file: move it away")
 
 
-_READ_BY_ALL = ("operations.jsonl", "pending.json", "audit.jsonl", "audit.head", "storage", "identity")
+_READ_BY_ALL = ("operations.jsonl", "pending.json", "audit.jsonl", "audit.head", "ledger.jsonl", "storage", "identity")
 
 
 def strangers(ws: Workspace) -> Iterator[Problem]:
