@@ -25,6 +25,9 @@ def eval(
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
     folds: Annotated[int | None, typer.Option(metavar="K", help="Cross-validate: train and evaluate K times.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is on record.")] = False,
+    fetched: Annotated[
+        bool, typer.Option("--fetched", help="Take what was measured elsewhere and fetched, too.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the result as Markdown.")] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the gates as JUnit XML.")] = None,
     config: ConfigFiles = None,
@@ -49,7 +52,9 @@ def eval(
         from llmos_cli.operations import reports
         from llmos_cli.operations.eval import evaluate
 
-        result = evaluate(s.workspace, revs or ["HEAD"], requirements, resolved, fresh=fresh, emit=s.ui.emit)
+        result = evaluate(
+            s.workspace, revs or ["HEAD"], requirements, resolved, fresh=fresh, fetched=fetched, emit=s.ui.emit
+        )
         if junit:
             reports.write_junit(result, junit)
         if markdown:

@@ -49,8 +49,8 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Kept(Event):
-    """What the run was given, and has in its folder: `config.yaml` or `configs/NAME` -> `sha256` and `size` (bytes); None for
-    what was given up."""
+    """What the run was given or wrote, and has in its folder: `config.yaml`, `configs/NAME` or `evaluation.json` -> `sha256` and
+    `size` (bytes); None for what was given up."""
 
     files: Mapping[str, Mapping[str, Any] | None]
 

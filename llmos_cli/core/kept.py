@@ -1,4 +1,5 @@
-"""What a run keeps of what it was given: its `kept` events have the hash of `config.yaml` and of each file in `configs/`.
+"""What a run keeps beside its events: its `kept` events have the hash of what it was given (`config.yaml`, and each file in `configs/`)
+and of the `evaluation.json` that it wrote.
 
     {"event": "kept", ..., "files": {"config.yaml": {"sha256": HEX, "size": BYTES}, "configs/train.yaml": ...}}
 
@@ -24,17 +25,17 @@ from llmos_cli.core.records import EVENTS, parse
 from llmos_cli.errors import Corrupt
 from llmos_cli.events import Kept
 
-CONFIG, CONFIGS = "config.yaml", "configs"
-_NAME = re.compile(rf"{re.escape(CONFIG)}|{CONFIGS}/(?!\.\.?$)[^/\0]+")
+CONFIG, CONFIGS, EVALUATION = "config.yaml", "configs", "evaluation.json"
+_NAME = re.compile(rf"{re.escape(CONFIG)}|{re.escape(EVALUATION)}|{CONFIGS}/(?!\.\.?$)[^/\0]+")
 _SOME_EVENTS = f'"files": {{"{EVENTS}": null}}'.encode()
-_EDITED, _GONE = "was edited: it is not what the run was given", "is missing, and the run was given it"
+_EDITED, _GONE = "was edited: it is not what the run {}", "is missing, and the run {} it"
 _ADDED = "is none of what the run was given"
 
 Said = Mapping[str, Sequence[FileEntry | None]]
 
 
 def write(run: Path, texts: Mapping[str, str]) -> Kept:
-    """Write what a run is given into its folder, and return the event that says so."""
+    """Write what a run is given, or found, into its folder, and return the event that says so."""
     for name, text in texts.items():
         atomic.write_text(run / name, text)
     return of(texts)
@@ -47,13 +48,13 @@ def of(texts: Mapping[str, str]) -> Kept:
 
 
 def wrong(run: Path) -> Iterator[tuple[str, str]]:
-    """Names of files that are not what the run was given, and how that is said."""
+    """Names of files that are not what the run was given or wrote, and how that is said."""
     there = hashed(run)
     return differing(_events(run), there)
 
 
 def hashed(run: Path) -> Mapping[str, FileEntry]:
-    """What is there of what a run may be given; to be asked before its events are read: who writes a file meanwhile has said so."""
+    """What is there of what a run may keep; to be asked before its events are read: who writes a file meanwhile has said so."""
     return {name: hash_file(run / name) for name in _names(run)}
 
 
@@ -61,9 +62,10 @@ def differing(events: bytes, there: Mapping[str, FileEntry]) -> Iterator[tuple[s
     """As `wrong`, of events that were read already."""
     said = _said(events)
     for name in sorted({*said, *there} if said else ()):
-        is_ours = name in said or not name.startswith(f"{CONFIGS}/.")  # an operating system's, as everywhere
+        # An operating system's, as everywhere, and an evaluation of before there was a hash of it.
+        is_ours = name in said or not (name == EVALUATION or name.startswith(f"{CONFIGS}/."))
         if is_ours and (what := _wrong(said.get(name, ()), there.get(name))):
-            yield name, what
+            yield name, what.format("wrote" if name == EVALUATION else "was given")
 
 
 def _wrong(said: Sequence[FileEntry | None], there: FileEntry | None) -> str:
@@ -109,7 +111,7 @@ def _events(run: Path) -> bytes:
 
 
 def require(run: Path, name: str) -> Path:
-    """Where it is; Corrupt where it is not what the run was given."""
+    """Where it is; Corrupt where it is not what the run was given, or wrote."""
     _check(run, name)
     return run / name
 
@@ -122,7 +124,7 @@ def configs(run: Path) -> list[Path]:
 
 def _names(run: Path) -> list[str]:
     """Plain files, as `is_file` of `listing.py` has it; what a run was given may be called `.mine.yaml`."""
-    paths = [run / CONFIG, *sorted((run / CONFIGS).glob("*"))]
+    paths = [run / CONFIG, run / EVALUATION, *sorted((run / CONFIGS).glob("*"))]
     return [path.relative_to(run).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
 
 

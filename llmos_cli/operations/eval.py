@@ -1,7 +1,7 @@
 """`llmos eval`: measure revisions side by side on the same held-out samples, and judge the last one by its gates.
 
 Each evaluation reads the checkpoint's files again, is a run of its own, and is remembered: the same checkpoint on the
-same samples with the same options answers from the record.
+same samples with the same options answers from the record, where this workspace measured it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ def evaluate(
     resolved: Resolved,
     *,
     fresh: bool = False,
+    fetched: bool = False,
     emit: Emit,
 ) -> EvalResult:
-    """Evaluate `revs` and the revisions that `requirements` speak of, which judge the last of `revs`.
+    """Evaluate `revs` and the revisions that `requirements` speak of, which judge the last of `revs`. `fetched`: what other workspaces
+    measured counts as well.
 
     A gate that fails is told in the result, not raised.
     """
@@ -64,7 +66,7 @@ def evaluate(
     emit = notes_once(emit)
     data = common_data(ws, checkpoints, judged, resolved.config.data, emit)
     found = [
-        recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, emit=emit)
+        recall_or_measure(ws, rev, checkpoint, data, resolved, fresh=fresh, fetched=fetched, emit=emit)
         for rev, checkpoint in checkpoints.items()
     ]
     note_unread(resolved, lambda message: emit(Note(message, level="warning")))
@@ -139,10 +141,11 @@ def recall_or_measure(
     resolved: Resolved,
     *,
     fresh: bool = False,
+    fetched: bool = False,
     emit: Emit,
 ) -> Evaluation:
     exam, teachers, key = _asked(ws, checkpoint, data, resolved, emit)
-    if not fresh and (known := evaluations.known(ws, key, rev)):
+    if not fresh and (known := evaluations.known(ws, key, rev, fetched=fetched, emit=emit)):
         return known
     config = {**resolved.mapping, "data": data.model_dump(mode="json")}
     with ws.begin("eval", config=config, files=resolved.files, parents=[checkpoint.id]) as run:
@@ -153,7 +156,7 @@ def recall_or_measure(
             run.emit(
                 Metric(name, metric.value, evaluation.split, checkpoint=checkpoint.id, low=metric.low, high=metric.high)
             )
-        evaluations.keep(run.path, key, evaluation)
+        evaluations.keep(run, key, evaluation)
     return evaluation
 
 
@@ -161,7 +164,7 @@ def recall(
     ws: Workspace, rev: str, checkpoint: Checkpoint, data: DataOptions, resolved: Resolved, *, emit: Emit
 ) -> Evaluation | None:
     """What is known already; the data is read for it, and nothing is computed."""
-    return evaluations.known(ws, _asked(ws, checkpoint, data, resolved, emit)[2], rev)
+    return evaluations.known(ws, _asked(ws, checkpoint, data, resolved, emit)[2], rev, emit=emit)
 
 
 def _asked(

@@ -1,12 +1,15 @@
 """`llmos eval`: what it measures, what it remembers, whom it judges, and how it leaves."""
 
 import json
+import shutil
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from llmos_cli import device
+from llmos_cli.core import journal, kept
+from llmos_cli.core.endings import closed
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.events import Note
 from llmos_cli.models.load import load
@@ -79,6 +82,81 @@ def test_the_same_evaluation_is_remembered(line: Workspace, llmos):
     assert not fresh["cached"] and fresh["run"] != first["run"]
     other = llmos("eval", "HEAD", "--split", "validation", "--json", "-s", "seed=7", *QUICK).json["evaluations"][0]
     assert not other["cached"] and other["metrics"]["loss"] != first["metrics"]["loss"]
+
+
+@pytest.fixture
+def own(line: Workspace, tmp_path, monkeypatch) -> Workspace:
+    """A copy of the line, to be harmed."""
+    shutil.copytree(line.root, tmp_path / "own", symlinks=True)
+    monkeypatch.chdir(tmp_path / "own")
+    return Workspace.find(tmp_path / "own")
+
+
+def forged(text: str, told: dict) -> str:
+    """With another first digit in one number."""
+    value = repr(told["metrics"]["bits_per_byte"]["value"])
+    assert value in text
+    return text.replace(value, f"0{value[1:]}")
+
+
+def test_an_evaluation_that_was_edited_is_not_believed(own: Workspace, llmos):
+    first = llmos("eval", "HEAD", "--json", "-s", "seed=8", *QUICK).json["evaluations"][0]
+    file = own.root / "runs" / first["run"] / "evaluation.json"
+    text = file.read_text()
+    file.write_text(forged(text, first))
+    again = llmos("eval", "HEAD", "--json", "-s", "seed=8", "--require", "bits_per_byte < 1", *QUICK)
+    assert again.code == 3 and f"runs/{first['run']}/evaluation.json was edited" in again.err
+    (judged,) = again.json["evaluations"]
+    assert not judged["cached"] and judged["metrics"]["bits_per_byte"] == first["metrics"]["bits_per_byte"]
+    told = llmos("fsck")
+    assert told.code == 5 and f"runs/{first['run']}/evaluation.json" in told.out
+    assert "is not what the run wrote" in told.out
+    assert llmos("fsck", "--accept-loss", f"runs/{first['run']}/evaluation.json").code == llmos("fsck").code == 0
+
+
+@pytest.mark.parametrize("nonsense", ["", "{", "[]", '{"key": 1}', "\xff"])
+def test_what_is_no_evaluation_is_measured_again(own: Workspace, llmos, nonsense):
+    ran = llmos("eval", "HEAD", "--json", "-s", "seed=8", *QUICK)
+    file = own.root / "runs" / ran.json["evaluations"][0]["run"] / "evaluation.json"
+    file.write_text(nonsense, encoding="latin1")
+    again = llmos("eval", "HEAD", "--json", "-s", "seed=8", *QUICK)
+    assert again.code == 0 and not again.json["evaluations"][0]["cached"]
+
+
+def test_a_gate_asks_what_this_workspace_measured(own: Workspace, llmos, tmp_path, monkeypatch):
+    """Whoever can write to a remote can put any number there, with hashes that fit."""
+    first = llmos("eval", "HEAD", "--json", "-s", "seed=8", *QUICK).json["evaluations"][0]
+    run = own.root / "runs" / first["run"]
+    text = (run / "evaluation.json").read_text()
+    rehashed(run, forged(text, first))
+    own.ledger.path.unlink()
+    assert llmos("remote", "add", "origin", tmp_path / "far").code == llmos("push", "--all", "-q").code == 0
+    assert llmos("clone", tmp_path / "far", tmp_path / "copy").code == 0
+    monkeypatch.chdir(tmp_path / "copy")
+    copy = Workspace.find(tmp_path / "copy")
+    assert (copy.root / "runs" / first["run"] / "evaluation.json").is_file() and llmos("fsck").code == 0
+    asked = ("eval", "HEAD", "--json", "-s", "seed=8", "--require", "bits_per_byte < 1", *QUICK)
+    believing = llmos(*asked, "--fetched")
+    assert believing.code == 0 and believing.json["evaluations"][0]["run"] == first["run"]
+    gate = llmos(*asked)
+    assert gate.code == 3 and not gate.json["evaluations"][0]["cached"]
+    again = llmos(*asked)
+    assert again.code == 3 and again.json["evaluations"][0]["run"] == gate.json["evaluations"][0]["run"]
+
+
+def rehashed(run, evaluation: str) -> None:
+    """With another evaluation, as if it had written that."""
+    (run / "evaluation.json").write_text(evaluation)
+    told = b""
+    for text in (run / "events.jsonl").read_bytes().splitlines(keepends=True):
+        event = json.loads(text)
+        if event["event"] == "ended":
+            end = {key: value for key, value in event.items() if key not in ("bytes", "sha256")}
+            text = closed(json.dumps(end) + "\n", told).encode()
+        elif "evaluation.json" in event.get("files", ()):
+            text = journal.line(kept.of({"evaluation.json": evaluation})).encode()
+        told += text
+    (run / "events.jsonl").write_bytes(told)
 
 
 def test_an_evaluation_is_a_run_keyed_by_its_checkpoint(line: Workspace, llmos):
