@@ -17,12 +17,13 @@ from llmos_cli.core.atomic import write_text
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
 from llmos_cli.core.places import config_home
-from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted
+from llmos_cli.core.settings import NAME
+from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted, UsageError
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
-COMMAND = "llmos.yaml: "
+COMMAND = f"{NAME}: "
 """Begins the name of a command of the pipeline, where trusted code is listed."""
 
 Trusted = dict[str, str]
@@ -69,8 +70,13 @@ def trusted(ws: Workspace) -> Trusted:
 
 
 def trust(ws: Workspace, path: Path) -> str:
-    """List the content of `path`; returns its hash."""
+    """List the content of `path`; returns its hash. UsageError for llmos.yaml: its commands are what runs, and each is trusted by itself."""
     name, content = named(ws, path)
+    if name == NAME:
+        raise UsageError(
+            f"{name} is no code: the commands in it are, and none is trusted by trusting the file",
+            hint="read them, then `llmos trust --pipeline`",
+        )
     trust_contents(ws, {name: content})
     return _sha256(content)
 

@@ -35,6 +35,14 @@ def test_consent_lists_it(workspace, code):
     trust.require(workspace, code)
 
 
+@pytest.mark.parametrize("named", ["llmos.yaml", "./llmos.yaml", "configs/../llmos.yaml"])
+def test_the_settings_are_no_code_and_their_commands_are_trusted_one_by_one(workspace, llmos, named):
+    (workspace.root / "llmos.yaml").write_text("format: 1\npipeline: {all: {sh: 'true', outputs: [x]}}\n")
+    ran = llmos("trust", named)
+    assert (ran.code, ran.out, "llmos trust --pipeline" in ran.err) == (2, "", True)
+    assert llmos("trust", "--list").out == "No code is trusted here.\n"
+
+
 def test_list_and_revoke(workspace, code, llmos):
     assert llmos("trust", "--list").out == "No code is trusted here.\n"
     listed = llmos("trust", "my_model.py", "--json").json
