@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import urls
 from llmos_cli.data.cache import entry
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 
@@ -91,7 +92,7 @@ def _absolute(source: str, root: Path) -> str | None:
         local = _absolute(last, root) if mark and "://" not in last else None
         return f"{outer}::{local}" if local else source
     for base in (root, Path.cwd()):
-        path = base / Path(source).expanduser()
+        path = base / urls.path(source)
         if path.exists() or (any(sign in source for sign in "*?[") and glob.glob(str(path))):  # noqa: PTH207 (absolute)
             return str(path)
     return None
@@ -155,8 +156,12 @@ def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
 
     try:
         system, path = fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise UsageError(f"cannot read {place}: {_last_line(error)}", hint="Install the package it names.") from error
+    except ValueError as error:
+        for link in place.split("::"):
+            urls.split(link)
+        raise UsageError(f"cannot read {place}: {_last_line(error)}", hint="Check the URL.") from error
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {_link(place)[2].removeprefix('::')}", hint="Check the URL.") from error
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from llmos_cli.core import urls
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 from llmos_cli.models import blocks, dequantize, described, gguf_file, headers, sparse_files, unpickle
 from llmos_cli.models.build import SUFFIXES
@@ -86,7 +87,7 @@ def find(source: str, *, file: str | None = None, revision: str | None = None) -
 
     `file`: which weights file, where a place has several; `revision`: branch, tag or commit on the hub.
     """
-    path = Path(source).expanduser()
+    path = urls.path(source)
     if path.is_dir():
         _check_links(path)
         return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})

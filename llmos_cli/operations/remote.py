@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
-from llmos_cli.core import atomic, audit, lines, yaml12
+from llmos_cli.core import atomic, audit, lines, urls, yaml12
 from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
@@ -120,7 +119,7 @@ def add(
 def _check_own_folder(ws: Workspace, place: RemoteSettings) -> None:
     """What is pushed into the workspace's own folders would be taken for its own."""
     if transports.scheme(place.url) == "file":
-        folder = (ws.root / Path(place.url.removeprefix("file://")).expanduser()).resolve()
+        folder = (ws.root / urls.local(place.url)).resolve()
         own = (ws.checkpoints, ws.root / "runs", ws.configs, ws.dot)
         if folder == ws.root or any(folder.is_relative_to(each) for each in own):
             raise UsageError(
@@ -176,7 +175,7 @@ def described(ws: Workspace, name: str, url: str, *, encrypted: bool, key_file: 
 
 
 def key_path(ws: Workspace, place: RemoteSettings) -> Path:
-    return (ws.root / Path(place.key_file).expanduser()).resolve()
+    return (ws.root / urls.path(place.key_file)).resolve()
 
 
 def remove(ws: Workspace, name: str) -> RemoteResult:
@@ -307,12 +306,11 @@ def _identity(ws: Workspace) -> str:
 
 def portable(ws: Workspace, url: str) -> str:
     """A path that was given relative to the current folder is kept relative to the workspace; a password is not kept at all."""
-    if not url:
-        raise UsageError("a remote needs a URL", hint="a folder, `sftp://host/folder`, `s3://bucket/folder`")
+    parts = urls.split(url)
     if transports.scheme(url) == "file":
-        path = Path(url.removeprefix("file://")).expanduser()
+        path = urls.local(url)
         return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), ws.root)
-    if urlsplit(url).password:
+    if parts.password:
         raise UsageError(
             "a password in a URL would be kept in llmos.yaml, for everybody to read",
             hint="use a key of your ssh agent, or the environment variables of the service",

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import urls
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import Process
@@ -163,7 +164,7 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
 
 
 def _unmade(work: Work, stage: Stage) -> list[str]:
-    return [name for name in stage.options.outputs if not (work.ws.root / Path(name).expanduser()).exists()]
+    return [name for name in stage.options.outputs if not (work.ws.root / urls.path(name)).exists()]
 
 
 def _executed(work: Work, stage: Stage, look: Look, again: str) -> tuple[process.Ended, Process]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_cli.core import urls
 from llmos_cli.core.cipher import SALT, Cipher
 from llmos_cli.core.key import Ask, given_key, make_key
 from llmos_cli.core.manifest import Manifest
@@ -143,7 +144,7 @@ def _warn(ws: Workspace, checkpoints: Sequence[str], emit: Emit) -> None:
 
 
 def _place(ws: Workspace, file: Path) -> Path:
-    place = file.expanduser().resolve()
+    place = urls.path(file).resolve()
     if place.is_relative_to(ws.root):
         raise UsageError(
             f"{file} is in the workspace: whoever takes that has the key too", hint="keep it elsewhere, in ~/.keys say"

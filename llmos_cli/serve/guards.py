@@ -12,6 +12,7 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmos_cli.core import urls
 from llmos_cli.errors import NotFound, Untrusted, UsageError
 from llmos_cli.serve.refusals import CODES, ApiError
 
@@ -26,7 +27,7 @@ def read_keys(file: str | None) -> frozenset[str]:
     """Keys from a file (one a line; a line that begins with `#` is a comment) and from LLMOS_API_KEYS (separated by commas)."""
     keys = [key.strip() for key in os.environ.get("LLMOS_API_KEYS", "").split(",")]
     if file is not None:
-        keys += _keys_of(Path(file).expanduser())
+        keys += _keys_of(urls.path(file))
     return frozenset(key for key in keys if key)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmos_cli.core import urls
 from llmos_cli.data.cache import workspace_of
 from llmos_cli.data.tokenize import bpe, existing
 from llmos_cli.errors import UsageError
@@ -33,7 +34,7 @@ def tokenizer_for(
     elif data.tokenizer.type == "from":
         if not data.tokenizer.path:
             raise UsageError("data.tokenizer.path is not set", hint="`type: from` needs a directory or a hub id there.")
-        directory = workspace_of(cache) / Path(data.tokenizer.path).expanduser()
+        directory = workspace_of(cache) / urls.path(data.tokenizer.path)
         tokenizer = existing(directory if directory.is_dir() else data.tokenizer.path)
     else:
         tokenizer = bpe(texts, vocab_size=data.tokenizer.vocab_size, key=key, cache=cache, classifies=classifies)

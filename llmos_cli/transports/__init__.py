@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from llmos_cli.core import urls
 from llmos_cli.core.remote.store import Store
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -25,7 +26,9 @@ def scheme(url: str) -> str:
 
 
 def open_store(url: str, root: Path, identity: str) -> Store:
-    """`root`: what a relative path is relative to. `identity` tells the unfinished uploads of one workspace from another's."""
+    """`root`: what a relative path is relative to. `identity` tells the unfinished uploads of one workspace from another's. UsageError for what
+    is no URL at all, as `urls.split` says it for each transport."""
+    urls.split(url)
     wanted = scheme(url)
     for module in _modules():
         if wanted in module.SCHEMES:

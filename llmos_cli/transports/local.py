@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, urls
 from llmos_cli.core.listing import plainly
 from llmos_cli.core.locks import lock
 from llmos_cli.core.objects import files_below
@@ -26,8 +26,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def open_store(url: str, root: Path, identity: str) -> LocalStore:
-    path = Path(url.removeprefix("file://")).expanduser()
-    place = (root / path).resolve()
+    place = (root / urls.local(url)).resolve()
     if place.exists() and not place.is_dir():
         raise UsageError(f"{place} is a file", hint="a remote is a folder")
     if not place.parent.is_dir():

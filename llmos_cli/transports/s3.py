@@ -14,8 +14,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from llmos_cli.core import urls
 from llmos_cli.core.remote.store import CHUNK, Content, Heard
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 
@@ -33,7 +33,7 @@ def open_store(url: str, root: Path, identity: str) -> S3Store:
         from botocore.config import Config
     except ImportError:
         raise UsageError(f"{url} needs the package boto3", hint="pip install 'llmos-cli[remotes]'") from None
-    parts = urlsplit(url)
+    parts = urls.split(url)
     if not parts.netloc:
         raise UsageError(f"{url} names no bucket", hint="s3://bucket/folder")
     with _told(url):

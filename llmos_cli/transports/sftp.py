@@ -20,8 +20,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from llmos_cli.core import urls
 from llmos_cli.core.remote.store import CHUNK, Content, Heard, sent_from
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 
@@ -36,7 +37,7 @@ def open_store(url: str, root: Path, identity: str) -> SftpStore:
         import paramiko
     except ImportError:
         raise UsageError(f"{url} needs the package paramiko", hint="pip install 'llmos-cli[remotes]'") from None
-    parts = urlsplit(url)
+    parts = urls.split(url)
     folder = unquote(parts.path).removeprefix("/~/")
     if not parts.hostname or not folder.strip("/"):
         raise UsageError(f"{url} names no host and folder", hint="sftp://user@host/folder")

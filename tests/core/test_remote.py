@@ -387,7 +387,7 @@ def test_settings_are_edited_in_place_and_undone(ws: Workspace, tmp_path: Path) 
         ("../x", "/tmp/far", "is not a name for a remote"),
         ("x", "sftp://me:secret@host/models", "a password in a URL"),
         ("x", "/no/such/place/far", "there is no folder /no/such/place"),
-        ("x", "", "a remote needs a URL"),
+        ("x", "", "is no folder and no URL"),
     ],
 )
 def test_what_cannot_be_a_remote(ws: Workspace, name: str, url: str, said: str) -> None:

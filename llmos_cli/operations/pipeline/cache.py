@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, urls
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.refs import ID
 from llmos_cli.core.remote import arriving, downloading, hostile, layout, receiving, sending
@@ -114,7 +114,7 @@ def text_of(result: Result) -> bytes:
 
 
 def _url(where: str) -> str:
-    return where if "://" in where else str(Path(where).expanduser().absolute())
+    return where if "://" in where else str(urls.path(where).absolute())
 
 
 def _sound(result: Result, stage: Stage) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmos_cli.core import urls
 from llmos_cli.core.objects import files_below
 from llmos_cli.operations.pipeline import code, stages
 
@@ -30,7 +31,7 @@ def _paths(ws: Workspace, stage: stages.Stage) -> Iterator[str]:
 
 def _files(root: Path, path: str) -> Iterator[str]:
     """None of what lies elsewhere, or behind a link."""
-    whole = Path(os.path.normpath(root / Path(path).expanduser()))
+    whole = Path(os.path.normpath(root / urls.path(path)))
     if whole == root or not whole.is_relative_to(root) or whole.resolve() != root.resolve() / whole.relative_to(root):
         return
     if whole.is_dir():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, urls
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.objects import files_below, hash_file
 from llmos_cli.errors import UNREADABLE, NotFound
@@ -59,7 +59,7 @@ def tree(root: Path, names: Iterable[str], hashes: Hashes) -> Tree:
     """Of files and of folders with all that is in them; NotFound where one is not there."""
     found: Tree = {}
     for name in names:
-        path = root / Path(name).expanduser()
+        path = root / urls.path(name)
         if not path.exists():
             raise NotFound(f"there is no {name}", hint="paths of a stage are relative to the workspace's folder")
         for file in _files(path):
