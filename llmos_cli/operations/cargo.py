@@ -20,8 +20,9 @@ class MovedRef:
     def told(self) -> Line:
         kind, _, name = self.ref.partition("/")
         kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
-        came = ["from ", shown_id(self.before), " to "] if self.before else ["new, at "]
-        return [f"{kind} ", Span(name, "name"), ": ", *came, shown_id(self.checkpoint)]
+        came = [" from ", shown_id(self.before), " to "] if self.before else [" is new, at "]
+        # No colon after it: a tag may be called `secret`, and what follows that would be hidden.
+        return [f"{kind} ", Span(name, "name"), *came, shown_id(self.checkpoint)]
 
 
 @dataclass(frozen=True)

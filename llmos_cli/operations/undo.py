@@ -38,10 +38,10 @@ def _here(ws: Workspace, checkpoint: str) -> bool:
 
 
 def told_changes(operation: Operation) -> Iterator[str]:
-    """`main: 3f2a91c0dd12 -> 77c1aa0912fe`"""
+    """`main 3f2a91c0dd12 -> 77c1aa0912fe`: no colon, for what follows a branch called `secret` is no secret."""
     for change in operation.changes:
         if change.is_ref:
-            yield f"{change.name}: {told(change.before, change.after)} -> {told(change.after, change.before)}"
+            yield f"{change.name} {told(change.before, change.after)} -> {told(change.after, change.before)}"
         elif change.removes:
             yield f"weights of {change.removes[:SHORT]} {'restored' if change.after is None else 'removed'}"
         elif change.loses:

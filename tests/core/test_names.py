@@ -96,7 +96,7 @@ def test_checkout_configs_never_overwrites_what_exists_nowhere_else(ws, commit_w
 
 def test_undo_and_redo_and_their_log(ws, commit, llmos):
     first, second = commit(a="1"), commit(a="2")
-    assert llmos("undo").out.splitlines() == ["undo train on main", f"  main: {second.id[:12]} -> {first.id[:12]}"]
+    assert llmos("undo").out.splitlines() == ["undo train on main", f"  main {second.id[:12]} -> {first.id[:12]}"]
     assert ws.resolve() == first.id
     assert llmos("redo").code == 0
     assert ws.resolve() == second.id

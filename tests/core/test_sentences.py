@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
+from llmos_cli.operations.branch import branch
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.op import op_log
@@ -141,3 +145,18 @@ def test_a_file_in_a_checkpoint_that_is_not_its_own_is_moved_out(ws: Workspace, 
     assert told.code == 0 and f"moved checkpoints/{made.id[:12]}/MINE to .llmos/strays/{made.id}/MINE.2" in told.out
     remotes.add(ws, "origin", str(ws.root.parent / "far"))
     assert backup(ws).backup
+
+
+@pytest.mark.parametrize("name", ["secret", "my-password", "token"])
+def test_a_tag_and_a_branch_that_are_called_so_hide_nothing(
+    name: str, ws: Workspace, commit: Commit, tmp_path: Path
+) -> None:
+    """What is said of them is no secret."""
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    for number in range(2):
+        commit(a=str(number))
+        tag(ws, name, force=True)
+        branch(ws, f"{name}{number}")
+        shown = [render(push(ws, everything=True, force=True).view()), render(op_log(ws).view())]
+        assert [redacted(each) for each in shown] == shown
+    assert f"tag {name} from " in shown[0] and f"branch {name}1 is new, at " in shown[0]

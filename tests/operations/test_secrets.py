@@ -3,6 +3,8 @@ word that is said. What the user's own files say themselves is theirs."""
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import llmos_cli
 from llmos_cli.app import _plainly
 from llmos_cli.core.redaction import HIDDEN, hidden, is_secret, redacted
 from llmos_cli.core.workspace import Workspace
@@ -47,6 +50,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "a storage, shown": ("config", "show", "tune", "-s", f"tune.storage={DATABASE}"),
     "a storage, as JSON": ("config", "show", "tune", "-s", f"tune.storage={DATABASE}", "--json"),
     "a remote": ("remote", "add", "far", SFTP),
+    "a remote, with a slash in its password": ("remote", "add", "far", f"sftp://me:{SECRET}/{SECRET}@127.0.0.1/far"),
     "a clone": ("clone", SFTP, "there"),
     "a restore": ("restore", SFTP, "there"),
     "an import": ("import", URL),
@@ -140,11 +144,26 @@ def test_a_traceback_that_is_kept(workspace: Workspace, monkeypatch: pytest.Monk
     [
         ("sftp://me:a%2Fb@host/f", f"sftp://me:{HIDDEN}@host/f"),
         ("PGPASSWORD=abc psql", f"PGPASSWORD={HIDDEN} psql"),
-        ("  db_password: 'abc def'", f"  db_password: '{HIDDEN} def'"),
+        ("  db_password: 'abc def'", f"  db_password: '{HIDDEN}'"),
         ('{"api_key": "abc", "n": 1}', f'{{"api_key": "{HIDDEN}", "n": 1}}'),
         ("Authorization: Bearer abcdefghij", f"Authorization: Bearer {HIDDEN}"),
         ("x?X-Amz-Signature=abc&y=1", f"x?X-Amz-Signature={HIDDEN}&y=1"),
         ("-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\nafter", f"{HIDDEN}\nafter"),
+        ('{"password":"abc PASS, x","token":"t1"}', f'{{"password":"{HIDDEN}","token":"{HIDDEN}"}}'),
+        (r'{"line": "{\"password\":\"abc\"}"}', rf'{{"line": "{{\"password\":\"{HIDDEN}\"}}"}}'),
+        ('{"password":12345678}', f'{{"password":"{HIDDEN}"}}'),
+        ("login password:hunterTHREE failed", f"login password:{HIDDEN} failed"),
+        ("# password: correct horse, battery  # mine", f"# password: {HIDDEN}  # mine"),
+        ("- db_pass: two words\r\nnext: 1", f"- db_pass: {HIDDEN}\r\nnext: 1"),
+        ("a: {password: abc}, b: 1", f"a: {{password: {HIDDEN}}}, b: 1"),
+        ("password = two words", f"password = {HIDDEN}"),
+        ("export MYSQL_PWD='two words' DB_PASS=x", f"export MYSQL_PWD='{HIDDEN}' DB_PASS={HIDDEN}"),
+        ("password: 12345678", f"password: {HIDDEN}"),
+        ("x:\n  secret: |\n    one\n\n    two\n  y: 1\n", f"x:\n  secret: |\n    {HIDDEN}\n\n    {HIDDEN}\n  y: 1\n"),
+        ("authorization: token abcdefghij", f"authorization: token {HIDDEN}"),
+        ("sent Basic bWU6eHl6eg== to it", f"sent Basic {HIDDEN} to it"),
+        ("postgresql://u:p/w@host/db", f"postgresql://u:{HIDDEN}@host/db"),
+        ("postgresql://u:p@ss@host/db", f"postgresql://u:{HIDDEN}@host/db"),
         ("pad_token: <pad>, max_tokens=512, tokenizer: bpe", "pad_token: <pad>, max_tokens=512, tokenizer: bpe"),
         ("TOKEN=$HF_TOKEN run, token=3", "TOKEN=$HF_TOKEN run, token=3"),
         ("http://host:80/x and a@b", "http://host:80/x and a@b"),
@@ -154,6 +173,67 @@ def test_a_traceback_that_is_kept(workspace: Workspace, monkeypatch: pytest.Monk
 def test_forms(text: str, told: str) -> None:
     assert redacted(text) == told
     assert redacted(told) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the token count: 12, tokens: 3, max_tokens: 5, token: 50256, time_to_first_token: 12ms, tokens per second: 4,012",
+        "tokenizer: bpe, bos_token: '<s>', token: <s>, eos_token_id: 2, forward_pass: 12ms, passwords: 3, password_length: 8",
+        "tags/secret: nothing -> d4cb3d76faf1, cat: /run/secrets/db_password: No such file or directory",
+        "tests/operations/test_secrets.py:33: AssertionError, secret.yaml:3:5, password.py: not found",
+        "PWD=/home/me OLDPWD=/tmp/x pwd: /srv/models bypass: yes second_pass=done",
+        "sha256: 9f86d081884c7d659a2feaa0c55ad015 key: 3f2a91c0dd12",
+        "    password: str | None = None",
+        "    token = next(tokens)",
+        "if token == '</s>' and secret != x: mytoken::Kind",
+        "Basic authentication failed, a basic tokenizer, Authorization: required",
+        "http://host:80/pkg/@scope/x, docker://r:5000/i@sha256:ab, zip://a.csv::s3://box/x@1.zip, git@host:me/x",
+        "password: null\ntoken: ${{ secrets.TOKEN }}\npassword: $DB_PASS\nsecret:\n  name: x\n",
+    ],
+)
+def test_what_is_no_secret(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_nothing_that_llmos_ships_or_says_looks_like_one() -> None:
+    """Its configs, and the sentences of its source."""
+    root = Path(llmos_cli.__file__).parents[1]
+    files = [*root.glob("configs/*/*.yaml"), *root.glob("docs/*.yml")]
+    wrong = [str(path) for path in files if redacted(path.read_text()) != path.read_text()]
+    for path in [*root.glob("llmos_cli/**/*.py"), *root.glob("commands/*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        said = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings]
+        wrong += [each for each in said if isinstance(each, str) and " " in each and redacted(each) != each]
+    assert wrong == [] and len(files) > 5
+
+
+@given(st.dictionaries(st.sampled_from(["password", "api_key", "db-secret"]), st.text(min_size=1), min_size=1))
+def test_in_json_it_is_hidden_whole_and_json_stays_json(kept: dict[str, str]) -> None:
+    for told in (json.dumps(kept), json.dumps(kept, separators=(",", ":")), json.dumps(kept, indent=1)):
+        back = json.loads(redacted(told))
+        assert all(value in (HIDDEN, kept[key]) for key, value in back.items())
+        assert all(back[key] == HIDDEN for key in kept if kept[key].isalpha() and len(kept[key]) > 5)
+        assert back.keys() == kept.keys()
+
+
+@pytest.mark.parametrize("name", ["MYSQL_PWD", "DB_PASS", "SECOND_API_KEY"])
+def test_what_the_environment_gave_is_hidden_however_it_comes_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, f"{SECRET}, and more")
+    monkeypatch.setenv("OLDPWD", "/home/me/models")
+    assert redacted(f"login {SECRET}, and more at /home/me/models") == f"login {HIDDEN} at /home/me/models"
+    assert redacted(f"login {SECRET}") == f"login {HIDDEN}"
+
+
+def test_numbers_lists_and_mappings_under_the_name_of_one() -> None:
+    given = {"password": 12345678, "passwords": ["abc", 3], "secret": {"a": "x", "on": True}, "token": 50256}
+    assert hidden(given) == {
+        "password": HIDDEN,
+        "passwords": [HIDDEN, 3],
+        "secret": {"a": HIDDEN, "on": True},
+        "token": 50256,
+    }
 
 
 @given(st.text("=:@/?& '\"{}-*"), st.sampled_from(["", "password", "token=", "://", "Bearer "]), st.text())
@@ -178,8 +258,15 @@ def test_names() -> None:
         "AWS_SECRET_ACCESS_KEY",
         "client-secret",
         "passphrase",
+        "MYSQL_PWD",
+        "db_pass",
     )
     no = (
+        "PWD",
+        "OLDPWD",
+        "forward_pass",
+        "secrets.yaml",
+        "first_token",
         "pad_token",
         "tokens",
         "max_tokens",
