@@ -5,6 +5,9 @@
     IP       IPv4 and IPv6 addresses          SSN      123-45-6789, of the United States
     SECRET   keys of well-known services, private keys, quoted values of `password` and its like
 
+Blanks may be the narrow and the no-break ones of a typesetter. The groups of a card may have dots between them, the letters of an IBAN be
+small ones and the digits of a card or a phone full-width ones: check digits or a `+` tell them from other numbers.
+
 These are rules, not understanding: names and addresses of people are not found, and national phone numbers only where their form
 leaves no doubt (with `+` or `00`, or as in North America). A rule that changes changes masked data, so `RULES` counts them, and
 the fingerprint of masked data says which it was made by.
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 
 from llmos_cli.core.tokens import TOKENS
 
-RULES = 2
+RULES = 3
 NEAR = 8192
 """Characters beside a mask that are looked at again: more than any pattern spans."""
 
@@ -37,6 +40,9 @@ class Found:
     end: int
     kind: str
 
+
+_GAPS = " \u00a0\u2007\u2009\u202f"
+"""Blanks within a number: also those at which no line may break."""
 
 Check = Callable[[re.Match[str], str], tuple[int, int] | None]
 
@@ -191,7 +197,7 @@ def _card(match: re.Match[str], text: str) -> tuple[int, int] | None:
     """Also without a last group, which may be another number."""
     whole = match[0]
     for said in (whole, whole[: match.start("rest") - match.start()] if match["rest"] else ""):
-        digits = re.sub(r"[ -]", "", said)
+        digits = plain_digits(re.sub(rf"[{_GAPS}.-]", "", said))
         if _NETWORKS.fullmatch(digits) and len(set(digits)) > 1 and luhn(digits):
             return match.start(), match.start() + len(said)
     return None
@@ -202,6 +208,11 @@ _NETWORKS = re.compile(
 )
 
 
+def plain_digits(digits: str) -> str:
+    """Those of other scripts, full-width ones among them, as 0 to 9."""
+    return "".join(str(int(digit)) for digit in digits)
+
+
 def luhn(digits: str) -> bool:
     """Whether the last digit is the check digit of the others."""
     doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
@@ -209,7 +220,7 @@ def luhn(digits: str) -> bool:
 
 
 def _iban(match: re.Match[str], text: str) -> tuple[int, int] | None:
-    length = _LENGTHS.get(match[0][:2], 0)
+    length = _LENGTHS.get(match[0][:2].upper(), 0)
     compact, end = "", match.start()
     while len(compact) < length and end < match.end():
         compact += text[end] if text[end].isalnum() else ""
@@ -239,7 +250,7 @@ def _international(match: re.Match[str], text: str) -> tuple[int, int] | None:
     groups = re.findall(r"\d+", match[0].replace("(0)", ""))
     digits = sum(map(len, groups)) - 2 * (match[0][0] == "0")
     sound = 8 <= digits <= 15 and all(len(group) > 1 for group in groups[1:])
-    return match.span() if sound and (match[0][0] == "+" or len(groups) > 1) else None
+    return match.span() if sound and (match[0][0] in "+\uff0b" or len(groups) > 1) else None
 
 
 def _assigned(match: re.Match[str], text: str) -> tuple[int, int] | None:
@@ -281,21 +292,33 @@ WORDED = (
     ),
     _rule("EMAIL", _DOMAIN, _address, needs=("@",)),
     _rule("IP", r":(?:[0-9A-Fa-f]{1,4})?:", _ipv6, needs=(":",)),
-    _rule("IBAN", r"[A-Z]{2}(?<!\w[A-Z]{2})\d\d(?:[ -]?[A-Z0-9]){11,30}", _iban, needs=tuple("0123456789")),
+    _rule(
+        "IBAN",
+        rf"[A-Z]{{2}}(?<!\w[A-Z]{{2}})\d\d(?:[{_GAPS}-]?[A-Z0-9]){{11,30}}|[a-z]{{2}}(?<!\w[a-z]{{2}})\d\d(?:[{_GAPS}-]?[a-z0-9]{{4}}){{2,7}}(?:[{_GAPS}-]?[a-z0-9]{{1,3}})?",
+        _iban,
+        needs=tuple("0123456789"),
+    ),
 )
 """Rules that a word or a sign tells of."""
-_RUN = re.compile(r"\d[\d .()/-]{5,}+")
+_RUN = re.compile(rf"\d[\d{_GAPS}.()/-]{{5,}}+")
 """Where digits are close enough for one of the rules of numbers."""
 NUMBERED = (
     _rule("IP", r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", _ipv4),
     _rule("SSN", r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])"),
     _rule(
         "CARD",
-        r"(?<![\w.])(?:\d{4}(?P<gap>[ -]?)\d{4}(?P=gap)\d{4}(?P=gap)\d{4}(?P<rest>(?P=gap)\d{1,3})?"
-        r"|\d{4}[ -]\d{6}[ -]\d{4,5}|\d{13,19})(?!\w|\.\d)",
+        rf"(?<![\w.])(?:\d{{4}}(?P<gap>[{_GAPS}.-]?)\d{{4}}(?P=gap)\d{{4}}(?P=gap)\d{{4}}(?P<rest>(?P=gap)\d{{1,3}})?"
+        rf"|\d{{4}}[{_GAPS}.-]\d{{6}}[{_GAPS}.-]\d{{4,5}}|\d{{13,19}})(?!\w|\.\d)",
         _card,
     ),
-    _rule("PHONE", r"(?<![\w.+-])(?:\+|00)[1-9](?:[ .()/-]{0,2}\d){6,14}(?!\w)", _international),
-    _rule("PHONE", r"(?<![\w.+-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])\d{3}[ .-]\d{4}(?![\w-])"),
+    _rule(
+        "PHONE",
+        rf"(?<![\w.+-])(?:[+\uff0b]|00)[1-9\uff11-\uff19](?:[{_GAPS}.()/-]{{0,2}}\d){{6,14}}(?!\w)",
+        _international,
+    ),
+    _rule(
+        "PHONE",
+        rf"(?<![\w.+-])(?:1[{_GAPS}.-])?(?:\([2-9]\d\d\)[{_GAPS}]?|[2-9]\d\d[.-])\d{{3}}[{_GAPS}.-]\d{{4}}(?![\w-])",
+    ),
 )
 KINDS = tuple(dict.fromkeys(rule.kind for rule in (*WORDED, *NUMBERED)))
