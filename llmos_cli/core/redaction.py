@@ -62,22 +62,33 @@ _OF_TEXT = (
     "draft",
 )
 """Words before `token` that make it a piece of text."""
-_OF_SERVICES = (
-    "db",
-    "database",
-    "sql",
-    "mysql",
-    "pg",
-    "postgres",
-    "mongo",
-    "redis",
-    "smtp",
-    "mail",
-    "ftp",
-    "ssh",
-    "ldap",
+_OF_SERVICES = frozenset(
+    (
+        "db",
+        "database",
+        "sql",
+        "mysql",
+        "pg",
+        "postgres",
+        "mongo",
+        "redis",
+        "smtp",
+        "mail",
+        "ftp",
+        "ssh",
+        "ldap",
+        "user",
+        "admin",
+        "root",
+        "login",
+        "proxy",
+        "http",
+        "key",
+        "vault",
+        "registry",
+        "docker",
+    )
 )
-_OF_SERVICES += ("user", "admin", "root", "login", "proxy", "http", "key", "vault", "registry", "docker")
 """Words before `pass` that make it a password: others make it a turn over something, as in `forward_pass`."""
 _FILES = (
     ".py",

@@ -93,7 +93,7 @@ def test_masked_on_load(loaded: Loader, tmp_path: Path):
     plain, masked = loaded(file), loaded(file, mask_pii=True)
     texts = [text for rows in masked.splits.values() for text in rows["text"]]
     assert set(texts) == {f"[EMAIL] wrote {at}" for at in range(7)}
-    assert masked.fingerprint["masked"] == {"rules": 2} and "masked" not in plain.fingerprint
+    assert masked.fingerprint["masked"] == {"rules": 3} and "masked" not in plain.fingerprint
     assert masked.fingerprint["splits"] != plain.fingerprint["splits"]
     assert masked.notes[-1] == "personal data was masked in 60 rows: 60 EMAIL"
     where = {name: set(rows["text"]) for name, rows in masked.splits.items()}
@@ -118,7 +118,7 @@ def test_training_evaluation_and_snapshot_see_the_same(letters: Path, workspace:
     trained = llmos("train")
     assert trained.code == 0 and "personal data was masked in 2 rows: 1 EMAIL, 1 PHONE" in trained.err + trained.out
     made = workspace.manifest(workspace.resolve()).made
-    assert made.config["data"]["mask_pii"] is True and made.data["masked"] == {"rules": 2}
+    assert made.config["data"]["mask_pii"] is True and made.data["masked"] == {"rules": 3}
     vocabulary = (workspace.checkpoint().path / "tokenizer.json").read_text()
     assert "jane" not in vocabulary
     assert llmos("data", "snapshot", "--name", "masked", "-q").code == 0
