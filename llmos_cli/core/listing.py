@@ -52,8 +52,9 @@ def read_bytes(path: Path, *, linked: bool = False) -> bytes:
         return file.read()
 
 
-def read_text(path: Path, *, linked: bool = False) -> str:
-    with open(path, encoding="utf-8", opener=through_links if linked else plainly) as file:
+def read_text(path: Path, *, linked: bool = False, errors: str = "strict") -> str:
+    """`errors`: what becomes of bytes that are not UTF-8, as `open` has it."""
+    with open(path, encoding="utf-8", errors=errors, opener=through_links if linked else plainly) as file:
         return file.read()
 
 

@@ -17,18 +17,18 @@ import stat
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from llmos_cli.core import storage
 from llmos_cli.core.atomic import make_directory, read_only, refusals, sync_directory, sync_file, write_text
 from llmos_cli.core.hashed import is_part, place, stored, strange
-from llmos_cli.core.listing import entries, plainly, read_text, through_links
+from llmos_cli.core.listing import entries, plainly, through_links
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.processes import scratch_name
+from llmos_cli.core.storage import Mode
 from llmos_cli.core.view import size
 from llmos_cli.errors import LlmosError
 from llmos_cli.events import Emit, Note, ignore
-
-Mode = Literal["reflink", "hardlink", "copy"]
 
 _FICLONE = 0x40049409  # _IOW(0x94, 9, int), <linux/fs.h>
 _CANNOT = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.EMLINK}
@@ -83,7 +83,7 @@ class Objects:
     def __init__(self, dot: Path) -> None:
         self.directory = dot / "objects"
         self._scratch = dot / "tmp"
-        self._mode_file = dot / "storage"
+        self._dot = dot
 
     def path(self, sha256: str) -> Path:
         return self.directory / place(sha256)
@@ -95,7 +95,7 @@ class Objects:
 
         Afterwards all of them are read-only and synced. Returns the bytes that are new on this disk.
         """
-        mode = self._probe()
+        mode = self.probe()
         with refusals(self.directory):
             if mode == "reflink":  # a name in the parent's inode becomes one that shares its extents alone
                 for name in (name for name in tree if name in shared):
@@ -137,7 +137,7 @@ class Objects:
     def share_again(self, files: Iterable[tuple[Path, FileEntry]]) -> set[Path]:
         """Make files that checkpoints have share their bytes with their objects, as `adopt` does. Returns those that do now; to
         link the others was denied, or they are gone."""
-        mode = self._probe()
+        mode = self.probe()
         if mode == "copy":
             return set()
         with refusals(self.directory):
@@ -167,7 +167,7 @@ class Objects:
             if folder.exists():
                 sync_directory(folder)
 
-    def _probe(self) -> Mode:
+    def probe(self) -> Mode:
         """Try what this file system can do, each time: the workspace may have been moved to another."""
         first, second = self._scratch / scratch_name("probe"), self._scratch / scratch_name("probe")
         write_text(first, "probe", scratch=self._scratch)
@@ -176,8 +176,7 @@ class Objects:
         finally:
             first.unlink(missing_ok=True)
             second.unlink(missing_ok=True)
-        if not self._mode_file.exists() or read_text(self._mode_file).strip() != mode:
-            write_text(self._mode_file, mode + "\n", scratch=self._scratch)
+        storage.write(self._dot, mode)
         return mode
 
     def remove(self, names: Iterable[str]) -> None:

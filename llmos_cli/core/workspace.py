@@ -21,8 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import access, atomic, lastly, revisions, settings
-from llmos_cli.core.listing import read_text
+from llmos_cli.core import access, atomic, lastly, revisions, settings, storage
 from llmos_cli.core.refs import FIRST, HEAD, HEADS, STAGES, TAGS, Head, Refs
 from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.events import Emit, Metric, ignore, warn
@@ -183,10 +182,7 @@ class Workspace:
     @property
     def storage(self) -> str | None:
         """How equal files are shared: `reflink`, `hardlink`, `copy`; None before the first checkpoint."""
-        try:
-            return read_text(self.dot / "storage").strip() or None
-        except FileNotFoundError:
-            return None
+        return storage.read(self.dot)
 
     def head(self) -> Head:
         """Corrupt where its branch has no checkpoint, and the log of operations left it one."""

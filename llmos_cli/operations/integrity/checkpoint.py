@@ -138,13 +138,13 @@ class Examined:
         where = f"checkpoints/{self.name[:SHORT]}" + (f"/{name}" if name else "")
         return Problem(where, what, self.name, name)
 
-    def unshared(self, stored: Stored) -> list[File]:
+    def unshared(self, storage: str | None, stored: Stored) -> list[File]:
         """Those that share nothing with an object, of what has its weights in the clear."""
         if self._manifest is None or self._freed or self.name in self._ws.sealed or self.name in self._lost:
             return []
         tree = self._manifest.tree
         files = (File(self.name, path, tree[name], status) for name, (path, status) in self.files.items())
-        return [file for file in files if not file.shares(self._ws.storage, stored)]
+        return [file for file in files if not file.shares(storage, stored)]
 
     def times(self) -> dict[str, int]:
         """Files that have just been hashed need not be hashed again because a copy changed their times."""

@@ -9,13 +9,14 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import manifest, settings, signatures
+from llmos_cli.core import manifest, settings, signatures, storage
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
 from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.errors import Corrupt
 from llmos_cli.events import Emit
 from llmos_cli.operations.audit import audited
 from llmos_cli.operations.integrity.checkpoint import Examined, Hashes, files_of, inode_of, names_in
@@ -41,6 +42,7 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     stored = {path: path.stat() for _, path in [*objects, *sealing.files]}
     hashes = Hashes({**stored, **files_of(checked)}, emit)
     problems = [problem for each in checked for problem in each.problems(hashes)]
+    problems += (odd := list(_storage(ws)))
     problems += [*_objects(ws, objects, checked, hashes), *sealing.problems(hashes.__getitem__)]
     runs = list(of_runs(ws))
     problems += [each for each in runs if isinstance(each, Problem)]
@@ -55,8 +57,8 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
     )
-    kept = {name: stored[path] for name, path in objects}
-    unshared = {each.name: found for each in checked if each.name not in bad and (found := each.unshared(kept))}
+    kept, mode = {name: stored[path] for name, path in objects}, None if odd else ws.storage
+    unshared = {each.name: found for each in checked if each.name not in bad and (found := each.unshared(mode, kept))}
     hurt, unread = _Hurt(ws), {each.checkpoint for each in problems if each.file == manifest.NAME}
     told = (*(hurt.named(problem) for problem in problems), *_snapshots(ws, hurt, unread))
     differed = not ws.index.agrees()
@@ -74,8 +76,15 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         given_up_files=tuple(each for each in runs if isinstance(each, GivenUpFile)),
         audit_breaks=tuple(ws.oplog.audit.breaks()),
         unshared={name: sum(file.entry.size for file in files) for name, files in unshared.items()},
-        denied=denied(ws.storage, chain.from_iterable(unshared.values()), kept),
+        denied=denied(mode, chain.from_iterable(unshared.values()), kept),
     )
+
+
+def _storage(ws: Workspace) -> Iterator[Problem]:
+    try:
+        storage.read(ws.dot)
+    except Corrupt as error:
+        yield Problem(f".llmos/{storage.NAME}", error.message.removeprefix(f".llmos/{storage.NAME} "))
 
 
 def _quiet(ws: Workspace) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from llmos_cli.core import atomic, manifest, settings
+from llmos_cli.core import atomic, manifest, settings, storage
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
@@ -25,7 +25,7 @@ from llmos_cli.core.remote import arriving, downloading, layout, receiving
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.snapshots import Snapshot
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import Corrupt, LlmosError, NotFound
+from llmos_cli.errors import Corrupt, LlmosError, NotFound, NotPlain
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.integrity import repairing_runs, resealing
@@ -66,6 +66,7 @@ def repair(
     here of their files is taken from here."""
     places = asked.places
     copy = partial(_good_copy, ws, places=places)
+    yield from _storage(ws)
     _forget_damaged_objects(ws)
     resealing.forget_nameless(ws)
     damaged = [(each.checkpoint, each.file) for each in problems if each.file]
@@ -87,6 +88,17 @@ def repair(
     yield from repaired(ws, forget_runs=not asked.silent)
     for each in places:
         each.store.close()
+
+
+def _storage(ws: Workspace) -> Iterator[Repaired]:
+    """First: it says how files are copied here."""
+    try:
+        storage.read(ws.dot)
+    except NotPlain:  # somebody's own, which is told and left
+        return
+    except Corrupt:
+        ws.objects.probe()
+        yield Repaired(f".llmos/{storage.NAME}", "what this disk can do")
 
 
 def repair_settings(ws: Workspace) -> list[Repaired]:
