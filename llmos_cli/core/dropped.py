@@ -65,6 +65,16 @@ class Dropped:
         except FileNotFoundError:
             return False
 
+    def senseless(self) -> list[str]:
+        """Those whose mark says neither."""
+        return [each for each in sorted(self.all()) if read_bytes(self._directory / each) not in (b"", BARE)]
+
+    def put_right(self, checkpoint: str, *, bare: bool) -> None:
+        """A mark that says neither gets the words that it had."""
+        from llmos_cli.core import atomic
+
+        atomic.write_bytes(self._directory / checkpoint, BARE if bare else b"", scratch=self._scratch)
+
     def drop(self, directory: Path) -> None:
         """Remove all files of a marked checkpoint but its manifest. A crash in between is finished by dropping it again."""
         from llmos_cli.core import atomic, manifest

@@ -281,7 +281,7 @@ class OperationLog(History):
         if change.is_ref:
             return self._refs.read(change.what)
         try:
-            return read_text(self._root / change.what, linked=True)
+            return read_text(self._root / change.what, linked=True, errors="surrogateescape")
         except FileNotFoundError:
             return None
 

@@ -106,14 +106,15 @@ def marked_by_nobody(ws: Workspace) -> set[str]:
     anew nobody knows what it said before: marks that are older are believed."""
     marked = ws.dropped.all()
     others = marked - ws.oplog.without_weights() if marked else marked
-    odd = {each for each in others if not ws.dropped.is_bare(each) and _has_all(ws, each)}
+    odd = {each for each in others if not ws.dropped.is_bare(each) and has_all(ws, each)}
     if not odd or not ws.oplog.path.exists():
         return set()
     begun = max((each.time for each in ws.oplog.operations() if each.name.startswith(continuity.ACCEPTED)), default=0.0)
     return {each for each in odd if ws.dropped.written(each) > begun}
 
 
-def _has_all(ws: Workspace, checkpoint: str) -> bool:
+def has_all(ws: Workspace, checkpoint: str) -> bool:
+    """Whether all its files are here, sealed or in the clear, whatever a mark says."""
     try:
         return checkpoint in ws.sealed or ws.dropped.whole(ws.root, checkpoint)
     except Corrupt:

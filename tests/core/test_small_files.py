@@ -29,3 +29,28 @@ def test_the_next_commit_says_how_files_share_whatever_stood_there(ws: Workspace
     (ws.dot / "storage").write_bytes(b"\xff")
     commit(a="2")
     assert (ws.dot / "storage").read_bytes() == good
+
+
+@pytest.mark.parametrize("damage", [b"x", b"bard\n", b"\xff"])
+def test_a_mark_of_removed_weights_has_no_other_bytes(used: Workspace, llmos, damage: bytes) -> None:
+    (removed,) = used.dropped.all()
+    never_came = used.resolve()
+    files = [path for path in (used.checkpoints / never_came).iterdir() if path.name != "manifest.json"]
+    for path in files:
+        path.unlink()
+    used.dropped.mark_bare(never_came)
+    marks = {each: (path := used.dot / "dropped" / each, path.read_bytes()) for each in (removed, never_came)}
+    assert [said for _, said in marks.values()] == [b"", b"bare\n"]
+    for path, _ in marks.values():
+        path.write_bytes(damage)
+    found = llmos("fsck")
+    assert (found.code, [f".llmos/dropped/{each}" in found.out for each in marks]) == (5, [True, True])
+    assert llmos("undo", next(each.id for each in used.oplog.operations() if each.name.startswith("rm "))).code == 6
+    assert llmos("fsck", "--repair").code == llmos("fsck").code == 0
+    assert [path.read_bytes() for path, _ in marks.values()] == [said for _, said in marks.values()]
+
+
+def test_a_mark_that_nobody_made_is_taken_away_whatever_it_says(used: Workspace, llmos) -> None:
+    (mark := used.dot / "dropped" / used.resolve()).write_bytes(b"\xff")
+    assert llmos("fsck", "--repair").code == 0
+    assert not mark.exists()

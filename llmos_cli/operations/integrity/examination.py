@@ -120,6 +120,8 @@ def _audit(ws: Workspace) -> Iterator[Problem]:
 
 
 def _marks(ws: Workspace) -> Iterator[Problem]:
+    for each in ws.dropped.senseless():
+        yield Problem(mark_of(each), "is a mark of removed weights, and has bytes that none has", each)
     for each in sorted(marked_by_nobody(ws)):
         what = "says that these weights were removed, which are here and which no operation removed: --repair takes it away"
         yield Problem(mark_of(each), what, each)

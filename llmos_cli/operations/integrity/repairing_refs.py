@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from llmos_cli.core import atomic, continuity, signatures
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.operation import Change
-from llmos_cli.core.protection import marked_by_nobody
+from llmos_cli.core.protection import has_all, marked_by_nobody
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.begun_anew import gone
@@ -25,10 +25,12 @@ def repaired(ws: Workspace, *, forget_runs: bool) -> list[Repaired]:
     """What came back, and from where. A ref whose checkpoint is missing stays as it is; one of a run that is missing goes with
     `forget_runs`."""
     with ws.oplog.locked(ws.emit):
+        marks = list(_put_right(ws))  # first: what takes one away says what it said
         changes = [*_changes(ws), *_marks(ws)]
         if changes:
             ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
         return [
+            *marks,
             *(Repaired(change.what, _LOG) for change in changes),
             *_unlogged(ws, forget_runs),
             *_bytes(ws),
@@ -50,6 +52,14 @@ def _changes(ws: Workspace) -> Iterator[Change]:
         blocked = ref not in leaving and (ref in alike or ws.refs.in_the_way(ref, leaving))
         if _is_here(ws, ref, left[ref]) and not blocked:
             yield Change(ref, ws.oplog.said(ref), left[ref])
+
+
+def _put_right(ws: Workspace) -> Iterator[Repaired]:
+    """Of weights that no operation removed, and that are not here, the mark says that they never came."""
+    removed = ws.oplog.without_weights()
+    for each in ws.dropped.senseless():
+        ws.dropped.put_right(each, bare=each not in removed and not has_all(ws, each))
+        yield Repaired(mark_of(each), _LOG)
 
 
 def _marks(ws: Workspace) -> Iterator[Change]:
