@@ -103,9 +103,7 @@ def _way_on(result: FsckResult) -> str:
         checkpoint, remote = next(iter(result.clear.items()))
         ways.append(f"{remote} has {short(checkpoint)} in the clear: {way_back(checkpoint)}")
     if result.lost:
-        ways.append(
-            f"`llmos fsck --accept-loss {short(result.lost[0])}` gives up a checkpoint that nobody has any more"
-        )
+        ways.append(f"`llmos fsck --accept-loss {result.lost_called}` gives up a checkpoint that nobody has any more")
     return "; ".join(ways) or "what is left is yours to move or to take away; `llmos op log` has what llmos did"
 
 

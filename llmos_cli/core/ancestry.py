@@ -5,8 +5,11 @@ cannot be read. What such a one was made from nobody knows, so whoever is about 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmos_cli.core.listing import folders
+from llmos_cli.core.view import apart
 from llmos_cli.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -41,13 +44,14 @@ def walk(ws: Workspace, checkpoints: Iterable[str]) -> Walked:
 def broken(ws: Workspace, checkpoints: Iterable[str], *, undone: str) -> Corrupt:
     """What is said of such ends; `undone`: what was therefore not done."""
     found = sorted(checkpoints)
-    shown = [f"checkpoint {each[:12]} {_what(ws, each)}" for each in found[:_SHOWN]]
+    names = {each: apart(each, chain(folders(ws.checkpoints), found)) for each in found}
+    shown = [f"checkpoint {names[each]} {_what(ws, each)}" for each in found[:_SHOWN]]
     more = [f"{len(found) - _SHOWN} more are as bad"] if len(found) > _SHOWN else []
     it = "it" if len(found) == 1 else "them"
     return Corrupt(
         f"{' and '.join([*shown, *more])}: nobody knows what {it} came from, and {undone}",
         hint=f"`llmos fsck --repair` brings {it} back where a remote has {it}; where none has, "
-        f"`llmos fsck --accept-loss {' '.join(each[:12] for each in found)}` gives {it} up and keeps all else",
+        f"`llmos fsck --accept-loss {' '.join(names.values())}` gives {it} up and keeps all else",
     )
 
 

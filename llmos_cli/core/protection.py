@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import ancestry, continuity
+from llmos_cli.core import ancestry, continuity, heard
 from llmos_cli.core.records import RunRecord
 from llmos_cli.core.refs import HEADS, REMOTES, STAGES, TAGS
 from llmos_cli.errors import Corrupt
@@ -44,6 +44,7 @@ def unprotected(ws: Workspace, since: float) -> set[str]:
     """All checkpoints that need not stay: neither named nor an ancestor of what is, for a branch is worth its whole line. Corrupt
     where nobody can tell, because something of such a line is missing or cannot be read.
     `since`: where the operation log's window begins, in seconds since the epoch."""
+    heard.check(ws, undone="nothing was removed")
     held = used(ws)
     walked = ancestry.walk(ws, held | ws.oplog.protected(since))
     lost = walked.ends and walked.ends - (ws.oplog.collected() - held)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+from llmos_cli.core import heard
+from llmos_cli.core.listing import folders
 from llmos_cli.core.refs import ID
-from llmos_cli.core.view import short
+from llmos_cli.core.view import apart, short
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note, ignore
@@ -50,19 +53,23 @@ def fsck(
         giving_up_files.accept(ws, files)
         again = examined(ws, key_file, emit)
     rest = list(_lost(ws, again.problems))
+    gone = tuple(each for each in rest if each not in clear)
     return replace(
         again,
         index_differed=found.index_differed,
         index_made_anew=found.index_made_anew,
         repaired=tuple(repaired),
-        lost=tuple(each for each in rest if each not in clear),
+        lost=gone,
+        lost_called=apart(gone[0], chain(folders(ws.checkpoints), rest)) if gone else "",
         clear={each: clear[each] for each in rest if each in clear},
     )
 
 
 def _lost(ws: Workspace, problems: Sequence[Problem]) -> Iterator[str]:
     hurt = {each.lacks or each.checkpoint for each in problems} - {""}
-    return (each for each in sorted(hurt) if ID.fullmatch(each) and what_is_lost(ws, each))
+    lost = [each for each in sorted(hurt) if ID.fullmatch(each) and what_is_lost(ws, each)]
+    known = heard.told_of(ws) if lost else set()
+    return (each for each in lost if heard.is_here(ws, each) or each in known)
 
 
 @contextmanager

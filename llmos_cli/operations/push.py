@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llmos_cli.core import heard
 from llmos_cli.core.names import in_the_way, wrong
 from llmos_cli.core.protection import with_ancestors
 from llmos_cli.core.refs import HEAD, HEADS, REMOTES, TAGS
@@ -275,11 +276,17 @@ def remember(ws: Workspace, remote: str, refs: Mapping[str, str | None]) -> None
     here = {value for value in refs.values() if value and (ws.checkpoints / value).is_dir()}
     with ws.oplog.locked(ws.emit):
         seen = {ref.removeprefix("refs/"): value for ref, value in refs.items() if value in here}
-        for ref in set(ws.refs.under(prefix)) - {ref.removeprefix("refs/") for ref, value in refs.items() if value}:
-            ws.refs.write(prefix + ref, None)
-        for ref, value in seen.items():
-            if ws.refs.read(prefix + ref) != value and not ws.refs.in_the_way(prefix + ref):
-                ws.refs.write(prefix + ref, value)
+        gone = set(ws.refs.under(prefix)) - {ref.removeprefix("refs/") for ref, value in refs.items() if value}
+        with heard.moving(ws, remote, {**seen, **dict.fromkeys(gone)}):
+            _write(ws, prefix, seen, gone)
+
+
+def _write(ws: Workspace, prefix: str, seen: Mapping[str, str | None], gone: Iterable[str]) -> None:
+    for ref in gone:
+        ws.refs.write(prefix + ref, None)
+    for ref, value in seen.items():
+        if ws.refs.read(prefix + ref) != value and not ws.refs.in_the_way(prefix + ref):
+            ws.refs.write(prefix + ref, value)
 
 
 def _remembered(remote: str, ref: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmos_cli import transports
 from llmos_cli.catalog import did_you_mean
-from llmos_cli.core import atomic, audit, lines, urls, yaml12
+from llmos_cli.core import atomic, audit, heard, lines, urls, yaml12
 from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
@@ -189,6 +189,8 @@ def remove(ws: Workspace, name: str) -> RemoteResult:
         for ref, value in ws.refs.under(REMOTES).items()
         if ref.startswith(f"{name}/")
     ]
+    if heard.read(ws, name) is not None:
+        forgotten.append(Change(file := heard.file_of(name), read_text(ws.root / file), None))
     after = config_edit.without(before, f"remotes.{name}", file=SETTINGS)
     ws.oplog.apply(f"remote rm {name}", [Change(SETTINGS, before, after), *forgotten], emit=ws.emit)
     return RemoteResult("removed", place)
@@ -301,7 +303,9 @@ def _identity(ws: Workspace) -> str:
     if not path.exists():
         atomic.write_text(path, os.urandom(8).hex() + "\n", scratch=ws.dot / "tmp")
     place = ws.dot.stat()
-    return hashlib.sha256(f"{read_text(path)} {host()} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        f"{read_text(path, errors='replace')} {host()} {place.st_dev} {place.st_ino}".encode()
+    ).hexdigest()[:16]
 
 
 def portable(ws: Workspace, url: str) -> str:

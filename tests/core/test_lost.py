@@ -113,9 +113,7 @@ def test_no_backup_is_made_that_could_not_be_restored(ws, commit, tmp_path, what
     assert fsck(back).problems == ()
 
 
-@pytest.mark.parametrize(
-    "ref", ["HEAD", "refs/tags/base", "refs/stages/small", "refs/runs/x", "refs/remotes/origin/heads/main"]
-)
+@pytest.mark.parametrize("ref", ["HEAD", "refs/tags/base", "refs/stages/small", "refs/runs/x"])
 def test_no_backup_is_made_of_a_ref_that_names_nothing(ws, commit, tmp_path, ref):
     commit(a="1")
     remotes.add(ws, "origin", str(tmp_path / "far"))

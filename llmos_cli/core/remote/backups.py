@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import ancestry
+from llmos_cli.core import ancestry, heard
 from llmos_cli.core.listing import what_else
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.names import wrong
@@ -138,6 +138,7 @@ def checkpoints(ws: Workspace, remote: Remote) -> tuple[str, ...]:
     """All of them, with those that only the remote still has. Corrupt where one that a ref names, or that another came from, is
     neither here nor there: such a backup could not be restored."""
     with ws.oplog.locked(ws.emit):
+        heard.check(ws, undone="nothing was backed up")
         walked = ancestry.walk(ws, {*ws.index.parents(), *ws.refs.all_named()})
     lost = walked.ends | ws.index.unreadable()
     if gone := [each for each in lost if not remote.has_manifest(each)]:

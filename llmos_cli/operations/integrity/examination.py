@@ -28,6 +28,7 @@ from llmos_cli.operations.integrity.runs import of_runs
 from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import denied
 from llmos_cli.operations.integrity.strangers import strangers
+from llmos_cli.operations.integrity.tracking import tracking
 from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
@@ -51,7 +52,15 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
         if ws.writable:
             tidy(ws)
         problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
-        problems += [*refs(ws), *operations(ws), *_signatures(ws), *_audit(ws), *strangers(ws), *_marks(ws)]
+        problems += [
+            *refs(ws),
+            *tracking(ws),
+            *operations(ws),
+            *_signatures(ws),
+            *_audit(ws),
+            *strangers(ws),
+            *_marks(ws),
+        ]
         problems += [*refs_of_runs(ws), *missing_signatures(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llmos_cli.core import ancestry, dropped, lost, manifest
+from llmos_cli.core import ancestry, dropped, heard, lost, manifest
+from llmos_cli.core.listing import folders
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import used, with_ancestors
+from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import AmbiguousRevision, Corrupt, UsageError
 from llmos_cli.operations.summary import SHORT
@@ -45,6 +47,11 @@ def lost_ones(ws: Workspace, revs: Sequence[str]) -> list[str]:
     for each in found:
         if each in ws.index.lost():
             raise UsageError(f"checkpoint {each[:SHORT]} was given up already", hint="`llmos undo` takes that back")
+        if not (heard.is_here(ws, each) or each in heard.told_of(ws)):
+            raise UsageError(
+                f"nothing here ever told of a checkpoint {apart(each, folders(ws.checkpoints))}: there is nothing to give up",
+                hint="`llmos fsck` says what names it, and what puts that right",
+            )
         if not what_is_lost(ws, each):
             raise UsageError(
                 f"checkpoint {each[:SHORT]} is whole: there is nothing to give up",
@@ -108,7 +115,8 @@ def _has_weights(ws: Workspace, checkpoint: str) -> bool:
 def _named(ws: Workspace, rev: str) -> str:
     """Also of what is missing here, by the beginning of its id."""
     walked = ancestry.walk(ws, {*ws.index.parents(), *ws.refs.all_named()})
-    found = [each for each in walked.ends | ws.index.unreadable() if len(rev) >= _DIGITS and each.startswith(rev)]
+    damaged = walked.ends & heard.told_of(ws) | ws.index.unreadable()
+    found = [each for each in damaged if len(rev) >= _DIGITS and each.startswith(rev)]
     if len(found) > 1:
         raise AmbiguousRevision(f"{rev} could be any of {len(found)} that are damaged", hint="give more digits")
     return found[0] if found else ws.named(rev)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from llmos_cli.core import continuity
+from llmos_cli.core import continuity, heard
 from llmos_cli.core.listing import folders
 from llmos_cli.core.operation import Operation, told
 from llmos_cli.core.refs import DATA, FIRST, HEAD, HEADS, MOVED, REMOTES, RUNS, SYMBOLIC, TAGS
@@ -18,7 +18,9 @@ from llmos_cli.operations.integrity.problem import Problem, more, readable
 
 def refs(ws: Workspace) -> Iterator[Problem]:
     yield from _of(ws, HEAD, lambda: ws.refs.head().checkpoint)
-    for ref in (prefix + name for prefix in (*MOVED, RUNS, REMOTES) for name in sorted(ws.refs.names(prefix))):
+    astray = {each.ref for each in heard.astray(ws) if each.now}  # told by `tracking`
+    listed = (prefix + name for prefix in (*MOVED, RUNS, REMOTES) for name in sorted(ws.refs.names(prefix)))
+    for ref in (each for each in listed if each not in astray):
         yield from _of(ws, ref, lambda ref=ref: ws.refs.read(ref))  # type: ignore[misc]
 
 

@@ -28,7 +28,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, NotPlain
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.integrity import repairing_runs, resealing
+from llmos_cli.operations.integrity import repairing_runs, resealing, tracking
 from llmos_cli.operations.integrity.problem import Problem, Repaired
 from llmos_cli.operations.integrity.repairing_refs import repaired
 from llmos_cli.operations.strays import move_out
@@ -85,6 +85,7 @@ def repair(
     yield from repairing_runs.repaired_events(ws, problems, copy, places)
     yield from repairing_runs.repaired_ledger(ws)
     yield from repairing_runs.brought_back(ws, problems, places, emit)
+    yield from tracking.repaired(ws, places, emit)
     yield from repaired(ws, forget_runs=not asked.silent)
     for each in places:
         each.store.close()

@@ -45,6 +45,8 @@ class FsckResult:
     """What of that this user cannot link, and who can."""
     lost: tuple[str, ...] = ()
     """Checkpoints that repairing did not bring back, or not the weights of: what `--accept-loss` gives up."""
+    lost_called: str = ""
+    """The first of these, by as many digits as tell it from all that are here."""
     clear: Mapping[str, str] = field(default_factory=dict)
     """Sealed checkpoints that are damaged -> the name of a remote that has them in the clear: what the key of the seal repairs."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from llmos_cli.core import heard
 from llmos_cli.core.listing import entries, is_folder, what_else
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.problem import Problem
@@ -41,3 +42,4 @@ def _strange(ws: Workspace) -> Iterator[os.DirEntry[str]]:
     yield from (each for each in configs if Path(each.path).exists())
     for kept in (ws.refs, ws.dropped, ws.lost, ws.objects, ws.sealed, ws.snapshots):
         yield from kept.strange()
+    yield from heard.strange(ws)
