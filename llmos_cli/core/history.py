@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from llmos_cli.core import lines
+from llmos_cli.core import lines, lost
 from llmos_cli.core.dropped import FOLDER
 from llmos_cli.core.listing import plainly
 from llmos_cli.core.operation import Change, Operation, parse
@@ -123,6 +123,16 @@ class History:
                 (found.discard if change.after is None else found.add)(change.removes)
             found |= {*operation.drops}
         return found - {""}
+
+    def given_up(self) -> dict[str, str]:
+        """Checkpoints that are given up by the last operation that said anything of that, and were not collected since -> their marks."""
+        found: dict[str, str] = {}
+        for line in lines.read(self.path):
+            if (b'"collects"' in line or lost.FOLDER.encode() in line) and (operation := parse(line)) is not None:
+                said = {change.loses: change.after for change in operation.changes if change.loses}
+                gone = {*operation.collects, *(each for each, text in said.items() if text is None)}
+                found = {each: text for each, text in {**found, **said}.items() if text and each not in gone}
+        return found
 
     def named_snapshots(self, since: float) -> set[str]:
         """Ids of the snapshots of data that operations at or after `since` gave a name, or took one from."""

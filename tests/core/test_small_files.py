@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from llmos_cli.core.workspace import Workspace
@@ -54,3 +56,29 @@ def test_a_mark_that_nobody_made_is_taken_away_whatever_it_says(used: Workspace,
     (mark := used.dot / "dropped" / used.resolve()).write_bytes(b"\xff")
     assert llmos("fsck", "--repair").code == 0
     assert not mark.exists()
+
+
+def test_an_identity_of_whatever_bytes_names_uploads(used: Workspace, llmos) -> None:
+    """It is random, and nobody reads a meaning out of it."""
+    (used.dot / "identity").write_bytes(b"\xff\xfe")
+    assert llmos("push", "--all").code == llmos("fsck").code == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"{}", None])
+def test_a_mark_of_loss_comes_back_from_the_log(
+    ws: Workspace, commit, llmos, monkeypatch, damage: bytes | None
+) -> None:
+    monkeypatch.chdir(ws.root)
+    first = commit(a="1")
+    commit(a="2")
+    shutil.rmtree(first.path)
+    assert llmos("fsck", "--accept-loss", first.id).code == 0
+    mark = ws.dot / "lost" / first.id
+    good = mark.read_bytes()
+    mark.unlink() if damage is None else mark.write_bytes(damage)
+    found = llmos("fsck")
+    assert (found.code, f".llmos/lost/{first.id}" in found.out, "move it away" in found.out) == (5, True, False)
+    assert llmos("fsck", "--repair").code == llmos("fsck").code == 0
+    assert mark.read_bytes() == good
+    assert llmos("undo").code == 0 and not mark.exists()
+    assert "lost" not in llmos("fsck", "--repair").out and not mark.exists()

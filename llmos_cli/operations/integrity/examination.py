@@ -29,7 +29,7 @@ from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import denied
 from llmos_cli.operations.integrity.strangers import strangers
 from llmos_cli.operations.integrity.tracking import tracking
-from llmos_cli.operations.integrity.whole import missing_signatures, refs_of_runs, wrong_signature
+from llmos_cli.operations.integrity.whole import marks_of_loss, missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
 
@@ -61,7 +61,7 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
             *strangers(ws),
             *_marks(ws),
         ]
-        problems += [*refs_of_runs(ws), *missing_signatures(ws)]
+        problems += [*refs_of_runs(ws), *missing_signatures(ws), *marks_of_loss(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}

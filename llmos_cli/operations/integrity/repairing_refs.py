@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos_cli.core import atomic, continuity, signatures
+from llmos_cli.core import atomic, continuity, lost, signatures
 from llmos_cli.core.dropped import mark_of
+from llmos_cli.core.listing import what_else
 from llmos_cli.core.operation import Change
 from llmos_cli.core.protection import has_all, marked_by_nobody
 from llmos_cli.core.refs import DATA, FIRST, HEAD, MOVED, REMOTES, RUNS, SYMBOLIC
@@ -16,7 +17,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.begun_anew import gone
 from llmos_cli.operations.integrity.problem import Repaired
 from llmos_cli.operations.integrity.refs import is_gone
-from llmos_cli.operations.integrity.whole import lost_refs_of_runs, lost_signatures
+from llmos_cli.operations.integrity.whole import lost_marks, lost_refs_of_runs, lost_signatures
 
 _LOG = "the log of operations"
 
@@ -25,7 +26,7 @@ def repaired(ws: Workspace, *, forget_runs: bool) -> list[Repaired]:
     """What came back, and from where. A ref whose checkpoint is missing stays as it is; one of a run that is missing goes with
     `forget_runs`."""
     with ws.oplog.locked(ws.emit):
-        marks = list(_put_right(ws))  # first: what takes one away says what it said
+        marks = [*_put_right(ws), *_lost_marks(ws)]  # first: what takes one away says what it said
         changes = [*_changes(ws), *_marks(ws)]
         if changes:
             ws.oplog.apply_locked(f"fsck --repair {' '.join(change.name for change in changes)}", changes)
@@ -60,6 +61,16 @@ def _put_right(ws: Workspace) -> Iterator[Repaired]:
     for each in ws.dropped.senseless():
         ws.dropped.put_right(each, bare=each not in removed and not has_all(ws, each))
         yield Repaired(mark_of(each), _LOG)
+
+
+def _lost_marks(ws: Workspace) -> Iterator[Repaired]:
+    for checkpoint, text in lost_marks(ws).items():
+        path = ws.root / lost.mark_of(checkpoint)
+        if not what_else(path):  # somebody's own, which is told and left
+            ws.lost.restore(checkpoint)
+            ws.index.lost()  # the index looks at names alone: it must see one go and come
+            atomic.write_text(path, text, scratch=ws.dot / "tmp")
+            yield Repaired(lost.mark_of(checkpoint), _LOG)
 
 
 def _marks(ws: Workspace) -> Iterator[Change]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llmos_cli.core import heard
-from llmos_cli.core.listing import entries, is_folder, what_else
+from llmos_cli.core import heard, lost
+from llmos_cli.core.listing import entries, is_file, is_folder, what_else
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.problem import Problem
+from llmos_cli.operations.integrity.whole import lost_marks
 
 
 def in_the_way(ws: Workspace) -> Iterator[Problem]:
@@ -30,7 +31,8 @@ _READ_BY_ALL = ("operations.jsonl", "pending.json", "audit.jsonl", "audit.head",
 
 def strangers(ws: Workspace) -> Iterator[Problem]:
     """Those among checkpoints and signatures are told with these."""
-    for entry in _strange(ws):
+    damaged = {str(ws.root / lost.mark_of(each)) for each in lost_marks(ws)}  # told with the log of operations
+    for entry in (each for each in _strange(ws) if not (each.path in damaged and is_file(each))):
         yield Problem(
             str(Path(entry.path).relative_to(ws.root)), "llmos did not put it there, and leaves it to you: move it away"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos_cli.core import lines, manifest, signatures
+from llmos_cli.core import lines, lost, manifest, signatures
 from llmos_cli.core.listing import folders
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import parse
@@ -69,6 +69,19 @@ def wrong_signature(ws: Workspace, signed: str) -> str:
     if path.is_file() and bundle.files.get(manifest.NAME) != hash_file(path).sha256:
         return "is the signature of another checkpoint"
     return ""
+
+
+def marks_of_loss(ws: Workspace) -> Iterator[Problem]:
+    for checkpoint in lost_marks(ws):
+        yield Problem(lost.mark_of(checkpoint), "is not what was written when that checkpoint was given up")
+
+
+def lost_marks(ws: Workspace) -> dict[str, str]:
+    """Checkpoints that were given up and are not here, and whose marks are not what the log of operations says, which that is."""
+    found = ws.oplog.given_up()
+    return {
+        each: text for each, text in found.items() if not (ws.checkpoints / each).is_dir() and not ws.lost.find(each)
+    }
 
 
 def missing_signatures(ws: Workspace) -> Iterator[Problem]:
