@@ -3,7 +3,7 @@ anybody may have written them, and what they say is carried out with the rights 
 
     HEAD, refs/KIND/NAME        of branches, tags, stages, names of data, and what remotes were seen to have: an id, or a branch for HEAD
     llmos.yaml, configs/*.yaml  any text: what runs is trusted by its content (`trust.py`); not through a folder that is a link to elsewhere
-    .llmos/dropped/ID, lost/ID, signatures/ID.sig, snapshots/ID.json
+    .llmos/dropped/ID, lost/ID, signatures/ID.sig, snapshots/ID.json, remotes/NAME.json
     checkpoints/ID, sealed/ID   by the ids that an operation drops, collects, seals or unseals
     refs/runs/RUN               by the run that it commits
 """
@@ -22,7 +22,8 @@ _PART = r"(?!\.{1,2}(?:/|\Z))[^/\0]+"
 _REF = re.compile(rf"(?:{'|'.join(map(re.escape, (*MOVED, REMOTES)))}){_PART}(?:/{_PART})*")
 _BRANCH = re.compile(rf"{re.escape(SYMBOLIC + HEADS)}{_PART}(?:/{_PART})*")
 _FILE = re.compile(
-    rf"llmos\.yaml|{CONFIGS}/{_PART}\.ya?ml|\.llmos/(?:(?:dropped|lost)/{_HEX}|signatures/{_HEX}\.sig|snapshots/{_HEX}\.json)"
+    rf"llmos\.yaml|{CONFIGS}/{_PART}\.ya?ml|"
+    rf"\.llmos/(?:(?:dropped|lost)/{_HEX}|signatures/{_HEX}\.sig|snapshots/{_HEX}\.json|remotes/{_PART}\.json)"
 )
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
