@@ -107,6 +107,8 @@ _FILES = (
     ".html",
 )
 _SIGNED = ("sig", "signature", "xamzsignature", "xgoogsignature")
+_PIN = 4
+"""Digits of the shortest number that is a password."""
 _SHORTEST = 6
 """Characters of a value that is looked for wherever it is: shorter ones are in everything."""
 
@@ -147,7 +149,7 @@ def _hidden(value: Any, given: Sequence[str], name: str = "") -> Any:
         return {key: _hidden(each, given, str(key) if is_secret(str(key)) else name) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_hidden(each, given, name) for each in value]
-    return HIDDEN if name and type(value) is int and _may_be_number(name) else value
+    return HIDDEN if name and type(value) is int and _may_be_number(name, str(value)) else value
 
 
 @cache
@@ -230,7 +232,7 @@ def _is_line(found: re.Match[str], text: str) -> bool:
 def _is_plain(name: str, value: str) -> bool:
     """A variable, a mark of something, nothing, a number of tokens: what stands where a secret would."""
     head = re.split(r"[,;}\])]", value)[0].strip()
-    number = head.replace(".", "", 1).isdigit() and not _may_be_number(name)
+    number = head.replace(".", "", 1).isdigit() and not _may_be_number(name, head)
     return number or head in _WORDS or value.startswith(("$", "<", "[", "{", HIDDEN))
 
 
@@ -240,9 +242,11 @@ def _is_code(found: re.Match[str], value: str) -> bool:
     return called or re.split(r"[\s=|\[,)]", value)[0] in _TYPES
 
 
-def _may_be_number(name: str) -> bool:
-    """A password may; of a token, of passwords, of `password_length` it is which one, how many, how long."""
-    return re.sub(r"[_.-]", "", name.lower()).endswith((*_CALLED, "pwd", "pass"))
+def _may_be_number(name: str, number: str) -> bool:
+    """A password may be a whole number of some length; of a token, of passwords, of `password_length` it is which one, how many, how
+    long, and of a few digits how many were found."""
+    called = re.sub(r"[_.-]", "", name.lower()).endswith((*_CALLED, "pwd", "pass"))
+    return called and len(number) >= _PIN and number.isdigit()
 
 
 def _hide_block(found: re.Match[str]) -> str:

@@ -182,6 +182,7 @@ def test_forms(text: str, told: str) -> None:
         "tokenizer: bpe, bos_token: '<s>', token: <s>, eos_token_id: 2, forward_pass: 12ms, passwords: 3, password_length: 8",
         "tags/secret: nothing -> d4cb3d76faf1, cat: /run/secrets/db_password: No such file or directory",
         "tests/operations/test_secrets.py:33: AssertionError, secret.yaml:3:5, password.py: not found",
+        '{"pii.secret": 0.0, "pii.secret": 12.0, "secret": 12, "passwords": 1234}',
         "PWD=/home/me OLDPWD=/tmp/x pwd: /srv/models bypass: yes second_pass=done",
         "sha256: 9f86d081884c7d659a2feaa0c55ad015 key: 3f2a91c0dd12",
         "    password: str | None = None",
