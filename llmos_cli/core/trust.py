@@ -1,7 +1,8 @@
 """Code that a workspace may run: hashes of files, listed per workspace in the user's own configuration folder.
 
 A workspace comes from anywhere; a `module: my_model.py` in it runs with the user's rights. So it runs only when the user
-has listed that very content, and never because of anything written in the workspace itself.
+has listed that very content, or a command that the user has listed wrote it here, which lists it; and never because of anything
+written in the workspace itself.
 """
 
 from __future__ import annotations
@@ -83,9 +84,14 @@ def trust(ws: Workspace, path: Path) -> str:
 
 def trust_contents(ws: Workspace, contents: Mapping[str, bytes]) -> None:
     """List all of them at once, by name. The audit hears of it first: nothing runs that nobody is known to have trusted."""
-    digests = {name: _sha256(content) for name, content in contents.items()}
-    if digests:
-        _note(ws, f"trust {', '.join(f'{name} ({found[:12]})' for name, found in digests.items())}")
+    trust_digests(ws, {name: _sha256(content) for name, content in contents.items()})
+
+
+def trust_digests(ws: Workspace, digests: Mapping[str, str]) -> None:
+    """The same of contents that were hashed already, name -> SHA-256."""
+    if not digests:
+        return
+    _note(ws, f"trust {', '.join(f'{name} ({found[:12]})' for name, found in digests.items())}")
     with _locked():
         listed = _read()
         listed.setdefault(str(ws.root), {}).update({found: name for name, found in digests.items()})

@@ -19,8 +19,9 @@ from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import Process
 from llmos_cli.core.records import RunRecord
+from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import STAGES
-from llmos_cli.errors import Conflict, LlmosError, NotFound
+from llmos_cli.errors import Conflict, LlmosError, NotFound, Untrusted
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations.pipeline import code, process
 from llmos_cli.operations.pipeline.facts import facts, key_of
@@ -42,7 +43,7 @@ def run(
     """The named stages and what they depend on. What failed is told in the result, not raised."""
     with lock(ws.dot / "locks" / LOCK, emit=emit):
         stages = chosen(read(ws), names)
-        code.require(ws, stages, ask)
+        code.require(ws, stages, ask, among=stages)
         work = Work.of(ws, stages, names, options, emit)
         with process.stopping(work.processes):
             told = _carry_out(work, options.jobs)
@@ -50,14 +51,16 @@ def run(
     return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False, stopped=work.processes.stopped)
 
 
-def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit) -> RunResult:
+def plan(
+    ws: Workspace, names: Sequence[str], options: RunOptions, *, ask: Callable[[str], bool] | None = None, emit: Emit
+) -> RunResult:
     """What `run` would do with each stage, and why."""
     stages = chosen(read(ws), names)
     work = Work.of(ws, stages, names, options, emit)
     ws.tell_moved(STAGES)
     told: dict[str, Told] = {}
     for stage in stages:
-        told[stage.name] = _planned(work, stage, told)
+        told[stage.name] = _planned(work, stage, told, ask)
     work.hashes.save()
     return RunResult(tuple(told.values()), dry_run=True)
 
@@ -107,11 +110,14 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
         _remember(work, stage, look.result)
         _share(work, stage, look.result)
         return told_of(stage, look.result, "fresh", look.why)
+    if look.elsewhere is not None:
+        _clear(work, stage)
+        if (result := look.elsewhere()) is not None:
+            _remember(work, stage, result)
+            _share(work, stage, result)
+            return told_of(stage, result, "restored", look.why)
+    code.require_now(work.ws, stage, work.stages)
     _clear(work, stage)
-    if look.elsewhere is not None and (result := look.elsewhere()) is not None:
-        _remember(work, stage, result)
-        _share(work, stage, result)
-        return told_of(stage, result, "restored", look.why)
     return _made(work, stage, look)
 
 
@@ -154,6 +160,8 @@ def _made(work: Work, stage: Stage, look: Look) -> Told:
         return _failed(work, stage, look, ended, seconds)
     checkpoint = str(ended.said.get("checkpoint", "")) if stage.verb in MAKING else ""
     outputs = tree(work.ws.root, stage.options.outputs, work.hashes)
+    if stage.verb == "sh":
+        code.trust_made(work.ws, outputs, work.stages)
     result = Result(look.key, stage.name, look.facts, checkpoint, outputs, ended.said, runs, seconds, time.time())
     if key_of(facts(stage, work.given)) != look.key:
         work.memory.note(stage.name, Last("", look.facts, "done", outputs))
@@ -269,16 +277,20 @@ def _nested(one: str, other: str) -> bool:
     return one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
-def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
+def _planned(work: Work, stage: Stage, told: Mapping[str, Told], ask: Callable[[str], bool] | None) -> Told:
     """Without doing anything: what depends on a stage whose result is not there yet can only be guessed at."""
-    if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
-        return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
     try:
+        code.require(work.ws, [stage], ask, among=work.stages)
+        if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
+            return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
         look = look_at(work, stage)
         if look.result is None:
             list(_in_its_place(work, stage))
-    except (NotFound, Conflict) as error:
-        return Told(stage.name, stage.verb, "would fail", code=error.exit_code, message=error.message, hint=error.hint)
+        if look.result is None and look.elsewhere is None:
+            code.require_now(work.ws, stage, work.stages)
+    except (NotFound, Conflict, Untrusted) as error:
+        message = redacted(error.message)
+        return Told(stage.name, stage.verb, "would fail", code=error.exit_code, message=message, hint=error.hint)
     if look.result is not None:
         work.made[stage.name] = look.result.checkpoint
         return told_of(stage, look.result, "fresh", look.why)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmos_cli.core.remote import layout
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.pipeline.stages import chosen, read
 
@@ -166,6 +170,9 @@ def test_a_shell_stage_runs_only_when_trusted(shell: Workspace, llmos):
     (shell.root / "llmos.yaml").write_text(text)
     told = llmos("run", "-q")
     assert told.code == 5 and "count is a command that is not trusted here" in told.err and ran(shell) == []
+    planned = llmos("run", "--dry-run")
+    assert planned.code == 5 and "would fail  count: llmos.yaml: count is a command that is not trusted" in planned.out
+    assert "`llmos trust --pipeline`" in planned.err
     assert "llmos.yaml: count" in llmos("trust", "--list").out
     llmos("trust", "--pipeline")
     assert llmos("run", "-q").code == 0
@@ -184,6 +191,115 @@ def test_so_is_a_script_that_it_names(empty: Workspace, llmos):
     llmos("trust", "go.sh")
     assert why(llmos("run", "--json"))["go"] == "go.sh is another one"
     assert (empty.root / "one").read_text() == "2\n"
+
+
+@pytest.mark.parametrize("command", ["sh go; :", "sh -e < go", "(. ./go)", "cat x|bash go", "ls . # x\\n. ./go"])
+def test_so_is_what_an_interpreter_is_given(empty: Workspace, llmos, command):
+    """Whatever it is called, and whatever stands beside it."""
+    (empty.root / "go").write_text("echo 1 > one\n")
+    (empty.root / "llmos.yaml").write_text(f'pipeline: {{go: {{sh: "{command}"}}}}\n')
+    llmos("trust", "--pipeline")
+    (empty.root / "go").write_text("echo 2 > one\n")
+    told = llmos("run", "-q")
+    assert told.code == 5 and "go is code that is not trusted here" in told.err
+
+
+WRITTEN = """\
+pipeline:
+  a: {sh: "for f in gen; do echo 'echo good' > $f.sh; done; echo a >> ran", outputs: [gen.sh]}
+  b: {sh: "sh gen.sh > o.txt; echo b >> ran", inputs: [gen.sh], outputs: [o.txt]}
+"""
+
+
+def test_data_beside_a_dot_is_no_code(empty: Workspace, llmos):
+    (empty.root / "data").write_text("1")
+    (empty.root / "llmos.yaml").write_text("pipeline: {go: {sh: 'grep -r 1 . data'}}\n")
+    llmos("trust", "--pipeline")
+    (empty.root / "data").write_text("1 and more")
+    assert llmos("run", "-q").code == 0
+
+
+def written(ws: Workspace, llmos, text: str = WRITTEN) -> None:
+    (ws.root / "llmos.yaml").write_text(text)
+    assert llmos("trust", "--pipeline").code == 0
+
+
+def test_a_script_that_a_stage_wrote_here_runs_here(empty: Workspace, llmos):
+    """It is listed as what a trusted command made; an edit of somebody else's is not."""
+    written(empty, llmos)
+    for _ in range(2):
+        assert llmos("run", "-q").code == 0 and (empty.root / "o.txt").read_text() == "good\n"
+    assert "gen.sh" in llmos("trust", "--list").out
+    llmos("trust", "--revoke", "gen.sh"), (empty.root / "o.txt").unlink(), shutil.rmtree(empty.dot / "pipeline/objects")
+    told = llmos("run", "-q")
+    assert told.code == 5 and "gen.sh is code that is not trusted here, and b runs it" in told.err
+    assert "`llmos trust gen.sh`, or `llmos run --fresh a` makes it here" in told.err
+    assert statuses(llmos("run", "--dry-run", "--json"))["b"] == "would fail"
+    assert llmos("run", "-q", "--fresh", "a").code == 0 and llmos("run", "-q").code == 0
+
+
+def test_a_script_of_its_own_is_neither_its_input_nor_checked(empty: Workspace, llmos):
+    written(empty, llmos, "pipeline: {a: {sh: 'echo hi > x.sh; chmod +x x.sh; ./x.sh || :', outputs: [x.sh]}}\n")
+    assert why(llmos("run", "--json"))["a"] == "it never ran here"
+    (empty.root / "x.sh").unlink()
+    assert statuses(llmos("run", "--json"))["a"] == "restored"
+    assert statuses(llmos("run", "--json"))["a"] == "fresh"
+
+
+@pytest.mark.parametrize("name", ["gen.sh", "gen"])
+def test_a_script_from_a_cache_runs_only_when_trusted(
+    empty: Workspace, new_workspace, llmos, tmp_path, monkeypatch, name
+):
+    """Who can write to the cache exchanges it: it is made here instead, and the rest comes from the cache."""
+    text = WRITTEN.replace("gen.sh", name).replace("$f.sh", name)
+    written(empty, llmos, text)
+    cached = ("run", "-q", "--json", "--cache-dir", tmp_path / "cache")
+    assert llmos(*cached).code == 0
+    exchange(tmp_path / "cache", name, b"echo evil\n")
+    other = new_workspace(tmp_path / "other")
+    monkeypatch.chdir(other.root)
+    written(other, llmos, text)
+    planned = llmos(*cached, "--dry-run")
+    assert why(planned)["a"] == f"{name} in the cache is code that was not made here"
+    told = llmos(*cached)
+    assert statuses(told) == {"a": "made", "b": "restored"} and ran(other) == ["a"]
+    assert (other.root / "o.txt").read_text() == "good\n"
+
+
+def test_what_a_first_line_makes_a_script_is_one_in_a_cache_too(
+    empty: Workspace, new_workspace, llmos, tmp_path, monkeypatch
+):
+    written(
+        empty,
+        llmos,
+        "pipeline: {a: {sh: 'echo text > out/gen; echo a >> ran', outputs: [out]}}\n".replace(
+            "echo text", "mkdir out; echo text"
+        ),
+    )
+    cached = ("run", "--json", "--cache-dir", tmp_path / "cache")
+    assert llmos(*cached).code == 0
+    exchange(tmp_path / "cache", "out/gen", b"#!/bin/sh\necho evil\n")
+    other = new_workspace(tmp_path / "other")
+    monkeypatch.chdir(other.root)
+    shutil.copy(empty.root / "llmos.yaml", other.root)
+    assert llmos("trust", "--pipeline").code == 0
+    told = llmos(*cached)
+    assert statuses(told) == {"a": "made"} and "cannot be had from the cache: out/gen is code" in told.err
+    assert (other.root / "out/gen").read_text() == "text\n"
+
+
+def exchange(cache: Path, name: str, content: bytes) -> None:
+    """As somebody who knows how a cache is laid out: the object, the result that names it, and that line's own hash."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    target = cache / "objects" / sha256[:2] / sha256[2:]
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(content)
+    for path in (cache / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        if name in result["outputs"]:
+            path.chmod(0o644)
+            del result["hash"]
+            path.write_bytes(layout.text({**result, "outputs": {name: sha256}}))
 
 
 FAILING = """\

@@ -20,9 +20,10 @@ from llmos_cli.core.remote import arriving, downloading, hostile, layout, receiv
 from llmos_cli.core.remote.parallel import Meter
 from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import whole
-from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
+from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.pipeline import code
 from llmos_cli.operations.pipeline.memory import Memory, Result, result_of
 from llmos_cli.operations.pipeline.stages import Stage, overlap, writable
 from llmos_cli.operations.remote import RemoteSettings
@@ -34,10 +35,10 @@ NAME = "cache"
 
 
 class Cache:
-    """`where`: a folder, a URL, or the name of a remote."""
+    """`where`: a folder, a URL, or the name of a remote; `stages`: those that may run what comes from there."""
 
-    def __init__(self, ws: Workspace, where: str) -> None:
-        self._ws = ws
+    def __init__(self, ws: Workspace, where: str, stages: Sequence[Stage]) -> None:
+        self._ws, self._stages = ws, stages
         self._place = remotes.settings(ws).get(where) or RemoteSettings(NAME, _url(where))
 
     def save(self, result: Result, emit: Emit) -> None:
@@ -59,6 +60,10 @@ class Cache:
         with self._opened() as remote:
             return self._read(remote, stage, key, emit)
 
+    def foreign(self, result: Result, memory: Memory) -> str:
+        """What of its outputs is code that may not run here, and so stays there; "" for nothing."""
+        return code.foreign(self._ws, result.outputs, self._stages, memory.contents)
+
     def bring_back(self, stage: Stage, memory: Memory, key: str, emit: Emit) -> Result | None:
         """Make a result part of the workspace again; None where something of it is missing or damaged, which is told."""
         with remotes.fetching(self._ws, self._place), self._opened() as remote:
@@ -67,7 +72,9 @@ class Cache:
                 return None
             try:
                 self._bring(remote, result, memory, emit)
-            except (Corrupt, NotFound) as error:
+                if untrusted := self.foreign(result, memory):
+                    raise Untrusted(f"{untrusted} is code that was not made here", hint="it is made anew")
+            except (Corrupt, NotFound, Untrusted) as error:
                 emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))
                 return None
         if result.checkpoint in self._ws.dropped:

@@ -54,7 +54,7 @@ class Work:
             ws,
             stages,
             Memory(ws),
-            Cache(ws, options.cache) if options.cache else None,
+            Cache(ws, options.cache, stages) if options.cache else None,
             Hashes(ws.cache / "hashes.json"),
             frozenset(named if options.fresh else ()),
             max(1, device.threads() // options.jobs),
@@ -104,8 +104,10 @@ def look_at(work: Work, stage: Stage) -> Look:
         return Look(found, key, "", result) if last and last.key == key else Look(found, key, "made before", result)
     if result is not None and _can_be_placed(work, result):
         return Look(found, key, f"{missing}, and was kept", elsewhere=lambda: _placed(work, result))
-    if work.cache is not None and stage.verb != "deploy" and work.cache.result(stage, key, work.emit) is not None:
-        return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
+    if work.cache is not None and stage.verb != "deploy" and (kept := work.cache.result(stage, key, work.emit)):
+        if not (untrusted := work.cache.foreign(kept, work.memory)):
+            return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
+        reason = f"{untrusted} in the cache is code that was not made here"
     return Look(found, key, missing if result is not None and last and last.key == key else reason)
 
 
