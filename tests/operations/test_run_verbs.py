@@ -190,6 +190,19 @@ def test_the_cache_survives_the_workspace(verbs: Workspace, clone: Workspace, ll
     assert set(statuses(again).values()) == {"fresh"}, "the cache is not needed any more"
 
 
+def test_weights_that_were_removed_here_come_from_the_cache(verbs: Workspace, llmos, tmp_path):
+    base, cached = verbs.resolve("stages/base"), ("run", "base", "--cache-dir", tmp_path / "cache", "--json")
+    assert llmos("rm", "-f", base).code == 0 and base in verbs.dropped
+    assert statuses(llmos(*cached, "--dry-run"))["base"] == "would be restored"
+    assert statuses(llmos(*cached))["base"] == "restored"
+    assert base not in verbs.dropped and llmos("fsck").code == 0
+    assert statuses(llmos("run", "base", "--json"))["base"] == "fresh"
+    llmos("rm", "-f", base), (tmp_path / "cache" / "checkpoints" / f"{base}.json").unlink()
+    planned = llmos(*cached, "--dry-run")
+    assert statuses(planned)["base"] == "would run" and "does not have the weights that base made" in planned.err
+    assert statuses(llmos(*cached))["base"] == "made"
+
+
 def test_a_damaged_cache_holds_less(verbs: Workspace, clone: Workspace, llmos, tmp_path):
     weights = verbs.manifest(verbs.resolve("stages/base")).tree["model-00001-of-00001.safetensors"]
     damaged = tmp_path / "cache" / "objects" / weights.sha256[:2] / weights.sha256[2:]

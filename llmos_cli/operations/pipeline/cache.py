@@ -77,13 +77,12 @@ class Cache:
             except (Corrupt, NotFound, Untrusted) as error:
                 emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))
                 return None
-        if result.checkpoint in self._ws.dropped:
-            return None  # it was removed here, and only making it brings it back
         memory.keep(result)
         return result
 
     def _bring(self, remote: Remote, result: Result, memory: Memory, emit: Emit) -> None:
-        coming = receiving.lacking(self._ws, remote, filter(None, [result.checkpoint]))
+        checkpoints = [*filter(None, [result.checkpoint])]
+        coming = receiving.lacking(self._ws, remote, checkpoints, weights=checkpoints)  # those removed here come again
         downloading.receive(self._ws, remote, coming, emit)
         with arriving.staged(self._ws, coming) as prepared:
             with self._ws.oplog.locked(self._ws.emit):
@@ -103,6 +102,9 @@ class Cache:
             sound = False
         if not sound:
             emit(Note(f"what the cache says of {stage.name} makes no sense, and is not believed", level="warning"))
+            return None
+        if result.checkpoint and not (remote.has_weights(result.checkpoint) or remote.has_seal(result.checkpoint)):
+            emit(Note(f"the cache does not have the weights that {stage.name} made", level="warning"))
             return None
         return result
 
