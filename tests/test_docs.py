@@ -53,6 +53,19 @@ def test_the_workflow_is_yaml_and_types_what_exists():
     assert [line for line in typed if lacking(line, known)] == []
 
 
+def test_the_workflow_keeps_what_was_made_whatever_fails():
+    """What the one step saves is what the other looks for, under a key of its own."""
+    workflow = yaml.safe_load((ROOT / "docs" / "github-workflow.yml").read_text())
+    steps = {
+        step.get("uses", step.get("run", "")).partition("@")[0]: step for step in workflow["jobs"]["model"]["steps"]
+    }
+    before, after = steps["actions/cache/restore"]["with"], steps["actions/cache/save"]["with"]
+    assert steps["actions/cache/save"]["if"] == "always()" and "actions/cache" not in steps
+    assert {"path": before["path"], "key": before["key"]} == after and before["key"].startswith(before["restore-keys"])
+    assert any(name.startswith(f"llmos run --cache-dir {after['path']} ") for name in steps)
+    assert [*steps].index("actions/cache/save") > [*steps].index(next(n for n in steps if n.startswith("llmos run ")))
+
+
 def test_the_readme_shows_the_demo_whole():
     """Every command that the demo types stands in the transcript."""
     typed = re.findall(r"^type_ (llmos \S+)", (ROOT / "scripts" / "demo.sh").read_text(), flags=re.M)
