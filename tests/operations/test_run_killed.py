@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.pipeline.memory import Memory
 from tests.operations.test_run import statuses
 
 LONG = "set: {train.max_steps: 60, train.save_every: 5, train.eval_every: 60}"
@@ -81,6 +83,7 @@ def test_a_run_that_is_killed_leaves_its_stage_running_and_says_so(slow, begun, 
     told = llmos("run", "-q", "--json")
     assert told.code == 6 and told.json["stages"][0]["message"].startswith("base is still running")
     (record,) = slow.runs.alive()
+    assert told.json["stages"][0]["hint"] == f"wait for it, or `llmos stop {record.id}` ends it"
     assert llmos("stop", record.id).code == 0
     went_on = llmos("run", "--json")
     assert went_on.code == 0 and went_on.json["stages"][0]["runs"] == [record.id]
@@ -94,6 +97,23 @@ def test_a_stage_that_is_killed_fails_and_goes_on(slow, begun, llmos):
     assert begun.returncode == 1
     went_on = llmos("run", "--json")
     assert went_on.code == 0 and went_on.json["stages"][0]["runs"] == [record.id]
+
+
+def test_a_command_that_outlives_its_run_is_told_with_how_it_is_ended(empty: Workspace, llmos):
+    (empty.root / "llmos.yaml").write_text("pipeline: {slow: {sh: 'sleep 600; :'}}\n")
+    llmos("trust", "--pipeline")
+    command = [sys.executable, "-m", "llmos_cli", "run", "-q"]
+    process = subprocess.Popen(command, cwd=empty.root, stderr=subprocess.DEVNULL)
+    until(lambda: (last := Memory(empty).last("slow")) is not None and last.alive)
+    process.kill()
+    process.wait()
+    told = llmos("run", "-q")
+    assert told.code == 6
+    found = re.search(r"wait for it, or `kill -- -(\d+)` ends it", told.err)
+    assert found, told.err
+    os.killpg(int(found[1]), signal.SIGTERM)
+    until(lambda: llmos("run", "--dry-run").code == 0)
+    assert "it was interrupted" in llmos("run", "--dry-run").out
 
 
 def test_a_command_that_was_cut_off_may_write_its_outputs_anew(empty: Workspace, llmos):

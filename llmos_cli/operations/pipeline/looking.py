@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli import device
+from llmos_cli.core.processes import host
 from llmos_cli.core.redaction import hidden
 from llmos_cli.core.view import short
 from llmos_cli.errors import Conflict
@@ -93,9 +94,8 @@ def look_at(work: Work, stage: Stage) -> Look:
     key = key_of(found)
     last = work.memory.last(stage.name)
     if last is not None and last.alive:
-        raise Conflict(
-            f"{stage.name} is still running, begun by a run that is gone", hint="wait for it, or `llmos stop` its run"
-        )
+        hint = f"wait for it, or {_end_of(work.ws, last)} ends it"
+        raise Conflict(f"{stage.name} is still running, begun by a run that is gone", hint=hint)
     reason = _reason(last, key, found)
     if stage.name in work.fresh:
         return Look(found, key, "--fresh")
@@ -109,6 +109,16 @@ def look_at(work: Work, stage: Stage) -> Look:
             return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
         reason = f"{untrusted} in the cache is code that was not made here"
     return Look(found, key, missing if result is not None and last and last.key == key else reason)
+
+
+def _end_of(ws: Workspace, last: Last) -> str:
+    """How to end what a stage's process does: its run, or where it has none its group of processes."""
+    assert last.process is not None, "it is alive"
+    pid, _, where = last.process
+    for record in ws.runs.alive():
+        if (record.pid, record.pid_started, record.host) == last.process:
+            return f"`llmos stop {record.id}`"
+    return f"`kill -- -{pid}`" if where == host() else f"`kill -- -{pid}` on {where}"
 
 
 def _reason(last: Last | None, key: str, found: Facts) -> str:
