@@ -105,7 +105,15 @@ def _multiplied(name: str, node: Node) -> Iterator[Stage]:
         raise ConfigError(
             f"{name!r} is no name for a stage", hint="letters, digits, `-`, `_` and `.`", place=node.key_place
         )
+    if name == "stages" and _holds_stages(node):
+        raise ConfigError("stages stand directly under `pipeline:`", hint="leave `stages:` out", place=node.key_place)
     axes = configs.check(_only(node, "foreach"), StageOptions).foreach if "foreach" in node.mapping else {}  # type: ignore[attr-defined]
+    if empty := [variable for variable, values in axes.items() if not values]:
+        place = node.mapping["foreach"].mapping[empty[0]].place
+        hint = f"list values of {empty[0]}, or leave the stage out"
+        raise ConfigError(
+            f"foreach gives {empty[0]} no value, so that {name} would be no stage", hint=hint, place=place
+        )
     seen: set[str] = set()
     for values in itertools.product(*axes.values()):
         variables = dict(zip(axes, values, strict=True))
@@ -118,6 +126,16 @@ def _multiplied(name: str, node: Node) -> Iterator[Stage]:
         seen.add(full)
         told = {variable: _text(value) for variable, value in variables.items()}
         yield Stage(full, name, options.verb or "sh", options, told)
+
+
+def _holds_stages(node: Node) -> bool:
+    """Another program's layout: what stands here are no keys of a stage, but stages by name."""
+    children = node.value if isinstance(node.value, dict) else {}
+    return (
+        bool(children)
+        and all(isinstance(each.value, dict) for each in children.values())
+        and not (children.keys() & StageOptions.model_fields.keys())
+    )
 
 
 def _only(node: Node, key: str) -> Node:
