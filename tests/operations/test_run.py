@@ -211,6 +211,11 @@ pipeline:
 """
 
 
+def test_a_program_of_one_long_word_is_no_file(empty: Workspace, llmos):
+    (empty.root / "llmos.yaml").write_text(f"pipeline: {{go: {{sh: 'echo {'x' * 300}'}}}}\n")
+    assert llmos("trust", "--pipeline").code == 0 and llmos("run", "-q").code == 0
+
+
 def test_data_beside_a_dot_is_no_code(empty: Workspace, llmos):
     (empty.root / "data").write_text("1")
     (empty.root / "llmos.yaml").write_text("pipeline: {go: {sh: 'grep -r 1 . data'}}\n")

@@ -107,8 +107,15 @@ def _scripts(ws: Workspace, command: str) -> Iterator[str]:
     ran = set(_ran(words))
     for word in dict.fromkeys(words):
         path = ws.root / word
-        if os.path.isfile(path) and path.resolve().is_relative_to(ws.root) and (word in ran or _is_code(path)):
+        if _is_file(path) and path.resolve().is_relative_to(ws.root) and (word in ran or _is_code(path)):
             yield str(Path(word)) if not Path(word).is_absolute() else str(path.relative_to(ws.root))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # a program of one word (`python -c "..."`) is too long for a name
 
 
 def _words(command: str) -> list[str]:
