@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -343,6 +346,20 @@ def test_independent_stages_run_at_once(empty: Workspace, llmos):
     )
     llmos("trust", "--pipeline")
     assert llmos("run", "--jobs", "2", "-q").code == 0
+
+
+def test_what_a_command_left_in_the_background_is_not_waited_for(empty: Workspace, llmos):
+    """As make does not; all that the command itself said is heard, a line without an end too."""
+    command = "sleep 600 & echo $! > pid; seq 9000; printf end >&2"
+    (empty.root / "llmos.yaml").write_text(f"pipeline: {{go: {{sh: '{command}', outputs: [pid]}}}}\n")
+    llmos("trust", "--pipeline")
+    began = time.monotonic()
+    told = llmos("run")
+    os.kill(int((empty.root / "pid").read_text()), signal.SIGKILL)
+    assert told.code == 0 and time.monotonic() - began < 60
+    assert "go: what it left running in the background goes on" in told.err
+    log = (empty.dot / "pipeline/logs/go.txt").read_text().splitlines()
+    assert sorted(log, key=lambda line: int(line) if line.isdigit() else 0) == ["end", *map(str, range(1, 9001))]
 
 
 def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):

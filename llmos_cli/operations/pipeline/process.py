@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -28,6 +29,11 @@ from llmos_cli.operations.pipeline.stages import EXPORT, Stage
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
+_LOOKING = 0.2
+"""Seconds between looks whether a process has ended whose output something else holds open."""
+_PIPE = 1 << 20
+"""Bytes: as much as a pipe of Linux can hold, so that one read takes all that is there."""
+LEFT = "what it left running in the background goes on, and is heard no more (`> FILE 2>&1` keeps what it says)"
 RESUMABLE = ("train", "prune", "quantize", "compress")
 FLAGS = dict(zip(EXPORT, ("--format", "--type", "--dequantize", "--standalone"), strict=True))
 
@@ -74,17 +80,14 @@ class Processes:
             began(Process(process.pid, start_time(process.pid) or 0.0, host()))
             said: list[str] = []
             lines = _Lines(file, hear)
-            assert process.stdout is not None and process.stderr is not None, "both are pipes"
-            reader = threading.Thread(target=_follow, args=(process.stderr, lines.add), daemon=True)
-            reader.start()
-            _follow(process.stdout, said.append)
-            reader.join()
+            if not _heard_out(process, said.append, lines.add):
+                hear(LEFT)
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
-        document = _json("\n".join(said))
-        for line in said if document is None else ():
-            lines.add(line)
+            document = _json("\n".join(said))
+            for line in said if document is None else ():
+                lines.add(line)
         return Ended(128 - code if code < 0 else code, document or {}, lines.last)
 
     def _started(self, command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -129,17 +132,49 @@ class _Lines:
 
     def add(self, line: str) -> None:
         line = redacted(line)
-        if not self._file.closed:
-            self._file.write(line + "\n")
-            self._file.flush()
+        self._file.write(line + "\n")
+        self._file.flush()
         if line.strip():
             self.last = line.strip()
             self._hear(line)
 
 
-def _follow(stream: IO[bytes], add: Callable[[str], None]) -> None:
-    for line in stream:
-        add(line.decode(errors="replace").rstrip("\r\n"))
+def _heard_out(process: subprocess.Popen[bytes], *adds: Callable[[str], None]) -> bool:
+    """Read stdout and stderr, line by line, until the process has ended and all that it wrote is read; False where something
+    else has them open still: what it began in the background is not waited for, as a shell does not either."""
+    with selectors.DefaultSelector() as streams:
+        for stream, add in zip((process.stdout, process.stderr), adds, strict=True):
+            assert stream is not None, "both are pipes"
+            streams.register(stream, selectors.EVENT_READ, _Splitter(add))
+        ended = False
+        while streams.get_map() and not ended:
+            ended = (
+                process.poll() is not None
+            )  # asked before what is there is read: after its end it wrote nothing more
+            for key, _ in streams.select(0 if ended else _LOOKING):
+                chunk = os.read(key.fd, _PIPE)
+                key.data.feed(chunk)
+                if not chunk:
+                    streams.unregister(key.fileobj)
+        left = list(streams.get_map().values())
+        for key in left:
+            key.data.feed(b"")
+    return not left
+
+
+class _Splitter:
+    """Bytes as they come, passed on as lines."""
+
+    def __init__(self, add: Callable[[str], None]) -> None:
+        self._add, self._rest = add, b""
+
+    def feed(self, chunk: bytes) -> None:
+        """`chunk`: b"" for the end."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if not chunk and self._rest:
+            whole, self._rest = [*whole, self._rest], b""
+        for line in whole:
+            self._add(line.decode(errors="replace").rstrip("\r"))
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
