@@ -246,6 +246,15 @@ def test_a_script_that_a_stage_wrote_here_runs_here(empty: Workspace, llmos):
     assert llmos("run", "-q", "--fresh", "a").code == 0 and llmos("run", "-q").code == 0
 
 
+def test_what_a_workspace_remembers_is_no_trust(empty: Workspace, llmos):
+    """It may be somebody else's: a script that is not listed here is made, not put back."""
+    written(empty, llmos)
+    llmos("run", "-q"), llmos("trust", "--revoke", "gen.sh"), (empty.root / "gen.sh").unlink(), ran(empty)
+    assert llmos("run", "-q").code == 0 and ran(empty) == ["a"]
+    (empty.root / "gen.sh").unlink()
+    assert llmos("run", "-q").code == 0 and ran(empty) == []
+
+
 def test_a_script_of_its_own_is_neither_its_input_nor_checked(empty: Workspace, llmos):
     written(empty, llmos, "pipeline: {a: {sh: 'echo hi > x.sh; chmod +x x.sh; ./x.sh || :', outputs: [x.sh]}}\n")
     assert why(llmos("run", "--json"))["a"] == "it never ran here"

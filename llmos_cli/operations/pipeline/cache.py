@@ -60,10 +60,6 @@ class Cache:
         with self._opened() as remote:
             return self._read(remote, stage, key, emit)
 
-    def foreign(self, result: Result, memory: Memory) -> str:
-        """What of its outputs is code that may not run here, and so stays there; "" for nothing."""
-        return code.foreign(self._ws, result.outputs, self._stages, memory.contents)
-
     def bring_back(self, stage: Stage, memory: Memory, key: str, emit: Emit) -> Result | None:
         """Make a result part of the workspace again; None where something of it is missing or damaged, which is told."""
         with remotes.fetching(self._ws, self._place), self._opened() as remote:
@@ -72,7 +68,7 @@ class Cache:
                 return None
             try:
                 self._bring(remote, result, memory, emit)
-                if untrusted := self.foreign(result, memory):
+                if untrusted := code.foreign(self._ws, result.outputs, self._stages, memory.contents):
                     raise Untrusted(f"{untrusted} is code that was not made here", hint="it is made anew")
             except (Corrupt, NotFound, Untrusted) as error:
                 emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))

@@ -13,6 +13,7 @@ from llmos_cli.core.redaction import hidden
 from llmos_cli.core.view import short
 from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit
+from llmos_cli.operations.pipeline import code
 from llmos_cli.operations.pipeline.cache import Cache
 from llmos_cli.operations.pipeline.facts import Facts, Given, facts, key_of, why
 from llmos_cli.operations.pipeline.files import Hashes, tree
@@ -105,7 +106,7 @@ def look_at(work: Work, stage: Stage) -> Look:
     if result is not None and _can_be_placed(work, result):
         return Look(found, key, f"{missing}, and was kept", elsewhere=lambda: _placed(work, result))
     if work.cache is not None and stage.verb != "deploy" and (kept := work.cache.result(stage, key, work.emit)):
-        if not (untrusted := work.cache.foreign(kept, work.memory)):
+        if not (untrusted := _foreign(work, kept)):
             return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
         reason = f"{untrusted} in the cache is code that was not made here"
     return Look(found, key, missing if result is not None and last and last.key == key else reason)
@@ -148,10 +149,14 @@ def _missing(work: Work, stage: Stage, result: Result) -> str:
 
 
 def _can_be_placed(work: Work, result: Result) -> bool:
-    """Outputs of which the contents are kept; a checkpoint that was removed is not."""
+    """Outputs of which the contents are kept; a checkpoint that was removed is not, and code only where it may run."""
     there = not result.checkpoint or (work.ws.checkpoints / result.checkpoint).is_dir()
     kept = [work.memory.contents(sha256).is_file() for sha256 in result.outputs.values()]
-    return there and bool(kept) and all(kept)
+    return there and bool(kept) and all(kept) and not _foreign(work, result)
+
+
+def _foreign(work: Work, result: Result) -> str:
+    return code.foreign(work.ws, result.outputs, work.stages, work.memory.contents)
 
 
 def _placed(work: Work, result: Result) -> Result | None:
