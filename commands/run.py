@@ -39,7 +39,7 @@ def run(
 
         options = RunOptions(jobs, fresh, cache_dir)
         if dry_run:
-            result = operation.plan(workspace, stages or [], options, ask=s.ui.confirm, emit=s.ui.emit)
+            result = operation.plan(workspace, stages or [], options, emit=s.ui.emit)
         else:
             result = operation.run(workspace, stages or [], options, ask=s.ui.confirm, emit=s.ui.emit)
         if junit:

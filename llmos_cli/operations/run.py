@@ -51,16 +51,14 @@ def run(
     return RunResult(tuple(told[stage.name] for stage in stages), dry_run=False, stopped=work.processes.stopped)
 
 
-def plan(
-    ws: Workspace, names: Sequence[str], options: RunOptions, *, ask: Callable[[str], bool] | None = None, emit: Emit
-) -> RunResult:
+def plan(ws: Workspace, names: Sequence[str], options: RunOptions, *, emit: Emit) -> RunResult:
     """What `run` would do with each stage, and why."""
     stages = chosen(read(ws), names)
     work = Work.of(ws, stages, names, options, emit)
     ws.tell_moved(STAGES)
     told: dict[str, Told] = {}
     for stage in stages:
-        told[stage.name] = _planned(work, stage, told, ask)
+        told[stage.name] = _planned(work, stage, told)
     work.hashes.save()
     return RunResult(tuple(told.values()), dry_run=True)
 
@@ -277,10 +275,11 @@ def _nested(one: str, other: str) -> bool:
     return one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
-def _planned(work: Work, stage: Stage, told: Mapping[str, Told], ask: Callable[[str], bool] | None) -> Told:
-    """Without doing anything: what depends on a stage whose result is not there yet can only be guessed at."""
+def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
+    """Without doing anything, asking whether code is trusted among it: what depends on a stage whose result is not there yet can only be
+    guessed at."""
     try:
-        code.require(work.ws, [stage], ask, among=work.stages)
+        code.require(work.ws, [stage], None, among=work.stages)
         if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
             return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
         look = look_at(work, stage)
