@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -107,11 +106,11 @@ def test_a_command_that_outlives_its_run_is_told_with_how_it_is_ended(empty: Wor
     until(lambda: (last := Memory(empty).last("slow")) is not None and last.alive)
     process.kill()
     process.wait()
+    last = Memory(empty).last("slow")
+    assert last is not None and last.process is not None
     told = llmos("run", "-q")
-    assert told.code == 6
-    found = re.search(r"wait for it, or `kill -- -(\d+)` ends it", told.err)
-    assert found, told.err
-    os.killpg(int(found[1]), signal.SIGTERM)
+    os.killpg(last.process[0], signal.SIGTERM)
+    assert told.code == 6 and f"wait for it, or `kill -- -{last.process[0]}` ends it" in told.err
     until(lambda: llmos("run", "--dry-run").code == 0)
     assert "it was interrupted" in llmos("run", "--dry-run").out
 
