@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from llmos_cli.core.remote import layout
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations.pipeline import process
 from llmos_cli.operations.pipeline.stages import chosen, read
 
 SHELL = """\
@@ -369,6 +370,42 @@ def test_what_a_command_left_in_the_background_is_not_waited_for(empty: Workspac
     assert "go: what it left running in the background goes on" in told.err
     log = (empty.dot / "pipeline/logs/go.txt").read_text().splitlines()
     assert sorted(log, key=lambda line: int(line) if line.isdigit() else 0) == ["end", *map(str, range(1, 9001))]
+
+
+SAYING = {
+    "echo a; echo b >&2; echo c": {"a", "b", "c"},
+    "for i in 1 2 3 4 5 6 7 8; do echo $i >&2; done": set("12345678"),
+    "seq 1 2000 >&2": {*map(str, range(1, 2001))},
+    "yes | head -c 20000": {"y"},
+    "printf '{\\n'; echo no document": {"{", "no document"},
+    "echo '{\"a\": 1}'": set(),
+}
+
+
+@pytest.mark.parametrize("command", SAYING)
+def test_a_command_that_leaves_nothing_behind_is_heard_out(tmp_path: Path, command: str) -> None:
+    for _ in range(12):
+        heard: list[str] = []
+        ended = process.Processes().run(
+            ["/bin/sh", "-c", command],
+            cwd=tmp_path,
+            env=os.environ,
+            log=tmp_path / "log",
+            hear=heard.append,
+            began=lambda _: None,
+        )
+        assert ended.code == 0 and {*heard} == SAYING[command]
+        assert (tmp_path / "log").read_text().splitlines() == heard
+        assert ended.said == ({} if heard else {"a": 1})
+
+
+def test_what_failed_is_said_by_its_last_error(empty: Workspace, llmos):
+    command = "echo step 1 of 3; sleep 0.2; echo error: disk on fire >&2; sleep 0.2; echo ended; exit 1"
+    (empty.root / "llmos.yaml").write_text(f"pipeline: {{go: {{sh: '{command}'}}}}\n")
+    llmos("trust", "--pipeline")
+    assert "go did not succeed: error: disk on fire" in llmos("run").err
+    log = (empty.dot / "pipeline/logs/go.txt").read_text().splitlines()
+    assert log == ["step 1 of 3", "error: disk on fire", "ended"]
 
 
 def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):

@@ -78,17 +78,14 @@ class Processes:
         atomic.make_directory(log.parent)
         with open(log, "w", encoding="utf-8", opener=plainly) as file, self._started(command, cwd, env) as process:
             began(Process(process.pid, start_time(process.pid) or 0.0, host()))
-            said: list[str] = []
-            lines = _Lines(file, hear)
-            if not _heard_out(process, said.append, lines.add):
+            said = _Said(file, hear)
+            if not _heard_out(process, said):
                 hear(LEFT)
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
-            document = _json("\n".join(said))
-            for line in said if document is None else ():
-                lines.add(line)
-        return Ended(128 - code if code < 0 else code, document or {}, lines.last)
+            document = said.document()
+        return Ended(128 - code if code < 0 else code, document, said.last)
 
     def _started(self, command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -126,40 +123,83 @@ def stopping(processes: Processes) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Lines:
-    def __init__(self, file: IO[str], hear: Callable[[str], None]) -> None:
-        self._file, self._hear, self.last = file, hear, ""
+class _Said:
+    """What a command says: every line goes to its log and is heard as it comes, but for one JSON document on stdout, its answer."""
 
-    def add(self, line: str) -> None:
+    def __init__(self, file: IO[str], hear: Callable[[str], None]) -> None:
+        self._file, self._hear = file, hear
+        self._held: list[str] = []
+        """Lines of stdout that may be of a document."""
+        self._is_text = False
+        self._last_out = self._last_error = ""
+
+    @property
+    def last(self) -> str:
+        """What tells best why it failed."""
+        return self._last_error or self._last_out
+
+    def error(self, line: str) -> None:
+        self._last_error = self._tell(line) or self._last_error
+
+    def out(self, line: str) -> None:
+        if not self._is_text and (self._held or line.lstrip().startswith("{")):
+            self._held.append(line)
+            return
+        self._is_text = self._is_text or bool(line.strip())
+        self._last_out = self._tell(line) or self._last_out
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def document(self) -> dict[str, Any]:
+        """At its end; what was held for one and is none is told now."""
+        found = _json("\n".join(self._held))
+        for line in self._held if found is None else ():
+            self._last_out = self._tell(line) or self._last_out
+        return found or {}
+
+    def _tell(self, line: str) -> str:
         line = redacted(line)
         self._file.write(line + "\n")
-        self._file.flush()
-        if line.strip():
-            self.last = line.strip()
-            self._hear(line)
+        if told := line.strip():
+            self._hear(told)
+        return told
 
 
-def _heard_out(process: subprocess.Popen[bytes], *adds: Callable[[str], None]) -> bool:
+def _heard_out(process: subprocess.Popen[bytes], said: _Said) -> bool:
     """Read stdout and stderr, line by line, until the process has ended and all that it wrote is read; False where something
     else has them open still: what it began in the background is not waited for, as a shell does not either."""
     with selectors.DefaultSelector() as streams:
-        for stream, add in zip((process.stdout, process.stderr), adds, strict=True):
+        for stream, add in ((process.stdout, said.out), (process.stderr, said.error)):
             assert stream is not None, "both are pipes"
+            os.set_blocking(stream.fileno(), False)
             streams.register(stream, selectors.EVENT_READ, _Splitter(add))
         ended = False
         while streams.get_map() and not ended:
-            ended = (
-                process.poll() is not None
-            )  # asked before what is there is read: after its end it wrote nothing more
-            for key, _ in streams.select(0 if ended else _LOOKING):
-                chunk = os.read(key.fd, _PIPE)
-                key.data.feed(chunk)
-                if not chunk:
+            ended = process.poll() is not None  # before what is there is read: after its end it wrote nothing more
+            ready = streams.get_map().values() if ended else [key for key, _ in streams.select(_LOOKING)]
+            for key in list(ready):
+                if _is_read(key.fd, key.data, _PIPE if ended else 1):
                     streams.unregister(key.fileobj)
+            said.flush()
         left = list(streams.get_map().values())
         for key in left:
             key.data.feed(b"")
     return not left
+
+
+def _is_read(pipe: int, lines: _Splitter, most: int) -> bool:
+    """Whether a pipe has come to its end; read until nothing is there, or `most` bytes and more were."""
+    while most > 0:
+        try:
+            chunk = os.read(pipe, _PIPE)
+        except BlockingIOError:
+            return False
+        lines.feed(chunk)
+        if not chunk:
+            return True
+        most -= len(chunk)
+    return False
 
 
 class _Splitter:
@@ -187,7 +227,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 def _json(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
