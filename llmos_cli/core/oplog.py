@@ -87,6 +87,11 @@ class OperationLog(History):
         with lock(self._dot / "locks" / "refs", emit=emit):
             for log in (self.path, *self.audit.files):  # now, while nothing is half done
                 must_be_plain(log)
+            if link := reach.linked(self._dot):
+                raise NotPlain(
+                    f"{link} is a link: nothing is changed in a workspace while that would be changed elsewhere",
+                    hint="make it a folder again, with what is behind it if that is this workspace's",
+                )
             self._finish_pending()
             self._sealed.tidy()
             yield
@@ -140,9 +145,9 @@ class OperationLog(History):
             return self._apply_locked(operation)
 
     def _apply_locked(self, operation: Operation) -> Operation:
-        if any(reach.leads_out(self._root, change.what) for change in operation.changes):
+        if link := reach.link_before(self._root, self._dot, operation):
             raise NotPlain(
-                f"{reach.CONFIGS} is a link that leads out of the workspace: `{operation.name}` writes nothing there",
+                f"{link} is a link, or behind one: what is there is not this workspace's, and `{operation.name}` changes nothing of it",
                 hint="make it a folder of the workspace, and try again",
             )
         self._compare(operation)
@@ -183,7 +188,7 @@ class OperationLog(History):
             return
         from llmos_cli.core import finishing  # here: most find nothing pending
 
-        if operation is None or any(reach.leads_out(self._root, change.what) for change in operation.changes):
+        if operation is None or reach.link_before(self._root, self._dot, operation):
             self._emit(Note(finishing.set_aside(self._dot, self._pending), "warning"))
             return
         finishing.sync(self._root, self._dot, operation, log=self.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,41 @@ def test_configs_that_are_elsewhere_are_not_written(ws: Workspace, tmp_path: Pat
     (ws.root / "configs").symlink_to(elsewhere)
     operation = parse(line(**changed("configs/train.yaml", None, "owned: 1\n")))
     assert operation is not None
-    with pytest.raises(NotPlain, match="configs is a link that leads out of the workspace"):
+    with pytest.raises(NotPlain, match="configs is a link, or behind one"):
         ws.oplog.apply("tune --apply", operation.changes)
     (ws.dot / "pending.json").write_bytes(line(**changed("configs/train.yaml", None, "owned: 1\n")))
     ws.oplog.settle()
     assert not any(elsewhere.iterdir()) and not ws.oplog.is_pending
+
+
+LINKED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a file of any name": (".llmos/refs/tags", changed("refs/tags/.bashrc", A, None), ".bashrc"),
+    "behind a folder of refs": (".llmos/refs/heads/a", changed("refs/heads/a/notes", None, A), "notes"),
+    "any JSON": (".llmos/remotes", changed(".llmos/remotes/settings.json", "mine", "owned"), "settings.json"),
+    "a mark": (".llmos/lost", changed(f".llmos/lost/{A}", "mine", None), A),
+    "checkpoints": ("checkpoints", {"collects": [A]}, f"{A}/manifest.json"),
+    "weights": ("checkpoints", {"drops": [A]}, f"{A}/model.safetensors"),
+    "what waits": (f".llmos/sealed/waiting/{A}", {"unseals": [A]}, "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("folder, of, name", LINKED.values(), ids=LINKED)
+def test_what_is_behind_a_link_stays_as_it_is(
+    ws: Workspace, commit: Commit, tmp_path: Path, folder: str, of: dict[str, Any], name: str, llmos: Any
+) -> None:
+    commit(a="1")
+    theirs = tmp_path / "theirs" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    shutil.rmtree(ws.root / folder, ignore_errors=True)
+    (ws.root / folder).parent.mkdir(parents=True, exist_ok=True)
+    (ws.root / folder).symlink_to(tmp_path / "theirs")
+    (ws.dot / "pending.json").write_bytes(line(**of))
+    llmos("-C", str(ws.root), "status")
+    assert theirs.read_text() == "mine"
+    assert [path for path in (tmp_path / "theirs").rglob("*") if path.is_file()] == [theirs]
+    assert llmos("-C", str(ws.root), "fsck").code == (5 if (ws.root / folder).is_symlink() else 0)
+    assert (ws.root / folder).is_symlink() or "waiting" in folder, "what waits is nobody's, and was tidied up"
 
 
 def test_a_link_in_the_place_of_a_checkpoint_keeps_what_it_leads_to(

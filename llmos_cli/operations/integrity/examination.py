@@ -27,7 +27,7 @@ from llmos_cli.operations.integrity.result import FsckResult
 from llmos_cli.operations.integrity.runs import of_runs
 from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import denied
-from llmos_cli.operations.integrity.strangers import strangers
+from llmos_cli.operations.integrity.strangers import links, strangers
 from llmos_cli.operations.integrity.tracking import tracking
 from llmos_cli.operations.integrity.whole import marks_of_loss, missing_signatures, refs_of_runs, wrong_signature
 from llmos_cli.operations.summary import SHORT
@@ -59,6 +59,7 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
             *_signatures(ws),
             *_audit(ws),
             *strangers(ws),
+            *links(ws),
             *_marks(ws),
         ]
         problems += [*refs_of_runs(ws), *missing_signatures(ws), *marks_of_loss(ws)]

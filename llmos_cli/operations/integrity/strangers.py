@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llmos_cli.core import heard, lost
+from llmos_cli.core import heard, lost, reach
 from llmos_cli.core.listing import entries, is_file, is_folder, what_else
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.operations.integrity.problem import Problem
@@ -20,6 +20,8 @@ def in_the_way(ws: Workspace) -> Iterator[Problem]:
         if what_else(path):
             found = not_plain(ws, path)
             yield replace(found, what=f"{found.what}; nothing else was checked")
+    if link := reach.linked(ws.dot):
+        yield Problem(link, "is a link, and should be a folder: move it away; nothing else was checked")
 
 
 def not_plain(ws: Workspace, path: Path) -> Problem:
@@ -36,6 +38,13 @@ def strangers(ws: Workspace) -> Iterator[Problem]:
         yield Problem(
             str(Path(entry.path).relative_to(ws.root)), "llmos did not put it there, and leaves it to you: move it away"
         )
+
+
+def links(ws: Workspace) -> Iterator[Problem]:
+    """In the place of folders of the user's: what is behind them is read, and no operation changes anything there."""
+    for folder in (reach.CHECKPOINTS, reach.CONFIGS):
+        if not (ws.root / folder).resolve().is_relative_to(ws.root.resolve()):
+            yield Problem(folder, "is a link that leads out of the workspace: no operation changes anything behind it")
 
 
 def _strange(ws: Workspace) -> Iterator[os.DirEntry[str]]:
