@@ -20,6 +20,7 @@ from llmos_cli.core.records import EVENTS
 from llmos_cli.errors import UNREADABLE
 
 FILE = "ledger.jsonl"
+_BEGINNING = b'{"hash": "'
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Ledger:
         return [
             number
             for number, line in enumerate(lines.read(self.path), 1)
-            if line.endswith(b"}") and _parsed(line) is None
+            if line and _parsed(line) is None and not _is_half(line)
         ]
 
     def repair(self) -> None:
@@ -81,6 +82,12 @@ class Ledger:
         aside.keep(self._dot, self.path)
         sound = [line + b"\n" for line in lines.read(self.path) if _parsed(line) is not None]
         atomic.write_bytes(self.path, b"".join(sound), scratch=self._dot / "tmp")
+
+
+def _is_half(line: bytes) -> bool:
+    """It begins as all do, and lacks its end; one of which the last byte alone is another lacks nothing."""
+    begins = line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
+    return begins and not line.endswith(b"}") and _parsed(line[:-1] + b"}") is None
 
 
 def _parsed(line: bytes) -> Entry | None:

@@ -35,7 +35,13 @@ _BEARER_ALONE = r"\b([Bb](?:earer|asic)\s+)(?=[\w.+/=~-]*(?:[0-9=]|[a-z][A-Z]))[
 """Of letters alone it would be what is basic: `Basic authentication`."""
 _KNOWN = tuple(begin for token in TOKENS for begin in token.begins)
 _PRIVATE_KEY = r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----[^-\"']*(?:-----END \1PRIVATE KEY-----)?"
-_CALLED = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "privatekey", "secretkey")
+_CALLED = (
+    *("password", "passwd", "passphrase", "secret", "credential"),
+    *(
+        f"{of}key"
+        for of in ("api", "access", "private", "secret", "account", "shared", "signing", "encryption", "master")
+    ),
+)
 _OF_TEXT = (
     "pad",
     "bos",
@@ -106,6 +112,8 @@ _FILES = (
     ".ini",
     ".html",
 )
+_ALONE = ("SSHPASS",)
+"""As a variable; small, it is a program."""
 _SIGNED = ("sig", "signature", "xamzsignature", "xgoogsignature")
 _PIN = 4
 """Digits of the shortest number that is a password."""
@@ -163,7 +171,7 @@ def is_secret(name: str) -> bool:
         return len(words) < 2 or words[-2] not in _OF_TEXT
     if words[-1] in ("pwd", "pass"):
         return len(words) > 1 and (words[-1] == "pwd" or words[-2] in _OF_SERVICES)
-    return together in _SIGNED or any(called in together for called in _CALLED)
+    return name in _ALONE or together in _SIGNED or any(called in together for called in _CALLED)
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -112,9 +112,15 @@ def test_without_a_ledger_a_run_must_begin_and_say_what_it_saved(ws: Workspace, 
 def test_every_byte_of_the_ledger(ws: Workspace, events: Path) -> None:
     text = ws.ledger.path.read_bytes()
     assert ws.ledger.all().keys() == {events.parent.name}
-    for at in range(len(text) - 2):
+    for at in range(len(text) - 1):
         ws.ledger.path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
         assert ws.ledger.all() == {} and ws.ledger.damaged()
+
+
+@pytest.mark.parametrize("text", [b"\0" * 40, b"\xff\xfe\x80\n", b"[1]\n", b"null\n", b"[" * 200_000, b'{"a": 1}\n'])
+def test_what_is_no_ledger_is_damage(ws: Workspace, events: Path, text: bytes) -> None:
+    ws.ledger.path.write_bytes(text)
+    assert ws.ledger.damaged() == [1] and ws.ledger.all() == {}
 
 
 def test_a_ledger_that_was_edited_accuses_nobody(ws: Workspace, events: Path, commit, llmos) -> None:

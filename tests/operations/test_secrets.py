@@ -261,6 +261,10 @@ def test_names() -> None:
         "passphrase",
         "MYSQL_PWD",
         "db_pass",
+        "data.account_key",
+        "AccountKey",
+        "encryption_key",
+        "SSHPASS",
     )
     no = (
         "PWD",
