@@ -114,7 +114,7 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
             _remember(work, stage, result)
             _share(work, stage, result)
             return told_of(stage, result, "restored", look.why)
-    code.require_now(work.ws, stage, work.stages)
+    code.require_now(work.ws, stage)
     _clear(work, stage)
     return _made(work, stage, look)
 
@@ -286,7 +286,7 @@ def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
         if look.result is None:
             list(_in_its_place(work, stage))
         if look.result is None and look.elsewhere is None:
-            code.require_now(work.ws, stage, work.stages)
+            code.require_now(work.ws, stage)
     except (NotFound, Conflict, Untrusted) as error:
         message = redacted(error.message)
         return Told(stage.name, stage.verb, "would fail", code=error.exit_code, message=message, hint=error.hint)

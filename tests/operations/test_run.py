@@ -240,11 +240,10 @@ def test_a_script_that_a_stage_wrote_here_runs_here(empty: Workspace, llmos):
         assert llmos("run", "-q").code == 0 and (empty.root / "o.txt").read_text() == "good\n"
     assert "gen.sh" in llmos("trust", "--list").out
     llmos("trust", "--revoke", "gen.sh"), (empty.root / "o.txt").unlink(), shutil.rmtree(empty.dot / "pipeline/objects")
-    told = llmos("run", "-q")
-    assert told.code == 5 and "gen.sh is code that is not trusted here, and b runs it" in told.err
-    assert "`llmos trust gen.sh`, or `llmos run --fresh a` makes it here" in told.err
-    assert statuses(llmos("run", "--dry-run", "--json"))["b"] == "would fail"
-    assert llmos("run", "-q", "--fresh", "a").code == 0 and llmos("run", "-q").code == 0
+    planned = llmos("run", "--dry-run", "--json")
+    assert why(planned)["a"] == "gen.sh may be code and was not made here"
+    assert statuses(llmos("run", "-q", "--json")) == {"a": "made", "b": "made"}
+    assert set(statuses(llmos("run", "-q", "--json")).values()) == {"fresh"}
 
 
 def test_what_a_workspace_remembers_is_no_trust(empty: Workspace, llmos):
@@ -278,7 +277,7 @@ def test_a_script_from_a_cache_runs_only_when_trusted(
     monkeypatch.chdir(other.root)
     written(other, llmos, text)
     planned = llmos(*cached, "--dry-run")
-    assert why(planned)["a"] == f"{name} in the cache is code that was not made here"
+    assert why(planned)["a"] == f"{name} in the cache may be code and was not made here"
     told = llmos(*cached)
     assert statuses(told) == {"a": "made", "b": "restored"} and ran(other) == ["a"]
     assert (other.root / "o.txt").read_text() == "good\n"
@@ -290,20 +289,89 @@ def test_what_a_first_line_makes_a_script_is_one_in_a_cache_too(
     written(
         empty,
         llmos,
-        "pipeline: {a: {sh: 'echo text > out/gen; echo a >> ran', outputs: [out]}}\n".replace(
+        "pipeline: {a: {sh: 'echo text > out/gen.txt; echo a >> ran', outputs: [out]}}\n".replace(
             "echo text", "mkdir out; echo text"
         ),
     )
     cached = ("run", "--json", "--cache-dir", tmp_path / "cache")
     assert llmos(*cached).code == 0
-    exchange(tmp_path / "cache", "out/gen", b"#!/bin/sh\necho evil\n")
+    exchange(tmp_path / "cache", "out/gen.txt", b"#!/bin/sh\necho evil\n")
     other = new_workspace(tmp_path / "other")
     monkeypatch.chdir(other.root)
     shutil.copy(empty.root / "llmos.yaml", other.root)
     assert llmos("trust", "--pipeline").code == 0
     told = llmos(*cached)
-    assert statuses(told) == {"a": "made"} and "cannot be had from the cache: out/gen is code" in told.err
-    assert (other.root / "out/gen").read_text() == "text\n"
+    assert statuses(told) == {"a": "made"} and "cannot be had from the cache: out/gen.txt may be code" in told.err
+    assert (other.root / "out/gen.txt").read_text() == "text\n"
+
+
+FOUND = """\
+pipeline:
+  a: {sh: "mkdir tools; echo 1 > tools/NAME; echo a >> ran", outputs: [tools/]}
+  b: {sh: "COMMAND; echo b >> ran", inputs: [tools/], outputs: [o.txt]}
+"""
+"""NAME: what one stage writes; COMMAND: what the other does with it."""
+
+
+@pytest.mark.parametrize(
+    "name, command, comes",
+    [
+        ("x", "bash -eo pipefail tools/x > o.txt || :", False),
+        ("x.txt", "bash -eo pipefail tools/x.txt > o.txt || :", False),
+        ("x.csv", "python3 -W ignore tools/x.csv > o.txt", False),
+        ("x.txt", "(cd tools && sh -c 'sh x.txt' > ../o.txt || :)", False),
+        ("x.txt", "for f in tools/*; do sh $f || :; done > o.txt", False),
+        ("x.txt", "cat tools/x.txt | sh > o.txt || :", False),
+        ("helper.pyc", "PYTHONPATH=tools true > o.txt", False),
+        ("x.so", "true > o.txt", False),
+        ("rows.csv", "python3 -c 'import sys; print(len(sys.argv))' tools/rows.csv > o.txt", True),
+        ("rows.jsonl", "python3 -m json.tool tools/rows.jsonl > o.txt", True),
+        ("model.safetensors", "perl -pe 's/1/2/' tools/model.safetensors > o.txt", True),
+        ("notes.TXT", "cat tools/notes.TXT | python3 -c pass > o.txt", True),
+    ],
+)
+def test_only_what_is_data_for_certain_comes_out_of_a_cache(
+    empty: Workspace, new_workspace, llmos, tmp_path, monkeypatch, name, command, comes
+):
+    """Whatever a command may find or is given may be code; where it is not listed it is made here. Here it is listed: nothing
+    runs twice."""
+    text = FOUND.replace("NAME", name).replace("COMMAND", command)
+    cached = ("run", "-q", "--json", "--cache-dir", tmp_path / "cache")
+    written(empty, llmos, text)
+    assert set(statuses(llmos(*cached)).values()) == {"made"}
+    assert set(statuses(llmos(*cached)).values()) == {"fresh"}
+    assert (f"tools/{name}" in llmos("trust", "--list").out) is not comes, "data is not listed, however much there is"
+    other = new_workspace(tmp_path / "other")
+    monkeypatch.chdir(other.root)
+    written(other, llmos, text)
+    assert statuses(llmos(*cached))["a"] == ("restored" if comes else "made")
+    assert set(statuses(llmos(*cached)).values()) == {"fresh"}
+
+
+def test_what_stands_in_a_prepared_workspace_is_no_trust_either(empty: Workspace, llmos):
+    """Somebody exchanges what a stage wrote, and what is remembered of it."""
+    text = FOUND.replace("NAME", "x.sh").replace("COMMAND", "for f in tools/*.sh; do sh $f || :; done > o.txt")
+    written(empty, llmos, text)
+    assert llmos("run", "-q").code == 0
+    script = empty.root / "tools/x.sh"
+    good, evil = hashlib.sha256(script.read_bytes()).hexdigest(), hashlib.sha256(b"echo evil\n").hexdigest()
+    script.write_bytes(b"echo evil\n")
+    for path in (empty.dot / "pipeline").rglob("*.json"):
+        path.write_text(path.read_text().replace(good, evil))
+    planned = llmos("run", "--dry-run", "--json")
+    assert why(planned)["a"] == "tools/x.sh may be code and was not made here"
+    ran(empty)
+    assert statuses(llmos("run", "-q", "--json"))["a"] == "made" and script.read_text() == "1\n"
+    assert set(statuses(llmos("run", "-q", "--json")).values()) == {"fresh"}
+
+
+@pytest.mark.parametrize("command", ["bash -eo pipefail go", "cd sub && sh ../go", "sh -c 'sh go'", "cat go | sh"])
+def test_a_script_is_found_behind_flags_folders_and_quotes(empty: Workspace, llmos, command):
+    (empty.root / "go").write_text("true\n"), (empty.root / "sub").mkdir()
+    written(empty, llmos, f'pipeline: {{go: {{sh: "{command}"}}}}\n')
+    (empty.root / "go").write_text("echo evil\n")
+    told = llmos("run", "-q")
+    assert told.code == 5 and "go is code that is not trusted here" in told.err
 
 
 def exchange(cache: Path, name: str, content: bytes) -> None:

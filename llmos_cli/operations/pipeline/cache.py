@@ -68,8 +68,11 @@ class Cache:
                 return None
             try:
                 self._bring(remote, result, memory, emit)
-                if untrusted := code.foreign(self._ws, result.outputs, self._stages, memory.contents):
-                    raise Untrusted(f"{untrusted} is code that was not made here", hint="it is made anew")
+                outputs = result.outputs
+                if untrusted := code.foreign(
+                    self._ws, outputs, self._stages, lambda name: memory.contents(outputs[name])
+                ):
+                    raise Untrusted(f"{untrusted} may be code and was not made here", hint="it is made anew")
             except (Corrupt, NotFound, Untrusted) as error:
                 emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))
                 return None

@@ -101,14 +101,14 @@ def look_at(work: Work, stage: Stage) -> Look:
     if stage.name in work.fresh:
         return Look(found, key, "--fresh")
     result = work.memory.result(key)
-    if result is not None and not (missing := _missing(work, stage, result)):
+    if result is not None and not (missing := _missing(work, stage, result) or _not_made_here(work, stage, result)):
         return Look(found, key, "", result) if last and last.key == key else Look(found, key, "made before", result)
     if result is not None and _can_be_placed(work, result):
         return Look(found, key, f"{missing}, and was kept", elsewhere=lambda: _placed(work, result))
     if work.cache is not None and stage.verb != "deploy" and (kept := work.cache.result(stage, key, work.emit)):
         if not (untrusted := _foreign(work, kept)):
             return Look(found, key, "from the cache", elsewhere=lambda: _fetched(work, stage, key))
-        reason = f"{untrusted} in the cache is code that was not made here"
+        reason = f"{untrusted} in the cache may be code and was not made here"
     return Look(found, key, missing if result is not None and last and last.key == key else reason)
 
 
@@ -156,7 +156,16 @@ def _can_be_placed(work: Work, result: Result) -> bool:
 
 
 def _foreign(work: Work, result: Result) -> str:
-    return code.foreign(work.ws, result.outputs, work.stages, work.memory.contents)
+    return code.foreign(work.ws, result.outputs, work.stages, lambda name: work.memory.contents(result.outputs[name]))
+
+
+def _not_made_here(work: Work, stage: Stage, result: Result) -> str:
+    """That something stands in its place and yet does not count: the workspace may be somebody else's, with all that it remembers. An
+    export is worth what its checkpoint is, which came the same way: nothing in it is listed because it was written here."""
+    if stage.verb != "sh":
+        return ""
+    untrusted = code.foreign(work.ws, result.outputs, work.stages, lambda name: work.ws.root / name)
+    return f"{untrusted} may be code and was not made here" if untrusted else ""
 
 
 def _placed(work: Work, result: Result) -> Result | None:
