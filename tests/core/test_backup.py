@@ -137,6 +137,8 @@ def test_what_a_pipeline_declares_is_in_a_backup(lived: Workspace, far: Path, mo
     assert [each["status"] for each in planned.json["stages"]] == ["fresh", "would run", "would run"]
     back = restored(far)
     monkeypatch.chdir(back.root)
+    assert llmos("run", "--dry-run").code == 5, "who restored it has trusted nothing there"
+    assert llmos("trust", "--pipeline").code == llmos("trust", "scripts/clean.sh").code == 0
     assert llmos("run", "--dry-run", "--json").json == planned.json
     assert not (back.root / "scripts" / "notes.txt").exists() and fsck(back).problems == ()
     settings.write_text(settings.read_text().replace("inputs: [out/clean.txt]", "inputs: [out/clean.txt, .hidden/x]"))
