@@ -87,6 +87,8 @@ SAME_WORDS = (
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
 
+AGE = r" *\d+ seconds? *"
+"""A second may have passed."""
 TENSES = {
     "would seal": "sealed",
     "would open": "opened",
@@ -232,7 +234,8 @@ def test_nothing_moves_and_the_words_are_the_acts(name, words, full, llmos, tmp_
         act = llmos(*words)
         assert act.code == 0, act.err
         assert state(root) != before
-        assert re.sub("|".join(TENSES), lambda found: TENSES[found[0]], "\n".join(told) + "\n") == act.out
+        acted = re.sub("|".join(TENSES), lambda found: TENSES[found[0]], "\n".join(told) + "\n")
+        assert re.sub(AGE, "", acted) == re.sub(AGE, "", act.out)
 
 
 @pytest.mark.parametrize("words", [("--resume",), ("--run", "x"), ("--jobs", "2", "-c", "a.yaml")])

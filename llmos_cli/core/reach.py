@@ -31,7 +31,6 @@ _KINDS = (
     "dropped",
     "lost",
     "signatures",
-    "snapshots",
     "remotes",
     "sealed",
     "sealed/waiting",

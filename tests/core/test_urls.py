@@ -46,7 +46,7 @@ def test_no_remote_lies_there(ws: Workspace, tmp_path: Path, url: str) -> None:
 def test_nor_where_the_settings_name_it(ws: Workspace, commit: Commit, url: str) -> None:
     commit(a="1")
     (ws.root / "llmos.yaml").write_text(f"format: 1\nremotes: {{origin: {{url: '{url}'}}}}\n")
-    for use in (lambda: push(ws), lambda: backup(ws), lambda: Cache(ws, "origin").has("0" * 64)):
+    for use in (lambda: push(ws), lambda: backup(ws), lambda: Cache(ws, "origin", []).has("0" * 64)):
         with pytest.raises(UsageError, match=SAYS[url]):
             use()
     assert remotes.remove(ws, "origin").remote.url == url
@@ -55,7 +55,7 @@ def test_nor_where_the_settings_name_it(ws: Workspace, commit: Commit, url: str)
 @pytest.mark.parametrize("url", [*NO_HOST, *NO_USER])
 def test_nor_a_cache_nor_data_nor_a_key(ws: Workspace, url: str) -> None:
     with pytest.raises(UsageError, match=SAYS[url]):
-        Cache(ws, url).has("0" * 64)
+        Cache(ws, url, []).has("0" * 64)
     with pytest.raises(UsageError, match=SAYS[NO_USER[0]]):
         remotes.add(ws, "far", "/nowhere", key_file=NO_USER[0])
     with pytest.raises(UsageError, match=SAYS[NO_USER[0]]):
