@@ -42,22 +42,23 @@ FOLDERS = (*_KINDS, *(kind.rstrip("/") for kind in (*MOVED, REMOTES, RUNS)))
 """Those of `.llmos` in which files are made, moved and removed by their names."""
 _HEX = "[0-9a-f]{64}"
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\0]+"
-_REF = re.compile(rf"(?:{'|'.join(map(re.escape, (*MOVED, REMOTES)))}){_PART}(?:/{_PART})*")
-_BRANCH = re.compile(rf"{re.escape(SYMBOLIC + HEADS)}{_PART}(?:/{_PART})*")
-_FILE = re.compile(
+_REF = rf"(?:{'|'.join((*MOVED, REMOTES))}){_PART}(?:/{_PART})*"
+_BRANCH = rf"{SYMBOLIC}{HEADS}{_PART}(?:/{_PART})*"
+_FILE = (
     rf"llmos\.yaml|{CONFIGS}/{_PART}\.ya?ml|"
     rf"\.llmos/(?:(?:dropped|lost)/{_HEX}|signatures/{_HEX}\.sig|snapshots/{_HEX}\.json|remotes/{_PART}\.json)"
 )
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RUN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Compiled where they are used: most commands import this and read no operation."""
 
 
 def may_change(what: str, contents: Iterable[str | None]) -> bool:
     """Whether operations make such changes: of that file, or of that ref from and to such values."""
     if what == HEAD:
-        return all(each is None or ID.fullmatch(each) or _BRANCH.fullmatch(each) for each in contents)
-    if _REF.fullmatch(what):
+        return all(each is None or ID.fullmatch(each) or re.fullmatch(_BRANCH, each) for each in contents)
+    if re.fullmatch(_REF, what):
         return all(each is None or ID.fullmatch(each) for each in contents)
-    return _FILE.fullmatch(what) is not None
+    return re.fullmatch(_FILE, what) is not None
 
 
 def linked(dot: Path) -> str:
@@ -88,7 +89,7 @@ def _folders(operation: Operation) -> Iterable[str]:
 
 
 def may_be_run(run: str) -> bool:
-    return not run or _RUN.fullmatch(run) is not None
+    return not run or re.fullmatch(_RUN, run) is not None
 
 
 def are_ids(checkpoints: Iterable[str]) -> bool:

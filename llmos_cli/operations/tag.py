@@ -48,7 +48,8 @@ def delete_tag(ws: Workspace, name: str) -> TagResult:
     if name.startswith(_STAGE) and not _is_there(ws, ref):
         ref = f"refs/{name}"
     if not _is_there(ws, ref):
-        raise NotFound(f"there is no tag {name}", hint="`llmos tag` lists them")
+        stages = "; `llmos run --dry-run` lists the stages" if name.startswith(_STAGE) else ""
+        raise NotFound(f"there is no tag {name}", hint=f"`llmos tag` lists them{stages}")
     before = ws.oplog.said(ref)
     ws.oplog.apply(f"tag -d {name}", [Change(ref, before, None)], emit=ws.emit)
     return TagResult(name, "", before)

@@ -51,18 +51,7 @@ def examined(ws: Workspace, key_file: Path | None, emit: Emit) -> FsckResult:
     with _quiet(ws):
         if ws.writable:
             tidy(ws)
-        problems += [Problem(settings.NAME, f"is missing, {settings.UNHEARD}")] if settings.is_missing(ws.root) else []
-        problems += [
-            *refs(ws),
-            *tracking(ws),
-            *operations(ws),
-            *_signatures(ws),
-            *_audit(ws),
-            *strangers(ws),
-            *links(ws),
-            *_marks(ws),
-        ]
-        problems += [*refs_of_runs(ws), *missing_signatures(ws), *marks_of_loss(ws)]
+        problems += [problem for look_at in _OF_THE_REST for problem in look_at(ws)]
     bad = {problem.checkpoint for problem in problems}
     ws.index.note_all_file_times(
         {each.name: times for each in checked if each.name not in bad and (times := each.times())}
@@ -137,6 +126,11 @@ def _marks(ws: Workspace) -> Iterator[Problem]:
         yield Problem(mark_of(each), what, each)
 
 
+def _settings(ws: Workspace) -> Iterator[Problem]:
+    if settings.is_missing(ws.root):
+        yield Problem(settings.NAME, f"is missing, {settings.UNHEARD}")
+
+
 def _signatures(ws: Workspace) -> Iterator[Problem]:
     """What can be told without a key: that they are signatures, and of the checkpoint that they are named after."""
     folder = ws.dot / signatures.FOLDER
@@ -147,6 +141,13 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
             yield Problem(where, "is not a signature: llmos did not put it there")
         elif what := wrong_signature(ws, signed[name]):
             yield Problem(where, what, signed[name])
+
+
+_OF_THE_REST = (
+    *(_settings, refs, tracking, operations, _signatures, _audit, strangers, links, _marks),
+    *(refs_of_runs, missing_signatures, marks_of_loss),
+)
+"""What is looked at while nobody moves a ref."""
 
 
 class _Hurt:
