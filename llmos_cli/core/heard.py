@@ -9,7 +9,6 @@ that a kill in between is no damage. A remote that was heard of before there wer
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, own_hash
 from llmos_cli.core.listing import entries, is_file, read_bytes
 from llmos_cli.core.refs import HEADS, ID, REMOTES, RUNS, STAGES, TAGS
 from llmos_cli.errors import UNREADABLE, Corrupt
@@ -162,9 +161,8 @@ def _write(ws: Workspace, remote: str, heard: Heard) -> None:
 
 def _text(heard: Heard) -> str:
     """All of a file, to the byte."""
-    value = {"hash": "", "refs": {ref: list(values) for ref, values in heard.items() if values != (None,)}}
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**value, "hash": digest}, sort_keys=True) + "\n"
+    value = {"refs": {ref: list(values) for ref, values in heard.items() if values != (None,)}}
+    return own_hash.line(value) + "\n"
 
 
 def _parse(text: bytes) -> Heard | None:

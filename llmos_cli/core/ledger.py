@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llmos_cli.core import aside, atomic, lines
+from llmos_cli.core import aside, atomic, lines, own_hash
 from llmos_cli.core.records import EVENTS
 from llmos_cli.errors import UNREADABLE
 
@@ -37,9 +37,7 @@ class Entry:
         return len(events) >= self.size and hashlib.sha256(events[: self.size]).hexdigest() == self.sha256
 
     def line(self) -> bytes:
-        value = {**asdict(self), "hash": ""}
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        return json.dumps({**value, "hash": digest}, sort_keys=True).encode()
+        return own_hash.line(asdict(self)).encode()
 
 
 def of(run: Path, *, own: bool) -> Entry:

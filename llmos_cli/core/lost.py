@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmos_cli.core import own_hash
 from llmos_cli.core.listing import entries, is_file, read_bytes
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import UNREADABLE, Corrupt, LlmosError, NotFound, NotPlain
@@ -33,11 +34,8 @@ class Loss:
 
     def text(self) -> str:
         """All of its file, to the byte."""
-        import hashlib  # here: `log` reads none, as a rule
-
-        value = {"checkpoint": self.checkpoint, "hash": "", "known": self.known, "parents": list(self.parents)}
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        return json.dumps({**value, "hash": digest}, sort_keys=True) + "\n"
+        value = {"checkpoint": self.checkpoint, "known": self.known, "parents": list(self.parents)}
+        return own_hash.line(value) + "\n"
 
 
 def parse(text: bytes) -> Loss | None:

@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llmos_cli.core import own_hash
 from llmos_cli.core.cipher import NAME, Cipher, encrypted_size
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.refs import ID
@@ -41,10 +41,8 @@ class Seal:
             "salt": self.salt,
             "check": self.check,
             "tree": tree,
-            "hash": "",
         }
-        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        return json.dumps({**value, "hash": digest}, sort_keys=True) + "\n"
+        return own_hash.line(value) + "\n"
 
     def cipher(self, key: bytes) -> Cipher | None:
         """None: it was sealed with another key."""
