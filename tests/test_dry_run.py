@@ -87,8 +87,8 @@ SAME_WORDS = (
 """Whose answer is known before the act; the others tell a plan, or give a number that only the act finds."""
 
 
-AGE = r" *\d+ seconds? *"
-"""A second may have passed."""
+AGE = r"just now|\d+ seconds?( ago)?| +"
+"""A second may have passed, and a column be as wide as its words."""
 TENSES = {
     "would seal": "sealed",
     "would open": "opened",
