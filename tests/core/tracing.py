@@ -6,6 +6,7 @@ fault injection), so that what is tested is the program as it is, with nothing i
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -59,9 +60,12 @@ class Forks:
         self._server = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
+        """All is compiled before: a command that keeps what it compiles makes a call that never comes again."""
+        compileall.compile_dir(REPOSITORY / "llmos_cli", quiet=2)
         return subprocess.Popen(
             [sys.executable, "-m", "tests.core.forks", *self._modules],
             cwd=REPOSITORY,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
