@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class ExportResult:
         return Lines(lines)
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""Of a path, in which `//` is one `/`."""
 _UNFINISHED = ".exporting"
 """Begins the name of what is written beside its place; that of a process that was killed goes with the next export to that folder."""
 
@@ -59,6 +62,11 @@ _UNFINISHED = ".exporting"
 def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry_run: bool = False) -> ExportResult:
     """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
     does the same in the workspace's scratch folder, and renames nothing."""
+    if _URL.match(str(output)):
+        raise UsageError(
+            f"{output} is a URL, and an export is a folder or a file here",
+            hint="`llmos remote add` and `llmos push` take checkpoints elsewhere; or copy what is exported",
+        )
     format = _format(options)
     checkpoint = ws.checkpoint(rev)
     storing.verify_content(checkpoint)

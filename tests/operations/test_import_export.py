@@ -104,6 +104,13 @@ def test_export_copies_whole_and_refuses_to_overwrite(
     assert llmos("export").code == 2
 
 
+def test_an_export_is_no_url(workspace: Workspace, imported: Any, llmos: Any) -> None:
+    before = set(workspace.root.iterdir())
+    ran = llmos("export", "-o", "sftp://somewhere/model")
+    assert (ran.code, "is a URL" in ran.err) == (2, True)
+    assert set(workspace.root.iterdir()) == before
+
+
 def test_export_hashes_before_it_writes(workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path) -> None:
     shard = next(workspace.checkpoint("HEAD").path.glob("*.safetensors"))
     shard.chmod(0o644)
