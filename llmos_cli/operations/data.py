@@ -29,9 +29,6 @@ from llmos_cli.options.data import DataOptions
 if TYPE_CHECKING:
     from llmos_cli.tasks.base import Task
 
-_ELSEWHERE: Mapping[str, Any] = {"evaluate": None, "splits": {}, "format": None}
-"""What a section says of its own source goes with it when another takes its place."""
-
 
 @dataclass(frozen=True)
 class Taken:
@@ -139,7 +136,7 @@ def _call(ws: Workspace, name: str, snapshot: str) -> None:
 def _of_config(ws: Workspace, source: str | None, *, dry_run: bool, emit: Emit) -> Taken:
     options: DataOptions = resolve(ws, "train").config.data
     if source is not None:
-        options = options.model_copy(update={**_ELSEWHERE, "source": source})
+        options = options.elsewhere(source)
     if options.task is None:
         raise no_task(ws)
     task = tasks.load(options.task)
@@ -170,8 +167,7 @@ def _data_of(made: Manifest) -> Iterator[tuple[DataOptions, Mapping[str, Any]]]:
     yield options, made.made.data["splits"]
     calibration = made.made.data.get("calibration") or {}
     if calibration.get("source"):
-        elsewhere = options.model_copy(update={**_ELSEWHERE, "source": calibration["source"]})
-        yield elsewhere, calibration["data"]["splits"]
+        yield options.all_of(calibration["source"]), calibration["data"]["splits"]
 
 
 def _of_step(

@@ -18,8 +18,9 @@ from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, duration,
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Emit, Note, ignore
-from llmos_cli.operations import lineage, rerun, snapshots
+from llmos_cli.operations import lineage, reads, rerun, snapshots
 from llmos_cli.operations.changed import Changed, changed
+from llmos_cli.operations.reads import Reads
 from llmos_cli.operations.rerun import REDONE
 
 if TYPE_CHECKING:
@@ -139,38 +140,34 @@ def reproduce(
 
 
 def check_data(ws: Workspace, line: Sequence[Manifest], emit: Emit = ignore) -> None:
-    """Corrupt, naming source and split, where a step's data is not what it was made with."""
+    """Corrupt, naming source and split, where what a step reads is not what it was made with."""
     for made in line:
-        # What read a checkpoint that cannot be read is compared when that has been made again; what was kept is read from its
-        # snapshot.
-        closed = any(map(ws.closed, made.made.parents))
-        if made.made.operation in REDONE and not closed and not snapshots.kept_of(ws, made):
-            _check_data(ws, made, emit)
+        # What read a checkpoint that cannot be read is compared when that has been made again.
+        if made.made.operation in REDONE and not any(map(ws.closed, made.made.parents)):
+            try:
+                now = reads.today(ws, made, emit)
+            except NotFound as error:
+                called = reads.sources(made) or "the data"
+                raise Corrupt(
+                    f"{called}, which {short(made.id)} was made with, is gone: {error.message}", hint=error.hint
+                ) from error
+            _compare(made, now)
 
 
-def _check_data(ws: Workspace, made: Manifest, emit: Emit) -> None:
-    sources = ", ".join(rerun.sources(made.made.data)) or "the data"
-    try:
-        now = rerun.fingerprint(ws, made, emit)
-    except NotFound as error:
-        raise Corrupt(
-            f"{sources}, which {short(made.id)} was made with, is gone: {error.message}", hint=error.hint
-        ) from error
-    _compare_data(made, now)
-
-
-def _compare_data(made: Manifest, now: Mapping[str, Any]) -> None:
-    sources = ", ".join(rerun.sources(made.made.data)) or "the data"
-    for split, before in made.made.data.get("splits", {}).items():
-        after = now.get("splits", {}).get(split)
-        if after != before:
-            told = (
-                f"has {after['rows']:,} rows now" if after and after["rows"] != before["rows"] else "has other rows now"
-            )
+def _compare(made: Manifest, now: Reads) -> None:
+    for place, before in reads.recorded(made).items():
+        if (after := now.get(place)) != before:
             raise Corrupt(
-                f"the {split} split of {sources} is not what {short(made.id)} was made with: it had {before['rows']:,} rows and {told}",
-                hint="bring the data back as it was; its hashes are in `llmos show`, and `llmos data snapshot` would have kept it",
+                f"{place.told} is not what {short(made.id)} was made with: {_told_apart(before, after or {})}",
+                hint="bring it back as it was; its hashes are in `llmos show`, and `llmos data snapshot` would have kept its rows",
             )
+
+
+def _told_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if "rows" not in before:
+        return "its files have other content now"
+    told = f"{after['rows']:,} rows" if after and after["rows"] != before["rows"] else "other rows"
+    return f"it had {before['rows']:,} rows and has {told} now"
 
 
 def _redone(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> Step:
@@ -181,7 +178,7 @@ def _redone(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> St
     if ended.code:
         raise _failure(made, ended)
     again = scratch.checkpoint(str(ended.said["checkpoint"]))
-    _compare_data(made, again.manifest.made.data)
+    _compare(made, reads.of(made, again.manifest.made.data))
     seconds = time.time() - started
     expected = made.made.environment.get("determinism") or {}
     step = Step(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic, trust, yaml12
-from llmos_cli.core import config as configs
+from llmos_cli.core import atomic, trust
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.storing import sealed
 from llmos_cli.core.view import short
@@ -20,7 +19,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt, Interrupted, interrupted
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import lineage, snapshots
-from llmos_cli.operations.config import methods, root_of
+from llmos_cli.operations.config import root_of
 from llmos_cli.operations.pipeline.process import Processes, stopping
 
 if TYPE_CHECKING:
@@ -88,10 +87,12 @@ def _copies(ws: Workspace, module: Module) -> Iterator[Path]:
 
 
 def readable(ws: Workspace, made: Manifest) -> dict[str, Any]:
-    """Its config, reading the snapshot of its data where there is one."""
-    told = config(made)
+    """Its config, reading the snapshots of its data and of calibration's own where there are any."""
+    told, operation = config(made), made.made.operation
     if kept := snapshots.kept_of(ws, made):
         told["data"] = snapshots.reading(kept, told["data"])
+    if kept := snapshots.calibration_kept_of(ws, made):
+        told[operation] = {**told[operation], "calibration": snapshots.source_of(kept)}
     return told
 
 
@@ -110,28 +111,6 @@ def config(made: Manifest) -> dict[str, Any]:
 def threads(made: Manifest) -> int | None:
     found = made.made.environment.get("threads")
     return found if isinstance(found, int) else None
-
-
-def fingerprint(ws: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
-    """Of the data as the step would read it now."""
-    from llmos_cli.operations.eval import prepare
-    from llmos_cli.operations.training.start import start
-    from llmos_cli.options.data import DataOptions
-
-    parent = ws.checkpoint(made.made.parents[0]) if made.made.parents else None
-    if made.made.operation == "train":
-        recorded = yaml12.from_plain(config(made), f"the manifest of {short(made.id)}")
-        checked: Any = configs.check(recorded, root_of("train"), methods=methods)
-        teacher = ws.checkpoint(checked.train.teacher) if checked.train.teacher else None
-        return start(ws, parent, checked, teacher).prepared.fingerprint
-    assert parent is not None, "what compresses begins from something"
-    data = DataOptions(**made.made.config["data"])
-    return prepare(ws, parent, data, seed=made.made.seed, emit=emit).prepared.fingerprint
-
-
-def sources(data: Mapping[str, Any]) -> list[str]:
-    """The names of the sources in a fingerprint."""
-    return [str(source.get("source") if isinstance(source, Mapping) else source) for source in data.get("sources", ())]
 
 
 @contextmanager

@@ -22,7 +22,16 @@ _CHOSEN = ("evaluate", "format", "columns", "splits", "validation_fraction", "te
 
 def kept_of(ws: Workspace, made: Manifest) -> str:
     """The snapshot of a checkpoint's own data; empty where none was taken."""
-    splits = made.made.data.get("splits")
+    return _kept(ws, made.made.data)
+
+
+def calibration_kept_of(ws: Workspace, made: Manifest) -> str:
+    """Of the source that calibration had for itself."""
+    return _kept(ws, (made.made.data.get("calibration") or {}).get("data") or {})
+
+
+def _kept(ws: Workspace, data: Mapping[str, Any]) -> str:
+    splits = data.get("splits")
     snapshot = identify(splits) if splits and ws.snapshots.ids() else ""
     return snapshot if snapshot and snapshot in ws.snapshots else ""
 
@@ -54,9 +63,14 @@ def standing_in(
     return None
 
 
+def source_of(snapshot: str) -> str:
+    """As a config names it."""
+    return PREFIX + snapshot
+
+
 def reading(snapshot: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """A `data` section that reads a snapshot in place of its source, and is otherwise the same."""
-    return {**{name: value for name, value in data.items() if name not in _CHOSEN}, "source": PREFIX + snapshot}
+    return {**{name: value for name, value in data.items() if name not in _CHOSEN}, "source": source_of(snapshot)}
 
 
 def options_reading(snapshot: str, data: DataOptions) -> DataOptions:

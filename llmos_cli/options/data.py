@@ -60,3 +60,11 @@ class DataOptions(Section):
     """Put `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`, `[IP]`, `[SSN]`, `[SECRET]` in place of personal data in texts, wherever they are read; `llmos data check --pii` tells of it."""
     augment: bool = False
     """Vary training samples from epoch to epoch: images are shifted, turned and scaled a little, texts lose a tenth of their tokens."""
+
+    def elsewhere(self, source: str) -> DataOptions:
+        """Of another source: what is said of its own goes with that."""
+        return self.model_copy(update={"source": source, "evaluate": None, "splits": {}, "format": None})
+
+    def all_of(self, source: str) -> DataOptions:
+        """The same, with nothing held out that the other source does not hold out itself: what calibration reads."""
+        return self.elsewhere(source).model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})

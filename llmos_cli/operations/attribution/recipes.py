@@ -244,6 +244,8 @@ def _group(operation: str, key: Key, changed: Collection[Key]) -> Key:
     section, name = key[0], key[1] if len(key) > 1 else ""
     if section == "data":
         return ("data", "source") if name in WHERE else key
+    if (section, name) == (operation, "calibration"):
+        return ("data", name)
     if section in ("model", "code") and {("model", "arch"), ("model", "module")} & set(changed):
         return ("model",)
     if section in ("seed", "code"):

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit
-from llmos_cli.operations import rerun, snapshots
+from llmos_cli.operations import reads
 from llmos_cli.operations.attribution.recipes import Pair, Step
 from llmos_cli.operations.changed import Changed, changed
 from llmos_cli.operations.environment import environment
+from llmos_cli.operations.reads import Place, Reads
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
 
 CODE = ("llmos", "llmos_source")
 MACHINE = ("python", "packages", "system", "device", "device_name")
-MAKING = ("train", "validation")
-"""Splits that decide what is made; the test split is looked at when that is done."""
 GONE = "gone"
 
 
@@ -38,10 +37,10 @@ class WorldChange:
 
 @dataclass(frozen=True)
 class Worlds:
-    """`data`: what the data of a step (its `data` section as JSON) is today: split -> rows and hash, or that it is gone."""
+    """`data`: what a step reads today, by what it is told to read (as JSON): or that it is gone."""
 
     pair: Pair
-    data: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, Reads]
 
     @cached_property
     def here(self) -> Mapping[str, Any]:
@@ -64,8 +63,8 @@ class Worlds:
         for slot in self.pair.slots:
             if slot.before and slot.after:
                 one, other = slot.before.like, slot.after.like
-                same_data = slot.before.config.get("data") == slot.after.config.get("data")
-                data = _data(one, _recorded(one), _recorded(other)) if same_data else ()
+                same_data = _section(slot.before) == _section(slot.after)
+                data = _data(reads.recorded(one), reads.recorded(other)) if same_data else ()
                 for each in (*_environment(one, other.made.environment), *data):
                     found[each.changed.key] = each
         return list(found.values())
@@ -74,13 +73,20 @@ class Worlds:
         """Whether a recorded step was taken in the world of today, as far as records tell."""
         now = self.data.get(_section(step))
         made = step.like
-        return not list(_environment(made, self.here)) and now is not None and _making(now) == _recorded(made)
+        return (
+            not list(_environment(made, self.here))
+            and now is not None
+            and _making(now) == _making(reads.recorded(made))
+        )
 
     def identity(self) -> Mapping[str, Any]:
         """All that decides what a recipe makes beside what it says."""
         return {
             "environment": {name: self.here[name] for name in (*CODE, *MACHINE)},
-            "data": {key: _making(value) for key, value in self.data.items()},
+            "data": {
+                key: [[*place, told] for place, told in sorted(_making(value).items())]
+                for key, value in self.data.items()
+            },
         }
 
     def _since(self, tail: Sequence[Manifest]) -> list[WorldChange]:
@@ -88,7 +94,7 @@ class Worlds:
         steps = {each.like.id: each for slot in self.pair.slots for each in (slot.before, slot.after) if each}
         for made in tail:
             now = self.data.get(_section(steps[made.id]))
-            data = _data(made, _recorded(made), _making(now)) if now is not None else ()
+            data = _data(reads.recorded(made), now) if now is not None else ()
             for each in (*_environment(made, self.here), *data):
                 found[each.changed.key] = each
         return list(found.values())
@@ -96,7 +102,7 @@ class Worlds:
 
 def worlds(ws: Workspace, pair: Pair, emit: Emit) -> Worlds:
     """Reads the data of both."""
-    data: dict[str, Mapping[str, Any]] = {}
+    data: dict[str, Reads] = {}
     for slot in pair.slots:
         for step in (slot.before, slot.after):
             if step and _section(step) not in data and not set(step.like.made.parents) & ws.dropped.all():
@@ -104,25 +110,22 @@ def worlds(ws: Workspace, pair: Pair, emit: Emit) -> Worlds:
     return Worlds(pair, data)
 
 
-def _today(ws: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
-    if snapshots.kept_of(ws, made):
-        return dict(made.made.data["splits"])
+def _today(ws: Workspace, made: Manifest, emit: Emit) -> Reads:
     try:
-        return dict(rerun.fingerprint(ws, made, emit).get("splits", {}))
+        return reads.today(ws, made, emit)
     except NotFound as error:
-        return {GONE: error.message}
+        return {Place("data", reads.sources(made) or "data", GONE): {GONE: error.message}}
 
 
 def _section(step: Step) -> str:
-    return json.dumps(step.config.get("data"), sort_keys=True)
+    """What it is told to read."""
+    return json.dumps(
+        [step.config.get("data"), (step.config.get(step.operation) or {}).get("calibration")], sort_keys=True
+    )
 
 
-def _making(splits: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: splits[name] for name in (*MAKING, GONE) if name in splits}
-
-
-def _recorded(made: Manifest) -> Mapping[str, Any]:
-    return _making(made.made.data.get("splits", {}))
+def _making(found: Reads) -> Reads:
+    return {place: told for place, told in found.items() if place.makes}
 
 
 def _environment(made: Manifest, now: Mapping[str, Any]) -> Iterator[WorldChange]:
@@ -134,16 +137,17 @@ def _environment(made: Manifest, now: Mapping[str, Any]) -> Iterator[WorldChange
         yield from (WorldChange(kind, change) for change in changed(sides[0], sides[1]))
 
 
-def _data(made: Manifest, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[WorldChange]:
-    called = ", ".join(rerun.sources(made.made.data)) or "data"
-    if GONE in now:
-        yield WorldChange("data", Changed(called, "there", GONE))
+def _data(then: Reads, now: Reads) -> Iterator[WorldChange]:
+    for gone in (place for place in now if place.split == GONE):
+        yield WorldChange("data", Changed(gone.source, "there", GONE))
         return
-    for split in MAKING:
-        if then.get(split) != now.get(split):
-            yield WorldChange(
-                "data", Changed(f"{called} {split}", rows_told(then.get(split)), rows_told(now.get(split)))
-            )
+    for place in dict.fromkeys((*_making(then), *_making(now))):
+        if then.get(place) != now.get(place):
+            yield WorldChange("data", Changed(place.name, _content(then.get(place)), _content(now.get(place))))
+
+
+def _content(told: Mapping[str, Any] | None) -> str | None:
+    return rows_told(told) if told is None or "rows" in told else told["sha256"][:8]
 
 
 def environment_since(found: Worlds, made: Manifest) -> list[WorldChange]:

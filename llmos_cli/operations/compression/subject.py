@@ -213,7 +213,7 @@ def calibration(
     """
     if not needs and not labelled:
         return Calibration([], {"samples": 0})
-    prepared = _elsewhere(subject.exam, source, cache, seed) if source and cache else subject.exam.prepared
+    prepared = elsewhere(subject.exam, source, cache, seed) if source and cache else subject.exam.prepared
     split = prepared.splits.get("train")
     if split is None or not len(split):
         raise NotFound("the data has no training samples to calibrate on", hint="set data.source or data.splits")
@@ -237,16 +237,9 @@ def calibration(
     )
 
 
-def _elsewhere(exam: Exam, source: str, cache: Path, seed: int) -> Prepared:
+def elsewhere(exam: Exam, source: str, cache: Path, seed: int) -> Prepared:
     """Another source, as the checkpoint's own tokenizer and labels read it; all of it that it does not hold out itself."""
-    whole: dict[str, Any] = {
-        "evaluate": None,
-        "splits": {},
-        "format": None,
-        "validation_fraction": 0.0,
-        "test_fraction": 0.0,
-    }
-    data = exam.data.model_copy(update={"source": source, **whole})
+    data = exam.data.all_of(source)
     return exam.task.prepare(data, ModelOptions(), seed=seed, cache=cache, processor=exam.checkpoint.path)
 
 
