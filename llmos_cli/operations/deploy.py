@@ -85,7 +85,7 @@ def rehearse(ws: Workspace, rev: str, resolved: Resolved) -> DeployResult:
 def _verify(ws: Workspace, checkpoint: Checkpoint, options: DeployOptions) -> None:
     """Its bytes are those that were saved and, where that is asked for, those that somebody trusted has signed."""
     storing.verify_content(checkpoint)
-    if options.require_signature:
+    if options.require_signature is not None:
         from llmos_cli.operations.verify import required
 
         required(ws, checkpoint, Path(options.require_signature))

@@ -198,7 +198,7 @@ def _redone(ws: Workspace, scratch: Workspace, made: Manifest, emit: Emit) -> St
 def _failure(made: Manifest, ended: Ended) -> LlmosError:
     error = ended.said.get("error") or {}
     return LlmosError(
-        f"{made.made.operation} {short(made.id)} cannot be run again: {error.get('message') or ended.tail}",
+        f"{made.made.operation} {short(made.id)} cannot be run again: {error.get('message') or ended.failure}",
         hint=str(error.get("hint") or "`llmos show` tells how it was made"),
     )
 

@@ -128,7 +128,7 @@ def _share(work: Work, stage: Stage, result: Result) -> None:
 def _clear(work: Work, stage: Stage) -> None:
     """Room for what a stage writes."""
     for path in _in_its_place(work, stage):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _in_its_place(work: Work, stage: Stage) -> Iterator[Path]:
@@ -244,7 +244,7 @@ def _failed(work: Work, stage: Stage, look: Look, ended: process.Ended, seconds:
     work.memory.note(stage.name, replace(last, status="interrupted" if stopped else "failed"))
     error = ended.said.get("error") or {}
     exit_code = ended.code if stage.verb != "sh" or ended.code == 3 else 1
-    message = str(error.get("message") or ended.tail or f"it ended with {ended.code}")
+    message = str(error.get("message") or ended.failure)
     told = told_of(
         stage, Result(look.key, stage.name, look.facts, said=ended.said, seconds=seconds), "failed", look.why
     )

@@ -446,7 +446,8 @@ SAYING = {
     "seq 1 2000 >&2": {*map(str, range(1, 2001))},
     "yes | head -c 20000": {"y"},
     "printf '{\\n'; echo no document": {"{", "no document"},
-    "echo '{\"a\": 1}'": set(),
+    "echo '{\"a\": 1}'": {'{"a": 1}'},
+    'echo \'{"schema": "llmos.a/1"}\'': set(),
 }
 
 
@@ -464,7 +465,7 @@ def test_a_command_that_leaves_nothing_behind_is_heard_out(tmp_path: Path, comma
         )
         assert ended.code == 0 and {*heard} == SAYING[command]
         assert (tmp_path / "log").read_text().splitlines() == heard
-        assert ended.said == ({} if heard else {"a": 1})
+        assert ended.said == ({} if heard else {"schema": "llmos.a/1"})
 
 
 def test_what_failed_is_said_by_its_last_error(empty: Workspace, llmos):
@@ -559,3 +560,61 @@ def test_an_output_that_was_not_made_is_a_failure_and_said(empty: Workspace, llm
     ran = llmos("run")
     assert (ran.code, "it ended well, and did not make never" in ran.err) == (1, True), ran.err
     assert "it failed" in llmos("run", "--dry-run").out
+
+
+ELSES = {
+    "an error of another API": ('echo \'{"error": "boom"}\'; exit 1', 1),
+    "verdicts of another kind": ("echo '{\"verdicts\": [1, 2]}'; exit 1", 1),
+    "a result of another kind": ('echo \'{"gates": {"a": 1}, "checkpoint": 5, "verdicts": {"x": 1}}\'', 0),
+    "under our name": ('echo \'{"schema": "llmos.eval/1", "evaluations": [{"rev": 1}], "judged": 1}\'', 0),
+}
+
+
+@pytest.mark.parametrize(("command", "code"), ELSES.values(), ids=ELSES)
+def test_json_of_others_is_text(empty: Workspace, llmos, command: str, code: int) -> None:
+    pipeline = json.dumps({"format": 1, "pipeline": {"said": {"sh": command}, "other": {"sh": "true"}}})
+    (empty.root / "llmos.yaml").write_text(pipeline)
+    assert llmos("trust", "--pipeline").code == 0
+    told = llmos("run", "--json")
+    assert told.code == code
+    assert statuses(told) == {"said": "failed" if code else "made", "other": "made"}
+    assert json.loads((empty.dot / "pipeline" / "logs" / "said.txt").read_text()), "as it was said"
+    assert llmos("run", "--dry-run", "--json").code == 0
+
+
+def test_an_answer_of_ours_is_heard(empty: Workspace, llmos) -> None:
+    said = {"schema": "llmos.error/1", "error": {"code": 4, "message": "there is no x", "hint": "make one"}}
+    (empty.root / "said.json").write_text(json.dumps(said))
+    (empty.root / "llmos.yaml").write_text("format: 1\npipeline:\n  said: {sh: cat said.json; exit 4}\n")
+    assert llmos("trust", "--pipeline").code == 0
+    told = llmos("run", "--json").json["stages"][0]
+    assert (told["message"], told["hint"]) == ("there is no x", "make one")
+
+
+def test_what_was_killed_says_by_what(empty: Workspace, llmos) -> None:
+    (empty.root / "llmos.yaml").write_text("format: 1\npipeline:\n  slow: {sh: echo begun; kill -KILL $$}\n")
+    assert llmos("trust", "--pipeline").code == 0
+    told = llmos("run", "--json").json["stages"][0]
+    assert told["message"] == "it ended with 137 (SIGKILL); the last that it said: begun"
+
+
+def test_an_input_that_was_exchanged_with_its_old_times(shell: Workspace, llmos) -> None:
+    old = (1.6e9, 1.6e9)
+    raw = shell.root / "raw.txt"
+    os.utime(raw, old)
+    time.sleep(2.1)  # until then what was hashed is not remembered
+    assert llmos("run", "-q").code == 0 and ran(shell)
+    assert set(statuses(llmos("run", "--json")).values()) == {"fresh"}
+    raw.write_text("six\nten\n"), os.utime(raw, old)
+    assert why(llmos("run", "--dry-run", "--json"))["clean"] == "raw.txt is another one"
+
+
+def test_an_output_that_is_a_link_to_a_folder_is_made_anew(empty: Workspace, llmos) -> None:
+    command = "mkdir -p v; date +%N > v/a.csv; ln -sfn v out"
+    (empty.root / "llmos.yaml").write_text(
+        f"format: 1\npipeline:\n  link: {{sh: {json.dumps(command)}, outputs: [out]}}\n"
+    )
+    assert llmos("trust", "--pipeline").code == 0
+    assert llmos("run", "-q").code == 0
+    assert llmos("run", "-q", "--fresh").code == 0
+    assert (empty.root / "out").is_symlink() and (empty.root / "v" / "a.csv").is_file()

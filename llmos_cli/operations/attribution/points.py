@@ -138,7 +138,7 @@ class Points:
             ended = rerun.run(self.ws, self.scratch, job, self.emit)
             if ended.code:
                 told = ended.said.get("error") or {}
-                return f"{each.operation} cannot be run so: {told.get('message') or ended.tail}"
+                return f"{each.operation} cannot be run so: {told.get('message') or ended.failure}"
             parent = str(ended.said["checkpoint"])
             self._made[identity(recipe[: at + 1])] = parent
         measured = self._keep(self._place(self._key(recipe)), self._measured(self.scratch.checkpoint(parent)))

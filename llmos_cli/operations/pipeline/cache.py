@@ -23,7 +23,7 @@ from llmos_cli.core.remote.store import whole
 from llmos_cli.errors import UNREADABLE, Corrupt, NotFound, Untrusted
 from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
-from llmos_cli.operations.pipeline import code
+from llmos_cli.operations.pipeline import answer, code
 from llmos_cli.operations.pipeline.memory import Memory, Result, result_of
 from llmos_cli.operations.pipeline.stages import Stage, overlap, writable
 from llmos_cli.operations.remote import RemoteSettings
@@ -132,7 +132,7 @@ def _sound(result: Result, stage: Stage) -> bool:
         (result.checkpoint == "" or ID.fullmatch(result.checkpoint) is not None)
         and all(ID.fullmatch(sha256.removesuffix("+x")) for sha256 in result.outputs.values())
         and all(writable(name) and _within(name, mine) for name in result.outputs)
-        and isinstance(result.said, dict)
+        and answer.is_one(result.said)
         and isinstance(result.facts, dict)
     )
 

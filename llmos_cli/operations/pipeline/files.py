@@ -1,4 +1,4 @@
-"""Files that stages read and write, as hashes: each file hashed once as long as its size, time and inode stay what they were."""
+"""Files that stages read and write, as hashes: each file hashed once as long as its size, times and inode stay what they were."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ class Hashes:
 
     def of(self, path: Path) -> str:
         status = path.stat()
-        stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ino]
-        known = self._known.get(str(path))
-        if known is not None and known[:3] == stamp:
-            return str(known[3])
+        # What is put in its place with its old time (`cp -p`, archives) still changes it at another time.
+        stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        *known, sha256 = self._known.get(str(path), [""])
+        if known == stamp:
+            return str(sha256)
         sha256 = hash_file(path).sha256
-        if time.time() - status.st_mtime > _SETTLED:
+        if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED:
             with self._lock:
                 self._known[str(path)] = [*stamp, sha256]
         return sha256
@@ -52,7 +53,11 @@ def _read(path: Path) -> dict[str, list[int | str]]:
         found = json.loads(read_text(path))
     except (FileNotFoundError, *UNREADABLE):
         return {}
-    return found if isinstance(found, dict) else {}
+    return (
+        {path: known for path, known in found.items() if isinstance(known, list) and known}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def tree(root: Path, names: Iterable[str], hashes: Hashes) -> Tree:

@@ -25,7 +25,7 @@ from llmos_cli.core.processes import Process, scratch_name
 from llmos_cli.core.redaction import hidden
 from llmos_cli.core.sealed import OUTPUTS
 from llmos_cli.errors import UNREADABLE
-from llmos_cli.operations.pipeline import FOLDER
+from llmos_cli.operations.pipeline import FOLDER, answer
 from llmos_cli.operations.pipeline.files import Tree
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Memory:
 
     def result(self, key: str) -> Result | None:
         found = _read(self.folder / "results" / f"{key}.json")
-        return result_of(found) if found else None
+        return result_of(found) if found and answer.is_one(found["said"]) else None
 
     def keep(self, result: Result) -> None:
         self._write(self.folder / "results" / f"{result.key}.json", asdict(result))

@@ -5,7 +5,6 @@ Each process is a group of its own, so that Ctrl-C reaches it once, from here: a
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
@@ -23,6 +22,7 @@ from llmos_cli.core import atomic
 from llmos_cli.core.listing import plainly
 from llmos_cli.core.processes import Process, host, start_time
 from llmos_cli.core.redaction import redacted
+from llmos_cli.operations.pipeline import answer
 from llmos_cli.operations.pipeline.facts import Facts
 from llmos_cli.operations.pipeline.stages import EXPORT, Stage
 
@@ -40,11 +40,20 @@ FLAGS = dict(zip(EXPORT, ("--format", "--type", "--dequantize", "--standalone"),
 
 @dataclass(frozen=True)
 class Ended:
-    """`said`: the JSON document that a verb printed; `tail`: the last line of what it said otherwise."""
+    """`said`: the answer of llmos that it printed; `tail`: the last line of what it said otherwise."""
 
     code: int
     said: Mapping[str, Any]
     tail: str
+
+    @property
+    def failure(self) -> str:
+        """The last that it said tells why it failed, but for what was killed: a shell ends with 137 then, of SIGKILL."""
+        ended = f"it ended with {self.code}"
+        if self.code - 128 in {*signal.Signals}:
+            killed = f"{ended} ({signal.Signals(self.code - 128).name})"
+            return f"{killed}; the last that it said: {self.tail}" if self.tail else killed
+        return self.tail or ended
 
 
 class Processes:
@@ -153,7 +162,7 @@ class _Said:
 
     def document(self) -> dict[str, Any]:
         """At its end; what was held for one and is none is told now."""
-        found = _json("\n".join(self._held))
+        found = answer.parsed("\n".join(self._held))
         for line in self._held if found is None else ():
             self._last_out = self._tell(line) or self._last_out
         return found or {}
@@ -222,14 +231,6 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
         return  # it has just ended
-
-
-def _json(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def command(ws: Workspace, stage: Stage, facts: Facts, *, resume: str = "") -> list[str]:

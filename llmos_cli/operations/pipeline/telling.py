@@ -106,7 +106,8 @@ def _metrics(said: Mapping[str, Any]) -> dict[str, float]:
     """Of the checkpoint that an evaluation judged."""
     for evaluation in said.get("evaluations", ()):
         if evaluation["rev"] == said.get("judged"):
-            return {name: measured["value"] for name, measured in evaluation["metrics"].items()}
+            found = evaluation["metrics"].items()
+            return {name: measured["value"] for name, measured in found if measured["value"] is not None}
     return {}
 
 
