@@ -26,6 +26,16 @@ def _not_zero(inputs: int) -> int:
 GroupSize = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
+def _names_one(file: str) -> str:
+    if not file.strip():
+        raise ValueError("it names no file: leave it out, or say which (a variable of the shell that is not set?)")
+    return file
+
+
+Guard = Annotated[str, AfterValidator(_names_one)]
+"""A file that something is guarded by: an empty name, of a variable that is not set, must not switch the guard off."""
+
+
 class Methodical(Section):
     """A verb with methods: options of method NAME stand under the key NAME."""
 
@@ -260,8 +270,8 @@ class DeployOptions(Section):
     """How keys and values are kept: as they are computed, or as int8 with a scale for each head of each token, in half the memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which a language model's weights are held and computed with: what the hardware does faster, by `auto`."""
-    api_key_file: str | None = None
-    require_signature: str | None = None
+    api_key_file: Guard | None = None
+    require_signature: Guard | None = None
     """A public key or a certificate: only what it vouches for is served."""
     drain_seconds: float = Field(30.0, ge=0)
 

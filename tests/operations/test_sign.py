@@ -385,6 +385,17 @@ def test_two_who_signed_apart_are_told(ws, model, keys, tmp_path, llmos: Llmos, 
     assert fetch(ws).signatures == 1 and kept(ws, model).read_text() == kept(copy, model).read_text()
 
 
+@pytest.mark.parametrize("guard", ["--require-signature", "--api-key-file"])
+def test_a_guard_that_names_no_file_is_no_leave_to_do_without(ws, model, llmos: Llmos, guard: str) -> None:
+    """As a script says it whose variable is not set."""
+    (ws.configs / "deploy.yaml").write_text("deploy: {port: 0}\n")
+    told = llmos("deploy", "--dry-run", guard, "")
+    assert (told.code, "names no file" in told.err) == (2, True)
+    key = guard.removeprefix("--").replace("-", "_")
+    (ws.configs / "deploy.yaml").write_text(f'deploy: {{port: 0, {key}: ""}}\n')
+    assert llmos("deploy", "--dry-run").code == 2
+
+
 def test_a_deployment_can_require_one(ws, model, keys, llmos: Llmos) -> None:
     (ws.configs / "deploy.yaml").write_text("deploy: {port: 0}\n")
     unsigned = llmos("deploy", "--dry-run", "--require-signature", keys / "key.pub")
