@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -118,7 +118,7 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
         if file.suffix == ".json":
             described.read(file)
     _copy(foreign.others(), target)
-    _forget_code(target)
+    _forget_pointers(target)
     _tokenizer(foreign, target)
     weights = _safetensors(foreign, target)
     _must_fit(foreign.directory, weights)
@@ -146,17 +146,13 @@ def _check_links(directory: Path) -> None:
     imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those."""
     inside = directory.resolve()
     blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
-    for link in (file for file in directory.iterdir() if file.is_symlink() and _counts(file)):
+    for link in (file for file in directory.iterdir() if file.is_symlink() and file.is_file()):
         target = Path(os.path.realpath(link))
         if not (target.is_relative_to(inside) or target.is_relative_to(blobs)):
             raise Untrusted(
                 f"{link.name} in {directory} is a link that leads out of it, to {target}",
                 hint="copy what it points to in its place, if that is what you mean",
             )
-
-
-def _counts(file: Path) -> bool:
-    return file.suffix in (".safetensors", ".gguf", ".json", *PICKLES) or any(fnmatch(file.name, kept) for kept in KEPT)
 
 
 def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
@@ -263,30 +259,57 @@ def _copy(files: Iterable[Path], target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def _forget_code(target: Path) -> None:
-    """No pointer to Python files that were left behind: transformers would ask whether to run them."""
+def _forget_pointers(target: Path) -> None:
+    """None to Python files that were left behind: transformers would ask whether to run them. And none to files of this machine: a
+    tokenizer would be made of what they hold, a key of the user's perhaps, and pushed one day."""
     for file in target.glob("*config.json"):
         settings = described.read(file)
-        if isinstance(settings, dict) and settings.pop("auto_map", None):
-            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not isinstance(settings, dict):
+            continue
+        tokenizer = file.name == "tokenizer_config.json"
+        kept = {k: v for k, v in settings.items() if k != "auto_map" and not (tokenizer and _points(k, v))}
+        if kept != settings:
+            file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _points(key: str, value: Any) -> bool:
+    """Whether a tokenizer's setting is a file to read, by its name or because there is one: the files of its own folder need no setting."""
+    if key in ("vocab", "merges", "init_inputs") or key.endswith(("_file", "_spm")):
+        return True
+    return not key.endswith(("_token", "_tokens")) and any(map(os.path.exists, _texts(value)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _tokenizer(foreign: Foreign, target: Path) -> None:
     """tokenizer.json, made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table)."""
     names = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     if (target / "tokenizer.json").exists() or not (foreign.gguf or any((target / name).exists() for name in names)):
-        return
-    options = {"gguf_file": foreign.gguf} if foreign.gguf else {}
+        return None
     try:
-        AutoTokenizer.from_pretrained(
-            foreign.directory, local_files_only=True, trust_remote_code=False, **options
-        ).save_pretrained(target)
+        if not foreign.gguf:
+            return _resave(target, target)
+        with TemporaryDirectory(dir=target.parent) as alone:  # from settings that lie beside it
+            (Path(alone) / foreign.gguf).symlink_to((foreign.directory / foreign.gguf).resolve())
+            _resave(Path(alone), target, gguf_file=foreign.gguf)
     except (OSError, ValueError, ImportError, KeyError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise LlmosError(
             f"the tokenizer of {foreign.origin['source']} does not load: {reason}",
             hint="put a tokenizer.json beside the weights",
         ) from problem
+
+
+def _resave(source: Path, target: Path, **options: str) -> None:
+    AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options).save_pretrained(
+        target
+    )
 
 
 def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:

@@ -89,7 +89,7 @@ def test_a_hostile_state_of_a_training_is_refused_and_does_nothing(tmp_path: Pat
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "weights"])
 def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path: Path, name: str) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("a key")
@@ -97,6 +97,37 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path
     (upstream / name).symlink_to(secret)
     with pytest.raises(Untrusted, match=rf"{name} in .* is a link that leads out of it"):
         find(str(upstream))
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer"])
+def test_a_tokenizer_is_made_of_files_of_its_folder_alone(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whatever its settings name, here or where it is imported."""
+    monkeypatch.chdir(tmp_path)
+    words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    secret = tmp_path / "secret"
+    vocabulary = {"BertTokenizer": "vocab.txt", "GPT2Tokenizer": "vocab.json"}[kind]
+
+    def write(place: Path, *tokens: str) -> None:
+        told = [*words, *tokens]
+        text = "\n".join(told) if vocabulary.endswith("txt") else json.dumps({word: at for at, word in enumerate(told)})
+        place.write_text(text)
+
+    (upstream / "tokenizer.json").unlink(missing_ok=True)
+    write(upstream / vocabulary, "own")
+    write(secret, "SECRET")
+    (tmp_path / "merges").write_text("#version: 0.2\n"), (upstream / "merges.txt").write_text("#version: 0.2\n")
+    names = dict.fromkeys(("vocab", "vocab_file", "tokenizer_file", "anything"), "secret")
+    pointing = {**names, "merges": str(tmp_path / "merges"), "init_inputs": [str(secret)]}
+    (upstream / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": kind, "unk_token": "[UNK]", **pointing})
+    )
+    convert(find(str(upstream)), tmp_path / "made", task="causal-lm", dtype=None, seed=0)
+    made = {file.name: file.read_text() for file in (tmp_path / "made").glob("*tok*.json")}
+    assert "own" in made["tokenizer.json"] and not [name for name, text in made.items() if "SECRET" in text]
+    settings = json.loads(made["tokenizer_config.json"])
+    assert not {*pointing} & {*settings} and settings["unk_token"] == "[UNK]"
 
 
 def test_links_of_the_hubs_cache_are_its_files(upstream: Path, tmp_path: Path) -> None:
