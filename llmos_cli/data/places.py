@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -79,10 +80,16 @@ def locate(source: str, *, format: str | None, root: Path, hub: bool = True) -> 
         return Place(source, "hub")
     place = _absolute(source, root)
     if place is None:
+        if "." in source and (close := get_close_matches(source, _names_in(root), n=1, cutoff=0.8)):
+            raise NotFound(f"there is no file or folder {source}", hint=f"did you mean {close[0]}?")
         if hub and format is None and _could_be_on_the_hub(source):
             return Place(source, "hub")
         raise NotFound(f"there is no file or folder {source}", hint="Paths are relative to the workspace's folder.")
     return _found(source, place, format)
+
+
+def _names_in(root: Path) -> list[str]:
+    return [path.name for base in {root, Path.cwd()} for path in base.iterdir()]
 
 
 def _absolute(source: str, root: Path) -> str | None:

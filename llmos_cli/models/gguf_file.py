@@ -15,6 +15,7 @@ import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, UsageError
-from llmos_cli.models import gguf_architectures, gguf_blocks, headers
+from llmos_cli.models import described, gguf_architectures, gguf_blocks, headers
 from llmos_cli.models.codes import stored_codes
 from llmos_cli.models.dequantize import dense_weights
 from llmos_cli.models.gguf_blocks import Blocks
@@ -43,7 +44,7 @@ OUTSIDE = ("token_embd", "output")
 """The embedding and the head: of 8 bits where the rest has 4."""
 ROPE_FACTORS = "rope_freqs.weight"
 UNREADABLE = (
-    *(ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, RuntimeError, AssertionError, MemoryError),
+    *(ValueError, KeyError, IndexError, TypeError, ArithmeticError, OSError, RuntimeError, AssertionError, MemoryError),
     struct.error,
 )
 """What transformers' reader raises on bytes that are no GGUF, or one it does not know: it checks nothing itself."""
@@ -148,8 +149,8 @@ def _plain(model: PreTrainedModel) -> bool:
 
 def read(file: Path) -> PreTrainedModel:
     """The model of a GGUF file, dequantized to fp32. Corrupt where it cannot be read."""
-    _package()
     try:
+        _check(file)
         with contextlib.redirect_stderr(io.StringIO()):  # the reader's own progress bar knows no switch
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -171,6 +172,20 @@ def read(file: Path) -> PreTrainedModel:
     if hasattr(found.config, "quantization_config"):
         del found.config.quantization_config
     return found
+
+
+def _check(file: Path) -> None:
+    """Corrupt where it describes what no model is: read as it is, that would take hours, or be other weights than were written."""
+    reader = _package().GGUFReader(file)
+    for name in (name for name in reader.fields if name.endswith(".block_count")):
+        described.sizes(file, {"num_hidden_layers": reader.fields[name].contents()})
+    spans = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
+    for (start, taken, name), (following, _, other) in pairwise(spans):
+        if start + taken > following:
+            raise Corrupt(
+                f"{file.name} cannot be read: its tensors {name} and {other} lie over one another",
+                hint="copy or download it again",
+            )
 
 
 def licence(file: Path) -> str:

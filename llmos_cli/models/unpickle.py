@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 REFUSED, UNREADABLE = 3, 4
+MOST = 4
+"""Times the bytes of the file that its tensors may be: tied ones stand in it once, and one byte can be said to be a terabyte."""
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training programs keep the state dict beside their optimizer's."""
 
@@ -30,24 +32,30 @@ def main(source: Path, target: Path) -> int:
         return _said(REFUSED, problem)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as problem:
         return _said(UNREADABLE, problem)
-    tensors = _tensors(loaded)
-    if not tensors:
-        return _said(UNREADABLE, ValueError("it holds no tensors by name"))
-    save_file(tensors, target, metadata={"format": "pt"})
+    try:
+        views = _named(loaded)
+        if not views:
+            return _said(UNREADABLE, ValueError("it holds no tensors by name"))
+        if sum(view.numel() * view.element_size() for view in views.values()) > MOST * source.stat().st_size:
+            return _said(UNREADABLE, ValueError("its tensors are many times as large as the file"))
+        # Each with memory of its own: tied ones are stored apart here, the conversion ties them again.
+        save_file({name: view.detach().clone().contiguous() for name, view in views.items()}, target, {"format": "pt"})
+    except (RuntimeError, NotImplementedError, RecursionError, MemoryError, ValueError, TypeError, KeyError) as problem:
+        return _said(UNREADABLE, problem)  # tensors without bytes, or of a kind that safetensors has not
     return 0
 
 
-def _tensors(loaded: Any) -> dict[str, torch.Tensor]:
-    """The named tensors, each with memory of its own (tied ones are stored apart here; the conversion ties them again)."""
+def _named(loaded: Any) -> dict[str, torch.Tensor]:
+    """The tensors of the state dict, by name."""
     if not isinstance(loaded, Mapping):
         return {}
     for key in NESTED:
         if isinstance(loaded.get(key), Mapping):
-            return _tensors(loaded[key])
+            return _named(loaded[key])
     named = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if all(name.startswith("module.") for name in named):  # saved from DataParallel
         named = {name.removeprefix("module."): value for name, value in named.items()}
-    return {name: value.detach().clone().contiguous() for name, value in named.items()}
+    return named
 
 
 def _said(status: int, problem: BaseException) -> int:

@@ -53,7 +53,7 @@ class ExportResult:
         return Lines(lines)
 
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/")
 """Of a path, in which `//` is one `/`."""
 _UNFINISHED = ".exporting"
 """Begins the name of what is written beside its place; that of a process that was killed goes with the next export to that folder."""
@@ -62,9 +62,9 @@ _UNFINISHED = ".exporting"
 def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry_run: bool = False) -> ExportResult:
     """Check every file of the checkpoint against its hash, write beside `output`, read back, rename into place. A dry run
     does the same in the workspace's scratch folder, and renames nothing."""
-    if _URL.match(str(output)):
+    if url := _URL.match(str(output)):
         raise UsageError(
-            f"{output} is a URL, and an export is a folder or a file here",
+            f"an export is a folder or a file of this machine, and {url[1]}://... is a URL",
             hint="`llmos remote add` and `llmos push` take checkpoints elsewhere; or copy what is exported",
         )
     format = _format(options)

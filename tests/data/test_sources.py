@@ -283,6 +283,14 @@ def test_bad_tables_are_one_sentence(content, sentence, tmp_path, loaded):
         loaded(tmp_path / "bad.csv")
 
 
+def test_a_slip_in_a_files_name_is_told_without_asking_the_hub(tmp_path, loaded, monkeypatch):
+    (tmp_path / "mine.csv").write_text("text,label\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound, match=r"no file or folder mine\.csb") as told:
+        loaded("mine.csb")
+    assert told.value.hint == "did you mean mine.csv?"
+
+
 def test_bad_places_are_one_sentence(tmp_path, loaded):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n')

@@ -89,6 +89,17 @@ def test_a_hostile_state_of_a_training_is_refused_and_does_nothing(tmp_path: Pat
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(1 << 28), torch.zeros(4, 4).to_sparse(), torch.zeros(4, 4, device="meta")],
+    ids=["of a byte said to be a gigabyte", "sparse", "without bytes"],
+)
+def test_a_tensor_that_the_file_does_not_hold_is_refused(tmp_path: Path, tensor: torch.Tensor, capsys: Any) -> None:
+    torch.save({"weight": tensor}, tmp_path / "weights.bin")
+    assert unpickle.main(tmp_path / "weights.bin", tmp_path / "out.safetensors") == unpickle.UNREADABLE
+    assert capsys.readouterr().out.count("\n") == 1 and not (tmp_path / "out.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", "weights"])
 def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path: Path, name: str) -> None:
     secret = tmp_path / "id_rsa"

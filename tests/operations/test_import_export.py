@@ -199,6 +199,29 @@ def test_gguf_of_a_quantized_checkpoint_holds_its_very_codes(
     assert narrower.json["notes"][1] == "12 of 14 quantized matrices keep their codes"
 
 
+def test_a_gguf_that_describes_no_model_is_corrupt(
+    workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path
+) -> None:
+    assert llmos("export", "-o", tmp_path / "model.gguf", "--format", "gguf").code == 0
+    good = (tmp_path / "model.gguf").read_bytes()
+
+    def patched(key: str, value: bytes, skip: int) -> Any:
+        """Of the value that stands `skip` bytes behind a name."""
+        content, at = bytearray(good), good.index(key.encode()) + len(key) + skip
+        content[at : at + len(value)] = value
+        (tmp_path / "bad.gguf").write_bytes(content)
+        return llmos("import", tmp_path / "bad.gguf", "--dry-run")
+
+    four = (200_000).to_bytes(4, "little")
+    for key, value, skip, said in (
+        ("llama.block_count", four, 4, "which no model has"),
+        ("llama.attention.head_count", bytes(4), 4, "cannot be read"),
+        ("blk.0.attn_q.weight", bytes(8), 4 + 16 + 4, "lie over one another"),
+    ):
+        told = patched(key, value, skip)
+        assert (told.code, said in told.err) == (5, True), told.err
+
+
 def test_a_file_that_is_no_gguf_is_corrupt(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF and nothing else")
     ran = llmos("import", tmp_path / "x.gguf")
