@@ -3,19 +3,22 @@ made from them; as its manifest recorded them, and as they are today."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmos_cli.core import config as configs
 from llmos_cli.core import yaml12
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import short
+from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit
 from llmos_cli.operations import rerun, snapshots
 from llmos_cli.operations.config import methods, root_of
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
+    from llmos_cli.operations.eval import Exam
 
 
 class Place(NamedTuple):
@@ -40,6 +43,14 @@ class Place(NamedTuple):
         return self.split != "test"
 
 
+class Gone(NotFound):
+    """`source` can be read no more."""
+
+    def __init__(self, source: str, error: NotFound) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.source = source
+
+
 Reads = Mapping[Place, Mapping[str, Any]]
 """What is there: `rows` and `sha256` of a split, `sha256` of a tokenizer."""
 
@@ -49,13 +60,18 @@ def recorded(made: Manifest) -> Reads:
 
 
 def today(ws: Workspace, made: Manifest, emit: Emit) -> Reads:
-    """Read again, but for what was kept: that is as it was. NotFound where a source is gone."""
+    """Read again, but for what was kept: that is as it was. Gone where a source is."""
     before = recorded(made)
     snapshot = {"data": snapshots.kept_of(ws, made), "calibration": snapshots.calibration_kept_of(ws, made)}
     kept = {place: told for place, told in before.items() if snapshot.get(place.use)}
     if len(kept) == len(before):
         return kept
-    now = of(made, _data(ws, made, emit))
+    with _or_gone(sources(made) or "the data"):
+        exam, data = _data(ws, made, emit)
+    if exam and (source := (data["calibration"] or {}).get("source")) and not snapshot["calibration"]:
+        with _or_gone(source):
+            data = {**data, "calibration": {**data["calibration"], "data": _calibration(ws, exam, source, made)}}
+    now = of(made, data)
     return kept | {place: told for place, told in now.items() if not snapshot.get(place.use)}
 
 
@@ -80,8 +96,16 @@ def sources(made: Manifest) -> str:
     return ", ".join(str(each.get("source") if isinstance(each, Mapping) else each) for each in found)
 
 
-def _data(ws: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
-    """As a manifest made today would record it."""
+@contextmanager
+def _or_gone(source: str) -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise Gone(source, error) from error
+
+
+def _data(ws: Workspace, made: Manifest, emit: Emit) -> tuple[Exam | None, Mapping[str, Any]]:
+    """As a manifest made today would record it, with calibration's as it was; and what compressing would read, calibration too."""
     from llmos_cli.operations.eval import prepare
     from llmos_cli.operations.training.start import start
     from llmos_cli.options.data import DataOptions
@@ -93,13 +117,13 @@ def _data(ws: Workspace, made: Manifest, emit: Emit) -> Mapping[str, Any]:
             yaml12.from_plain(told, f"the manifest of {short(made.id)}"), root_of("train"), methods=methods
         )
         teacher = ws.checkpoint(checked.train.teacher) if checked.train.teacher else None
-        return start(ws, parent, checked, teacher).prepared.fingerprint
+        return None, start(ws, parent, checked, teacher).prepared.fingerprint
     assert parent is not None, "what compresses begins from something"
     exam = prepare(ws, parent, DataOptions(**told["data"]), seed=made.made.seed, emit=emit)
-    before = made.made.data.get("calibration") or {}
-    if not before.get("source") or snapshots.calibration_kept_of(ws, made):
-        return {**exam.prepared.fingerprint, "calibration": before}
+    return exam, {**exam.prepared.fingerprint, "calibration": made.made.data.get("calibration")}
+
+
+def _calibration(ws: Workspace, exam: Exam, source: str, made: Manifest) -> Mapping[str, Any]:
     from llmos_cli.operations.compression.subject import elsewhere
 
-    now = elsewhere(exam, before["source"], ws.cache, made.made.seed)
-    return {**exam.prepared.fingerprint, "calibration": {**before, "data": now.fingerprint}}
+    return elsewhere(exam, source, ws.cache, made.made.seed).fingerprint

@@ -16,11 +16,11 @@ from llmos_cli.core import atomic
 from llmos_cli.core.manifest import Manifest
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, duration, number, short
 from llmos_cli.core.workspace import Checkpoint, Workspace
-from llmos_cli.errors import Corrupt, LlmosError, NotFound, UsageError
+from llmos_cli.errors import Corrupt, LlmosError, UsageError
 from llmos_cli.events import Emit, Note, ignore
 from llmos_cli.operations import lineage, reads, rerun, snapshots
 from llmos_cli.operations.changed import Changed, changed
-from llmos_cli.operations.reads import Reads
+from llmos_cli.operations.reads import Gone, Reads
 from llmos_cli.operations.rerun import REDONE
 
 if TYPE_CHECKING:
@@ -146,11 +146,10 @@ def check_data(ws: Workspace, line: Sequence[Manifest], emit: Emit = ignore) -> 
         if made.made.operation in REDONE and not any(map(ws.closed, made.made.parents)):
             try:
                 now = reads.today(ws, made, emit)
-            except NotFound as error:
-                called = reads.sources(made) or "the data"
+            except Gone as gone:
                 raise Corrupt(
-                    f"{called}, which {short(made.id)} was made with, is gone: {error.message}", hint=error.hint
-                ) from error
+                    f"{gone.source}, which {short(made.id)} was made with, is gone: {gone.message}", hint=gone.hint
+                ) from gone
             _compare(made, now)
 
 

@@ -80,6 +80,11 @@ def test_calibrations_own_file(ws: Workspace, llmos: Llmos) -> None:
     kept = llmos("reproduce", "-q")
     assert kept.code == 0, kept.err
 
+    with chdir(shutil.copytree(bare, bare.with_name("less"), symlinks=True)):
+        Path("cal.jsonl").unlink()
+        gone = llmos("reproduce", "-q")
+    assert gone.code == 5 and "cal.jsonl, which" in gone.err and "is gone" in gone.err
+
     for root, changed in ((bare, "cal.jsonl train (calibration)"), (ws.root, "quantize.calibration")):
         with chdir(root):
             assert llmos("quantize", "HEAD~1", *calibrated).code == 0

@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmos_cli.core.manifest import Manifest
-from llmos_cli.errors import NotFound
 from llmos_cli.events import Emit
 from llmos_cli.operations import reads
 from llmos_cli.operations.attribution.recipes import Pair, Step
 from llmos_cli.operations.changed import Changed, changed
 from llmos_cli.operations.environment import environment
-from llmos_cli.operations.reads import Place, Reads
+from llmos_cli.operations.reads import Gone, Place, Reads
 
 if TYPE_CHECKING:
     from llmos_cli.core.workspace import Workspace
@@ -113,8 +112,8 @@ def worlds(ws: Workspace, pair: Pair, emit: Emit) -> Worlds:
 def _today(ws: Workspace, made: Manifest, emit: Emit) -> Reads:
     try:
         return reads.today(ws, made, emit)
-    except NotFound as error:
-        return {Place("data", reads.sources(made) or "data", GONE): {GONE: error.message}}
+    except Gone as gone:
+        return {Place("data", gone.source, GONE): {}}
 
 
 def _section(step: Step) -> str:
@@ -138,7 +137,7 @@ def _environment(made: Manifest, now: Mapping[str, Any]) -> Iterator[WorldChange
 
 
 def _data(then: Reads, now: Reads) -> Iterator[WorldChange]:
-    for gone in (place for place in now if place.split == GONE):
+    if gone := next((place for place in now if place.split == GONE), None):
         yield WorldChange("data", Changed(gone.source, "there", GONE))
         return
     for place in dict.fromkeys((*_making(then), *_making(now))):
