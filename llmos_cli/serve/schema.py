@@ -7,15 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from llmos_cli.serve.inputs import is_text
+
 Tokens = list[int]
 Prompt = str | Tokens | list[str] | list[Tokens]
 
 
 def of_prompt(value: Any) -> Any:
     """One sentence instead of pydantic's four, one for each member of the union."""
-    if isinstance(value, str) or is_tokens(value):
+    if is_text(value) or is_tokens(value):
         return value
-    if isinstance(value, list) and (all(isinstance(one, str) for one in value) or all(map(is_tokens, value))):
+    if isinstance(value, list) and (all(map(is_text, value)) or all(map(is_tokens, value))):
         return value
     raise ValueError("must be a text, a list of texts, token ids, or a list of those")
 

@@ -170,6 +170,8 @@ def test_echo_without_logprobs_repeats_the_prompt(http: httpx.Client):
         ({}, 400, "prompt", "missing"),
         ({"prompt": 5}, 400, "prompt", "invalid_value"),
         ({"prompt": [1, "a"]}, 400, "prompt", "invalid_value"),
+        ({"prompt": "\ud800"}, 400, "prompt", "invalid_value"),
+        ({"prompt": ["a", "\ud800"]}, 400, "prompt", "invalid_value"),
         ({"prompt": ""}, 400, "prompt", "empty_prompt"),
         ({"prompt": []}, 400, "prompt", "empty_prompt"),
         ({"prompt": [100_000]}, 400, "prompt", None),
@@ -189,7 +191,7 @@ def test_echo_without_logprobs_repeats_the_prompt(http: httpx.Client):
 def test_a_bad_request_is_refused_in_the_apis_own_shape(
     http: httpx.Client, body: dict[str, Any], status: int, param: str | None, code: str | None
 ):
-    response = http.post("/v1/completions", json=body)
+    response = http.post("/v1/completions", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
