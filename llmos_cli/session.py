@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmos_cli.core import access
+from llmos_cli.core import access, outfile
 from llmos_cli.errors import UsageError
 from llmos_cli.ui import Ui
 
@@ -84,9 +84,10 @@ class Session:
         return workspace
 
     def will_write(self, *files: Path | None) -> None:
-        """What the user wants written: in read-only mode anywhere but in the workspace."""
-        for file in files:
+        """What the user wants written, where it can be; in read-only mode anywhere but in the workspace."""
+        for file in filter(None, files):
             access.require_outside(self.workspace.root, file)
+            outfile.require(file)
 
     def resolve(
         self,

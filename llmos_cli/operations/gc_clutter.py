@@ -25,7 +25,7 @@ _OLD = 30 * 86400.0
 @dataclass(frozen=True)
 class Garbage:
     """`kind`: checkpoint, weights, lost (what is left of one that was given up), object, sealed (file), seal, open (files of a sealed
-    checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), remains (of
+    checkpoint), snapshot (of data), piece (of one), signature, state, result (of a stage), log (of one), remains (of
     removed weights) or leftover; `called`: what made a checkpoint and who named it last, or what data it is; `size` in bytes."""
 
     kind: str
@@ -61,7 +61,7 @@ def discard(ws: Workspace, each: Garbage) -> None:
             ws.dropped.drop(ws.checkpoints / each.name)
         case "snapshot":
             ws.snapshots.remove(each.name)
-        case "result":
+        case "result" | "log":
             (ws.dot / each.name).unlink(missing_ok=True)
         case "leftover":
             staging.discard(ws.dot / "tmp" / each.name)
@@ -157,6 +157,8 @@ def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
     with contextlib.suppress(LockTimeout), rehearsing or lock(ws.dot / "locks" / memory.LOCK, wait=0):
         for path, reason in memory.unused(ws.dot, since):
             yield Garbage("result", str(path.relative_to(ws.dot)), reason, path.stat().st_size)
+        for path in memory.old_logs(ws.dot, since):
+            yield Garbage("log", str(path.relative_to(ws.dot)), "its stage said it long ago", path.stat().st_size)
 
 
 def _leftovers(ws: Workspace, now: float) -> Iterator[Garbage]:

@@ -10,15 +10,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from llmos_cli import device
-from llmos_cli.core import atomic
+from llmos_cli.core import outfile
 from llmos_cli.core.view import View, number, short
 from llmos_cli.data import files, sources
 from llmos_cli.data.rows import Rows, concatenated
@@ -72,7 +71,7 @@ def predict(
     model = load(checkpoint.path, device=device.pick())
     processor = task.load_processor(checkpoint.path)
     tally, kept = _Tally(), list[Mapping[str, Any]]()
-    with _written(out) as file:
+    with outfile.written(out) if out else nullcontext() as file:
         for done, chunk in _chunks(rows):
             said = task.predict(
                 model,
@@ -158,20 +157,3 @@ class _Tally:
     @property
     def accuracy(self) -> float | None:
         return self.right / self.all if self.all else None
-
-
-@contextmanager
-def _written(out: Path | None) -> Iterator[TextIO | None]:
-    """A file that appears under its name when all of it is there."""
-    if out is None:
-        yield None
-        return
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    with atomic.refusals(out):
-        atomic.make_directory(out.parent)
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                yield file
-            unfinished.replace(out)
-        finally:
-            unfinished.unlink(missing_ok=True)

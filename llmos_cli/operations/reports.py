@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from llmos_cli.core import atomic
+from llmos_cli.core import outfile
 from llmos_cli.core.view import Cell, Group, Lines, Span, Table, View, number, short, size
 from llmos_cli.operations import gate
 from llmos_cli.operations.evaluations import Evaluation, Measured
@@ -139,7 +139,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def write_junit(result: EvalResult, path: Path) -> None:
-    atomic.write_text(path, junit(result))
+    outfile.write(path, junit(result))
 
 
 def junit(result: EvalResult) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import urls
+from llmos_cli.core import atomic, urls
 from llmos_cli.core.locks import lock
 from llmos_cli.core.operation import Change
 from llmos_cli.core.processes import Process
@@ -87,7 +87,10 @@ def _unless_blocked(work: Work, stage: Stage, others: Mapping[str, Told]) -> Tol
         return Told(stage.name, stage.verb, "skipped", why="the run was stopped")
     try:
         told = _brought_up_to_date(work, stage)
-    except LlmosError as error:
+    except (LlmosError, OSError) as raised:
+        error = atomic.refusal(raised, raised.filename or work.ws.root) if isinstance(raised, OSError) else raised
+        if error is None:
+            raise
         told = Told(stage.name, stage.verb, "failed", code=error.exit_code, message=error.message, hint=error.hint)
     if told.checkpoint:
         work.made[stage.name] = told.checkpoint
@@ -253,7 +256,7 @@ def _failed(work: Work, stage: Stage, look: Look, ended: process.Ended, seconds:
     ]:
         message = f"the gate failed: {'; '.join(failed)}"
     log = str(work.memory.log(stage.name).relative_to(work.ws.root))
-    hint = str(error.get("hint") or f"all that it said is in {log}")
+    hint = str(error.get("hint") or f"what it said last is in {log}")
     return replace(told, status="interrupted" if stopped else "failed", code=exit_code, message=message, hint=hint)
 
 

@@ -609,6 +609,13 @@ def test_an_input_that_was_exchanged_with_its_old_times(shell: Workspace, llmos)
     assert why(llmos("run", "--dry-run", "--json"))["clean"] == "raw.txt is another one"
 
 
+def test_a_report_that_cannot_be_written_is_known_before_anything_runs(shell: Workspace, llmos) -> None:
+    told = llmos("run", "--junit", "/proc/nowhere/report.xml")
+    assert (told.code, ran(shell)) == (1, [])
+    assert told.err.startswith("error: cannot write /proc/nowhere/report.xml: no such file or directory\n")
+    assert (llmos("run", "--summary", "").code, ran(shell)) == (2, [])
+
+
 def test_an_output_that_is_a_link_to_a_folder_is_made_anew(empty: Workspace, llmos) -> None:
     command = "mkdir -p v; date +%N > v/a.csv; ln -sfn v out"
     (empty.root / "llmos.yaml").write_text(

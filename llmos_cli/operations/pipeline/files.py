@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 from llmos_cli.core import atomic, urls
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.objects import files_below, hash_file
-from llmos_cli.errors import UNREADABLE, NotFound
+from llmos_cli.errors import UNREADABLE, LlmosError, NotFound
 
 Tree = dict[str, str]
 """Path, relative to the workspace where it lies there -> SHA-256; of an executable file with `+x` after it."""
@@ -43,9 +44,11 @@ class Hashes:
         return sha256
 
     def save(self) -> None:
+        """What cannot be kept is hashed again the next time."""
         with self._lock:
             kept = {path: known for path, known in self._known.items() if os.path.lexists(path)}
-        atomic.write_text(self._path, json.dumps(kept))
+        with contextlib.suppress(LlmosError):
+            atomic.write_text(self._path, json.dumps(kept))
 
 
 def _read(path: Path) -> dict[str, list[int | str]]:

@@ -3,7 +3,7 @@
 .llmos/pipeline/results/<key>.json    what a stage made under a key; never wrong, only perhaps gone
 .llmos/pipeline/stages/<name>.json    what a stage did last: why it would run again, what of its outputs is its own
 .llmos/pipeline/objects/<sha256>      the contents of shell stages' outputs
-.llmos/pipeline/logs/<name>.txt       what a stage's process said last
+.llmos/pipeline/logs/<name>.txt       what a stage's process said last (`pipeline/log.py`)
 .llmos/refs/stages/<name>             its checkpoint, which `gc` therefore keeps
 """
 
@@ -134,6 +134,12 @@ def unused(dot: Path, since: float) -> Iterator[tuple[Path, str]]:
     for path in sorted(dot.glob(f"{OUTPUTS}/*")):
         if not held & {path.name, f"{path.name}+x"} and path.stat().st_mtime <= since:
             yield path, "no remembered stage wrote it"
+
+
+def old_logs(dot: Path, since: float) -> Iterator[Path]:
+    for path in sorted((dot / FOLDER / "logs").rglob("*.txt*")):
+        if path.is_file() and path.stat().st_mtime <= since:
+            yield path
 
 
 def result_of(value: dict[str, Any]) -> Result:

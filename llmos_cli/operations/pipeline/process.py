@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic
-from llmos_cli.core.listing import plainly
 from llmos_cli.core.processes import Process, host, start_time
 from llmos_cli.core.redaction import redacted
 from llmos_cli.operations.pipeline import answer
 from llmos_cli.operations.pipeline.facts import Facts
+from llmos_cli.operations.pipeline.log import Log
 from llmos_cli.operations.pipeline.stages import EXPORT, Stage
 
 if TYPE_CHECKING:
@@ -33,6 +32,10 @@ _LOOKING = 0.2
 """Seconds between looks whether a process has ended whose output something else holds open."""
 _PIPE = 1 << 20
 """Bytes: as much as a pipe of Linux can hold, so that one read takes all that is there."""
+_LINE = 1 << 20
+"""Bytes after which a line is passed on though it has no end."""
+_ANSWER = 64 << 20
+"""Characters: what is longer is no answer of llmos."""
 LEFT = "what it left running in the background goes on, and is heard no more (`> FILE 2>&1` keeps what it says)"
 RESUMABLE = ("train", "prune", "quantize", "compress")
 FLAGS = dict(zip(EXPORT, ("--format", "--type", "--dequantize", "--standalone"), strict=True))
@@ -84,10 +87,9 @@ class Processes:
         began: Callable[[Process], None],
     ) -> Ended:
         """Until it ends; every line that it says goes to `log` and to `hear`, but JSON on stdout."""
-        atomic.make_directory(log.parent)
-        with open(log, "w", encoding="utf-8", opener=plainly) as file, self._started(command, cwd, env) as process:
+        with Log(log, hear) as kept, self._started(command, cwd, env) as process:
             began(Process(process.pid, start_time(process.pid) or 0.0, host()))
-            said = _Said(file, hear)
+            said = _Said(kept, hear)
             if not _heard_out(process, said):
                 hear(LEFT)
             code = process.wait()
@@ -135,10 +137,11 @@ def stopping(processes: Processes) -> Iterator[None]:
 class _Said:
     """What a command says: every line goes to its log and is heard as it comes, but for one JSON document on stdout, its answer."""
 
-    def __init__(self, file: IO[str], hear: Callable[[str], None]) -> None:
-        self._file, self._hear = file, hear
+    def __init__(self, log: Log, hear: Callable[[str], None]) -> None:
+        self._log, self._hear = log, hear
         self._held: list[str] = []
         """Lines of stdout that may be of a document."""
+        self._length = 0
         self._is_text = False
         self._last_out = self._last_error = ""
 
@@ -153,23 +156,31 @@ class _Said:
     def out(self, line: str) -> None:
         if not self._is_text and (self._held or line.lstrip().startswith("{")):
             self._held.append(line)
+            self._length += len(line)
+            if self._length > _ANSWER:
+                self._give_up_document()
             return
         self._is_text = self._is_text or bool(line.strip())
         self._last_out = self._tell(line) or self._last_out
 
     def flush(self) -> None:
-        self._file.flush()
+        self._log.flush()
 
     def document(self) -> dict[str, Any]:
         """At its end; what was held for one and is none is told now."""
         found = answer.parsed("\n".join(self._held))
-        for line in self._held if found is None else ():
-            self._last_out = self._tell(line) or self._last_out
+        if found is None:
+            self._give_up_document()
         return found or {}
+
+    def _give_up_document(self) -> None:
+        held, self._held, self._is_text = self._held, [], True
+        for line in held:
+            self._last_out = self._tell(line) or self._last_out
 
     def _tell(self, line: str) -> str:
         line = redacted(line)
-        self._file.write(line + "\n")
+        self._log.write(line)
         if told := line.strip():
             self._hear(told)
         return told
@@ -220,7 +231,7 @@ class _Splitter:
     def feed(self, chunk: bytes) -> None:
         """`chunk`: b"" for the end."""
         *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if not chunk and self._rest:
+        if self._rest and (not chunk or len(self._rest) > _LINE):
             whole, self._rest = [*whole, self._rest], b""
         for line in whole:
             self._add(line.decode(errors="replace").rstrip("\r"))

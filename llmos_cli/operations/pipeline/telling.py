@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from llmos_cli.core import atomic
+from llmos_cli.core import outfile
 from llmos_cli.core.view import Cell, Group, Line, Lines, Span, Style, Table, View, duration, number, short
 from llmos_cli.errors import (
     Conflict,
@@ -176,7 +176,7 @@ def _seconds(told: Told) -> str:
 
 
 def write_junit(result: RunResult, path: Path) -> None:
-    atomic.write_text(path, junit(result))
+    outfile.write(path, junit(result))
 
 
 def junit(result: RunResult) -> str:
@@ -206,7 +206,7 @@ def _case(suite: ElementTree.Element, kind: str, name: str, seconds: float) -> E
 
 
 def write_summary(result: RunResult, path: Path) -> None:
-    atomic.write_text(path, markdown(result))
+    outfile.write(path, markdown(result))
 
 
 def markdown(result: RunResult) -> str:
