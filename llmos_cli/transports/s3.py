@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _PART = 16 << 20
 _PARTS = 9000
 """Of 10,000 that there may be."""
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_PROBE = "uploads/conditional"
+_UNHEARD_OF = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest"}
 _TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 
 
@@ -45,8 +48,6 @@ def open_store(url: str, root: Path, identity: str) -> S3Store:
 
 
 class S3Store:
-    no_exclusive_create = ""
-
     def __init__(self, url: str, client: Any, bucket: str, folder: str) -> None:
         self._url = url
         self._client = client
@@ -97,14 +98,36 @@ class S3Store:
                 self._put_at_once(name, b"".join(content.chunks()))
                 heard(content.size)
 
+    @cached_property
+    def no_exclusive_create(self) -> str:
+        """Asked of the service itself: of what speaks like S3 some takes no notice of a condition. Of two such puts of one name, the
+        second tells, and of any later ones the first."""
+        with _told(self._url):
+            if self._created(_PROBE, b"") is False or self._created(_PROBE, b"") is False:
+                return ""
+        return "this service heeds no `If-None-Match`, and cannot tell two who push at once apart"
+
     def create(self, name: str, data: bytes) -> bool:
         with _told(self._url):
-            try:
-                self._put_at_once(name, data, IfNoneMatch="*")
-            except self._client.exceptions.ClientError as error:
-                if _code(error) in _TAKEN:
-                    return False
+            if not self.no_exclusive_create:
+                return bool(self._created(name, data))
+            if self.size(name) is not None:
+                return False
+            self._put_at_once(name, data)
+            return True
+
+    def _created(self, name: str, data: bytes) -> bool | None:
+        """None: the service will not have such a put."""
+        try:
+            self._put_at_once(name, data, IfNoneMatch="*")
+        except self._client.exceptions.ClientError as error:
+            if _code(error) in _UNHEARD_OF:
+                return None
+            if _code(error) not in _TAKEN:
                 raise
+            # The answer to a put that was done may have been lost: sent again, it finds itself in the way.
+            again = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+            return bool(again) and name != _PROBE and self.read(name, len(data) + 1) == data
         return True
 
     def close(self) -> None:

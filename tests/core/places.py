@@ -52,7 +52,7 @@ def created_once(store: Store) -> None:
     assert store.read("refs/x/00000001", 100) == b"one"
     assert store.read("refs/x/00000002", 100) is None
     assert store.names("refs") == {"x/00000001"}
-    assert store.names("uploads") == set()
+    assert store.names("uploads") <= {"conditional"}, "what S3 was asked with"
     assert (store.size("refs/x/00000001"), store.size("refs/x"), store.size("refs/y")) == (3, None, None)
     with pytest.raises(Corrupt, match="larger than such a file can be"):
         store.read("refs/x/00000001", 2)

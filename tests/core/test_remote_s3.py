@@ -10,13 +10,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ConnectionClosedError
 
+from llmos_cli.core.remote import layout
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
+from llmos_cli.operations.clone import clone
 from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
 from llmos_cli.transports import s3
@@ -75,6 +79,78 @@ def test_of_many_who_push_at_once_one_wins_and_the_others_know(
 def test_a_ref_is_created_once(bucket: str, tmp_path: Path) -> None:
     store = s3.open_store(bucket, tmp_path, "me")
     created_once(store)
+
+
+def lose_an_answer(store: Any, operation: str = "PutObject", key: str = "refs/") -> list[str]:
+    """The way breaks down once, after the service has done what it was asked to."""
+    lost: list[str] = []
+
+    def send(request: Any, **_: Any) -> None:
+        if key in request.url and not lost:
+            lost.append(request.url)
+            store._client._endpoint.http_session.send(request)
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    store._client.meta.events.register(f"before-send.s3.{operation}", send)
+    return lost
+
+
+def test_who_hears_no_answer_is_not_in_its_own_way(
+    ws: Workspace, commit: Commit, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remotes.add(ws, "origin", bucket)
+    commit(a="1")
+    push(ws)
+    opened, lost = s3.open_store, list[list[str]]()
+
+    def open_store(*given: Any) -> s3.S3Store:
+        store = opened(*given)
+        lost.append(lose_an_answer(store, key="00000002"))
+        return store
+
+    monkeypatch.setattr(s3, "open_store", open_store)
+    made = commit(a="2")
+    told = push(ws)
+    assert any(lost) and [ref.checkpoint for ref in told.refs] == [made.id]
+    monkeypatch.setattr(s3, "open_store", opened)
+    clone(bucket, tmp_path / "clone")
+    assert Workspace.find(tmp_path / "clone").resolve("main") == made.id
+
+
+def test_who_comes_second_and_hears_no_answer_is_second(bucket: str, tmp_path: Path) -> None:
+    store = s3.open_store(bucket, tmp_path, "me")
+    assert store.create("refs/x/00000001", b"one")
+    lost = lose_an_answer(store)
+    assert not store.create("refs/x/00000001", b"two") and lost
+    assert store.read("refs/x/00000001", 100) == b"one"
+
+
+def deaf_to_conditions(store: Any) -> None:
+    def send(request: Any, **_: Any) -> None:
+        del request.headers["If-None-Match"]
+
+    store._client.meta.events.register("before-sign.s3.PutObject", send)
+
+
+def test_a_service_that_heeds_no_condition_moves_a_ref_by_force_only(
+    ws: Workspace, commit: Commit, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = s3.open_store
+
+    def open_store(*given: Any) -> s3.S3Store:
+        deaf_to_conditions(store := opened(*given))
+        return store
+
+    monkeypatch.setattr(s3, "open_store", open_store)
+    remotes.add(ws, "origin", bucket)
+    made = commit(a="1")
+    with pytest.raises(LlmosError, match="main was not moved: this service heeds no `If-None-Match`"):
+        push(ws)
+    push(ws, force=True)
+    clone(bucket, tmp_path / "clone")
+    assert Workspace.find(tmp_path / "clone").resolve("main") == made.id
+    store = open_store(bucket, tmp_path, "me")
+    assert not store.create(layout.ref_name("refs/heads/main", 1), b"other"), "what is there stays"
 
 
 def test_a_large_upload_goes_on_where_it_stopped(bucket: str, tmp_path: Path) -> None:

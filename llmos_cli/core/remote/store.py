@@ -25,8 +25,9 @@ class Content:
 
 
 class Store(Protocol):
-    no_exclusive_create: str
-    """Why `create` cannot tell two writers apart here; empty where it can."""
+    @property
+    def no_exclusive_create(self) -> str:
+        """Why `create` cannot tell two writers apart here; empty where it can."""
 
     def read(self, name: str, limit: int) -> bytes | None:
         """All of a small file, None when it is not there; Corrupt where it has more than `limit` bytes."""

@@ -34,9 +34,12 @@ class Vault:
     """`key` is the user's (32 bytes), `salt` the remote's own, so that one key gives other names elsewhere."""
 
     def __init__(self, store: Store, key: bytes, salt: bytes) -> None:
-        self.no_exclusive_create = store.no_exclusive_create
         self._store = store
         self._cipher = Cipher(key, salt)
+
+    @property
+    def no_exclusive_create(self) -> str:
+        return self._store.no_exclusive_create
 
     def check(self) -> str:
         """What the format file holds to tell a wrong key by."""
