@@ -1,7 +1,7 @@
 """Verify that a checkpoint is what somebody you trust has signed; exit 5 where it is not.
 
 llmos verify --key public.pem             HEAD, by the signer's public key
-llmos verify base --key ca.pem            by the certificate that issued the signer's
+llmos verify base --key ca.pem            by the root above the signer's certificate
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmos_cli.session import JsonFlag, QuietFlag, session
 
 def verify(
     key: Annotated[
-        Path, typer.Option(metavar="FILE", help="The public key, or the certificate that vouches for the signer's.")
+        Path, typer.Option(metavar="FILE", help="The public key, or the root certificate above the signer's.")
     ],
     rev: Annotated[str, typer.Argument(help="The checkpoint.")] = "HEAD",
     signature: Annotated[

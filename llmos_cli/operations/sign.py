@@ -20,6 +20,7 @@ from llmos_cli.core.view import Lines, View, short
 from llmos_cli.core.workspace import DOT, Checkpoint, Workspace
 from llmos_cli.data.extras import require
 from llmos_cli.errors import NotFound, Untrusted, UsageError
+from llmos_cli.operations import certificates
 
 if TYPE_CHECKING:
     from model_signing import signing
@@ -96,7 +97,7 @@ def _made(checkpoint: Checkpoint, key: Path, certificate: Path | None, chain: Se
 
     _check_key(key, with_certificate=certificate is not None)
     for each in (*([certificate] if certificate else []), *chain):
-        _check_certificate(each)
+        certificates.require_valid(each)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "model.sig")
         try:
@@ -155,17 +156,6 @@ def _check_key(path: Path, *, with_certificate: bool) -> None:
         raise UsageError(f"{path} is not a private key in PEM", hint=_MAKE) from None
     if not isinstance(key, EllipticCurvePrivateKey):
         raise UsageError(f"{path} is not the key of an elliptic curve, and model_signing takes no other", hint=_MAKE)
-
-
-def _check_certificate(path: Path) -> None:
-    from cryptography.x509 import load_pem_x509_certificate
-
-    try:
-        load_pem_x509_certificate(read_file(path, "certificate"))
-    except ValueError:
-        raise UsageError(
-            f"{path} is not a certificate in PEM", hint="it begins with -----BEGIN CERTIFICATE-----"
-        ) from None
 
 
 def read_file(path: Path, what: str) -> bytes:

@@ -15,6 +15,8 @@ from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Untrusted, UsageError
+from llmos_cli.events import Note
+from llmos_cli.operations import certificates
 from llmos_cli.operations.sign import read_file, require_signing
 
 if TYPE_CHECKING:
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class VerifyResult:
     """What is signed: the checkpoint by its `id` and every file of its `tree`. `trusted`: the key or certificate that was
-    named; `signer`: the key's SHA-256, or whose certificate it is."""
+    named; `signer`: the key's SHA-256, or whose certificate it is, which holds from and until the days of `holds`."""
 
     id: str
     tree: Mapping[str, FileEntry]
     method: Literal["key", "certificate"]
     signer: str
     trusted: str
+    holds: tuple[str, str] | None = None
 
     def view(self) -> View:
         total = size(sum(entry.size for entry in self.tree.values()))
@@ -40,6 +43,7 @@ class VerifyResult:
                     [
                         f"checkpoint {self.id}",
                         f"signed by  {self.method} {self.signer}, which {self.trusted} vouches for",
+                        *([f"it holds   {self.holds[0]} to {self.holds[1]}"] if self.holds else []),
                         f"signed     {len(self.tree)} files, {total}, and the manifest that lists them",
                     ]
                 ),
@@ -57,7 +61,7 @@ def verify(ws: Workspace, rev: str = "HEAD", *, key: Path, signature: Path | Non
     checkpoint = ws.checkpoint(rev)
     if signature is None:
         return required(ws, checkpoint, key)
-    return check(checkpoint, read_file(signature, "signature").decode("utf-8", errors="replace"), key)
+    return _checked(ws, checkpoint, read_file(signature, "signature").decode("utf-8", errors="replace"), key)
 
 
 def required(ws: Workspace, checkpoint: Checkpoint, key: Path) -> VerifyResult:
@@ -68,10 +72,10 @@ def required(ws: Workspace, checkpoint: Checkpoint, key: Path) -> VerifyResult:
             f"checkpoint {checkpoint.id[:12]} has no signature",
             hint=f"`llmos sign {checkpoint.id[:12]} --key FILE` signs it; signatures come along with `llmos fetch`",
         )
-    return check(checkpoint, text, key)
+    return _checked(ws, checkpoint, text, key)
 
 
-def check(checkpoint: Checkpoint, text: str, key: Path) -> VerifyResult:
+def _checked(ws: Workspace, checkpoint: Checkpoint, text: str, key: Path) -> VerifyResult:
     require_signing()
     bundle = signatures.parse(text, f"the signature of {checkpoint.id[:12]}")
     _check_signature(checkpoint, bundle, key)
@@ -83,7 +87,19 @@ def check(checkpoint: Checkpoint, text: str, key: Path) -> VerifyResult:
         )
     if not found.tree.keys() <= bundle.files.keys():  # model_signing leaves git's own files out: the manifest has them
         storing.verify_content(checkpoint)
-    return VerifyResult(checkpoint.id, found.tree, bundle.method, _signer(bundle), str(key))
+    if bundle.method == "key":
+        return VerifyResult(checkpoint.id, found.tree, "key", bundle.key[:16], str(key))
+    signer = certificates.signers(bundle)
+    if fault := signer.fault():
+        ws.emit(
+            Note(
+                f"the certificate of {signer.subject} {fault}; when {checkpoint.id[:12]} was signed nobody can tell",
+                "warning",
+            )
+        )
+    return VerifyResult(
+        checkpoint.id, found.tree, "certificate", signer.subject, str(key), (signer.since[:10], signer.until[:10])
+    )
 
 
 def _check_signature(checkpoint: Checkpoint, bundle: signatures.Bundle, key: Path) -> None:
@@ -146,15 +162,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return " ".join(str(error).replace("Signature mismatch: ", "").strip("[]\"'").split())[:300]
-
-
-def _signer(bundle: signatures.Bundle) -> str:
-    if bundle.method == "key":
-        return bundle.key[:16]
-    import base64
-    import json
-
-    from cryptography import x509
-
-    chain = json.loads(bundle.text)["verificationMaterial"]["x509CertificateChain"]["certificates"]
-    return x509.load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"])).subject.rfc4514_string()

@@ -36,9 +36,13 @@ def pem(key: ec.EllipticCurvePrivateKey, password: str = "") -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
 
 
+DAYS = {"past": (-0.9, -0.1), "future": (0.1, 0.9)}
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """A folder: key.pem and public.pem, those of somebody else, a certificate chain root > middle > me, and root > alone."""
+    """A folder: key.pem and public.pem, those of somebody else, a certificate chain root > middle > me, and root > alone; also
+    root > past, which holds no longer, and root > future."""
     folder = tmp_path / "keys"
     folder.mkdir()
     made = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("key", "other", "root", "middle")}
@@ -47,14 +51,21 @@ def keys(tmp_path: Path) -> Path:
         public = made[name].public_key()
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         (folder / f"{name}.pub").write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
-    for name, key, issuer in (("root", "root", "root"), ("middle", "middle", "root"), ("me", "key", "middle"), ("alone", "key", "root"), ("stranger", "other", "other")):  # fmt: skip
-        certificate = issued(name, made[key], issuer, made[issuer], authority=name in made or name == "stranger")
+    for name, key, issuer in (("root", "root", "root"), ("middle", "middle", "root"), ("me", "key", "middle"), ("alone", "key", "root"), ("past", "key", "root"), ("future", "key", "root"), ("stranger", "other", "other")):  # fmt: skip
+        authority, days = name in made or name == "stranger", DAYS.get(name, (-1, 1))
+        certificate = issued(name, made[key], issuer, made[issuer], authority=authority, days=days)
         (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return folder
 
 
 def issued(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey, *, authority: bool
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    by: ec.EllipticCurvePrivateKey,
+    *,
+    authority: bool,
+    days: tuple[float, float] = (-1, 1),
 ) -> x509.Certificate:
     called = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in (name, issuer)]
     now = datetime.datetime.now(datetime.UTC)
@@ -65,8 +76,8 @@ def issued(
         .issuer_name(called[1])
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .sign(by, hashes.SHA256())
@@ -143,6 +154,23 @@ def test_a_certificate_is_vouched_for_by_who_issued_it(ws, model, keys, tmp_path
     assert llmos("verify", "--key", keys / "root.crt", "--signature", made).code == 0
     mixed = llmos("sign", "--key", keys / "other.pem", "--certificate", keys / "me.crt")
     assert (mixed.code, "does not match" in mixed.err) == (2, True)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("past", "expired on "), ("future", "does not hold before ")])
+def test_nothing_is_signed_with_a_certificate_that_does_not_hold(
+    name: str, fault: str, ws, model, keys, tmp_path, llmos
+) -> None:
+    """One that did when it was signed with, as may be, is taken, and said: `model_signing` takes it too."""
+    ran = llmos("sign", "--key", keys / "key.pem", "--certificate", keys / f"{name}.crt")
+    assert (ran.code, f"{name}.crt {fault}" in ran.err) == (2, True), ran.err
+    made = tmp_path / "model.sig"
+    words = ("--private_key", keys / "key.pem", "--signing_certificate", keys / f"{name}.crt")
+    theirs = command("sign", "certificate", model.path, "--signature", made, *words, "--certificate_chain", keys / f"{name}.crt")  # fmt: skip
+    assert theirs.returncode == 0, theirs.stderr
+    assert llmos("sign", "--bundle", made).code == 0
+    ran = llmos("verify", "--key", keys / "root.crt")
+    assert (ran.code, f"warning: the certificate of CN={name} {fault}" in ran.err) == (0, True), ran.err
+    assert "it holds   " in ran.out
 
 
 def test_a_certificate_that_the_root_issued_has_no_chain(ws, model, keys, llmos: Llmos) -> None:
