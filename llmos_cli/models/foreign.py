@@ -348,12 +348,14 @@ def _must_fit(directory: Path, entries: Mapping[str, headers.Entry]) -> None:
 
 def _rewrite(entries: Mapping[str, headers.Entry], source: Path, target: Path) -> bool:
     """Copy the tensors as they are into one shard per block, one in memory at a time; False, and nothing written, where the
-    names are not those that the architecture is stored with today."""
+    names or sizes are not those that the architecture is stored with today."""
     model = skeleton(source)
-    expected = list(tensors(model))
+    expected = {name: tuple(value.shape) for name, value in tensors(model).items()}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    dense = set(headers.dense_shapes(entries))
-    if not set(expected) <= dense <= set(expected) | tied:
+    dense = headers.dense_shapes(entries)
+    if not expected.keys() <= dense.keys() <= expected.keys() | tied:
+        return False
+    if any(dense[name] != shape for name, shape in expected.items()):
         return False
     order = {name: index for index, name in enumerate(expected)}
     kept = [name for name in entries if headers.dense_name(name, entries) in order]
@@ -393,6 +395,7 @@ def _through_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, info = _filled(auto._model_mapping[type(config)], config, state)
+    _must_have_fit(model, info, source)
     fresh = tuple(sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]))
     unused = sorted(info["unexpected_keys"])
     save(model, target, dtype=dtype or (stored.pop() if len(stored) == 1 else None))
@@ -401,6 +404,23 @@ def _through_model(
         (f"{len(unused)} tensors have no place in the model and were left out, {unused[0]} first",) if unused else ()
     )
     return Converted(task, type(model).__name__, fresh, notes)
+
+
+def _must_have_fit(model: PreTrainedModel, info: Mapping[str, Any], source: Path) -> None:
+    """A head may be new; where the model below it has other sizes than its tensors, or none of them a place, it is another model."""
+    body = f"{model.base_model_prefix}."
+    if odd := sorted(each for each in info["mismatched_keys"] if each[0].startswith(body)):
+        name, stored, wanted = odd[0]
+        raise Corrupt(
+            f"{name} has the sizes {list(stored)}, and {source / 'config.json'} says {list(wanted)}",
+            hint="the weights are of another model than the config: copy or download the folder again",
+        )
+    lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if lacking.issuperset(name for name, _ in model.named_parameters()):
+        raise Corrupt(
+            f"none of the tensors has a place in the {type(model).__name__} that {source / 'config.json'} describes",
+            hint="are they weights of that model? Their names are those of another",
+        )
 
 
 def _filled(classes: Any, config: PreTrainedConfig, state: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any]]:

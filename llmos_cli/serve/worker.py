@@ -26,6 +26,7 @@ from llmos_cli.models.kernels import coded
 from llmos_cli.models.load import load
 from llmos_cli.serve import backend
 from llmos_cli.serve.engine import Engine, Event, Finished, Request, Scored, Token
+from llmos_cli.serve.rendering import ChatTemplate, Unrenderable
 from llmos_cli.serve.sampling import Drawn, Sampling
 from llmos_cli.serve.wire import Channel, Message
 from llmos_cli.tasks.base import Task
@@ -100,8 +101,7 @@ class LanguageModel:
         ends = end_tokens(path)
         self.engine = Engine(built.decoder, end_tokens=ends)
         self.built = built
-        self.path = path
-        self.tokenizer: Any = None
+        self.template = ChatTemplate(path)
         self.told_busy = False
         self.facts = {
             "kind": "language-model",
@@ -126,25 +126,12 @@ class LanguageModel:
                 self.render(message, channel)
 
     def render(self, message: Message, channel: Channel) -> None:
-        """Messages of a chat as tokens, by the checkpoint's own template and transformers' own code."""
-        from jinja2 import TemplateError
-
         try:
-            text = self.chat_tokenizer().apply_chat_template(
-                message["messages"], add_generation_prompt=True, tokenize=False
-            )
-            tokens = self.chat_tokenizer()(text, add_special_tokens=False)["input_ids"]
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
-            channel.send({"op": "refused", "id": message["id"], "message": f"The chat template refuses this: {error}"})
+            tokens = self.template.tokens(message["messages"])
+        except Unrenderable as error:
+            channel.send({"op": "refused", "id": message["id"], "message": str(error)})
             return
         channel.send({"op": "rendered", "id": message["id"], "tokens": tokens})
-
-    def chat_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            from llmos_cli.data.tokenize import load_tokenizer
-
-            self.tokenizer = load_tokenizer(self.path)
-        return self.tokenizer
 
     def step(self, channel: Channel) -> None:
         for note in self.built.news():

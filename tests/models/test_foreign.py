@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
@@ -175,6 +176,19 @@ def test_a_base_model_gets_the_head_of_a_task(tmp_path: Path) -> None:
     )
     base, ours = AutoModel.from_pretrained(tmp_path / "base"), load(tmp_path / "ours")
     assert torch.equal(ours.bert.encoder.layer[1].output.dense.weight, base.encoder.layer[1].output.dense.weight)
+
+
+def test_weights_of_another_model_are_refused(upstream: Path, tmp_path: Path) -> None:
+    """All of it would be random, with a licence and a name."""
+    file = upstream / "model.safetensors"
+    stored = load_file(file)
+    save_file({f"other.{name}": value for name, value in stored.items()}, file, {"format": "pt"})
+    with pytest.raises(Corrupt, match="none of the tensors has a place in the LlamaForCausalLM"):
+        bring(upstream, tmp_path / "ours")
+    narrow = {name: value[..., :16].contiguous() if "mlp.gate" in name else value for name, value in stored.items()}
+    save_file(narrow, file, {"format": "pt"})
+    with pytest.raises(Corrupt, match=r"mlp\.gate_proj\.weight has the sizes \[\d+, 16\], and .*config.json says"):
+        bring(upstream, tmp_path / "ours")
 
 
 def test_a_dtype_can_be_chosen(upstream: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 VOCABULARY, CONTEXT = 320, 256
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m.role not in ['user', 'assistant', 'system'] %}{{ raise_exception('no such role') }}"
+    "{% for m in messages %}{% if m.role == 'spin' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{% if m.role == 'swell' %}{{ 'a' * 20000000 }}{% endif %}"
+    "{% if m.role not in ['user', 'assistant', 'system', 'swell'] %}{{ raise_exception('no such role') }}"
     "{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 

@@ -73,6 +73,13 @@ def test_what_the_template_refuses_is_400(server: Server):
         client(server).chat.completions.create(model="chat", messages=[{"role": "fool", "content": "x"}])  # type: ignore[list-item, misc]
 
 
+@pytest.mark.parametrize(("role", "told"), [("spin", "did not end within 2 seconds"), ("swell", "makes 20,000,")])
+def test_a_template_that_never_ends_costs_one_answer(server: Server, role: str, told: str):
+    with pytest.raises(BadRequestError, match=told):
+        client(server).chat.completions.create(model="chat", messages=[{"role": role, "content": "x"}])  # type: ignore[list-item, misc]
+    assert client(server).chat.completions.create(model="chat", messages=MESSAGES, max_tokens=1).choices
+
+
 def test_tools_are_refused_rather_than_dropped(server: Server):
     tools = [{"type": "function", "function": {"name": "f"}}]
     with pytest.raises(BadRequestError, match="tools are not supported"):
