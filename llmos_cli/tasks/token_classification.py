@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sklearn.metrics import f1_score
 from torch import nn
 
 from llmos_cli.data import encode
@@ -73,7 +72,7 @@ class TokenClassification(Task):
         names = names_of(facts)
         metrics = classification.metrics(outcome)
         if "O" in names:
-            metrics["token_f1"] = _f1_of_something(outcome, names.index("O"))
+            metrics["token_f1"] = classification.Counts.of(outcome).micro_f1(names.index("O"))
         if classification.looks_like_bio(names):
             metrics["entity_f1"] = classification.entity_f1(outcome, names)
         return metrics
@@ -126,15 +125,6 @@ def _tags(rows: Rows, split: str) -> list[str]:
             )
     flat: Iterable[str] = chain.from_iterable(rows["tags"])
     return list(flat)
-
-
-def _f1_of_something(outcome: Outcome, nothing: int) -> float:
-    truth, guess, weight = classification.pairs(outcome)
-    kinds = sorted({*truth.tolist(), *guess.tolist()} - {nothing})
-    if not kinds:
-        return 0.0
-    score = f1_score(truth, guess, labels=kinds, average="micro", sample_weight=weight, zero_division=0.0)
-    return float(score)
 
 
 TASK = TokenClassification()

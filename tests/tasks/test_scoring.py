@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given as with_any
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
 
 from llmos_cli import tasks
 from llmos_cli.tasks import classification, scoring
@@ -52,6 +56,23 @@ def test_accuracy_and_macro_f1_by_hand():
     metrics = TEXT.metrics(outcome([0, 0, 0, 1], [0, 0, 1, 1]), {"id2label": {0: "a", 1: "b"}})
     assert metrics["accuracy"] == 0.75
     assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+@with_any(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30))
+def test_shares_are_scikit_learns_to_the_bit(rows):
+    """Weighted as a resample is, classes that nothing is of or that count nowhere among them."""
+    truth, guess, weight = map(list, zip(*rows, strict=True))
+    if not sum(weight):
+        return
+    given = replace(outcome(truth, guess), weights_N=torch.tensor(weight))
+    metrics, counts = classification.metrics(given), classification.Counts.of(given)
+    kept = [at for at, times in enumerate(weight) if times]
+    labels = sorted({truth[at] for at in kept} | {guess[at] for at in kept})
+    asked = {"sample_weight": weight, "zero_division": 0.0}
+    assert metrics["accuracy"] == accuracy_score(truth, guess, sample_weight=weight)
+    assert metrics["macro_f1"] == f1_score(truth, guess, labels=labels, average="macro", **asked)
+    others = [label for label in labels if label]
+    assert counts.micro_f1(0) == (f1_score(truth, guess, labels=others, average="micro", **asked) if others else 0.0)
 
 
 def test_calibration_error_by_hand():
