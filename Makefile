@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Two workers of one thread each: on two cores more threads only wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=25
+# Three workers of one thread each: on two cores more threads only wait for one another, while a worker often waits for a process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -rs --durations=25
 
 # What is compiled is kept: or every process of a test would compile llmos again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -43,12 +43,12 @@ RTN, GPTQ, W8A8 = ("--method", "rtn", "--bits", "8"), ("--method", "gptq", "--bi
 FAST = {
     "causal-lm, llama": Row("causal-lm", GPTQ, LANGUAGE),
     "image-classification, cnn": Row("image-classification", RTN, CLASSES, jobs="1"),
-    "text-classification, bert": Row("text-classification", W8A8, CLASSES, jobs="1"),
-    "token-classification, bert": Row("token-classification", GPTQ, CLASSES, jobs="1"),
 }
 COLD = ("causal-lm, llama",)
 """Whose trials, proof, deployment and engine are processes that import everything themselves."""
 SLOW = {
+    "text-classification, bert": Row("text-classification", W8A8, CLASSES, jobs="1"),
+    "token-classification, bert": Row("token-classification", GPTQ, CLASSES, jobs="1"),
     "text-classification, lstm": Row("text-classification", RTN, CLASSES, LSTM),
     "causal-lm, lstm": Row("causal-lm", RTN, LANGUAGE, LSTM),
     "image-classification, mlp": Row("image-classification", W8A8, CLASSES, {"arch": "mlp", "hidden_size": 32}),

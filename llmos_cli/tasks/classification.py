@@ -1,6 +1,6 @@
 """What the three classifying tasks report: accuracy, macro F1, calibration, a row for each class.
 
-Formulas are scikit-learn's, weighted by how often each position counts. Accuracy and F1 are counted here, to its very bits: an
+Formulas are scikit-learn's, weighted by how often each position counts, and the results its own to the bit. They are counted here: an
 interval asks for them hundreds of times, and the checks around its own take fifty times as long as the counting.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from llmos_cli.tasks import scoring
@@ -45,20 +44,22 @@ class Counts:
     guessed_C: NDArray[Any]
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Counts:
+    def of(cls, outcome: Outcome, classes: int = 0) -> Counts:
+        """`classes`: at least so many."""
         truth, guess, weight = outcome.labels_N.numpy(), outcome.predicted_N.numpy(), _weight(outcome)
-        classes, right = int(max(truth.max(), guess.max())) + 1, truth == guess
+        classes, right = max(classes, int(max(truth.max(), guess.max())) + 1), truth == guess
         return cls(
             np.bincount(truth[right], weight[right], classes),
             np.bincount(truth, weight, classes),
             np.bincount(guess, weight, classes),
         )
 
+    def f1(self) -> NDArray[Any]:
+        return _share(2 * self.right_C, self.true_C + self.guessed_C)
+
     def macro_f1(self) -> float:
         """Over classes seen or predicted."""
-        all_C = self.true_C + self.guessed_C
-        occurs = all_C > 0
-        return float(np.mean(2 * self.right_C[occurs] / all_C[occurs]))
+        return float(np.mean(self.f1()[self.true_C + self.guessed_C > 0]))
 
     def micro_f1(self, nothing: int) -> float:
         """Over all classes but one; 0 where no other occurs."""
@@ -98,17 +99,15 @@ class ClassRow:
 def per_class(outcome: Outcome, facts: Mapping[str, Any]) -> list[ClassRow]:
     """The table by class, in the order of the classes' numbers."""
     names = names_of(facts)
-    scores = precision_recall_fscore_support(
-        outcome.labels_N.numpy(),
-        outcome.predicted_N.numpy(),
-        labels=range(len(names)),
-        sample_weight=_weight(outcome),
-        zero_division=0.0,
-    )
-    return [
-        ClassRow(name, float(p), float(r), float(f), int(support))
-        for name, p, r, f, support in zip(names, *scores, strict=True)
-    ]
+    counts = Counts.of(outcome, classes=len(names))
+    precision, recall = _share(counts.right_C, counts.guessed_C), _share(counts.right_C, counts.true_C)
+    columns = (names, precision, recall, counts.f1(), counts.true_C)
+    return [ClassRow(name, float(p), float(r), float(f), int(n)) for name, p, r, f, n in zip(*columns, strict=True)]
+
+
+def _share(part_C: NDArray[Any], whole_C: NDArray[Any]) -> NDArray[Any]:
+    """0 where there is nothing to have a share of."""
+    return np.divide(part_C, whole_C, out=np.zeros(len(whole_C)), where=whole_C > 0)
 
 
 Span = tuple[str, int, int]

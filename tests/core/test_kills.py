@@ -178,7 +178,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 """By hand: a ref was moved by no command. Who moves it on writes two operations, and that move is undone and redone like any other."""
 MOVED = {name for name in COMMANDS if name.endswith("by hand")} - {"undo by hand", "redo by hand"}
-QUICK = {"tag", "checkout", "commit", "branch -m out of its folder"}
+QUICK = {"tag", "checkout", "commit"}
 SAID = ("pending.json", "operations.jsonl", "audit.jsonl", "audit.head")
 """Files of `.llmos/` by which a command says what it does, before it does it or at once after that."""
 KEY = "5" * 64

@@ -125,6 +125,7 @@ def test_convolutions(base: Base, llmos: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.cold
 def test_lstms(base: Base, llmos: Any) -> None:
     ws = base("token-classification", LSTM)

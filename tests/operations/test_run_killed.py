@@ -55,9 +55,8 @@ def saved(ws: Workspace) -> bool:
     return any(any((run / "state").glob("*")) for run in (ws.root / "runs").glob("*-train-*"))
 
 
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.cold
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(slow, begun, llmos, number, code):
     begun.send_signal(number)

@@ -249,7 +249,7 @@ def test_rows_that_changed_behind_their_source(new_workspace, tmp_path: Path, mo
     assert told["seeds"]["limit"] is None, "no other seed is there"
 
 
-@pytest.mark.parametrize("retrained", [False, True])
+@pytest.mark.parametrize("retrained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_of_it_is_the_samples(new_workspace, tmp_path: Path, monkeypatch, llmos, retrained: bool) -> None:
     """The rows of the test split changed behind their source, twice: after A, and after B; the weights of both are the same, or nearly so."""
     ws = new_workspace(tmp_path / "workspace", "text-classification")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given as with_any
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from llmos_cli import tasks
 from llmos_cli.tasks import classification, scoring
@@ -71,6 +71,9 @@ def test_shares_are_scikit_learns_to_the_bit(rows):
     asked = {"sample_weight": weight, "zero_division": 0.0}
     assert metrics["accuracy"] == accuracy_score(truth, guess, sample_weight=weight)
     assert metrics["macro_f1"] == f1_score(truth, guess, labels=labels, average="macro", **asked)
+    rows = classification.per_class(given, {"id2label": {str(at): str(at) for at in range(5)}})
+    theirs = precision_recall_fscore_support(truth, guess, labels=range(5), **asked)
+    assert [(row.precision, row.recall, row.f1, row.support) for row in rows] == list(zip(*theirs, strict=True))
     others = [label for label in labels if label]
     assert counts.micro_f1(0) == (f1_score(truth, guess, labels=others, average="micro", **asked) if others else 0.0)
 
