@@ -107,7 +107,8 @@ def per_class(outcome: Outcome, facts: Mapping[str, Any]) -> list[ClassRow]:
 
 def _share(part_C: NDArray[Any], whole_C: NDArray[Any]) -> NDArray[Any]:
     """0 where there is nothing to have a share of."""
-    return np.divide(part_C, whole_C, out=np.zeros(len(whole_C)), where=whole_C > 0)
+    shares: NDArray[Any] = np.divide(part_C, whole_C, out=np.zeros(len(whole_C)), where=whole_C > 0)
+    return shares
 
 
 Span = tuple[str, int, int]
