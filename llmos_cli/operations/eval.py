@@ -34,11 +34,11 @@ from llmos_cli.options.verbs import EvalOptions
 from llmos_cli.serve.sequences import Served
 from llmos_cli.tasks import of_checkpoint, scoring
 from llmos_cli.tasks.base import Outcome, Prepared, Task
+from llmos_cli.tasks.classification import ClassRow, per_class
 
 if TYPE_CHECKING:
     from llmos_cli.core.config import Resolved
     from llmos_cli.core.workspace import Checkpoint, Workspace
-    from llmos_cli.tasks.classification import ClassRow
 
 UNITS = {"bits_per_byte": "bits/byte", "loss": "nats", "kl_parent": "nats", "kl_base": "nats", "kl_cache": "nats"}
 KEPT = "leave eval.kv_cache out"
@@ -323,11 +323,7 @@ def _outcome(
 
 
 def _classes(outcome: Outcome, facts: Mapping[str, Any]) -> Sequence[ClassRow]:
-    if not facts.get("id2label"):
-        return ()
-    from llmos_cli.tasks.classification import per_class  # imports scikit-learn, which language models do not need
-
-    return per_class(outcome, facts)
+    return per_class(outcome, facts) if facts.get("id2label") else ()
 
 
 def _base_parameters(ws: Workspace, checkpoint: Checkpoint) -> int:
