@@ -215,4 +215,5 @@ def test_a_record_that_does_not_answer_is_killed_only_when_asked(llmos: Llmos, s
     assert patient.code == 1 and "deaf has not ended within 0.2 s" in patient.err
     killed = llmos("stop", "deaf", "--timeout", 0.2, "--kill")
     assert killed.code == 0 and "deaf ended (died)" in killed.out
+    assert "deaf is not running: it died without a word" in llmos("stop", "deaf").err
     reaper.join(10)
