@@ -23,7 +23,7 @@ from llmos_cli.core.redaction import redacted
 from llmos_cli.core.refs import STAGES
 from llmos_cli.errors import Conflict, LlmosError, NotFound, Untrusted
 from llmos_cli.events import Emit, Note
-from llmos_cli.operations.pipeline import code, process
+from llmos_cli.operations.pipeline import code, commands, process
 from llmos_cli.operations.pipeline.facts import facts, key_of
 from llmos_cli.operations.pipeline.files import tree
 from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
@@ -188,11 +188,11 @@ def _executed(work: Work, stage: Stage, look: Look, again: str) -> tuple[process
         work.memory.note(stage.name, Last(look.key, look.facts, "running", process=where))
 
     ended = work.processes.run(
-        process.command(work.ws, stage, look.facts, resume=again),
+        commands.command(work.ws, stage, look.facts, resume=again),
         cwd=work.ws.root,
-        env=process.environment(work.ws, stage, look.facts, work.threads),
+        env=commands.environment(work.ws, stage, look.facts, work.threads),
         log=work.memory.log(stage.name),
-        hear=lambda line: work.emit(Note(f"{stage.name}: {process.by_name(line, look.facts['revisions'])}")),
+        hear=lambda line: work.emit(Note(f"{stage.name}: {commands.by_name(line, look.facts['revisions'])}")),
         began=began,
     )
     return ended, processes[0]
@@ -220,7 +220,7 @@ def _resumable(work: Work, stage: Stage, key: str) -> str:
         or last.key != key
         or last.status == "done"
         or not last.process
-        or stage.verb not in process.RESUMABLE
+        or stage.verb not in commands.RESUMABLE
     ):
         return ""
     for record in reversed(work.ws.runs.list()):

@@ -47,7 +47,9 @@ def stop(ws: Workspace, name: str, *, timeout: float = 60.0, kill: bool = False)
     record = ws.runs.find(name)
     called = record.name or record.id
     if not record.alive:
-        raise LlmosError(f"{called} is not running: {_ENDED.get(record.status, record.status)}", hint="`llmos ps` lists what runs")
+        raise LlmosError(
+            f"{called} is not running: {_ENDED.get(record.status, record.status)}", hint="`llmos ps` lists what runs"
+        )
     if record.host != host():
         raise LlmosError(f"{called} runs on {record.host}", hint=f"run `llmos stop {called}` there")
     start = time.monotonic()

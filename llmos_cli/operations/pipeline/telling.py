@@ -20,8 +20,8 @@ from llmos_cli.errors import (
     Terminated,
     UsageError,
 )
+from llmos_cli.operations.pipeline.commands import by_name
 from llmos_cli.operations.pipeline.memory import Result
-from llmos_cli.operations.pipeline.process import by_name
 from llmos_cli.operations.pipeline.stages import Stage
 
 Status = Literal[
