@@ -151,11 +151,11 @@ def _results(ws: Workspace, since: float) -> Iterator[Garbage]:
     """What the pipeline remembers; not while it runs, for then a result is about to name what was just written."""
     if not (ws.dot / FOLDER).is_dir():
         return
-    from llmos_cli.operations.pipeline import memory  # here: most workspaces are collected without
+    from llmos_cli.operations.pipeline import memory, stages  # here: most workspaces are collected without
 
     rehearsing = contextlib.nullcontext() if ws.oplog.rehearsing else None
     with contextlib.suppress(LockTimeout), rehearsing or lock(ws.dot / "locks" / memory.LOCK, wait=0):
-        for path, reason in memory.unused(ws.dot, since):
+        for path, reason in memory.unused(ws.dot, since, stages.names(ws)):
             yield Garbage("result", str(path.relative_to(ws.dot)), reason, path.stat().st_size)
         for path in memory.old_logs(ws.dot, since):
             yield Garbage("log", str(path.relative_to(ws.dot)), "its stage said it long ago", path.stat().st_size)

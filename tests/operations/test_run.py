@@ -143,6 +143,23 @@ def test_gc_forgets_what_is_no_stages_last(shell: Workspace, llmos):
     assert llmos("run", "clean", "--json").code == 0 and ran(shell) == ["clean"], "it is made again"
 
 
+def test_gc_forgets_stages_that_are_no_more(shell: Workspace, llmos):
+    """What they made too; not while llmos.yaml cannot be read, and not before its time."""
+    llmos("run", "-q")
+    text = (shell.root / "llmos.yaml").read_text()
+    kept = shell.dot / "pipeline" / "stages" / "count.json"
+    (shell.root / "llmos.yaml").write_text(f"{text}  broken: [\n")
+    llmos("gc", "--expire", "now", "-q")
+    (shell.root / "llmos.yaml").write_text(text.split("  count:")[0])
+    llmos("gc", "-q")
+    assert kept.exists()
+    gone = [each["name"] for each in llmos("gc", "--expire", "now", "--json").json["garbage"]]
+    assert "pipeline/stages/count.json" in gone and not kept.exists()
+    assert sum(name.startswith("pipeline/objects/") for name in gone) == 3, "of count, and of two that greet"
+    assert statuses(llmos("run", "--json")) == {"clean": "fresh"}
+    assert llmos("fsck").code == 0
+
+
 def test_an_output_that_is_gone_is_put_back_and_an_edited_one_is_not_overwritten(shell: Workspace, llmos):
     llmos("run", "-q"), ran(shell)
     (shell.root / "clean.txt").unlink()

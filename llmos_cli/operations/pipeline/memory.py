@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,10 +120,21 @@ class Memory:
         return True
 
 
-def unused(dot: Path, since: float) -> Iterator[tuple[Path, str]]:
-    """Results that are no stage's last and were of no use since then, and contents that no other result has; with the reason."""
+def unused(dot: Path, since: float, stages: Collection[str] | None) -> Iterator[tuple[Path, str]]:
+    """Results that are no stage's last and were of no use since then, and contents that no other result has; with the reason. `stages`:
+    those that there are now, where that is known; what others did last before then is as little of use."""
     folder = dot / FOLDER
-    last = {str((_read(path) or {}).get("key")) for path in folder.glob("stages/**/*.json")}
+    done = {
+        path: path.relative_to(folder / "stages").with_suffix("").as_posix()
+        for path in sorted(folder.glob("stages/**/*.json"))
+    }
+    gone = {
+        path
+        for path, name in done.items()
+        if stages is not None and name not in stages and path.stat().st_mtime <= since
+    }
+    yield from ((path, "llmos.yaml has no such stage") for path in sorted(gone))
+    last = {str((_read(path) or {}).get("key")) for path in done.keys() - gone}
     results = {
         path: path.stem in last or path.stat().st_mtime > since for path in sorted(folder.glob("results/*.json"))
     }

@@ -20,7 +20,7 @@ from llmos_cli.core.config import Resolved
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.core.yaml12 import Node
-from llmos_cli.errors import ConfigError, NotFound
+from llmos_cli.errors import ConfigError, LlmosError, NotFound
 from llmos_cli.operations import gate
 from llmos_cli.operations.config import resolve
 from llmos_cli.options.data import DataOptions
@@ -75,6 +75,14 @@ def read(ws: Workspace) -> list[Stage]:
 
 def there(ws: Workspace) -> bool:
     return _written(ws) is not None
+
+
+def names(ws: Workspace) -> set[str] | None:
+    """Of the stages that there are; None where llmos.yaml cannot be read."""
+    try:
+        return {stage.name for stage in read(ws)} if there(ws) else set()
+    except LlmosError:
+        return None
 
 
 def _written(ws: Workspace) -> Node | None:
