@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmos_cli.core import lines
 from llmos_cli.core.listing import files, read_text
+from llmos_cli.core.operation import parse as read_operation
 from llmos_cli.core.refs import ID
 from llmos_cli.errors import UNREADABLE, Corrupt
 
@@ -21,6 +23,7 @@ FOLDER = "signatures"
 LIMIT = 16 << 20
 """Bytes: a model of 50,000 files has a signature of 13 MB."""
 _SUFFIX = ".sig"
+_SIGNED = f".llmos/{FOLDER}/".encode()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ def signed(dot: Path) -> Iterator[str]:
     for name in files(folder):
         if name.endswith(_SUFFIX) and ID.fullmatch(checkpoint := name.removesuffix(_SUFFIX)):
             yield checkpoint
+
+
+def logged(log: Path) -> dict[str, str | None]:
+    """Checkpoint -> the text of the signature that the log of operations left it with, None where it took it away."""
+    texts: dict[str, str | None] = {}
+    for line in lines.read(log):
+        if (_SIGNED in line or b'"collects"' in line) and (operation := read_operation(line)) is not None:
+            texts |= {change.signed: change.after for change in operation.changes if change.signed}
+            texts |= dict.fromkeys(operation.collects)
+    return texts
 
 
 def parse(text: str, what: str) -> Bundle:

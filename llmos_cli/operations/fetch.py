@@ -195,8 +195,8 @@ def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list
         arriving.publish_snapshots(ws, coming)
         with ws.oplog.locked(ws.emit):
             arriving.publish(ws, prepared, coming)
-            if changes := [*tags, *arriving.replaced(ws, coming)]:
+            if changes := [*tags, *arriving.signed(ws, coming)]:
                 ws.oplog.apply_locked(f"fetch {there.name}", changes)
-            elif coming.checkpoints or coming.signatures or coming.snapshots:
+            elif coming.checkpoints or coming.snapshots:
                 ws.oplog.note_locked(f"fetch {there.name}")
         arriving.publish_runs(ws, coming)

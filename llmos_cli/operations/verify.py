@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmos_cli.core import manifest, signatures, storing
 from llmos_cli.core.manifest import FileEntry
+from llmos_cli.core.objects import hash_file
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Untrusted, UsageError
@@ -78,6 +79,7 @@ def required(ws: Workspace, checkpoint: Checkpoint, key: Path) -> VerifyResult:
 def _checked(ws: Workspace, checkpoint: Checkpoint, text: str, key: Path) -> VerifyResult:
     require_signing()
     bundle = signatures.parse(text, f"the signature of {checkpoint.id[:12]}")
+    _must_be_of(checkpoint, bundle)
     _check_signature(checkpoint, bundle, key)
     found = checkpoint.manifest
     if manifest.NAME not in bundle.files or manifest.identify(found.tree, found.made) != checkpoint.id:
@@ -100,6 +102,16 @@ def _checked(ws: Workspace, checkpoint: Checkpoint, text: str, key: Path) -> Ver
     return VerifyResult(
         checkpoint.id, found.tree, "certificate", signer.subject, str(key), (signer.since[:10], signer.until[:10])
     )
+
+
+def _must_be_of(checkpoint: Checkpoint, bundle: signatures.Bundle) -> None:
+    """As far as it says itself: one that says so wrongly is found out by the key."""
+    own = hash_file(checkpoint.path / manifest.NAME).sha256
+    if bundle.files.get(manifest.NAME, own) != own:
+        raise Untrusted(
+            f"the signature of {checkpoint.id[:12]} is that of another checkpoint, or its manifest was changed",
+            hint="`llmos fsck` tells whether its manifest is what was saved; `llmos fetch` brings signatures",
+        )
 
 
 def _check_signature(checkpoint: Checkpoint, bundle: signatures.Bundle, key: Path) -> None:
@@ -161,4 +173,8 @@ def _told(error: Exception) -> str:
         return "the signature itself is wrong"
     if isinstance(error, KeyError):
         return f"it has no {error}"
+    if isinstance(error, IndexError):
+        return "something that it must hold is missing"
+    if type(error).__module__.startswith("pydantic"):
+        return "it is no bundle that model_signing knows"
     return " ".join(str(error).replace("Signature mismatch: ", "").strip("[]\"'").split())[:300]

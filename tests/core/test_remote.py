@@ -105,6 +105,19 @@ def test_there_and_back(ws: Workspace, commit: Commit, far: Path) -> None:
     assert other.resolve(other.runs.list()[0].id) == first.id
 
 
+def test_a_run_comes_with_what_it_made(ws: Workspace, commit: Commit, far: Path) -> None:
+    """Not before: the run that made the second looked at the first, and its ref would be missing where it came with that."""
+    commit(a="1")
+    tag(ws, "base")
+    second = commit(a="2")
+    assert push(ws, ["base"]).runs == 1
+    other = cloned(far, name="early")
+    assert push(ws).runs == 1
+    fetch(other)
+    assert other.resolve(ws.runs.list()[-1].id) == second.id
+    assert fsck(other).problems == ()
+
+
 def test_one_changed_file_is_all_that_is_sent(ws: Workspace, commit: Commit, far: Path) -> None:
     commit(a="1" * 1000, b="2" * 1000, c="3" * 1000)
     push(ws)

@@ -16,7 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from llmos_cli.core import signatures
+from llmos_cli.core.remote import layout
+from llmos_cli.core.remote.vouching import Vouching
 from llmos_cli.core.workspace import Checkpoint, Workspace
+from llmos_cli.errors import Corrupt
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fetch import fetch
@@ -402,7 +405,8 @@ def test_two_who_signed_apart_are_told(ws, model, keys, tmp_path, llmos: Llmos, 
     assert llmos("sign", "--remove", "--key", keys / "key.pem").code == 2
     assert "brings it back" in llmos("sign", "--remove").out and llmos("sign", "--remove").code == 4
     assert llmos("fetch").code == 0 and kept(copy, model).read_text() == theirs
-    assert llmos("undo").code == 6, "another is in its place"
+    assert llmos("undo").code == 0 and not kept(copy, model).exists(), "that of the fetch"
+    assert llmos("undo").code == 0 and kept(copy, model).read_text() == mine
     sign(copy, key=keys / "other.pem")
     assert push(copy).signatures == 1 and fetch(ws).signatures == 1
 
@@ -411,6 +415,59 @@ def test_two_who_signed_apart_are_told(ws, model, keys, tmp_path, llmos: Llmos, 
     push(ws)
     assert llmos("push", "--force").code == 0
     assert fetch(ws).signatures == 1 and kept(ws, model).read_text() == kept(copy, model).read_text()
+
+
+def altered(text: str) -> str:
+    """Still a bundle, and of the same checkpoint: only a key tells, or who remembers."""
+    value = json.loads(text)
+    (signature,) = value["dsseEnvelope"]["signatures"]
+    raw = bytearray(base64.b64decode(signature["sig"]))
+    raw[20] ^= 1
+    signature["sig"] = base64.b64encode(raw).decode()
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize("came", [False, True], ids=["made here", "fetched"])
+def test_what_was_put_in_a_signatures_place_is_found_put_back_and_not_sent(
+    ws, model, keys, tmp_path, llmos: Llmos, monkeypatch, came: bool
+) -> None:
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    sign(ws, key=keys / "key.pem")
+    push(ws)
+    if came:
+        clone(str(tmp_path / "far"), tmp_path / "copy")
+        ws = Workspace.find(tmp_path / "copy")
+        monkeypatch.chdir(ws.root)
+    assert fsck(ws).problems == ()
+    good = kept(ws, model).read_text()
+    damage(kept(ws, model), altered(good))
+    told = llmos("fsck")
+    assert (told.code, "is not what was put there" in told.out + told.err) == (5, True), told.out
+    sent = llmos("push")
+    assert (sent.code, "is not what was put there, and nothing was sent" in sent.err) == (5, True)
+    clone(str(tmp_path / "far"), tmp_path / "third")
+    assert kept(Workspace.find(tmp_path / "third"), model).read_text() == good
+    assert llmos("fsck", "--repair").code == 0 and kept(ws, model).read_text() == good
+    assert fsck(ws).problems == ()
+
+
+def test_the_signature_of_another_checkpoint_is_refused_before_it_is_here(
+    ws, model, keys, tmp_path, llmos: Llmos
+) -> None:
+    far = tmp_path / "far"
+    remotes.add(ws, "origin", str(far))
+    sign(ws, key=keys / "key.pem")
+    push(ws)
+    clone(str(far), tmp_path / "copy")
+    other = commit_to(ws, {"a.txt": "other"})
+    sign(ws, key=keys / "key.pem")
+    push(ws)
+    said = Vouching(kept(ws, model).read_text()).said(other.id)
+    (far / layout.signature_name(other.id)).write_bytes(layout.text(said))
+    copy = Workspace.find(tmp_path / "copy")
+    with pytest.raises(Corrupt, match=f"signature of {other.id[:12]} on the remote is that of another checkpoint"):
+        fetch(copy)
+    assert not kept(copy, other).exists() and fsck(copy).problems == () and not (copy.checkpoints / other.id).exists()
 
 
 @pytest.mark.parametrize("guard", ["--require-signature", "--api-key-file"])

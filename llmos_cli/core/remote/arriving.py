@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import atomic, signatures, storing
+from llmos_cli.core import atomic, storing
 from llmos_cli.core.ledger import Entry
 from llmos_cli.core.locks import lock
 from llmos_cli.core.manifest import FileEntry, Manifest
@@ -88,15 +88,13 @@ def publish(ws: Workspace, prepared: Sequence[storing.Prepared], receiving: Rece
             ws.lost.restore(each.checkpoint.id)
         else:
             storing.publish(ws, each)
-    for checkpoint, text in receiving.signatures.items():
-        if not signatures.path(ws.dot, checkpoint).exists():
-            atomic.write_text(signatures.path(ws.dot, checkpoint), text, scratch=ws.dot / "tmp")
 
 
-def replaced(ws: Workspace, receiving: Receiving) -> list[Change]:
-    """Signatures that take the place of those that are here."""
+def signed(ws: Workspace, receiving: Receiving) -> list[Change]:
+    """The signatures that came, some in the place of those that are here. Changes of an operation: so the log knows what was put there,
+    and what is put there by hand is found out, and not sent on."""
     changes = (vouching.taken(ws, *each) for each in receiving.signatures.items())
-    return [each for each in changes if each.before not in (None, each.after)]
+    return [each for each in changes if each.before != each.after]
 
 
 def _publish_sealed(ws: Workspace, prepared: storing.Prepared, seal: Seal) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import signatures
+from llmos_cli.core import manifest, signatures
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.protection import with_ancestors
@@ -81,6 +82,7 @@ def lacking(
     objects |= {sha256: size for sha256, size in encrypted.items() if not ws.sealed.path(sha256).exists()}
     _check_sizes(remote, objects)
     signed = _signatures(ws, remote, here | {each.id for each in new})
+    _check_signatures(ws, signed, {each.id: each for each in new})
     sealed = {each.checkpoint: each for each in seals}
     return Receiving(whole, lineage, found, objects, signed, sealed, lost=tuple(lost))
 
@@ -180,6 +182,16 @@ def _signatures(ws: Workspace, remote: Remote, checkpoints: set[str]) -> dict[st
     here = {each: signatures.read(ws.dot, each) or "" for each in signatures.signed(ws.dot) if each in there}
     new = {each: found.bundle for each, found in there.items() if found and each not in here}
     return new | vouching.to_take(ws, here, {each: there[each] for each in here})
+
+
+def _check_signatures(ws: Workspace, signed: Mapping[str, str], new: Mapping[str, Manifest]) -> None:
+    """Whether each is of the checkpoint that it came for; whether it is true takes a key."""
+    for checkpoint, text in signed.items():
+        found = new.get(checkpoint) or (ws.manifest(checkpoint) if checkpoint not in ws.index.lost() else None)
+        if found and signatures.parse(text, "it").files.get(manifest.NAME) != sha256(found.text().encode()).hexdigest():
+            raise Corrupt(
+                f"the signature of {checkpoint[:12]} on the remote is that of another checkpoint", hint=hostile.HINT
+            )
 
 
 def at_hand(ws: Workspace, wanted: Mapping[str, int]) -> dict[str, Path]:

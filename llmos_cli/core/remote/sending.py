@@ -170,12 +170,13 @@ def parents_first(ws: Workspace, checkpoints: set[str]) -> list[str]:
 
 
 def _runs(ws: Workspace, remote: Remote, checkpoints: Sequence[str]) -> Iterator[SentRun]:
-    """Those that committed one of the line, and those that are done and looked at one (evaluations, proofs)."""
+    """Those whose checkpoint is of the line, and those that are done, made none and looked at one of it (evaluations, proofs). What made
+    another goes with that: a workspace where it came first would not have the ref by which that is found."""
     line = with_ancestors(ws, checkpoints)
     new = sorted(run for run in ws.index.runs_of(line) if not remote.has_run(run))
     for record in filter(None, map(ws.index.record, new)):
-        made = next((each for each in record.checkpoints if each in line), "")
-        looked = record.status == "done" and set(record.parents) & line
+        made = record.checkpoint if record.checkpoint in line else ""
+        looked = record.status == "done" and not record.checkpoint and set(record.parents) & line
         travels = not record.alive and record.status != "died" and record.operation not in _LEFT_HERE
         if travels and (made or looked) and _is_sound(ws, record):
             yield sent_run(record, made)
@@ -224,7 +225,15 @@ def _signatures(ws: Workspace, remote: Remote, checkpoints: Iterable[str], *, fo
     here = {each: signatures.read(ws.dot, each) or "" for each in signatures.signed(ws.dot) if each in line}
     known = [each for each in here if remote.has_signature(each)]
     there = dict(zip(known, in_parallel(remote.signature, known), strict=True))
-    return vouching.to_send(ws, here, there, force=force)
+    found = vouching.to_send(ws, here, there, force=force)
+    logged = signatures.logged(ws.oplog.path) if found else {}
+    for checkpoint, sent in found.items():
+        if (logged.get(checkpoint) or sent.bundle) != sent.bundle:
+            raise Corrupt(
+                f"the signature of {checkpoint[:12]} is not what was put there, and nothing was sent",
+                hint="`llmos fsck --repair` brings it back; `llmos sign` puts another in its place",
+            )
+    return found
 
 
 def _objects(

@@ -29,7 +29,7 @@ from llmos_cli.operations.integrity.sealed import Sealing
 from llmos_cli.operations.integrity.sharing_again import denied
 from llmos_cli.operations.integrity.strangers import links, strangers
 from llmos_cli.operations.integrity.tracking import tracking
-from llmos_cli.operations.integrity.whole import marks_of_loss, missing_signatures, refs_of_runs, wrong_signature
+from llmos_cli.operations.integrity.whole import marks_of_loss, refs_of_runs, strange_signatures, wrong_signature
 from llmos_cli.operations.summary import SHORT
 
 
@@ -145,7 +145,7 @@ def _signatures(ws: Workspace) -> Iterator[Problem]:
 
 _OF_THE_REST = (
     *(_settings, refs, tracking, operations, _signatures, _audit, strangers, links, _marks),
-    *(refs_of_runs, missing_signatures, marks_of_loss),
+    *(refs_of_runs, strange_signatures, marks_of_loss),
 )
 """What is looked at while nobody moves a ref."""
 

@@ -144,6 +144,8 @@ def _fetched(ws: Workspace, there: Remote, checkpoints: Sequence[str], emit: Emi
         downloading.receive(ws, there, coming, emit)
         with arriving.staged(ws, coming) as prepared, ws.oplog.locked(ws.emit):
             arriving.publish(ws, prepared, coming)
+            if changes := arriving.signed(ws, coming):
+                ws.oplog.apply_locked(f"fsck --repair: signatures from {there.name}", changes)
     bare = {each.id for each in coming.lineage} - coming.sealed.keys()
     for each in sorted(bare):
         emit(Note(f"{there.name} has only the manifest of {each[:SHORT]}: its weights count as removed", "warning"))

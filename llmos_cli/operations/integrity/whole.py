@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmos_cli.core import lines, lost, manifest, signatures
+from llmos_cli.core import lost, manifest, signatures
 from llmos_cli.core.listing import folders
 from llmos_cli.core.objects import hash_file
-from llmos_cli.core.operation import parse
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
 from llmos_cli.operations.integrity.problem import Problem, readable
-
-_SIGNED = f".llmos/{signatures.FOLDER}/".encode()
 
 
 def refs_of_runs(ws: Workspace) -> Iterator[Problem]:
@@ -46,17 +43,17 @@ def _saved(ws: Workspace) -> dict[str, tuple[str, bool]]:
 
 
 def lost_signatures(ws: Workspace) -> dict[str, str]:
-    """Checkpoints that are here, and the signatures that the log of operations says they have and that are gone, or none any more."""
-    texts: dict[str, str | None] = {}
-    for line in lines.read(ws.oplog.path):
-        if (_SIGNED in line or b'"collects"' in line) and (operation := parse(line)) is not None:
-            texts |= {change.signed: change.after for change in operation.changes if change.signed}
-            texts |= dict.fromkeys(operation.collects)
-    return {
-        signed: text
-        for signed, text in texts.items()
-        if text and (ws.checkpoints / signed).is_dir() and wrong_signature(ws, signed)
-    }
+    """Checkpoints that are here, and the signatures that the log of operations says they have and that are gone, or others now."""
+    texts = signatures.logged(ws.oplog.path)
+    here = {signed: text for signed, text in texts.items() if text and (ws.checkpoints / signed).is_dir()}
+    return {signed: text for signed, text in here.items() if _text(ws, signed) != text}
+
+
+def _text(ws: Workspace, signed: str) -> str | None:
+    try:
+        return signatures.read(ws.dot, signed)
+    except Corrupt:
+        return None
 
 
 def wrong_signature(ws: Workspace, signed: str) -> str:
@@ -84,8 +81,11 @@ def lost_marks(ws: Workspace) -> dict[str, str]:
     }
 
 
-def missing_signatures(ws: Workspace) -> Iterator[Problem]:
+def strange_signatures(ws: Workspace) -> Iterator[Problem]:
+    """What no key is needed to tell; where one is nothing at all, it has been told by those who read it."""
     for signed in lost_signatures(ws):
         where = str((path := signatures.path(ws.dot, signed)).relative_to(ws.root))
-        if not path.exists():  # one that is damaged is told where signatures are read
+        if not path.exists():
             yield Problem(where, "is missing, and the log of operations says that it is there", signed)
+        elif not wrong_signature(ws, signed):
+            yield Problem(where, "is not what was put there, by the log of operations", signed)

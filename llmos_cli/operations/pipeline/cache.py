@@ -86,6 +86,8 @@ class Cache:
         with arriving.staged(self._ws, coming) as prepared:
             with self._ws.oplog.locked(self._ws.emit):
                 arriving.publish(self._ws, prepared, coming)
+                if changes := arriving.signed(self._ws, coming):
+                    self._ws.oplog.apply_locked(f"fetch signatures from {self._place.name}", changes)
             arriving.publish_runs(self._ws, coming)
         for sha256 in result.outputs.values():
             _receive_output(remote, memory.contents(sha256), sha256.removesuffix("+x"), emit)
