@@ -89,7 +89,7 @@ def find(source: str, *, file: str | None = None, revision: str | None = None) -
     """
     path = urls.path(source)
     if path.is_dir():
-        _check_links(path)
+        _check_entries(path)
         return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})
     if path.is_file():
         if path.suffix not in (".safetensors", ".gguf", *PICKLES):
@@ -141,9 +141,13 @@ def _convert_sparse(
         return convert(whole, target, task=task, dtype=dtype, seed=seed)
 
 
-def _check_links(directory: Path) -> None:
+def _check_entries(directory: Path) -> None:
     """Untrusted where a link leads out of the folder: in an unpacked archive it may lead to a key of the user's, which would be
-    imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those."""
+    imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those. Corrupt where one would wait
+    for ever for what is no file."""
+    for each in directory.iterdir():
+        if each.exists() and not (each.is_file() or each.is_dir()):
+            raise Corrupt(f"{each} is a pipe, a socket or a device, and no file", hint="models have none: remove it")
     inside = directory.resolve()
     blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
     for link in (file for file in directory.iterdir() if file.is_symlink() and file.is_file()):

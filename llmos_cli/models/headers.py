@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmos_cli.core.listing import read_bytes
 from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 
 INDEX = "model.safetensors.index.json"
@@ -123,7 +124,7 @@ def stored_shape(entry: Entry) -> tuple[int, ...]:
 
 def _weight_map(directory: Path) -> dict[str, str]:
     try:
-        files = dict(json.loads((directory / INDEX).read_bytes())["weight_map"])
+        files = dict(json.loads(read_bytes(directory / INDEX, linked=True))["weight_map"])
         for name in files.values():
             name.encode()  # a text, and one that a file can be called
         return files

@@ -142,6 +142,14 @@ def test_a_tokenizer_is_made_of_files_of_its_folder_alone(
     assert not {*pointing} & {*settings} and settings["unk_token"] == "[UNK]"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json", "notes"])
+def test_what_is_no_file_is_not_waited_for(upstream: Path, tmp_path: Path, name: str) -> None:
+    (upstream / name).unlink(missing_ok=True)
+    os.mkfifo(upstream / name)
+    with pytest.raises(Corrupt, match=rf"{name} is a pipe"):
+        bring(upstream, tmp_path / "ours")
+
+
 def test_links_of_the_hubs_cache_are_its_files(upstream: Path, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1", tmp_path / "models--a--b" / "blobs"
     snapshot.mkdir(parents=True), blobs.mkdir()
