@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llmos_cli.core.sealed import TOKENIZERS
 from llmos_cli.data.cache import entry
+from llmos_cli.data.tokenizer_config import LOADING
 from llmos_cli.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -98,13 +99,16 @@ def existing(place: str | Path) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
-    """What transformers finds in a directory, or on the hub under an id; never with code that lies beside it."""
+    """What transformers finds in a directory, or on the hub under an id; never with code that lies beside it. Saved, it is what it was:
+    how it was loaded is no setting of its own."""
     from transformers import AutoTokenizer
 
     here = Path(place).is_dir()
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         str(place), local_files_only=here, trust_remote_code=False
     )
+    for name in LOADING:
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer
 
 

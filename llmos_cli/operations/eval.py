@@ -118,7 +118,7 @@ def common_data(
     sections = [lineage.recorded_data(ws, checkpoint.id) for checkpoint in checkpoints.values()]
     lengths = [section["sequence_length"] for section in sections if "sequence_length" in section]
     data = data.model_copy(update={"sequence_length": min([data.sequence_length, *lengths])})
-    tokenizers = {tuple(sorted(processors.files(checkpoint.manifest).items())) for checkpoint in checkpoints.values()}
+    tokenizers = {tuple(sorted(processors.identity(checkpoint).items())) for checkpoint in checkpoints.values()}
     if len(tokenizers) > 1 and data.task == "causal-lm" and data.max_eval_samples is not None:
         # Sequences of two tokenizers hold different text, so an equal number of them would be another test.
         emit(Note("the revisions have different tokenizers: all of the text is evaluated, not data.max_eval_samples"))
@@ -225,9 +225,7 @@ def _comparable(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether the same logits of both mean the same class."""
     mine, theirs = one.config_json(), other.config_json()
     same = ("vocab_size", "id2label", "num_labels", "architectures")
-    return processors.files(one.manifest) == processors.files(other.manifest) and all(
-        mine.get(k) == theirs.get(k) for k in same
-    )
+    return processors.identity(one) == processors.identity(other) and all(mine.get(k) == theirs.get(k) for k in same)
 
 
 def _key(exam: Exam, teachers: Mapping[str, Checkpoint], resolved: Resolved) -> str:

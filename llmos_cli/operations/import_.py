@@ -14,7 +14,7 @@ from llmos_cli.core.manifest import Made
 from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.data import chat_template
+from llmos_cli.data import tokenizer_config
 from llmos_cli.events import Emit, Note
 from llmos_cli.models import foreign, headers
 from llmos_cli.operations.determinism import determinism
@@ -107,7 +107,7 @@ def _result(source: str, converted: foreign.Converted, directory: Path) -> Impor
         parameters=headers.parameters(directory),
         bytes=sum((directory / name).stat().st_size for name in files_below(directory)),
         tokenizer=(directory / "tokenizer.json").exists(),
-        chat_template=chat_template.there(directory),
+        chat_template=tokenizer_config.has_chat_template(directory),
         licence=converted.licence or licence(directory),
         fresh=converted.fresh,
     )

@@ -10,6 +10,9 @@ from typing import Any
 
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.manifest import Manifest
+from llmos_cli.core.workspace import Checkpoint
+from llmos_cli.data.tokenizer_config import FILE as SETTINGS
+from llmos_cli.data.tokenizer_config import LOADING
 from llmos_cli.operations.changed import Changed, changed
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -41,6 +44,15 @@ def files(manifest: Manifest) -> dict[str, str]:
     return {name: sha256 for name, sha256 in named.items() if name not in ("config.json", "generation_config.json")}
 
 
+def identity(checkpoint: Checkpoint) -> dict[str, str]:
+    """Equal where two read alike: their files by their hashes, but for what transformers may have noted of how a tokenizer was loaded."""
+    named = files(checkpoint.manifest)
+    settings = _json(checkpoint.path / SETTINGS) if SETTINGS in named else None
+    if isinstance(settings, Mapping):
+        named[SETTINGS] = json.dumps(_settings(settings), sort_keys=True)
+    return named
+
+
 def compare(before: Path, after: Path, one: Manifest, other: Manifest) -> ProcessorDiff:
     """Of two checkpoint directories; a file that is not there any more (`rm`) is compared by its hash alone."""
     mine, theirs = files(one), files(other)
@@ -66,10 +78,10 @@ def _json(path: Path) -> Any:
 
 
 def _settings(value: Any) -> Mapping[str, Any]:
-    """Without the vocabulary, which is told by its size."""
+    """Without the vocabulary, which is told by its size, and how it was loaded."""
     if not isinstance(value, Mapping):
         return {}
-    kept = {key: item for key, item in value.items() if key != "added_tokens"}
+    kept = {key: item for key, item in value.items() if key not in ("added_tokens", *LOADING)}
     model = kept.get("model")
     if isinstance(model, Mapping):
         kept["model"] = {key: item for key, item in model.items() if key not in ("vocab", "merges")}

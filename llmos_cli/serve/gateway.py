@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer
 
-from llmos_cli.data import chat_template
+from llmos_cli.data import tokenizer_config
 from llmos_cli.serve.choices import Choice, Piece
 from llmos_cli.serve.link import Generation, Link, Wish
 from llmos_cli.serve.metrics import Meter
@@ -63,7 +63,7 @@ class Gateway:
     @cached_property
     def chats(self) -> bool:
         """Whether the checkpoint has a chat template."""
-        return chat_template.there(self.path)
+        return tokenizer_config.has_chat_template(self.path)
 
     @property
     def generates(self) -> bool:

@@ -106,7 +106,7 @@ def test_metrics_with_their_intervals(line: Workspace, llmos):
     (found,) = [m for m in metrics if (m["name"], m["split"]) == ("loss", "test")]
     assert found["before"] != found["after"]
     assert found["before_interval"][0] < found["before"] < found["before_interval"][1]
-    (kl,) = [m for m in metrics if m["name"] == "kl_base"]
+    (kl,) = [m for m in metrics if (m["name"], m["split"]) == ("kl_base", "test")]
     assert kl["before"] is None and kl["after"] > 0
     assert hint not in llmos("diff", "base", "--no-tensors").out
 

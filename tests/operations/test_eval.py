@@ -92,6 +92,29 @@ def own(line: Workspace, tmp_path, monkeypatch) -> Workspace:
     return Workspace.find(tmp_path / "own")
 
 
+def test_a_tokenizer_that_was_loaded_is_the_same_one(own: Workspace, llmos):
+    """Going on from a checkpoint, and in checkpoints of others, where transformers noted how it had been loaded."""
+    root = own.checkpoint("base")
+    assert llmos("train", root.id, "-s", "train.max_steps=1", "-q").code == 0
+    loaded = own.checkpoint("HEAD")
+    configs = [each.manifest.tree["tokenizer_config.json"].sha256 for each in (root, loaded)]
+    assert configs[0] == configs[1]
+    with own.begin("train", config={}) as run, own.stage() as staged:
+        shutil.copytree(root.path, staged, dirs_exist_ok=True)
+        (staged / "manifest.json").unlink()
+        noted = json.loads((staged / "tokenizer_config.json").read_text()) | {
+            "is_local": True,
+            "local_files_only": True,
+        }
+        (staged / "tokenizer_config.json").unlink()
+        (staged / "tokenizer_config.json").write_text(json.dumps(noted))
+        other = run.commit(staged, root.manifest.made, move=False)
+    ran = llmos("eval", root.id, other.id, "-s", "eval.latency=false", "--json")
+    assert ran.code == 0 and "different tokenizers" not in ran.err, ran.err
+    assert {each["samples"] for each in ran.json["evaluations"]} == {8}
+    assert llmos("diff", root.id, other.id, "--no-tensors", "--json").json["processor"]["settings"] == []
+
+
 def forged(text: str, told: dict) -> str:
     """With another first digit in one number."""
     value = repr(told["metrics"]["bits_per_byte"]["value"])

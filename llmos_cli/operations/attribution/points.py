@@ -241,7 +241,7 @@ class Points:
 
         config = checkpoint.config_json()
         facts = {name: config.get(name) for name in ("id2label", "vocab_size", "architectures")}
-        alike = json.dumps([processors.files(checkpoint.manifest), facts], sort_keys=True)
+        alike = json.dumps([processors.identity(checkpoint), facts], sort_keys=True)
         if alike not in self._exams:
             prepared = evaluating.prepare(self.ws, checkpoint, self.samples.data, seed=0, emit=self.emit)
             self._exams[alike] = prepared
