@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -26,6 +27,8 @@ def generate(
     with session(json=json, quiet=quiet) as s:
         workspace = s.workspace
         if prompt is None:
+            if " " in rev:
+                raise UsageError(f"{rev!r} is no checkpoint's name", hint=f"llmos generate -p {shlex.quote(rev)}")
             if sys.stdin.isatty():
                 raise UsageError("There is no prompt.", hint='llmos generate -p "The for statement is used to"')
             prompt = sys.stdin.read()

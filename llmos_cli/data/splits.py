@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from llmos_cli.data.documents import LONG, Documents
 from llmos_cli.data.fingerprint import digests, split_of
 from llmos_cli.data.rows import Rows
 from llmos_cli.errors import UsageError
@@ -31,7 +32,7 @@ def completed(
 def _cut(rows: Rows, shares: Mapping[str, float], *, source: str, inputs: Sequence[str]) -> dict[str, Rows]:
     keys = digests(rows, inputs)
     places = {key: split_of(key, shares) for key in keys}
-    _fill(places, ("train", *shares), source)
+    _fill(places, ("train", *shares), source, _more(rows))
     if "label" in rows.columns:
         _train_every_label(rows["label"], keys, places)
         if len(shares) == 2 and any(shares.values()) and set(places.values()) == {"train"}:
@@ -45,12 +46,20 @@ def _cut(rows: Rows, shares: Mapping[str, float], *, source: str, inputs: Sequen
     return {name: rows.take(indices) for name, indices in chosen.items()}
 
 
-def _fill(places: dict[bytes, str], names: Sequence[str], source: str) -> None:
+def _more(rows: Rows) -> str:
+    """How there would be more of them."""
+    texts = any(isinstance(column, Documents) for column in rows.columns.values())
+    return (
+        f"A text file is one row until it has more than {LONG:,} characters: add files or text" if texts else "Add rows"
+    )
+
+
+def _fill(places: dict[bytes, str], names: Sequence[str], source: str, more: str) -> None:
     """So few rows that a split got none: it takes the one whose hash is nearest, from the largest split."""
     if len(places) < len(names):
         raise UsageError(
             f"{source} has {len(places)} different rows, too few for {', '.join(names)}",
-            hint="Add rows, or name a file for each split under data.splits.",
+            hint=f"{more}, or name a file for each split under data.splits.",
         )
     for name in names:
         if name not in places.values():

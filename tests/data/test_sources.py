@@ -159,6 +159,13 @@ def test_text_files_are_documents_and_long_ones_passages(tmp_path, loaded):
     assert all(len(text) < 12_100 for text in read)
 
 
+def test_a_short_text_is_told_what_a_row_is(tmp_path, loaded):
+    (tmp_path / "note.txt").write_text("A short note.\n\nIn two parts.")
+    with pytest.raises(UsageError, match="has 1 different rows") as raised:
+        loaded(tmp_path / "note.txt", ("text",))
+    assert "until it has more than 32,000 characters" in raised.value.hint
+
+
 def test_conll_files(tmp_path, loaded):
     path = tmp_path / "news.conll"
     path.write_text("-DOCSTART- O\n\n" + "".join(f"Ann{i} NNP B-PER\nsmiles VBZ O\n. . O\n\n" for i in range(30)))
