@@ -159,7 +159,7 @@ CASES = [
     Case("eval 20010101-", 2, "20010101- could be any of 2 runs", ambiguous),
     Case("log -n 0", 2, "-n takes a number of checkpoints from 1 on, not 0"),
     Case("log -n many", 2, "--limit takes a whole number, not 'many'"),
-    Case("generate 'go on'", 2, "llmos generate -p 'go on'"),
+    Case("generate 'go on'", 2, "'go on' is no checkpoint's name"),
     Case("generate -p the --temperature nan", 2, "--temperature is nan"),
     Case("init configs/train.yaml", 1, "a file stands where a folder is needed"),
     Case("deploy --port 99999", 2, "deploy.port must be at most 65535, not 99999"),
