@@ -7,13 +7,14 @@ that it is true is found out by `operations/verify.py`, with the key of somebody
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmos_cli.core import lines
+from llmos_cli.core import lines, manifest
 from llmos_cli.core.listing import files, read_text
 from llmos_cli.core.operation import parse as read_operation
 from llmos_cli.core.refs import ID
@@ -35,6 +36,10 @@ class Bundle:
     method: Literal["key", "certificate"]
     key: str
     files: Mapping[str, str]
+
+    def is_of(self, text: bytes) -> bool:
+        """Whether the manifest that it names, as far as it says itself, is this one."""
+        return self.files.get(manifest.NAME) == hashlib.sha256(text).hexdigest()
 
 
 def path(dot: Path, checkpoint: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos_cli.core.signatures import Bundle
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -44,14 +44,12 @@ def signers(bundle: Bundle) -> Certificate:
     return _of(x509.load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"])))
 
 
-def require_valid(path: Path) -> None:
-    """UsageError where a file is no certificate, or one that does not hold today; NotFound where it cannot be read."""
+def require_valid(path: Path, text: bytes) -> None:
+    """UsageError where the text of a file is no certificate, or one that does not hold today."""
     from cryptography import x509
 
     try:
-        certificate = _of(x509.load_pem_x509_certificate(path.read_bytes()))
-    except OSError as error:
-        raise NotFound(f"the certificate {path} cannot be read: {error.strerror}", hint="is that its place?") from None
+        certificate = _of(x509.load_pem_x509_certificate(text))
     except ValueError:
         raise UsageError(
             f"{path} is not a certificate in PEM", hint="it begins with -----BEGIN CERTIFICATE-----"

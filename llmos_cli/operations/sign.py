@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmos_cli.core import manifest, signatures, storing
-from llmos_cli.core.objects import hash_file
 from llmos_cli.core.operation import Change
 from llmos_cli.core.view import Lines, View, short
 from llmos_cli.core.workspace import DOT, Checkpoint, Workspace
@@ -97,7 +96,7 @@ def _made(checkpoint: Checkpoint, key: Path, certificate: Path | None, chain: Se
 
     _check_key(key, with_certificate=certificate is not None)
     for each in (*([certificate] if certificate else []), *chain):
-        certificates.require_valid(each)
+        certificates.require_valid(each, read_file(each, "certificate"))
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "model.sig")
         try:
@@ -171,7 +170,7 @@ def _read_bundle(path: Path) -> str:
 
 def _keep(ws: Workspace, checkpoint: Checkpoint, bundle: signatures.Bundle) -> SignResult:
     """As one operation, so that `undo` takes it back."""
-    if bundle.files.get(manifest.NAME) != hash_file(checkpoint.path / manifest.NAME).sha256:
+    if not bundle.is_of((checkpoint.path / manifest.NAME).read_bytes()):
         raise Untrusted(
             f"the signature is not of {checkpoint.id[:12]}: it does not name its {manifest.NAME}",
             hint=f"sign the whole directory: {checkpoint.path}",

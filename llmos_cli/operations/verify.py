@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from llmos_cli.core import manifest, signatures, storing
 from llmos_cli.core.manifest import FileEntry
-from llmos_cli.core.objects import hash_file
 from llmos_cli.core.view import Group, Lines, Table, View, size
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Untrusted, UsageError
@@ -106,8 +105,7 @@ def _checked(ws: Workspace, checkpoint: Checkpoint, text: str, key: Path) -> Ver
 
 def _must_be_of(checkpoint: Checkpoint, bundle: signatures.Bundle) -> None:
     """As far as it says itself: one that says so wrongly is found out by the key."""
-    own = hash_file(checkpoint.path / manifest.NAME).sha256
-    if bundle.files.get(manifest.NAME, own) != own:
+    if manifest.NAME in bundle.files and not bundle.is_of((checkpoint.path / manifest.NAME).read_bytes()):
         raise Untrusted(
             f"the signature of {checkpoint.id[:12]} is that of another checkpoint, or its manifest was changed",
             hint="`llmos fsck` tells whether its manifest is what was saved; `llmos fetch` brings signatures",

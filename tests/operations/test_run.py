@@ -608,6 +608,14 @@ def test_an_answer_of_ours_is_heard(empty: Workspace, llmos) -> None:
     assert (told["message"], told["hint"]) == ("there is no x", "make one")
 
 
+def test_an_answer_may_be_one_long_line(empty: Workspace, llmos) -> None:
+    said = {"schema": "llmos.error/1", "error": {"code": 4, "message": "x" * 3_000_000, "hint": "make one"}}
+    (empty.root / "said.json").write_text(json.dumps(said))
+    (empty.root / "llmos.yaml").write_text("format: 1\npipeline:\n  said: {sh: cat said.json; exit 4}\n")
+    assert llmos("trust", "--pipeline").code == 0
+    assert llmos("run", "--json").json["stages"][0]["hint"] == "make one"
+
+
 def test_what_was_killed_says_by_what(empty: Workspace, llmos) -> None:
     (empty.root / "llmos.yaml").write_text("format: 1\npipeline:\n  slow: {sh: echo begun; kill -KILL $$}\n")
     assert llmos("trust", "--pipeline").code == 0

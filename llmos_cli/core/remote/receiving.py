@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmos_cli.core import manifest, signatures
+from llmos_cli.core import signatures
 from llmos_cli.core.lost import Loss
 from llmos_cli.core.manifest import FileEntry, Manifest
 from llmos_cli.core.protection import with_ancestors
@@ -188,7 +187,7 @@ def _check_signatures(ws: Workspace, signed: Mapping[str, str], new: Mapping[str
     """Whether each is of the checkpoint that it came for; whether it is true takes a key."""
     for checkpoint, text in signed.items():
         found = new.get(checkpoint) or (ws.manifest(checkpoint) if checkpoint not in ws.index.lost() else None)
-        if found and signatures.parse(text, "it").files.get(manifest.NAME) != sha256(found.text().encode()).hexdigest():
+        if found and not signatures.parse(text, "it").is_of(found.text().encode()):
             raise Corrupt(
                 f"the signature of {checkpoint[:12]} on the remote is that of another checkpoint", hint=hostile.HINT
             )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmos_cli.core import manifest, signatures
+from llmos_cli.core import signatures
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.remote import hostile, layout
 from llmos_cli.core.remote.remote import Remote, RemoteRef
@@ -53,8 +52,7 @@ def problems(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Problem]:
         )
     for checkpoint, bundle in survey.signatures.items():
         found = survey.manifest(checkpoint)
-        signed = signatures.parse(bundle, "it").files.get(manifest.NAME)
-        if found and signed != hashlib.sha256(found.text().encode()).hexdigest():
+        if found and not signatures.parse(bundle, "it").is_of(found.text().encode()):
             where = layout.signature_name(checkpoint)
             yield Problem(shown(where), "is the signature of another checkpoint", checkpoint)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from llmos_cli.core import lost, manifest, signatures
 from llmos_cli.core.listing import folders
-from llmos_cli.core.objects import hash_file
 from llmos_cli.core.refs import RUNS
 from llmos_cli.core.view import apart
 from llmos_cli.core.workspace import Workspace
@@ -63,7 +62,7 @@ def wrong_signature(ws: Workspace, signed: str) -> str:
         bundle = signatures.parse(signatures.read(ws.dot, signed) or "", "it")
     except Corrupt as error:
         return error.message
-    if path.is_file() and bundle.files.get(manifest.NAME) != hash_file(path).sha256:
+    if path.is_file() and not bundle.is_of(path.read_bytes()):
         return "is the signature of another checkpoint"
     return ""
 

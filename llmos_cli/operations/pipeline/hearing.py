@@ -16,8 +16,8 @@ _LOOKING = 0.2
 """Seconds between looks whether a process has ended whose output something else holds open."""
 _PIPE = 1 << 20
 """Bytes: as much as a pipe of Linux can hold, so that one read takes all that is there."""
-_LINE = 1 << 20
-"""Bytes after which a line is passed on though it has no end."""
+_LINE = 16 << 20
+"""Bytes after which a line is passed on though it has no end; an answer of llmos is one line, and shorter."""
 _ANSWER = 64 << 20
 """Characters: what is longer is no answer of llmos."""
 
