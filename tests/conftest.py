@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import io
 import os
@@ -118,10 +119,9 @@ def _cold(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def libraries(of_all_workers: Path) -> Path:
     """The cache folder, one for all workers, of what tests compile."""
-    own = tmp_path_factory.getbasetemp()
-    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
+    return of_all_workers / "compiled"
 
 
 @pytest.fixture
@@ -161,18 +161,47 @@ def workspace(new_workspace: Callable[..., Workspace], tmp_path: Path, monkeypat
 
 
 @pytest.fixture(scope="session")
-def new_workspace() -> Callable[..., Workspace]:
-    """`new_workspace(directory, "image-classification")` makes a workspace with that template's tiny config."""
-    return _new_workspace
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, one for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
-def _new_workspace(directory: Path, template: str = "causal-lm") -> Workspace:
+@pytest.fixture(scope="session")
+def new_workspace(of_all_workers: Path) -> Callable[..., Workspace]:
+    """`new_workspace(directory, "image-classification")` makes a workspace with that template's tiny config, and with what is
+    derived from its data: that costs more than most tests, and is the same for all."""
+
+    def make(directory: Path, template: str = "causal-lm") -> Workspace:
+        made = _new_workspace(directory, template)
+        shutil.copytree(_derived(of_all_workers / f"derived-{template}", template), made.cache, dirs_exist_ok=True)
+        return made
+
+    return make
+
+
+def _new_workspace(directory: Path, template: str) -> Workspace:
     from llmos_cli.core.workspace import Workspace
     from llmos_cli.operations.init import init
 
     init(directory, template)
     (directory / "configs" / "train.yaml").write_text(TINY[template])
     return Workspace.find(directory)
+
+
+def _derived(place: Path, template: str) -> Path:
+    """The cache of a workspace that has prepared the data of the template's tiny config; made by the first who asks."""
+    from llmos_cli.operations.config import resolve
+    from llmos_cli.operations.training.start import start
+
+    place.parent.mkdir(exist_ok=True)
+    with (place.with_suffix(".lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            made = _new_workspace(place.with_suffix(".making"), template)
+            start(made, None, resolve(made, "train").config)
+            made.cache.rename(place)
+    return place
 
 
 TINY = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from llmos_cli.data import stdlib
+from llmos_cli.data.cache import json_entry
 from llmos_cli.data.fingerprint import split_of
 from llmos_cli.data.rows import Rows
 
@@ -22,10 +24,19 @@ def load(cache: Path) -> dict[str, Rows]:
     """
     from pydoc_data.topics import topics
 
-    splits = {
-        name: [topics[topic] for topic in sorted(topics) if _split(topic) == name] for name in (*HELD_OUT, "train")
-    }
-    return {name: Rows({"text": texts}) for name, texts in _apart(splits).items()}
+    pages = sorted(topics.items())
+    rows = json_entry(cache, "pydoc", ["pydoc/1", stdlib.identity(pages)], lambda: _all_rows(pages))
+    return {split: Rows({"text": [text for name, text in rows if name == split]}) for split in (*HELD_OUT, "train")}
+
+
+def _all_rows(pages: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(split, text), held-out topics first."""
+    splits: dict[str, list[str]] = {name: [] for name in (*HELD_OUT, "train")}
+    for topic, text in pages:
+        splits[_split(topic)].append(text)
+    for name, texts in _apart(splits).items():
+        for text in texts:
+            yield name, text
 
 
 def _split(topic: str) -> str:
