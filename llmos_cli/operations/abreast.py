@@ -7,7 +7,7 @@ past a budget. The numbers are the bits that `scoring.evaluate` gives of the mod
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,16 @@ from llmos_cli.events import Emit, Progress
 from llmos_cli.models.activations import Spill
 from llmos_cli.models.replay import Replay, replaying
 from llmos_cli.models.shelf import Shelf
+from llmos_cli.operations.beside import Judged, judged
 from llmos_cli.tasks import scoring
-from llmos_cli.tasks.base import Batch, Outcome, Split, Task
+from llmos_cli.tasks.base import Batch, Split, Task
 
 
 @dataclass(frozen=True)
 class Abreast:
-    """`before`: the parent by itself; `after`: the result, once for each teacher, with the column `kl` to it; `logits`: what the
-    result's files answer to the samples asked beside the split."""
+    """`logits`: what the result's files answer to the samples asked beside the split."""
 
-    before: Outcome
-    after: Mapping[Path, Outcome]
+    outcomes: Judged
     logits: Tensor
 
 
@@ -47,28 +46,18 @@ def abreast(
 ) -> Abreast:
     """Every sample of `split`, judged by the checkpoint directories' models; `asked`: further samples, without labels."""
     rows = list(scoring.batches(len(split), batch_size))
-    before: list[dict[str, Tensor]] = []
-    after: dict[Path, list[dict[str, Tensor]]] = {path: [] for path in teachers}
-
-    def judge(number: int, first: int) -> None:
-        """A function, so that the logits of one batch are gone before the next one's come."""
-        batch = device.move(split.batch(rows[number]), device.pick())
-        logits = {path: walk.logits(number, batch) for path, walk in walks.items()}
-        before.append(scoring.columns(task, batch, logits[parent], None, first))
-        for teacher in teachers:
-            after[teacher].append(scoring.columns(task, batch, logits[result], logits[teacher], first))
-
     with ExitStack() as stack:
         walks = {path: stack.enter_context(walking(path, spill)) for path in dict.fromkeys([result, parent, *teachers])}
         for place, (path, walk) in enumerate(walks.items(), 1):
             stage = "the result" if path == result else "the parent" if path == parent else "the original"
             walk.through(split, rows, asked, f"evaluate {stage} block by block ({place} of {len(walks)})", emit)
-        for number, range_ in enumerate(rows):
-            judge(number, range_.start)
+
+        def answers(number: int, batch: Batch) -> dict[Path, Tensor]:
+            return {path: walk.logits(number, batch) for path, walk in walks.items()}
+
+        outcomes = judged(task, split, rows, answers, result=result, parent=parent, teachers=teachers)
         answered = walks[result].logits(len(rows), device.move(asked, device.pick())).float().cpu()
-    return Abreast(
-        scoring.outcome(split, before), {path: scoring.outcome(split, kept) for path, kept in after.items()}, answered
-    )
+    return Abreast(outcomes, answered)
 
 
 class Walk:

@@ -35,6 +35,7 @@ from llmos_cli.models.load import load, skeleton
 from llmos_cli.models.save import stored_names
 from llmos_cli.operations import fresh, served
 from llmos_cli.operations.abreast import abreast
+from llmos_cli.operations.beside import Judged, judged
 from llmos_cli.operations.served import Speed
 from llmos_cli.tasks import scoring
 from llmos_cli.tasks.base import Batch, Outcome, Prepared, Split, Task
@@ -132,6 +133,15 @@ class Exhibits:
     untimed: str = ""
     """Why latency is not to be measured."""
 
+    @property
+    def teachers(self) -> list[Path]:
+        return list(dict.fromkeys(self.ancestors.values()))
+
+    @property
+    def fitting(self) -> int:
+        """Samples in a batch."""
+        return scoring.within(self.batch_size, self.logits[0].numel())
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -163,7 +173,7 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
     conforms = _conforming(exhibits.staged)
     split = exhibits.prepared.splits[exhibits.split]
     if exhibits.memory:
-        outcomes, logits = _block_by_block(exhibits, split, exhibits.memory, emit=emit)
+        found, logits = _block_by_block(exhibits, split, exhibits.memory, emit=emit)
         parity = _compared(exhibits, logits, "llmos, block by block", fresh=False)
         _check(parity)
         if exhibits.memory.reload:
@@ -171,12 +181,14 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
                 parity = answer()
     else:
         with reloading(exhibits) as answer:
-            outcomes = _side_by_side(exhibits, split, emit=emit)
+            found = _side_by_side(exhibits, split, emit=emit)
             parity = answer()
     _check(parity)
     speed, unmeasured = _timed(exhibits, split, emit=emit)
     facts = exhibits.prepared.facts
-    before, after = (scoring.intervals(exhibits.task, outcome, facts, seed=seed) for outcome in outcomes)
+    before, after = (
+        scoring.intervals(exhibits.task, outcome, facts, seed=seed) for outcome in _outcomes(exhibits, found)
+    )
     return Proof(
         parity=parity,
         split=exhibits.split,
@@ -232,9 +244,8 @@ def reloading(exhibits: Exhibits) -> Iterator[Callable[[], Parity]]:
 
 def parity_inputs(split: Split, model: PreTrainedModel) -> Batch:
     """The held-out samples that the result in memory and the one read back are compared on."""
-    vocabulary = getattr(model.get_output_embeddings(), "out_features", 1)
-    positions = split.batch([0]).get("input_ids", torch.empty(1)).numel()
-    rows = range(min(PARITY_SAMPLES, len(split), max(1, PARITY_LOGITS // (vocabulary * positions))))
+    most = scoring.within(PARITY_SAMPLES, scoring.logits_of_one(model, split), PARITY_LOGITS)
+    rows = range(min(most, len(split)))
     return {name: value for name, value in split.batch(rows).items() if name != "labels"}
 
 
@@ -265,11 +276,8 @@ def _compared(exhibits: Exhibits, logits: Tensor, reader: str, *, fresh: bool) -
     return Parity(float(difference), float(exhibits.logits.abs().max()), reader, fresh)
 
 
-def _block_by_block(
-    exhibits: Exhibits, split: Split, memory: Memory, *, emit: Emit
-) -> tuple[tuple[Outcome, Outcome], Tensor]:
+def _block_by_block(exhibits: Exhibits, split: Split, memory: Memory, *, emit: Emit) -> tuple[Judged, Tensor]:
     """The same outcomes with one block in memory at a time, and what the result's files answer to the samples asked."""
-    teachers = list(dict.fromkeys(exhibits.ancestors.values()))
     # Logits of both models, and what is made of them, are in memory at once: an eighth of it each.
     fitting = memory.allowed // (8 * exhibits.logits[0].nbytes)
     found = abreast(
@@ -277,45 +285,42 @@ def _block_by_block(
         split,
         result=exhibits.staged,
         parent=exhibits.parent,
-        teachers=teachers,
+        teachers=exhibits.teachers,
         asked=exhibits.asked,
-        batch_size=max(1, min(exhibits.batch_size, fitting)),
+        batch_size=max(1, min(exhibits.fitting, fitting)),
         spill=memory.spill,
         emit=emit,
     )
-    columns = {name: found.after[path].extra["kl"] for name, path in exhibits.ancestors.items()}
-    return (found.before, replace(found.after[teachers[-1]], extra=columns)), found.logits
+    return found.outcomes, found.logits
 
 
-def _side_by_side(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Outcome, Outcome]:
-    """What the parent answers, and the result as its files say it, with KL to each ancestor."""
+def _side_by_side(exhibits: Exhibits, split: Split, *, emit: Emit) -> Judged:
+    """What the parent answers, and the result as its files say it, with all models in memory."""
+    emit(Progress("evaluate parent and result", 0, len(split), "sample"))
     on = device.pick()
-    models: dict[Path, PreTrainedModel] = {}
+    paths = dict.fromkeys((exhibits.parent, exhibits.staged, *exhibits.teachers))
+    models = {path: load(path, device=on) for path in paths}
 
-    def judged(path: Path, teacher: Path | None, stage: str) -> Outcome:
-        emit(Progress(stage, 0, len(split), "sample"))
-        for wanted in filter(None, (path, teacher)):
-            models.setdefault(wanted, load(wanted, device=on))
-        beside = models[teacher] if teacher else None
-        return scoring.evaluate(
-            exhibits.task,
-            models[path],
-            split,
-            batch_size=exhibits.batch_size,
-            teacher=beside,
-            emit=emit,
-            stage=stage,
-        )
+    def answers(number: int, batch: Batch) -> dict[Path, Tensor]:
+        with torch.inference_mode():
+            return {path: scoring.forward(model, batch) for path, model in models.items()}
 
-    before = judged(exhibits.parent, None, "evaluate the parent")
-    columns: dict[str, Tensor] = {}
-    after = before
-    for path in dict.fromkeys(exhibits.ancestors.values()):
-        after = judged(exhibits.staged, path, "evaluate the result")
-        columns |= {name: after.extra["kl"] for name, other in exhibits.ancestors.items() if other == path}
-        if path != exhibits.parent:
-            models.pop(path, None)
-    return before, replace(after, extra=columns)
+    return judged(
+        exhibits.task,
+        split,
+        list(scoring.batches(len(split), exhibits.fitting)),
+        answers,
+        result=exhibits.staged,
+        parent=exhibits.parent,
+        teachers=exhibits.teachers,
+        emit=emit,
+    )
+
+
+def _outcomes(exhibits: Exhibits, found: Judged) -> tuple[Outcome, Outcome]:
+    """Before and after; after with a column for the KL to each ancestor."""
+    columns = {name: found.after[path].extra["kl"] for name, path in exhibits.ancestors.items()}
+    return found.before, replace(found.after[exhibits.parent], extra=columns)
 
 
 def _timed(exhibits: Exhibits, split: Split, *, emit: Emit) -> tuple[Speed | None, str]:

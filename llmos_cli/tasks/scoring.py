@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from llmos_cli import events
 from llmos_cli.tasks.base import Batch, Outcome, Scored, Split, Task
 
+LOGITS = 2**25
+"""Logits of one model that are in memory at once, in evaluation (128 MB in fp32)."""
 CHUNK = 2**21
 """Logits whose softmax is in memory at once, in evaluation (8 MB in fp32)."""
 
@@ -59,17 +61,18 @@ def evaluate(
 ) -> Outcome:
     """Every sample of `split` once, in order; `teacher` adds the column `kl` (of the teacher to the model).
 
-    Memory is bounded by one batch: what is kept is a few numbers for each scored position.
+    Memory is bounded by one batch, of fewer than `batch_size` samples where a large vocabulary makes them large: what is kept is
+    a few numbers for each scored position.
     """
     was_training = model.training
     model.eval()
     kept: list[dict[str, Tensor]] = []
     started, samples = time.monotonic(), len(split)
     with torch.inference_mode():
-        for rows in batches(samples, batch_size):
+        for rows in batches(samples, within(batch_size, logits_of_one(model, split))):
             kept.append(_judged(task, model, teacher, split, rows))
             elapsed = time.monotonic() - started
-            emit(_progress(stage, rows.stop, samples, elapsed))
+            emit(progress(stage, rows.stop, samples, elapsed))
     model.train(was_training)
     return outcome(split, kept)
 
@@ -86,11 +89,23 @@ def outcome(split: Split, kept: list[dict[str, Tensor]]) -> Outcome:
 def probabilities(task: Task, model: nn.Module, split: Split, *, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(probabilities [N, C] of the scored positions, global sample [N]) of each batch in order, on the CPU."""
     model.eval()
-    for rows in batches(len(split), batch_size):
+    for rows in batches(len(split), within(batch_size, logits_of_one(model, split))):
         with torch.inference_mode():
             batch = _on(model, split.batch(rows))
             scored = task.scored(forward(model, batch), batch)
             yield F.softmax(scored.logits_NC.float(), dim=-1).cpu(), scored.sample_N.cpu() + rows.start
+
+
+def logits_of_one(model: nn.Module, split: Split) -> int:
+    """Logits that a model with a head over a vocabulary gives for one sample; of other models 1, for they have few."""
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    positions = split.batch([0]).get("input_ids", torch.empty(1)).numel() if len(split) else 1
+    return int(getattr(find(), "out_features", 1)) * positions
+
+
+def within(batch_size: int, logits: int, most: int | None = None) -> int:
+    """Samples with so many `logits` each that make a batch: `batch_size`, or fewer, so that there are at most `most` (LOGITS)."""
+    return max(1, min(batch_size, (most or LOGITS) // logits))
 
 
 def batches(samples: int, size: int) -> Iterator[range]:
@@ -147,7 +162,7 @@ def _position_columns(scored: Scored, taught: Scored | None) -> dict[str, Tensor
     return columns
 
 
-def _progress(stage: str, done: int, total: int, elapsed: float) -> events.Progress:
+def progress(stage: str, done: int, total: int, elapsed: float) -> events.Progress:
     rate = done / max(elapsed, 1e-9)
     return events.Progress(
         stage, done, total, unit="sample", rate=rate, rate_unit="samples", elapsed=elapsed, eta=(total - done) / rate

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from llmos_cli import tasks
+from llmos_cli.models.build import build
+from llmos_cli.options.model import ModelOptions
 from llmos_cli.tasks import classification, scoring
 from llmos_cli.tasks.base import Outcome, Scored
+from tests.tasks.conftest import ARCHS
 
 LM, TEXT = tasks.load("causal-lm"), tasks.load("text-classification")
 
@@ -172,3 +175,21 @@ def test_evaluation_never_holds_the_softmax_of_a_batch(case, monkeypatch):
     bits = scoring.evaluate(task, model, split, batch_size=8)
     torch.testing.assert_close(whole.nll_N, bits.nll_N)
     assert torch.equal(whole.predicted_N, bits.predicted_N)
+
+
+def test_no_more_samples_go_through_at_once_than_whose_logits_fit(prepare, monkeypatch):
+    prepared = prepare("causal-lm")
+    model = build(ModelOptions(**ARCHS["causal-lm"]), "causal-lm", prepared.facts, seed=0)
+    split, sizes = prepared.splits["validation"], []
+    model.register_forward_pre_hook(lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    whole = scoring.evaluate(LM, model, split, batch_size=8)
+    assert max(sizes) == 8 < len(split)
+    one = model.get_output_embeddings().out_features * split.length
+    for fit, most in ((3 * one, 3), (one // 2, 1)):
+        monkeypatch.setattr(scoring, "LOGITS", fit)
+        sizes.clear()
+        torch.testing.assert_close(scoring.evaluate(LM, model, split, batch_size=8).nll_N, whole.nll_N)
+        assert max(sizes) == most and sum(sizes) == len(split)
+        sizes.clear()
+        told = list(scoring.probabilities(LM, model, split, batch_size=8))
+        assert max(sizes) == most and len(told) == len(sizes)
