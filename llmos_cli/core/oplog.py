@@ -9,7 +9,7 @@ that was cut off by a kill or a power failure is finished by the next one to tak
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,8 +118,15 @@ class OperationLog(History):
         """`note` for a caller that is inside `locked()`."""
         self.audit.append(what, author())
 
-    def undo(self, which: str | None = None, *, emit: Emit = ignore) -> Operation:
-        """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over."""
+    def undo(
+        self,
+        which: str | None = None,
+        *,
+        also: Callable[[Operation], Iterable[Change]] = lambda _: (),
+        emit: Emit = ignore,
+    ) -> Operation:
+        """Reverse the last operation that is still in force, or the one whose id begins with `which`. What only freed is passed over.
+        `also`: what goes with it that no operation made."""
         operations = list(self.operations())
         target = reversing.to_undo(operations, which)
         for flaw in continuity.flaws(self, self.audit, operations):
@@ -127,12 +134,15 @@ class OperationLog(History):
                 what = flaw.ref or f"what `{target.name}` moved"
                 raise Corrupt(f"{what} would go where it may never have been: {flaw.what}", hint=continuity.HINT)
         changes = [change.reversed() for change in reversed(target.changes)]
+        own = {change.what for change in changes}
+        changes += [change for change in also(target) if change.what not in own]
         return self._apply(new(f"undo {target.name}", changes, target.run, "undo", target.id), emit)
 
     def redo(self, *, emit: Emit = ignore) -> Operation:
         """Do again what the last `undo` reversed."""
-        target = reversing.to_redo(list(self.operations()))
-        return self._apply(new(f"redo {target.name}", target.changes, target.run, "redo", target.id), emit)
+        target, undone = reversing.to_redo(list(self.operations()))
+        changes = [change.reversed() for change in reversed(undone.changes)]
+        return self._apply(new(f"redo {target.name}", changes, target.run, "redo", target.id), emit)
 
     def said(self, ref: str) -> str | None:
         """What a ref says; where that makes no sense, where the log left it: what whoever overwrites it may go back to."""

@@ -19,10 +19,11 @@ def to_undo(operations: Sequence[Operation], which: str | None) -> Operation:
     return target
 
 
-def to_redo(operations: Sequence[Operation]) -> Operation:
-    """What the last undo reversed."""
+def to_redo(operations: Sequence[Operation]) -> tuple[Operation, Operation]:
+    """What the last undo reversed, and that undo."""
     _, undone = _stacks(operations)
-    return _pick(undone, None, "redo")
+    target = _pick(undone, None, "redo")
+    return target, next(each for each in reversed(operations) if each.kind == "undo" and each.of == target.id)
 
 
 def _stacks(operations: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:

@@ -10,7 +10,7 @@ from llmos_cli.operations.summary import shown_id
 
 @dataclass(frozen=True)
 class MovedRef:
-    """`before` is empty for a new one."""
+    """`before` is empty for a new one, `checkpoint` for one that is there no more."""
 
     ref: str
     before: str
@@ -20,6 +20,8 @@ class MovedRef:
     def told(self) -> Line:
         kind, _, name = self.ref.partition("/")
         kind = {"heads": "branch", "tags": "tag"}.get(kind, kind)
+        if not self.checkpoint:
+            return [f"{kind} ", Span(name, "name"), " is there no more; it was at ", shown_id(self.before)]
         came = [" from ", shown_id(self.before), " to "] if self.before else [" is new, at "]
         # No colon after it: a tag may be called `secret`, and what follows that would be hidden.
         return [f"{kind} ", Span(name, "name"), *came, shown_id(self.checkpoint)]

@@ -22,7 +22,7 @@ from llmos_cli.operations.remote import RemoteSettings
 
 
 class FetchResult(Cargo):
-    """What came from a remote; `refs`: its branches (`origin/main`) and tags that are new here or moved; `lineage`: manifests whose
+    """What came from a remote; `refs`: its branches (`origin/main`) and tags that are new here, or moved, and branches that are there no more; `lineage`: manifests whose
     weights it does not have."""
 
     def view(self) -> View:
@@ -187,6 +187,9 @@ def _moved(ws: Workspace, there: Remote, refs: Mapping[str, RemoteRef]) -> Itera
         before = known.get(ref.removeprefix("refs/"), "")
         if ref.startswith(HEADS) and each.value and each.value != before:
             yield MovedRef(f"heads/{there.name}/{ref.removeprefix(HEADS)}", before, each.value)
+    for ref, before in known.items():
+        if (now := refs.get(f"refs/{ref}")) is not None and now.value is None and f"refs/{ref}".startswith(HEADS):
+            yield MovedRef(f"heads/{there.name}/{ref.partition('/')[2]}", before, "")
 
 
 def _bring(ws: Workspace, there: Remote, coming: receiving.Receiving, tags: list[Change], emit: Emit) -> None:

@@ -104,12 +104,15 @@ def delete(
     dry_run: bool = False,
     emit: Emit = ignore,
 ) -> DeleteResult:
-    """Branches and tags of the remote, by name; yours stay."""
+    """Branches and tags of the remote, by name; yours stay. Conflict where one is not where this workspace last heard of it, unless
+    forced: somebody may have moved it on."""
     place = remotes.named(ws, remote)
     with remotes.turn(ws, place):
         there = remotes.opened(ws, place)
         known = there.refs()
         gone = [_there(ws, there, known, name) for name in names]
+        for each in gone if not force else ():
+            _check_seen(ws, there, each)
         if not dry_run:
             ws.oplog.note(f"push --delete {', '.join(each.ref.removeprefix('refs/') for each in gone)} to {place.name}")
             _move(there, [(known[each.ref], None) for each in gone if known[each.ref].value], force=force)
@@ -131,6 +134,18 @@ def _there(ws: Workspace, there: Remote, known: Mapping[str, RemoteRef], name: s
     if not found:
         raise NotFound(f"{there.name} has no branch and no tag {name}", hint="`llmos fetch` shows what it has")
     return found[0]
+
+
+def _check_seen(ws: Workspace, there: Remote, ref: RemoteRef) -> None:
+    """What was sent from here is known too, though a tag that stands in another's way is not remembered."""
+    kind, _, name = ref.ref.removeprefix("refs/").partition("/")
+    seen = ws.refs.read(_remembered(there.name, ref.ref))
+    if ref.value not in (seen, ws.refs.read(ref.ref)):
+        heard = f"was at {seen[:12]} when it was last heard of" if seen else "was never heard of here"
+        raise Conflict(
+            f"{'branch' if kind == 'heads' else 'tag'} {name} is at {str(ref.value)[:12]} on {there.name}, and {heard}: it was not deleted",
+            hint=f"`llmos fetch {there.name}` shows it; `llmos push --delete --force {name}` deletes it all the same",
+        )
 
 
 def _all(ws: Workspace) -> dict[str, str]:

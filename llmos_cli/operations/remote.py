@@ -16,7 +16,7 @@ from llmos_cli.core import atomic, audit, heard, lines, urls, yaml12
 from llmos_cli.core.key import make_key, read_key
 from llmos_cli.core.listing import read_text
 from llmos_cli.core.locks import lock
-from llmos_cli.core.operation import Change
+from llmos_cli.core.operation import Change, Operation
 from llmos_cli.core.processes import host
 from llmos_cli.core.refs import REMOTES
 from llmos_cli.core.remote.downloading import FOLDER
@@ -184,16 +184,25 @@ def remove(ws: Workspace, name: str) -> RemoteResult:
 
     place = named(ws, name)
     before = str(_text(ws))
-    forgotten = [
-        Change(f"{REMOTES}{ref}", value, None)
-        for ref, value in ws.refs.under(REMOTES).items()
-        if ref.startswith(f"{name}/")
-    ]
-    if heard.read(ws, name) is not None:
-        forgotten.append(Change(file := heard.file_of(name), read_text(ws.root / file), None))
     after = config_edit.without(before, f"remotes.{name}", file=SETTINGS)
-    ws.oplog.apply(f"remote rm {name}", [Change(SETTINGS, before, after), *forgotten], emit=ws.emit)
+    ws.oplog.apply(f"remote rm {name}", [Change(SETTINGS, before, after), *_forgotten(ws, name)], emit=ws.emit)
     return RemoteResult("removed", place)
+
+
+def forgotten_with(ws: Workspace, undone: Operation) -> Iterator[Change]:
+    """What is known of the remotes that undoing an operation takes out of llmos.yaml: another one of the name would be taken for it."""
+    for change in undone.changes:
+        if change.what == SETTINGS:
+            for name in _said(change.after or "").keys() - _said(change.before or "").keys():
+                yield from _forgotten(ws, name)
+
+
+def _forgotten(ws: Workspace, name: str) -> Iterator[Change]:
+    for ref, value in ws.refs.under(REMOTES).items():
+        if ref.startswith(f"{name}/"):
+            yield Change(f"{REMOTES}{ref}", value, None)
+    if heard.read(ws, name) is not None:
+        yield Change(file := heard.file_of(name), read_text(ws.root / file), None)
 
 
 def remotes(ws: Workspace) -> RemotesResult:
@@ -206,7 +215,11 @@ def remotes(ws: Workspace) -> RemotesResult:
 
 def settings(ws: Workspace) -> dict[str, RemoteSettings]:
     """`remotes:` of llmos.yaml: name -> `{url: ...}`, or the URL alone."""
-    node = yaml12.parse(_text(ws) or "", SETTINGS).mapping.get("remotes")
+    return _said(_text(ws) or "")
+
+
+def _said(text: str) -> dict[str, RemoteSettings]:
+    node = yaml12.parse(text, SETTINGS).mapping.get("remotes")
     if node and node.value is not None and not isinstance(node.value, dict):
         raise ConfigError(
             "remotes are no mapping", hint="write `remotes: {origin: {url: /mnt/models}}`", place=node.place

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmos_cli.core.operation import Change, Operation, told
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
+from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.summary import SHORT
 
 
@@ -28,7 +29,7 @@ class UndoResult:
 
 def undo(ws: Workspace, operation: str | None = None) -> UndoResult:
     """`operation`: the beginning of an id of `op log`; the last one that is still in force when absent."""
-    undone = ws.oplog.undo(operation, emit=ws.emit)
+    undone = ws.oplog.undo(operation, also=lambda target: remotes.forgotten_with(ws, target), emit=ws.emit)
     return UndoResult(undone, tuple(sorted(each for each in ws.oplog.freed_since(undone.of) if not _here(ws, each))))
 
 

@@ -69,7 +69,9 @@ class S3Store:
     def chunks(self, name: str, start: int) -> Iterator[bytes]:
         with _told(self._url):
             try:
-                body = self._client.get_object(**self._at(name), Range=f"bytes={start}-")["Body"]
+                # Of an empty object S3 has no first byte to begin at.
+                part = {"Range": f"bytes={start}-"} if start else {}
+                body = self._client.get_object(**self._at(name), **part)["Body"]
             except self._client.exceptions.NoSuchKey:
                 raise NotFound(f"{name} is not in {self._url} any more", hint="try again") from None
             with contextlib.closing(body):

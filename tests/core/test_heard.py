@@ -13,7 +13,9 @@ from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.branch import branch, delete_branch
 from llmos_cli.operations.fetch import fetch
 from llmos_cli.operations.fsck import fsck
+from llmos_cli.operations.fsck_remote import fsck_remote
 from llmos_cli.operations.push import push
+from llmos_cli.operations.redo import redo
 from llmos_cli.operations.tag import tag
 from llmos_cli.operations.undo import undo
 from tests.core.conftest import commit_to
@@ -173,3 +175,25 @@ def test_a_workspace_of_before_there_were_notes_has_one_from_the_next_fetch_on(s
     undo(sent)  # the branch comes back
     commit_to(sent, {"a": "3"})
     assert fsck(sent).problems == ()
+
+
+def test_a_remote_whose_adding_was_undone_is_forgotten(sent: Workspace, tmp_path: Path) -> None:
+    """Another one of that name is not asked for what the first had."""
+    known = refs(sent)
+    assert undo(sent).operation.name == "undo branch -d side" and undo(sent).operation.name == "undo remote add origin"
+    assert refs(sent) == {} and heard.noted(sent) == []
+    redo(sent)
+    assert refs(sent) == known and heard.noted(sent) == ["origin"] and not fsck(sent).problems
+    undo(sent)
+    remotes.add(sent, "origin", str(tmp_path / "new"))
+    push(sent, ["v1"])
+    assert fsck_remote(sent, "origin").problems == ()
+
+
+def test_a_remote_that_was_removed_and_added_again_is_undone_step_by_step(sent: Workspace, tmp_path: Path) -> None:
+    known = refs(sent)
+    remotes.remove(sent, "origin")
+    remotes.add(sent, "origin", str(tmp_path / "far"))
+    fetch(sent)
+    undo(sent), undo(sent)
+    assert refs(sent) == known and remotes.settings(sent)["origin"].url and not fsck(sent).problems

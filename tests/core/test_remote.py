@@ -29,6 +29,7 @@ from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
 from llmos_cli.events import Event, Progress
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.branch import branch
+from llmos_cli.operations.cargo import MovedRef
 from llmos_cli.operations.checkout import checkout
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fetch import fetch
@@ -369,11 +370,33 @@ def test_a_branch_that_is_deleted_there_and_made_again(ws: Workspace, commit: Co
         other.resolve("origin/main")
     with pytest.raises(NotFound, match="origin has no branch and no tag main"):
         delete(other, ["main"])
-    fetch(other)
+    assert fetch(other).lines() == ["nothing new on origin"]
     with pytest.raises(NotFound, match="origin has no branch main"):
         pull(other)
     assert push(ws).checkpoints == 0
     assert whole(ws) == {"refs/heads/main": first.id}
+
+
+def test_a_branch_that_somebody_else_moved_on_is_not_deleted_unseen(ws: Workspace, commit: Commit, far: Path) -> None:
+    first = commit(a="1")
+    branch(ws, "try"), push(ws, ["main", "try"])
+    other = cloned(far)
+    branch(other, "try", "origin/try"), checkout(other, "try")
+    second = commit_to(other, {"a": "2"})
+    push(other, ["try"])
+    with pytest.raises(Conflict, match=f"at {second.id[:12]} on origin, and was at {first.id[:12]} when it was last"):
+        delete(ws, ["try"])
+    stranger = Workspace.create(far.parent / "stranger")
+    remotes.add(stranger, "origin", str(far))
+    with pytest.raises(Conflict, match="and was never heard of here: it was not deleted"):
+        delete(stranger, ["try"])
+    fetch(ws)
+    assert delete(ws, ["try"]).refs == {"heads/try": second.id}
+    gone = MovedRef("heads/origin/try", second.id, "")
+    assert fetch(other, dry_run=True).refs == fetch(other).refs == (gone,) and fetch(other).refs == ()
+    assert "is there no more" in str(gone.told)
+    push(other, ["try"])
+    assert delete(stranger, ["try"], force=True).refs == {"heads/try": second.id}
 
 
 # Settings
@@ -657,6 +680,7 @@ SPOILED: dict[str, Spoil] = {
     "a ref to what is not there": ref(json.dumps({"ref": "refs/heads/main", "value": "0" * 64})),
     "a ref under another's name": ref(json.dumps({"ref": "refs/heads/other", "value": "0" * 64})),
     "a ref that is endless": ref("x" * 100_000),
+    "a ref that nobody counted to": ref(layout.text({"ref": "refs/heads/main", "value": "0" * 64}).decode(), number=99_999_999),
     "a run that leads out": run(lambda value, far: value.update(run="../../escaped")),
     "a run with a file that leads out": run(lambda value, far: value["tree"].update({"../x": value["tree"]["log.txt"]})),
     "a run with a state": run(lambda value, far: value["tree"].update({"state/training.pt": value["tree"]["log.txt"]})),

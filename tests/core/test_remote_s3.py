@@ -21,6 +21,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, NotFound, UsageError
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.clone import clone
+from llmos_cli.operations.fsck_remote import fsck_remote
 from llmos_cli.operations.pull import pull
 from llmos_cli.operations.push import push
 from llmos_cli.transports import s3
@@ -65,6 +66,17 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_there_and_back(ws: Workspace, bucket: str, tmp_path: Path) -> None:
     there_and_back(ws, bucket, tmp_path)
+
+
+def test_an_empty_file_is_one(ws: Workspace, bucket: str, commit: Commit) -> None:
+    """Asked for the bytes from the first one on, S3 says that there is none."""
+    commit(a="", b="content")
+    remotes.add(ws, "origin", bucket)
+    push(ws)
+    assert fsck_remote(ws, "origin").problems == ()
+    there = remotes.opened(ws, remotes.named(ws, None))
+    nothing = layout.object_name(hashlib.sha256(b"").hexdigest())
+    assert there.store.size(nothing) == 0 and list(there.store.chunks(nothing, 0)) == []
 
 
 def test_of_many_who_push_at_once_one_wins_and_the_others_know(

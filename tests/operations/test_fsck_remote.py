@@ -26,6 +26,7 @@ from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
 from llmos_cli.operations.fsck import fsck
 from llmos_cli.operations.fsck_remote import FsckRemoteResult, fsck_remote
+from llmos_cli.operations.integrity.remote_files import shown
 from llmos_cli.operations.pipeline.cache import text_of
 from llmos_cli.operations.pipeline.memory import Memory, Result
 from llmos_cli.operations.push import push
@@ -339,6 +340,21 @@ def test_a_file_is_told_by_its_own_name(used: Workspace) -> None:
             add(far(used) / there.stored(name))
         found = {each.where: each.hurts for each in checked(used).problems}
     assert set(found) == {f"checkpoints/{first[:12]}.json", *names[1:]} and found[names[2]] == ("origin/main",)
+
+
+def test_a_move_that_nobody_counted_to_is_one_file_to_take_away(used: Workspace) -> None:
+    """And not ninety-nine million that are missing before it."""
+    there = remotes.opened(used, remotes.named(used, None))
+    there.must_be_begun()
+    name = layout.ref_name("refs/heads/main", 99_999_999)
+    text = layout.text({"ref": "refs/heads/main", "value": used.resolve("base")})
+    with put_back(far(used)):
+        there.store.put(name, whole(text), lambda _: None)
+        (found,) = checked(used).problems
+        assert found.where == shown(there.stored(name)) and found.what == layout.UNCOUNTED
+        with pytest.raises(Corrupt, match="llmos, which counts by one: take that file away there"):
+            push(used, force=True)
+        assert checked(used, repair=True).problems == (found,)
 
 
 def test_what_makes_no_sense_together(plain: Workspace, llmos, monkeypatch: pytest.MonkeyPatch) -> None:

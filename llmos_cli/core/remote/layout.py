@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmos_cli.core.hashed import place
@@ -42,6 +42,10 @@ LOST = "lost"
 SIGNATURES = "signatures"
 RUNS = "runs"
 SNAPSHOTS = "snapshots"
+LOST_MOVES = 10_000
+"""Files of a ref's row that may be missing one after another. Refs are moved by adding a file of the next number: what goes further
+was not written by llmos, and who went on counting from there would come to names that nobody reads."""
+UNCOUNTED = "was not put there by llmos, which counts by one: take that file away there"
 RESULTS = "results"
 REFS = "refs"
 BACKUPS = "backups"
@@ -94,6 +98,16 @@ def backup_name(backup: str) -> str:
 
 def ref_name(ref: str, number: int) -> str:
     return f"{REFS}/{escaped(ref.removeprefix('refs/'))}/{number:08d}"
+
+
+def beyond(numbers: Iterable[int]) -> set[int]:
+    """Numbers of a ref's row that no counting came to: those after a gap of more than LOST_MOVES."""
+    last, ordered = 0, sorted(numbers)
+    for before, number in enumerate(ordered):
+        if number - last > LOST_MOVES:
+            return set(ordered[before:])
+        last = number
+    return set()
 
 
 def escaped(ref: str) -> str:

@@ -272,20 +272,23 @@ class Remote:
 
     def refs(self) -> dict[str, RemoteRef]:
         """Branches and tags, deleted ones too: who makes one of that name again goes on counting."""
-        last: dict[str, str] = {}
+        rows: dict[str, list[int]] = {}
         for name in self.names(layout.REFS) if self.is_begun else ():
             folder, _, number = name.rpartition("/")
             if len(number) == 8 and number.isdigit() and folder:
-                last[folder] = max(number, last.get(folder, ""))
-        found = in_parallel(lambda item: self._ref(*item), list(last.items()))
+                rows.setdefault(folder, []).append(int(number))
+        for folder, numbers in rows.items():
+            if strange := layout.beyond(numbers):
+                raise Corrupt(f"{layout.REFS}/{folder}/{min(strange):08d} on {self.name} {layout.UNCOUNTED}", hint=_WHO)
+        found = in_parallel(lambda item: self._ref(*item), [(folder, max(row)) for folder, row in rows.items()])
         return {ref.ref: ref for ref in sorted(found, key=lambda ref: ref.ref)}
 
-    def _ref(self, folder: str, number: str) -> RemoteRef:
-        name = f"{layout.REFS}/{folder}/{number}"
+    def _ref(self, folder: str, number: int) -> RemoteRef:
+        name = f"{layout.REFS}/{folder}/{number:08d}"
         ref, value = hostile.read_ref(self.read_listed(name, hostile.REF_LIMIT))
-        if self.stored(layout.ref_name(ref, int(number))) != name:
+        if self.stored(layout.ref_name(ref, number)) != name:
             raise Corrupt(f"the ref {ref} stands under another name on {self.name}", hint=_WHO)
-        return RemoteRef(ref, int(number), value)
+        return RemoteRef(ref, number, value)
 
     def move(self, before: RemoteRef, value: str | None) -> bool:
         """Compare and swap: False where somebody else moved it after `before` was read."""

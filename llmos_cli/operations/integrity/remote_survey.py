@@ -96,7 +96,7 @@ class Survey:
         self.read = self.bytes = 0
         self.seen = {f"refs/{ref}": value for ref, value in ws.refs.under(f"{REMOTES}{there.name}/").items()}
         """Where branches and tags of the remote were when it was last heard of."""
-        moves = self._all(layout.REFS, _move)
+        moves = self._counted(self._all(layout.REFS, _move))
         self.rows: dict[str, dict[int, str | None]] = {}
         for name, (ref, value) in moves.items():
             self.rows.setdefault(ref, {})[int(name[-8:])] = value
@@ -147,9 +147,16 @@ class Survey:
         found: dict[str, set[int]] = {}
         for name in (*sound, *self.damaged):  # refs are looked at first
             row, _, number = name.rpartition("/")
-            if len(number) == 8 and number.isdigit():
+            if len(number) == 8 and number.isdigit() and self.damaged.get(name) != layout.UNCOUNTED:
                 found.setdefault(row, set()).add(int(number))
         return found
+
+    def _counted(self, moves: dict[str, tuple[str, str | None]]) -> dict[str, tuple[str, str | None]]:
+        """Without those whose numbers nobody came to by counting, which are damage."""
+        rows = self._numbers(moves)
+        strange = {f"{row}/{each:08d}" for row, numbers in rows.items() for each in layout.beyond(numbers)}
+        self.damaged |= dict.fromkeys(strange, layout.UNCOUNTED)
+        return {name: move for name, move in moves.items() if name not in strange}
 
     def manifest(self, checkpoint: str) -> Manifest | None:
         return self.whole.get(checkpoint) or self.bare.get(checkpoint)
