@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -80,6 +80,14 @@ class Ledger:
         aside.keep(self._dot, self.path)
         sound = [line + b"\n" for line in lines.read(self.path) if _parsed(line) is not None]
         atomic.write_bytes(self.path, b"".join(sound), scratch=self._dot / "tmp")
+
+    def forget(self, runs: Collection[str]) -> None:
+        """Without the lines of these runs, which are nowhere any more; what makes no sense stays."""
+        if not runs:
+            return
+        said = [(line, _parsed(line)) for line in lines.read(self.path)]
+        rest = [line for line, entry in said if entry is None or entry.run not in runs]
+        atomic.write_bytes(self.path, b"\n".join(rest), scratch=self._dot / "tmp")
 
 
 def _is_half(line: bytes) -> bool:

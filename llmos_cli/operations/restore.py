@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmos_cli.core import appearing, atomic, staging
+from llmos_cli.core.listing import folders
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.refs import HEAD
 from llmos_cli.core.remote import arriving, backups, downloading, receiving
@@ -138,6 +139,9 @@ def _bring(
 
 
 def _appear(ready: Path, root: Path) -> None:
+    """No backup has the folder of a run that was alive then; one that had ended before, and went on, is in the ledger."""
+    ws = Workspace(ready)
+    ws.ledger.forget(ws.ledger.all().keys() - set(folders(ready / "runs")))
     for leftover in ("index.sqlite", "identity"):
         (ready / DOT / leftover).unlink(missing_ok=True)
     appearing.appear(ready, root)

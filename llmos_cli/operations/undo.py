@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from llmos_cli.core import settings
 from llmos_cli.core.operation import Change, Operation, told
 from llmos_cli.core.view import Lines, View
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.summary import SHORT
 
 
@@ -29,8 +29,16 @@ class UndoResult:
 
 def undo(ws: Workspace, operation: str | None = None) -> UndoResult:
     """`operation`: the beginning of an id of `op log`; the last one that is still in force when absent."""
-    undone = ws.oplog.undo(operation, also=lambda target: remotes.forgotten_with(ws, target), emit=ws.emit)
+    undone = ws.oplog.undo(operation, also=lambda target: _forgotten(ws, target), emit=ws.emit)
     return UndoResult(undone, tuple(sorted(each for each in ws.oplog.freed_since(undone.of) if not _here(ws, each))))
+
+
+def _forgotten(ws: Workspace, target: Operation) -> Iterable[Change]:
+    if all(change.what != settings.NAME for change in target.changes):
+        return ()
+    from llmos_cli.operations import remote as remotes  # here: few operations are of llmos.yaml
+
+    return remotes.forgotten_with(ws, target)
 
 
 def _here(ws: Workspace, checkpoint: str) -> bool:

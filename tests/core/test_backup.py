@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos_cli.core import runs
 from llmos_cli.core.manifest import FileEntry
 from llmos_cli.core.objects import hash_file
 from llmos_cli.core.remote import layout
@@ -267,3 +268,15 @@ def test_names_that_no_backup_has_are_refused(lived: Workspace, far: Path, name:
     with pytest.raises(Corrupt):
         restored(far)
     assert not (far.parent / "back").exists()
+
+
+def test_a_run_that_was_alive_then_is_not_missed_afterwards(lived: Workspace, far: Path) -> None:
+    """It had ended once, which the ledger says, and went on."""
+    with pytest.raises(ValueError), lived.begin("eval", config={}) as first:
+        raise ValueError
+    assert lived.ledger.find(first.id)
+    record = next(each for each in lived.runs.list() if each.id == first.id)
+    with runs.resume(lived, record, ["llmos", "eval"]):
+        backup(lived)
+    back = restored(far)
+    assert not (back.root / "runs" / first.id).exists() and fsck(back).problems == ()

@@ -28,6 +28,7 @@ from llmos_cli.operations.gc import duration, gc
 from llmos_cli.operations.log import log
 from llmos_cli.operations.rm import rm
 from llmos_cli.operations.tag import tag
+from llmos_cli.operations.undo import undo
 from tests.core.forging import lines_anew
 
 MONTHS = 90 * 86400.0
@@ -595,6 +596,23 @@ def test_repair_from_a_remote(ws, commit, tmp_path):
     assert {each.where for each in result.repaired} == {
         f"checkpoints/{each.id[:12]}/{name}" for each in checkpoints for name in ("a", "b")
     } | {f"checkpoints/{checkpoints[0].id[:12]}/manifest.json"}
+
+
+def test_weights_that_were_removed_are_repaired_while_undo_can_bring_them_back(ws, commit, tmp_path):
+    from llmos_cli.operations.push import push
+    from llmos_cli.operations.remote import add
+
+    first = commit(a="0123456789", b="1")
+    commit(a="another")
+    add(ws, "origin", str(tmp_path / "far"))
+    push(ws), rm(ws, [first.id], force=True)
+    flip(first.path / "a"), (first.path / "b").unlink()
+    shutil.rmtree(ws.objects.directory)
+    result = fsck(ws, repair=True)
+    assert result.problems == () and {each.where.rpartition("/")[2] for each in result.repaired} >= {"a", "b"}
+    assert first.id in ws.dropped
+    undo(ws)
+    assert (ws.checkpoint(first.id).path / "a").read_text() == "0123456789"
 
 
 def test_what_has_no_good_copy_stays_damaged_and_is_told(ws, commit):

@@ -10,6 +10,7 @@ import pytest
 
 from llmos_cli.core.workspace import Checkpoint, Workspace
 from llmos_cli.errors import Corrupt
+from llmos_cli.events import Metric
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.branch import branch, delete_branch
@@ -142,6 +143,29 @@ def test_a_run_that_is_gone_is_told_and_its_ref_goes(ws, commit):
     assert [problem.where for problem in fsck(anew(ws)).problems] == [f"refs/runs/{run.id}"]
     assert fsck(anew(ws), repair=True).problems == ()
     assert list(ws.refs.names("refs/runs/")) == []
+
+
+def test_an_evaluation_that_is_gone_is_told_and_comes_back_or_is_forgotten(ws, commit, tmp_path, llmos, monkeypatch):
+    """No ref tells of it, but the ledger does."""
+    checkpoint = commit(a="1")
+    measured = []
+    for value in (1.5, 2.5):
+        with ws.begin("eval", config={}, parents=(checkpoint.id,)) as run:
+            run.emit(Metric("loss", value, "test", checkpoint=checkpoint.id))
+        measured.append(run.path)
+    remotes.add(ws, "origin", str(tmp_path / "far"))
+    push(ws)
+    shutil.rmtree(measured[0])
+    assert [(each.where, each.what) for each in fsck(anew(ws)).problems] == [
+        (f"runs/{measured[0].name}", "is missing, and the ledger says how it ended")
+    ]
+    assert fsck(anew(ws), repair=True).problems == () and (measured[0] / "events.jsonl").is_file()
+    shutil.rmtree(tmp_path / "far"), shutil.rmtree(measured[0])
+    monkeypatch.chdir(ws.root)
+    assert llmos("fsck", "--repair").code == 5, "it was sent something, and cannot be asked now"
+    remotes.remove(ws, "origin")
+    assert fsck(anew(ws), repair=True).problems == ()
+    assert list(ws.ledger.all()) == [ws.runs.list()[0].id, measured[1].name] and not ws.ledger.damaged()
 
 
 @pytest.mark.parametrize("what", DAMAGES)

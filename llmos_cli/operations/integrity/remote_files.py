@@ -54,7 +54,8 @@ def problems(ws: Workspace, there: Remote, survey: Survey) -> Iterator[Problem]:
         found = survey.manifest(checkpoint)
         if found and not signatures.parse(bundle, "it").is_of(found.text().encode()):
             where = layout.signature_name(checkpoint)
-            yield Problem(shown(where), "is the signature of another checkpoint", checkpoint)
+            what = "is the signature of another checkpoint: take that file away there, or sign it, and --repair sends yours"
+            yield Problem(shown(where), what, checkpoint)
 
 
 def shown(name: str) -> str:

@@ -85,6 +85,7 @@ def repair(
     yield from repairing_runs.repaired_events(ws, problems, copy, places)
     yield from repairing_runs.repaired_ledger(ws)
     yield from repairing_runs.brought_back(ws, problems, places, emit)
+    yield from repairing_runs.forgotten(ws) if not asked.silent else ()
     yield from tracking.repaired(ws, places, emit)
     yield from repaired(ws, forget_runs=not asked.silent)
     for each in places:
@@ -203,15 +204,16 @@ def _repair_manifest(ws: Workspace, checkpoint: str, places: Sequence[Remote]) -
 
 def _files(ws: Workspace, damaged: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, FileEntry, Path]]:
     """Those that a manifest which can be read lists, and where they are; of one that has just come back, all that are not what it
-    says. Of a sealed checkpoint they are the encrypted ones: the remote that has it has those."""
+    says, unless its weights were removed: then those alone that `undo` would miss. Of a sealed checkpoint they are the encrypted ones:
+    the remote that has it has those."""
     for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in damaged):
         try:
             sealed = checkpoint in ws.sealed
             tree = ws.sealed.seal(checkpoint).tree if sealed else ws.manifest(checkpoint).tree
         except Corrupt:
             continue
-        whole = (checkpoint, manifest.NAME) in damaged
-        for name, entry in tree.items() if checkpoint not in ws.dropped else ():
+        whole = (checkpoint, manifest.NAME) in damaged and checkpoint not in ws.dropped
+        for name, entry in tree.items():
             path = ws.sealed.path(entry.sha256) if sealed else ws.checkpoints / checkpoint / name
             if (checkpoint, name) in damaged or (whole and not _is(path, entry)):
                 yield checkpoint, name, entry, path

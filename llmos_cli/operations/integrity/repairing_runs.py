@@ -22,6 +22,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.integrity.problem import Problem, Repaired
 from llmos_cli.operations.integrity.refs import is_gone
+from llmos_cli.operations.integrity.runs import lost_runs
 
 Copy = Callable[[FileEntry, Path], str | None]
 
@@ -66,15 +67,25 @@ def repaired_ledger(ws: Workspace) -> Iterator[Repaired]:
 def brought_back(
     ws: Workspace, problems: Sequence[Problem], places: Sequence[Remote], emit: Emit
 ) -> Iterator[Repaired]:
-    """Runs that have a ref and no folder, with all that they wrote."""
+    """Runs that have a ref or a line of the ledger and no folder, with all that they wrote."""
     refs = (each.where for each in problems if each.where.startswith(RUNS))
-    gone = {run for ref in refs if is_gone(ws, run := ref.removeprefix(RUNS))}
+    gone = {run for ref in refs if is_gone(ws, run := ref.removeprefix(RUNS))} | set(lost_runs(ws))
     for there in places if gone else ():
         try:
             yield from _fetched(ws, there, gone, emit)
         except LlmosError as error:
             emit(Note(f"runs that are missing did not come from {there.name}: {error.message}", "warning"))
         gone -= set(folders(ws.root / "runs"))
+
+
+def forgotten(ws: Workspace) -> Iterator[Repaired]:
+    """Runs that nobody has any more: that their checkpoints are not judged by them is all that is left to say."""
+    if gone := lost_runs(ws):
+        ws.ledger.forget(gone)
+        for run in gone:
+            yield Repaired(
+                f"{DOT}/{ws.ledger.path.name}", f"the runs that are here: {run} is not, and its line was taken away"
+            )
 
 
 def _fetched(ws: Workspace, there: Remote, gone: set[str], emit: Emit) -> list[Repaired]:

@@ -15,12 +15,16 @@ from llmos_cli.core.refs import RUNS
 from llmos_cli.core.view import short
 from llmos_cli.core.workspace import DOT, Workspace
 from llmos_cli.operations.integrity.problem import GivenUpFile, Problem, more, readable
+from llmos_cli.operations.integrity.refs import is_gone
 from llmos_cli.operations.integrity.strangers import not_plain
 
 
 def of_runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
     ledger = ws.ledger.all()
+    for run in lost_runs(ws):
+        if readable(ws, RUNS + run) == (None, False):  # else it is told with its ref
+            yield Problem(f"runs/{run}", "is missing, and the ledger says how it ended")
     for name in folders(ws.root / "runs"):
         events = (folder := ws.root / "runs" / name) / records.EVENTS
         strange = [Path(each.path) for each in entries(folder) if not (is_file(each) or is_folder(each))]
@@ -31,6 +35,12 @@ def of_runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
     if bad := ws.ledger.damaged():
         what = f"line {bad[0]} was edited{more(bad)}: nobody vouches for what its run measured; --repair takes it away"
         yield Problem(f"{DOT}/{ws.ledger.path.name}", what)
+
+
+def lost_runs(ws: Workspace) -> list[str]:
+    """Runs that ended here, or came from a remote, and whose folders are gone."""
+    gone = ws.ledger.all().keys() - set(folders(ws.root / "runs"))
+    return [run for run in sorted(gone) if is_gone(ws, run)]
 
 
 def _of(ws: Workspace, folder: Path, said: Entry | None) -> Iterator[Problem | GivenUpFile]:
