@@ -34,20 +34,24 @@ def main() -> None:
     if calibrated and calibrated != options["calibration"]:
         raise SystemExit(f"calibrated on other tokens ({calibrated}) than the peers ({options['calibration']})")
     size = sum(math.prod(entry.shape) for entry in headers.of_directory(checkpoint.path).values())
-    contract.report(asked, checkpoint.path, clock.phases, ["llmos-cli"], reached=result.reached, parameters=size)
+    contract.report(
+        asked, checkpoint.path, clock.phases, ["llmos-cli"],
+        reached=result.reached, parameters=size, peak_before_proof=clock.peak,
+    )  # fmt: skip
 
 
 class Clock:
-    """Time up to the proof and of the proof, told apart by the stage that the operation says it is in."""
+    """Time up to the proof and of the proof, told apart by the stage that the operation says it is in; `peak`: bytes that the process held
+    at most until the proof began."""
 
     def __init__(self) -> None:
-        self.phases, self.stage = contract.Phases(), "compress"
+        self.phases, self.stage, self.peak = contract.Phases(), "compress", 0
         self.since = time.monotonic(), time.process_time()
 
     def hear(self, event: Event) -> None:
         if isinstance(event, Progress) and event.stage.startswith(PROOF) and self.stage == "compress":
             self.stop()
-            self.stage = "proof"
+            self.stage, self.peak = "proof", device.memory_peak()
 
     def stop(self) -> None:
         wall, cpu = time.monotonic(), time.process_time()
