@@ -97,7 +97,7 @@ def template(scratch: Path) -> Path:
     seal(ws, "secret", ask=lambda _: "5" * 64)
     run = ws.index.makers(ws.resolve("secret"))[0][0]
     shutil.rmtree(ws.root / "runs" / run)  # two runs would be sent at once
-    ws.refs.write(RUNS + run, None)
+    ws.refs.write(RUNS + run, None), ws.ledger.forget([run])
     commit(ws, (second,), time="3", same="s" * 100, other="third")
     branch(ws, "other", "HEAD")
     for each in (ws, Workspace.find(ws.root / "clone")):
