@@ -146,6 +146,12 @@ class History:
         changes = (change for operation in operations for change in operation.changes if change.snapshot)
         return {text for change in changes for text in (change.before, change.after) if text}
 
+    def removed_snapshots(self) -> set[str]:
+        """Ids of the snapshots of data that an operation removed, and none brought back."""
+        changes = (change for operation in _parsed(self._since(0), [_SNAPSHOT]) for change in operation.changes)
+        left = {change.snapshot: change.after for change in changes if change.snapshot}
+        return {snapshot for snapshot, text in left.items() if text is None}
+
     def _since(self, since: float) -> Iterator[bytes]:
         """Lines are told by their time alone: parsing all of them would take longer than the rest of `gc`. None is taken for the first:
         a clock may have jumped."""

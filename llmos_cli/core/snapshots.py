@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, lines
 from llmos_cli.core.hashed import is_part, place, stored, strange
 from llmos_cli.core.listing import entries, files, read_bytes
 from llmos_cli.core.locks import lock
@@ -102,6 +103,9 @@ def identify(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(rfc8785.dumps(told)).hexdigest()
 
 
+_KEPT = rb'"what": "data snapshot ([0-9a-f]{12}) of '
+
+
 def read_by(made: Made) -> Iterator[str]:
     """Ids of the snapshots, kept or not, of the data that a checkpoint was made with: its own, then what calibrated it."""
     for data in (made.data, (made.data.get("calibration") or {}).get("data") or {}):
@@ -123,6 +127,17 @@ def readers(ws: Workspace, besides: Container[str] = ()) -> dict[str, list[str]]
         for snapshot in read_by(ws.manifest(entry.id).made):
             found.setdefault(snapshot, []).append(entry.id)
     return found
+
+
+def lost(ws: Workspace, besides: Container[str] = ()) -> dict[str, list[str]]:
+    """Snapshots that were kept here, as the audit log says, and are not any more, though nobody removed them -> the checkpoints whose data
+    they are. Of data that no checkpoint was made with `gc` may have removed one."""
+    said = (re.search(_KEPT, line) for line in lines.matching(ws.oplog.audit.path, _KEPT))
+    told = {found[1].decode() for found in said if found} - {each[:12] for each in ws.snapshots.ids()}
+    if not told:
+        return {}
+    removed = ws.oplog.removed_snapshots()
+    return {each: made for each, made in readers(ws, besides).items() if each[:12] in told and each not in removed}
 
 
 def parse(text: bytes) -> Snapshot:

@@ -14,6 +14,7 @@ from llmos_cli.core.operation import Change
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.refs import DATA, check_name
 from llmos_cli.core.snapshots import Snapshot, identify, readers
+from llmos_cli.core.snapshots import lost as missing
 from llmos_cli.core.view import Group, Line, Lines, Span, Table, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import snapshots, sources, splits
@@ -307,7 +308,8 @@ def listed(ws: Workspace) -> DataList:
 
 @dataclass(frozen=True)
 class ForgetResult:
-    """`freed`: bytes that `gc` gives back to the disk; `names` that it had; `checkpoints` that could be made again with it."""
+    """`freed`: bytes that `gc` gives back to the disk; `names` that it had; `checkpoints` that could be made again with it; `source` is
+    empty of one that was missing."""
 
     snapshot: str
     source: str
@@ -318,6 +320,8 @@ class ForgetResult:
 
     def view(self) -> View:
         verb = "would remove" if self.dry_run else "removed"
+        if not self.source:
+            return f"{'would give' if self.dry_run else 'gave'} up {short(self.snapshot)}: `llmos gc` frees what is left of its rows"
         told = f"{verb} {short(self.snapshot)} ({self.source}): {size(self.freed)} to be freed"
         if self.checkpoints:
             told += f"; {counted(len(self.checkpoints), 'checkpoint')} made with it"
@@ -327,6 +331,8 @@ class ForgetResult:
 
 def remove(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = False) -> ForgetResult:
     """With the names it has, in one operation; what checkpoints were made with stays unless forced. Its rows stay for `undo`."""
+    if gone := [each for each in missing(ws) if len(name) >= 4 and each.startswith(name)]:
+        return _given_up(ws, gone[0], dry_run=dry_run)
     kept = ws.snapshots.find(name)
     read = readers(ws).get(kept.id, [])
     if read and not force:
@@ -346,3 +352,16 @@ def remove(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = Fal
                 f"data rm {name}", [*(Change(DATA + each, kept.id, None) for each in names), forgotten]
             )
     return ForgetResult(kept.id, kept.source, names, read, freed, dry_run)
+
+
+def _given_up(ws: Workspace, snapshot: str, *, dry_run: bool) -> ForgetResult:
+    """One of which the list of its pieces is gone: `fsck` misses it no more, and `gc` frees what is left of its rows."""
+    made = missing(ws)[snapshot]
+    if not dry_run:
+        where = str(ws.snapshots.path(snapshot).relative_to(ws.root))
+        ws.oplog.apply(f"data rm {short(snapshot)}", [Change(where, _NOTHING, None)], emit=ws.emit)
+    return ForgetResult(snapshot, "", (), made, 0, dry_run)
+
+
+_NOTHING = "{}"
+"""Of which `undo` brings nothing back."""

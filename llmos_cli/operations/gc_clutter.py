@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmos_cli.core import manifest, signatures, staging
 from llmos_cli.core.locks import lock
-from llmos_cli.core.snapshots import described, readers
+from llmos_cli.core.snapshots import described, lost, readers
 from llmos_cli.core.storing import bare
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LockTimeout
@@ -70,8 +70,14 @@ def discard(ws: Workspace, each: Garbage) -> None:
 def discard_pieces(ws: Workspace, reach: float) -> None:
     """Another time where somebody takes a snapshot."""
     with contextlib.suppress(LockTimeout), lock(ws.snapshots.lock, wait=0):
-        for _, path in [*ws.snapshots.unheld(_forgotten(ws, reach))]:
+        for _, path in _of_none(ws, ws.snapshots.unheld(_forgotten(ws, reach))):
             path.unlink(missing_ok=True)
+
+
+def _of_none(ws: Workspace, unheld: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """None while a snapshot is missing that nobody removed: they may be all that is left of it."""
+    found = list(unheld)
+    return [] if found and lost(ws) else found
 
 
 def _sealed(ws: Workspace) -> Iterator[Garbage]:
@@ -109,9 +115,8 @@ def _snapshots(ws: Workspace, unnamed: set[str], now: float, grace: float, reach
             yield Garbage(
                 "snapshot", each.id, "no name, and no checkpoint was made with it", sum(own.values()), each.source
             )
-        for sha256, path in kept.stored():
-            if sha256 not in left:
-                yield Garbage("piece", sha256, "no snapshot holds it", path.stat().st_size)
+        for sha256, path in _of_none(ws, ((sha256, path) for sha256, path in kept.stored() if sha256 not in left)):
+            yield Garbage("piece", sha256, "no snapshot holds it", path.stat().st_size)
 
 
 def _unread(ws: Workspace, unnamed: set[str], old: float, reach: float) -> set[str]:

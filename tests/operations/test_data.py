@@ -46,6 +46,25 @@ def test_what_was_kept_is_made_again_and_judged_on_the_same_rows(on_rows: Worksp
     assert first.tree == second.tree and first.made.data == second.made.data
 
 
+def test_one_whose_list_is_gone_is_missed_and_its_rows_stay(on_rows: Workspace, llmos, tmp_path):
+    assert llmos("data", "snapshot", "-q").code == 0
+    kept = snapshot_of(on_rows)
+    text = on_rows.snapshots.path(kept).read_text()
+    add(on_rows, "origin", str(tmp_path / "far"))
+    assert llmos("push", "--data", "-q").code == 0
+    on_rows.snapshots.path(kept).unlink()
+    told = llmos("fsck")
+    assert told.code == 5 and f".llmos/snapshots/{kept[:12]}  is missing, and was kept here" in told.out
+    assert "piece" not in llmos("gc", "--expire", "now", "--window", "now").out
+    assert llmos("fsck", "--repair").code == 0 and on_rows.snapshots.path(kept).read_text() == text
+    on_rows.snapshots.path(kept).unlink()
+    assert llmos("data", "rm", kept[:12], "--dry-run").out.startswith("would give up ") and llmos("fsck").code == 5
+    assert llmos("data", "rm", kept[:12]).code == 0 and llmos("fsck").code == 0
+    assert llmos("undo").code == 4 and "piece" in llmos("gc", "--expire", "now", "--window", "now").out
+    assert llmos("data", "snapshot", "-q").code == 0 and llmos("data", "rm", kept[:12], "--force").code == 0
+    assert llmos("fsck").code == 0, "removed is not missing"
+
+
 def test_new_training_reads_what_is_there_now(on_rows: Workspace, llmos):
     assert llmos("data", "snapshot", "--name", "first", "-q").code == 0
     change(on_rows)

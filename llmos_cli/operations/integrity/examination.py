@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from llmos_cli.core import manifest, settings, signatures, storage
+from llmos_cli.core import manifest, settings, signatures, snapshots, storage
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
@@ -111,6 +111,11 @@ def _snapshots(ws: Workspace, hurt: _Hurt, unread: Container[str]) -> Iterator[P
     for each in kept.ids():
         if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
+    named = set(kept.names().values())  # what a name tells of is told with it
+    for each, makers in snapshots.lost(ws, unread).items():
+        if each not in named and (hurts := hurt.by(makers)):  # else `gc` may be about to take its checkpoints too
+            what = f"is missing, and was kept here: `llmos data rm {each[:SHORT]}` gives it up"
+            yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurts, snapshot=each)
 
 
 def _audit(ws: Workspace) -> Iterator[Problem]:
