@@ -13,7 +13,7 @@ from llmos_cli.core import manifest, settings, signatures, snapshots, storage
 from llmos_cli.core.dropped import mark_of
 from llmos_cli.core.oplog import WINDOW
 from llmos_cli.core.protection import marked_by_nobody, undoable, with_ancestors
-from llmos_cli.core.refs import HEADS, SNAPSHOTS, TAGS
+from llmos_cli.core.refs import DATA, HEADS, SNAPSHOTS, TAGS
 from llmos_cli.core.snapshots import readers
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Corrupt
@@ -111,7 +111,7 @@ def _snapshots(ws: Workspace, hurt: _Hurt, unread: Container[str]) -> Iterator[P
     for each in kept.ids():
         if what := kept.damaged(each):
             yield Problem(f".llmos/{SNAPSHOTS}/{each[:SHORT]}", what, hurts=hurt.by(made.get(each, ())), snapshot=each)
-    named = set(kept.names().values())  # what a name tells of is told with it
+    named = {readable(ws, DATA + name)[0] for name in ws.refs.names(DATA)}  # what a name tells of is told with it
     for each, makers in snapshots.lost(ws, unread).items():
         if each not in named and (hurts := hurt.by(makers)):  # else `gc` may be about to take its checkpoints too
             what = f"is missing, and was kept here: `llmos data rm {each[:SHORT]}` gives it up"
