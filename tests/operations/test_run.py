@@ -433,6 +433,19 @@ def test_failures_compose(empty: Workspace, llmos, tmp_path):
     assert why(llmos("run", "--dry-run", "--json"))["bad"] == "it failed"
 
 
+LOUD = r"""printf '\033[31mFAILED\033[0m \033]8;;x\033\\<b>a|b</b>\001 & *c*\n' >&2; exit 1"""
+
+
+def test_reports_are_well_formed_whatever_a_command_said(empty: Workspace, llmos, tmp_path):
+    (empty.root / "llmos.yaml").write_text(json.dumps({"format": 1, "pipeline": {"loud": {"sh": LOUD}}}))
+    llmos("trust", "--pipeline")
+    assert llmos("run", "-q", "--junit", tmp_path / "j.xml", "--summary", tmp_path / "s.md").code == 1
+    (error,) = ElementTree.parse(tmp_path / "j.xml").getroot().iter("error")
+    assert error.get("message") == "FAILED <b>a|b</b> & *c*"
+    *_, row = (tmp_path / "s.md").read_text().splitlines()
+    assert row.endswith(r"| FAILED \<b\>a\|b\</b\> \& \*c\* |") and row.isprintable()
+
+
 def test_independent_stages_run_at_once(empty: Workspace, llmos):
     """Each waits until the other has begun."""
     wait = "touch {0}; for i in $(seq 200); do [ -e {1} ] && exit 0; sleep 0.05; done; exit 1"
