@@ -515,6 +515,9 @@ def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):
     assert statuses(llmos("run", "--dry-run", "--json"))["go"] == "would run"
 
 
+AXES = ", ".join(f"{variable}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]" for variable in "abcdefg")
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
@@ -532,6 +535,7 @@ def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):
         ("a: {sh: x, outputs: ['${v}']}", "no variable 'v'"),
         ("a: {sh: x, foreach: {v: [1, 1]}}", "two stages would be called a/1"),
         ("a: {sh: x, foreach: {w: [1], v: []}}", "foreach gives v no value"),
+        (f"a: {{sh: x, foreach: {{{AXES}}}}}", "a would be 10,000,000 stages, and a pipeline has 10,000 at most"),
         ("a/b: {sh: x}", "no name for a stage"),
         ("stages: {up: {sh: x}}", "stages stand directly under `pipeline:`"),
         ("stages: {sh: x, foreach: {v: [1, 1]}}", "two stages would be called stages/1"),
