@@ -20,7 +20,8 @@ Axes = Mapping[str, Sequence[Any]]
 """Variable -> its values."""
 MOST = 10_000
 """Stages of a pipeline: a slip multiplies them until nothing answers any more."""
-VARIABLE = re.compile(r"\$\{(\w+)\}")
+NAME = re.compile(r"\w+")
+VARIABLE = re.compile(rf"\$\{{({NAME.pattern})\}}")
 
 
 def read(pipeline: Node) -> dict[str, Axes]:
@@ -42,6 +43,10 @@ def _axes(name: str, node: Node) -> Axes:
         return {}
     written = node.mapping["foreach"]
     axes: Axes = configs.check(replace(node, value={"foreach": written}), StageOptions).foreach  # type: ignore[attr-defined]
+    for variable, child in written.mapping.items():
+        if not NAME.fullmatch(variable):
+            hint = "letters, digits and `_`: a command has it in its environment"
+            raise ConfigError(f"{variable!r} is no name for a variable", hint=hint, place=child.key_place)
     if empty := [variable for variable, values in axes.items() if not values]:
         raise ConfigError(
             f"foreach gives {empty[0]} no value, so that {name} would be no stage",

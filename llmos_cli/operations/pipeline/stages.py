@@ -68,6 +68,7 @@ def read(ws: Workspace) -> list[Stage]:
         raise NotFound(
             "llmos.yaml has no `pipeline:`", hint="docs/guide.md shows one; `llmos train` and its like need none"
         )
+    _check_text(node)
     for name, child in node.mapping.items():
         _check_name(name, child)
     axes = foreach.read(node)
@@ -122,6 +123,15 @@ def _multiplied(name: str, node: Node, axes: foreach.Axes) -> Iterator[Stage]:
         seen.add(full)
         told = {variable: foreach.text(value) for variable, value in variables.items()}
         yield Stage(full, name, options.verb or "sh", options, told)
+
+
+def _check_text(node: Node) -> None:
+    """All of it may become a file, a variable or an argument of a command, and the system ends each of those at a NUL."""
+    children = node.value if isinstance(node.value, list) else node.mapping.values()
+    for child in children:
+        _check_text(child)
+    if isinstance(node.value, str) and "\0" in node.value:
+        raise ConfigError("a pipeline cannot have a NUL character in it", hint="leave it out", place=node.place)
 
 
 def _check_name(name: str, node: Node) -> None:
