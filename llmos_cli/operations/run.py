@@ -117,6 +117,7 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
             _remember(work, stage, result)
             _share(work, stage, result)
             return told_of(stage, result, "restored", look.why)
+        look = replace(look, why="made again: what was kept of it could not be used")
     code.require_now(work.ws, stage)
     _clear(work, stage)
     return _made(work, stage, look)

@@ -126,6 +126,23 @@ def test_a_new_cache_gets_what_was_made_before(shell: Workspace, llmos, tmp_path
     ) == []
 
 
+def test_a_cache_that_is_damaged_heals(shell: Workspace, new_workspace, llmos, tmp_path, monkeypatch):
+    cached = ("run", "clean", "--json", "--cache-dir", tmp_path / "cache")
+    llmos(*cached)
+    sha256 = hashlib.sha256(b"ONE\nTWO\n").hexdigest()
+    kept = tmp_path / "cache" / "objects" / sha256[:2] / sha256[2:]
+    kept.chmod(0o644)
+    kept.write_bytes(b"ONE\nTWA\n")
+    for name, status in (("second", "made"), ("third", "restored")):
+        other = new_workspace(tmp_path / name)
+        monkeypatch.chdir(other.root)
+        shutil.copy(shell.root / "raw.txt", other.root), shutil.copy(shell.root / "llmos.yaml", other.root)
+        llmos("trust", "--pipeline")
+        told = llmos(*cached)
+        assert (statuses(told), (other.root / "clean.txt").read_text()) == ({"clean": status}, "ONE\nTWO\n")
+        assert why(told)["clean"].startswith("made again: " if status == "made" else "from the cache")
+
+
 def test_gc_forgets_what_is_no_stages_last(shell: Workspace, llmos):
     """After its time; what the stages made last stays, contents too."""
     llmos("run", "-q")
