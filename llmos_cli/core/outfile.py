@@ -13,17 +13,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, own
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import LlmosError, UsageError
 
 
 def require(path: Path) -> None:
-    """Before hours of work come to it: UsageError where it cannot be a file, LlmosError where the system would not write it."""
+    """Before hours of work come to it: UsageError where it cannot be a file of the user's, LlmosError where the system would not write it."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file")
     if _is_stream(path):
         return
+    own.require_other(path)
     folder = next(each for each in path.absolute().parents if os.path.lexists(each))
     if not folder.is_dir():
         raise UsageError(f"{path} cannot be a file: {folder} is no folder", hint="name a file in a folder")

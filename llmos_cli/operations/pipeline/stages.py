@@ -15,7 +15,7 @@ from typing import Any
 
 from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import config as configs
-from llmos_cli.core import settings, yaml12
+from llmos_cli.core import own, settings, yaml12
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
@@ -30,8 +30,6 @@ from llmos_cli.options.pipeline import StageOptions
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 PREFIX = "stages/"
 EXPORT = ("export.format", "export.type", "export.dequantize", "export.standalone")
-OURS = (".llmos", "checkpoints", "runs", "configs", "llmos.yaml")
-"""What no stage may write: the workspace's own."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _misfit(options: StageOptions) -> tuple[str, str] | None:
 
 def writable(path: str) -> bool:
     pure = PurePosixPath(path)
-    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.parts[0] not in OURS
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.parts[0] not in own.NAMES
 
 
 def _check_outputs(stages: Sequence[Stage], node: Node) -> None:
