@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from llmos_cli.core import atomic, own, storing
+from llmos_cli.core import atomic, outfile, own, storing
 from llmos_cli.core.objects import files_below
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.staging import discard, leftovers
@@ -85,7 +85,8 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
     unfinished = output.with_name(scratch_name(_UNFINISHED))
     try:
         with atomic.refusals(output):
-            atomic.make_directory(unfinished)
+            with outfile.refusals(output):
+                atomic.make_directory(unfinished)
             result = _written(checkpoint, unfinished, output, options, format)
             _publish(unfinished, output, format)
             ws.oplog.note(f"export {checkpoint.id[:12]} to {output}")
