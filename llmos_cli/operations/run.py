@@ -26,7 +26,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.operations.pipeline import code, commands, process
 from llmos_cli.operations.pipeline.facts import facts, key_of
 from llmos_cli.operations.pipeline.files import tree
-from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
+from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at, unfinished
 from llmos_cli.operations.pipeline.memory import LOCK, Last, Result
 from llmos_cli.operations.pipeline.stages import Stage, chosen, read
 from llmos_cli.operations.pipeline.telling import RunResult, Told, told_of
@@ -285,7 +285,10 @@ def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
     try:
         code.require(work.ws, [stage], None, among=work.stages)
         if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
-            return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
+            last, after = work.memory.last(stage.name), f"after {', '.join(waits)}"
+            if last is not None and (reason := unfinished(last)):
+                return Told(stage.name, stage.verb, "would run", why=f"{reason}; {after}")
+            return Told(stage.name, stage.verb, "may run", why=after)
         look = look_at(work, stage)
         if look.result is None:
             list(_in_its_place(work, stage))

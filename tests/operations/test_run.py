@@ -463,6 +463,14 @@ def test_reports_are_well_formed_whatever_a_command_said(empty: Workspace, llmos
     assert row.endswith(r"| FAILED \<b\>a\|b\</b\> \& \*c\* |") and row.isprintable()
 
 
+def test_what_failed_before_would_run_whatever_comes_before_it(shell: Workspace, llmos):
+    (shell.root / "llmos.yaml").write_text(SHELL.replace("wc -l < clean.txt > count.txt", "exit 1"))
+    llmos("trust", "--pipeline"), llmos("run", "-q")
+    (shell.root / "raw.txt").write_text("three\n")
+    planned = llmos("run", "--dry-run", "--json")
+    assert (statuses(planned)["count"], why(planned)["count"]) == ("would run", "it failed; after clean")
+
+
 def test_independent_stages_run_at_once(empty: Workspace, llmos):
     """Each waits until the other has begun."""
     wait = "touch {0}; for i in $(seq 200); do [ -e {1} ] && exit 0; sleep 0.05; done; exit 1"
