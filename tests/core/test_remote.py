@@ -194,6 +194,20 @@ def test_a_clone_that_ends_a_disk_says_where_it_goes_on(
     assert clone(str(far), far.parent / "copy").checkpoint == first.id
 
 
+def test_what_undo_cannot_bring_back_comes_as_its_hint_says(
+    ws: Workspace, commit: Commit, far: Path, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, _ = commit(a="1"), commit(a="2"), commit(a="3")
+    push(ws)
+    rm(ws, [first.id], force=True)
+    gc(ws, window="now")
+    monkeypatch.chdir(ws.root)
+    hint = llmos("undo").err.splitlines()[1]
+    assert f"`llmos fetch --weights {first.id[:12]}`" in hint
+    assert llmos(*hint.split("`")[1].split()[1:]).code == 0
+    assert first.id not in ws.dropped and first.path.joinpath("a").read_text() == "1"
+
+
 def test_a_clone_is_an_operation(ws: Workspace, commit: Commit, far: Path) -> None:
     """Of the branch and of HEAD, which can be taken back and done again."""
     first = commit(a="1")
