@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 from llmos_cli import __version__
 from llmos_cli.catalog import commands, did_you_mean
 from llmos_cli.core import access
-from llmos_cli.core.atomic import system_error
+from llmos_cli.core.atomic import system_error, write_bytes
 from llmos_cli.core.places import cache_home
 from llmos_cli.errors import Interrupted, LlmosError, NotFound, UsageError, interrupted
 from llmos_cli.lazy import Commands
@@ -188,9 +188,8 @@ def _keep_traceback(error: Exception) -> Path | None:
     for folder in (*_crash_folder_here(), cache_home() / "crash"):
         path = folder / f"{strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(redacted("".join(traceback.format_exception(error))), encoding="utf-8")
-        except OSError:
+            write_bytes(path, redacted("".join(traceback.format_exception(error))).encode(errors="replace"))
+        except (LlmosError, OSError):
             continue
         return path
     return None

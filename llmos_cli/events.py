@@ -86,7 +86,8 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Metric(Event):
-    """One measured number: `split` says on which data, `step` when in the run, `checkpoint` (an id) of what."""
+    """One measured number: `split` says on which data, `samples` (the SHA-256 of its rows, "" where that is not known) which of it that
+    was then, `step` when in the run, `checkpoint` (an id) of what."""
 
     name: str
     value: float
@@ -95,6 +96,11 @@ class Metric(Event):
     checkpoint: str = ""
     low: float | None = None
     high: float | None = None
+    samples: str = ""
+
+    def comparable(self, other: Metric) -> bool:
+        """Whether nothing says that the two were measured on different samples."""
+        return self.samples == other.samples or not (self.samples and other.samples)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmos_cli import __version__, catalog
+from llmos_cli.core import atomic
 
 
 def test_version(llmos):
@@ -109,6 +111,15 @@ def test_the_unforeseen_leaves_its_traceback_in_the_workspace(command, llmos, wo
     (crash,) = (workspace.root / ".llmos" / "crash").iterdir()
     assert str(crash) in ran.err
     assert "ValueError: why" in crash.read_text()
+
+
+def test_a_traceback_that_finds_no_room_leaves_no_empty_file(command, llmos, workspace, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "write_all", full)
+    assert "the traceback could not be written anywhere" in llmos(command("raise ValueError('why')")).err
+    assert not [*(workspace.root / ".llmos" / "crash").iterdir()]
 
 
 def test_outside_a_workspace_it_is_in_the_users_cache(command, llmos, own_home, tmp_path, monkeypatch):

@@ -33,6 +33,8 @@ _REFUSALS = {
 }
 _TOLD = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust (safetensors, tokenizers) tell an errno: their exceptions are not OSErrors."""
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""How numpy tells that not all was written; it loses why, and that there is no room left is all but the only reason."""
 
 
 def write_text(path: Path, text: str, *, scratch: Path | None = None) -> None:
@@ -156,7 +158,7 @@ def refusals(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (told := refusal(error, path)) is None:
+        if (told := refusal(system_error(error) or error, path)) is None:
             raise
         raise told from error
 
@@ -176,5 +178,7 @@ def system_error(error: BaseException | None) -> OSError | None:
             return error
         if told := _TOLD.search(str(error)):
             return OSError(int(told[1]), os.strerror(int(told[1])))
+        if isinstance(error, OSError) and _CUT_SHORT.search(str(error)):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         error = error.__cause__ or error.__context__
     return None

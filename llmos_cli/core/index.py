@@ -221,5 +221,5 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
 
 def _metric(event: dict[str, Any]) -> Metric:
-    known = ("name", "value", "split", "step", "checkpoint", "low", "high", "at")
+    known = ("name", "value", "split", "step", "checkpoint", "low", "high", "samples", "at")
     return Metric(**{key: event[key] for key in known if key in event})

@@ -259,8 +259,9 @@ class OperationLog(History):
             removed = change.removes if change.after is None else ""
             if removed and removed not in damaged and not self._whole(removed):
                 raise NotFound(
-                    f"cannot {operation.name}: the weights of {told(change.removes)} are gone for good",
-                    hint="a remote may have them: `llmos pull`; `llmos undo ID` takes back another operation",
+                    f"cannot {operation.name}: the weights of {told(removed)} are gone for good",
+                    hint=f"a remote may have them: `llmos fetch --weights {told(removed)}` brings them back; "
+                    "`llmos undo ID` takes back another operation",
                 )
             names_one = change.is_ref and change.after and not change.after.startswith(SYMBOLIC)
             if names_one and change.after not in back and not self._place(change.what, str(change.after)).exists():

@@ -13,21 +13,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from llmos_cli.core import atomic
+from llmos_cli.core import atomic, own
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.errors import LlmosError, UsageError
 
 
 def require(path: Path) -> None:
-    """Before hours of work come to it: UsageError where it cannot be a file, LlmosError where the system would not write it."""
+    """Before hours of work come to it: UsageError where it cannot be a file of the user's, LlmosError where the system would not write it."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file")
     if _is_stream(path):
         return
+    own.require_other(path)
     folder = next(each for each in path.absolute().parents if os.path.lexists(each))
     if not folder.is_dir():
         raise UsageError(f"{path} cannot be a file: {folder} is no folder", hint="name a file in a folder")
-    with _told(path):
+    with refusals(path):
         probe = folder / scratch_name(".file")
         probe.touch()
         probe.unlink()
@@ -47,13 +48,13 @@ def written(path: Path) -> Iterator[TextIO]:
         return
     path = path.resolve()
     unfinished = path.parent / scratch_name(".file")
-    with _told(path):
+    with refusals(path):
         atomic.make_directory(path.parent)
         file = unfinished.open("w", encoding="utf-8")
     try:
         with atomic.refusals(path), file:
             yield file
-        with _told(path):
+        with refusals(path):
             atomic.sync_file(unfinished)
             unfinished.replace(path)
             atomic.sync_directory(path.parent)
@@ -69,16 +70,16 @@ def _is_stream(path: Path) -> bool:
 @contextmanager
 def _stream(path: Path) -> Iterator[TextIO]:
     """Our own streams as they are: opened anew, a file behind them would be written from its beginning."""
-    own = {"/dev/stdout": sys.stdout, "/dev/stderr": sys.stderr}.get(str(path))
-    with _told(path):
-        file = own or path.open("w", encoding="utf-8")
-    with atomic.refusals(path), nullcontext(own) if own else file:
+    ours = {"/dev/stdout": sys.stdout, "/dev/stderr": sys.stderr}.get(str(path))
+    with refusals(path):
+        file = ours or path.open("w", encoding="utf-8")
+    with atomic.refusals(path), nullcontext(ours) if ours else file:
         yield file
         file.flush()
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """Whatever the system has against it, in a sentence; what a reader at the other end of a pipe did is for `llmos` to know."""
     try:
         yield

@@ -66,13 +66,13 @@ def clone(
     ws = _begun(ready, place, emit)
     try:
         found = fetched(ws, place, data=data, emit=emit)
-    except (LlmosError, KeyboardInterrupt):
+        at = found.branches.get(chosen, "")
+        _configs(ws, "" if at in ws.lost else at)
+        _check_out(ws, chosen, at, f"clone {url}")
+        appearing.appear(ready, root)
+    except (LlmosError, OSError, KeyboardInterrupt):
         emit(Note(f"what came is kept in {os.path.relpath(ready)}: the same `llmos clone` goes on there", "warning"))
         raise
-    at = found.branches.get(chosen, "")
-    _configs(ws, "" if at in ws.lost else at)
-    _check_out(ws, chosen, at, f"clone {url}")
-    appearing.appear(ready, root)
     return CloneResult(os.path.relpath(root), found.result, chosen, at)
 
 

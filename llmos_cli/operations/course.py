@@ -22,7 +22,7 @@ GAP = "·"
 @dataclass(frozen=True)
 class Point:
     """A checkpoint's measurement, None where it has none; `change` from the nearest measured ancestor by first parents, as a share
-    of that one's value."""
+    of that one's value, where both are of the same samples; `other_samples`: of others than what was measured last."""
 
     checkpoint: str
     made_by: str
@@ -31,11 +31,13 @@ class Point:
     low: float | None = None
     high: float | None = None
     change: float | None = None
+    other_samples: bool = False
 
 
 @dataclass(frozen=True)
 class LogMetric:
-    """`points` newest first, as `log` lists them; `line` draws their values from the oldest to the newest."""
+    """`points` newest first, as `log` lists them; `line` draws their values from the oldest to the newest, but for those on other
+    samples than what was measured last."""
 
     metric: str
     split: str
@@ -46,7 +48,13 @@ class LogMetric:
     def view(self) -> View:
         rows = [_row(point) for point in self.points]
         on = f"{self.metric} on the {self.split} split" if self.split else self.metric
-        return Group([Lines(aligned(rows)), Lines([f"{on}, oldest to newest: {self.line}"])])
+        return Group([Lines(aligned(rows)), Lines([f"{on}, oldest to newest: {self.line}", *self._others()])])
+
+    def _others(self) -> list[Span]:
+        count = sum(point.other_samples for point in self.points)
+        what = "a value on other samples is" if count == 1 else f"{count} values on other samples are"
+        told = f"{what} left out: `llmos eval` measures again, on those of the last"
+        return [Span(told, "warn")] if count else []
 
 
 def course(
@@ -66,8 +74,12 @@ def course(
         measured = {entry.id: ws.metrics(entry.id) for entry in shown}
         chosen = _split(measured.values(), metric, split)
         names = ws.refs.pointing()
-        points = tuple(_point(ws, entry, metric, chosen, tuple(names.get(entry.id, ()))) for entry in shown)
-    line = sparkline([point.value for point in reversed(points)])
+        last = max((each[metric, chosen] for each in measured.values() if (metric, chosen) in each), key=_when)
+        points = tuple(
+            _point(ws, entry, measured[entry.id].get((metric, chosen)), last, tuple(names.get(entry.id, ())))
+            for entry in shown
+        )
+    line = sparkline([None if point.other_samples else point.value for point in reversed(points)])
     return LogMetric(metric, chosen, points, line, len(found) > len(shown))
 
 
@@ -88,23 +100,28 @@ def _place(split: str) -> tuple[int, str]:
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
-def _point(ws: Workspace, entry: Entry, metric: str, split: str, names: tuple[str, ...]) -> Point:
-    found = ws.metrics(entry.id).get((metric, split))
+def _when(metric: Metric) -> float:
+    return metric.at
+
+
+def _point(ws: Workspace, entry: Entry, found: Metric | None, last: Metric, names: tuple[str, ...]) -> Point:
+    """`last`: what was measured last of all, on the samples that count."""
     made_by = f"{entry.operation} {entry.label}".strip()
     if found is None:
         return Point(entry.id, made_by, names, None)
-    before = _before(ws, entry, metric, split)
-    change = found.value / before - 1 if before else None
-    return Point(entry.id, made_by, names, found.value, found.low, found.high, change)
+    before = _before(ws, entry, last)
+    change = found.value / before.value - 1 if before and before.value and found.comparable(before) else None
+    others = not found.comparable(last)
+    return Point(entry.id, made_by, names, found.value, found.low, found.high, change, others)
 
 
-def _before(ws: Workspace, entry: Entry, metric: str, split: str) -> float | None:
+def _before(ws: Workspace, entry: Entry, last: Metric) -> Metric | None:
     """What the nearest ancestor that was measured has."""
     at: Entry | None = entry
     while at is not None and at.parents:
         parent = at.parents[0]
-        if (found := ws.metrics(parent).get((metric, split))) is not None:
-            return found.value
+        if (found := ws.metrics(parent).get((last.name, last.split))) is not None:
+            return found
         at = ws.index.entry(parent)
     return None
 
@@ -131,5 +148,6 @@ def _row(point: Point) -> list[str | Span]:
     told = "—" if point.value is None else number(point.value)
     between = "" if point.low is None or point.high is None else f"[{number(point.low)}, {number(point.high)}]"
     change = "" if point.change is None else f"{100 * point.change:+.2f} %"
+    how = Span("other samples", "warn") if point.other_samples else change
     names = Span(f"({', '.join(point.names)})", "name") if point.names else ""
-    return [shown_id(point.checkpoint), point.made_by, told, between, change, names]
+    return [shown_id(point.checkpoint), point.made_by, told, between, how, names]

@@ -152,10 +152,10 @@ def recall_or_measure(
         run.listen(emit)
         measured = measure(ws, rev, exam, teachers, resolved.config.eval, seed=resolved.config.seed, emit=run.emit)
         evaluation = replace(measured, run=run.id)
-        for name, metric in evaluation.metrics.items():
-            run.emit(
-                Metric(name, metric.value, evaluation.split, checkpoint=checkpoint.id, low=metric.low, high=metric.high)
-            )
+        split, rows = evaluation.split, exam.prepared.rows(evaluation.split)
+        for name, found in evaluation.metrics.items():
+            value, low, high = found.value, found.low, found.high
+            run.emit(Metric(name, value, split, checkpoint=checkpoint.id, low=low, high=high, samples=rows))
         evaluations.keep(run, key, evaluation)
     return evaluation
 

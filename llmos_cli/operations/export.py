@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from llmos_cli.core import atomic, storing
+from llmos_cli.core import atomic, outfile, own, storing
 from llmos_cli.core.objects import files_below
 from llmos_cli.core.processes import scratch_name
 from llmos_cli.core.staging import discard, leftovers
@@ -75,6 +75,7 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
         standalone.check(checkpoint.config_json())
     if _taken(output, format):
         raise UsageError(f"{output} exists already", hint="export to a new name, or remove it")
+    own.require_other(output)
     if dry_run:
         with ws.stage() as staged:
             return _written(checkpoint, staged, output, options, format)
@@ -84,7 +85,8 @@ def export(ws: Workspace, rev: str, output: Path, options: ExportOptions, *, dry
     unfinished = output.with_name(scratch_name(_UNFINISHED))
     try:
         with atomic.refusals(output):
-            atomic.make_directory(unfinished)
+            with outfile.refusals(output):
+                atomic.make_directory(unfinished)
             result = _written(checkpoint, unfinished, output, options, format)
             _publish(unfinished, output, format)
             ws.oplog.note(f"export {checkpoint.id[:12]} to {output}")

@@ -95,11 +95,14 @@ class Proof:
     """What was not measured, and why: a model that streams is never in memory as a whole."""
     speed: Speed | None = None
     """How fast parent and result answer as a deployment holds them; None where `unmeasured` says why not."""
+    rows: str = ""
+    """Which rows of the split those samples are of, as SHA-256."""
 
     def emit(self, emit: Emit, checkpoint: str, parent: str) -> None:
         """As the measured numbers of `checkpoint`; how fast the `parent` was beside it, as its own."""
         for name, found in self.after.items():
-            emit(Metric(name, found.value, self.split, checkpoint=checkpoint, low=found.low, high=found.high))
+            value, low, high = found.value, found.low, found.high
+            emit(Metric(name, value, self.split, checkpoint=checkpoint, low=low, high=high, samples=self.rows))
         if self.speed:
             for of, values in ((parent, self.speed.before), (checkpoint, self.speed.after)):
                 for name, value in values.items():
@@ -200,6 +203,7 @@ def prove(exhibits: Exhibits, *, seed: int, emit: Emit) -> Proof:
         bytes_before=weigh(exhibits.parent, exhibits.compressible_before),
         bytes_after=weigh(exhibits.staged, exhibits.compressible_after),
         conformance=conforms,
+        rows=exhibits.prepared.rows(exhibits.split),
     )
 
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from llmos_cli.core import outfile
 from llmos_cli.core.view import Cell, Group, Lines, Span, Table, View, number, short, size
-from llmos_cli.operations import gate
+from llmos_cli.operations import ci, gate
 from llmos_cli.operations.evaluations import Evaluation, Measured
 from llmos_cli.operations.gate import Verdict
 
@@ -116,33 +116,33 @@ def _precise(value: float) -> str:
 def markdown(result: EvalResult) -> str:
     """A table of metrics, one of classes and a list of gates, for a pull request's comment."""
     headers = ["metric", *(f"`{e.rev}` ({short(e.checkpoint)})" for e in result.evaluations)]
-    lines = [_row(headers), _row(["---", *("---:" for _ in result.evaluations)])]
+    lines = [ci.row(headers), ci.row(["---", *("---:" for _ in result.evaluations)])]
     lines += [
-        _row([name, *(str(cell) if cell is not None else "—" for cell in cells)]) for name, cells in result._rows()
+        ci.row([ci.text(name), *(ci.text(str(cell)) if cell is not None else "—" for cell in cells)])
+        for name, cells in result._rows()
     ]
     lines += _classes_in_markdown(result._judged().classes)
     if result.verdicts:
         lines.append("")
-        lines += [f"- {'passed' if v.passed else '**FAILED**'} `{v.requirement}` ({v.reason})" for v in result.verdicts]
+        lines += [
+            f"- {'passed' if v.passed else '**FAILED**'} `{v.requirement}` ({ci.text(v.reason)})"
+            for v in result.verdicts
+        ]
     return "\n".join(lines) + "\n"
 
 
 def _classes_in_markdown(rows: Sequence[ClassRow]) -> list[str]:
     if not rows or len(rows) > FEW_CLASSES:
         return ["", _too_many(rows)] if rows else []
-    figures = [[row.label, *(number(getattr(row, figure)) for figure in FIGURES)] for row in rows]
-    return ["", _row(["class", *FIGURES]), _row(["---", *("---:" for _ in FIGURES)]), *map(_row, figures)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    figures = [[ci.text(row.label), *(number(getattr(row, figure)) for figure in FIGURES)] for row in rows]
+    return ["", ci.row(["class", *FIGURES]), ci.row(["---", *("---:" for _ in FIGURES)]), *map(ci.row, figures)]
 
 
 def write_junit(result: EvalResult, path: Path) -> None:
-    outfile.write(path, junit(result))
+    outfile.write(path, ci.junit(_suite(result)))
 
 
-def junit(result: EvalResult) -> str:
+def _suite(result: EvalResult) -> ElementTree.Element:
     """One test case a gate; the measured numbers are the suite's properties."""
     suite = ElementTree.Element(
         "testsuite",
@@ -164,7 +164,4 @@ def junit(result: EvalResult) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname="llmos.gate", name=verdict.requirement)
         if not verdict.passed:
             ElementTree.SubElement(case, "failure", message=verdict.reason)
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return suite

@@ -26,7 +26,7 @@ from llmos_cli.events import Emit, Note
 from llmos_cli.operations.pipeline import code, commands, process
 from llmos_cli.operations.pipeline.facts import facts, key_of
 from llmos_cli.operations.pipeline.files import tree
-from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at
+from llmos_cli.operations.pipeline.looking import Look, RunOptions, Work, look_at, unfinished
 from llmos_cli.operations.pipeline.memory import LOCK, Last, Result
 from llmos_cli.operations.pipeline.stages import Stage, chosen, read
 from llmos_cli.operations.pipeline.telling import RunResult, Told, told_of
@@ -117,6 +117,7 @@ def _brought_up_to_date(work: Work, stage: Stage) -> Told:
             _remember(work, stage, result)
             _share(work, stage, result)
             return told_of(stage, result, "restored", look.why)
+        look = replace(look, why="made again: what was kept of it could not be used")
     code.require_now(work.ws, stage)
     _clear(work, stage)
     return _made(work, stage, look)
@@ -284,7 +285,10 @@ def _planned(work: Work, stage: Stage, told: Mapping[str, Told]) -> Told:
     try:
         code.require(work.ws, [stage], None, among=work.stages)
         if waits := [need for need in stage.needs if need in told and told[need].status != "fresh"]:
-            return Told(stage.name, stage.verb, "may run", why=f"after {', '.join(waits)}")
+            last, after = work.memory.last(stage.name), f"after {', '.join(waits)}"
+            if last is not None and (reason := unfinished(last)):
+                return Told(stage.name, stage.verb, "would run", why=f"{reason}; {after}")
+            return Told(stage.name, stage.verb, "may run", why=after)
         look = look_at(work, stage)
         if look.result is None:
             list(_in_its_place(work, stage))

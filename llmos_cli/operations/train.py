@@ -245,7 +245,7 @@ def _measured(run: Run, checkpoint: Checkpoint, begin: Start) -> dict[str, dict[
             continue
         found[name] = measure(begin.task, model, split, begin.prepared.facts, emit=run.emit, stage=f"measure {name}")
         for metric, value in found[name].items():
-            run.emit(Metric(metric, value, split=name, checkpoint=checkpoint.id))
+            run.emit(Metric(metric, value, split=name, checkpoint=checkpoint.id, samples=begin.prepared.rows(name)))
     return found
 
 

@@ -60,6 +60,10 @@ class Prepared:
     processor: Any = None
     notes: tuple[str, ...] = ()
 
+    def rows(self, split: str) -> str:
+        """Which rows a split is of, as SHA-256; "" where the data does not say."""
+        return str(self.fingerprint.get("splits", {}).get(split, {}).get("sha256", ""))
+
 
 @dataclass(frozen=True)
 class Scored:

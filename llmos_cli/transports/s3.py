@@ -41,9 +41,13 @@ def open_store(url: str, root: Path, identity: str) -> S3Store:
         raise UsageError(f"{url} names no bucket", hint="s3://bucket/folder")
     with _told(url):
         # A session of its own: boto3's own one would remember the credentials it first found.
-        client = boto3.session.Session().client(
-            "s3", config=Config(retries={"mode": "standard", "total_max_attempts": 4})
-        )
+        try:
+            client = boto3.session.Session().client(
+                "s3", config=Config(retries={"mode": "standard", "total_max_attempts": 4})
+            )
+        except ValueError as error:  # of what the environment or a profile says
+            hint = "an endpoint is a whole URL: AWS_ENDPOINT_URL_S3=https://minio.example:9000"
+            raise UsageError(f"{url} cannot be asked: {error}", hint=hint) from error
     return S3Store(url, client, parts.netloc, parts.path.strip("/"))
 
 
@@ -231,6 +235,10 @@ def _told(url: str) -> Iterator[None]:
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
         told = " ".join(str(error).split())
         raise LlmosError(f"cannot reach {url}: {told}", hint="try again: nothing need be sent twice") from error
+    except RecursionError as error:  # boto3 goes after each, without end
+        raise LlmosError(
+            f"cannot reach {url}: the service only redirects elsewhere", hint="are its endpoint and its region right?"
+        ) from error
 
 
 def _sentence(url: str, code: str, text: str) -> LlmosError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmos_cli.core import atomic
@@ -56,6 +57,11 @@ def test_refusals_are_sentences(number: int, reason: str) -> None:
         1,
         True,
     )
+
+
+def test_what_numpy_cannot_write_is_a_full_disk() -> None:
+    with pytest.raises(LlmosError, match="cannot write /dev/full: the disk is full"), atomic.refusals("/dev/full"):
+        np.zeros(1 << 20, dtype=np.uint8).tofile("/dev/full")
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:

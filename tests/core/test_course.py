@@ -15,11 +15,13 @@ def measured(ws, monkeypatch):
     """`measured(checkpoint, loss=2.0)` records it as an evaluation would."""
     monkeypatch.chdir(ws.root)
 
-    def measure(checkpoint, split="test", spread=None, **metrics):
+    def measure(checkpoint, split="test", spread=None, samples="", **metrics):
         with ws.begin("eval", config={}, parents=[checkpoint.id]) as run:
             for name, value in metrics.items():
                 ends = (None, None) if spread is None else (value - spread, value + spread)
-                run.emit(Metric(name, value, split, checkpoint=checkpoint.id, low=ends[0], high=ends[1]))
+                run.emit(
+                    Metric(name, value, split, checkpoint=checkpoint.id, low=ends[0], high=ends[1], samples=samples)
+                )
 
     return measure
 
@@ -38,6 +40,21 @@ def test_a_metric_along_a_line(commit, measured, llmos):
     ]
     points = llmos("log", "--metric", "loss", "--json", "HEAD").json["points"]
     assert [point["change"] for point in points] == [0.25, None, None]
+
+
+def test_values_on_other_samples_are_no_part_of_the_line(commit, measured, llmos):
+    first, second, third, fourth = (commit(a=text) for text in "1234")
+    measured(first, loss=2.0)  # on which samples was not told then
+    measured(second, loss=9.0, samples="old")
+    measured(third, loss=3.0, samples="new")
+    measured(fourth, loss=4.0, samples="new")
+    told = llmos("log", "--metric", "loss", "--json").json
+    assert told["line"] == "▁·▅█"
+    assert [point["other_samples"] for point in told["points"]] == [False, False, True, False]
+    assert [point["change"] for point in told["points"]] == [pytest.approx(1 / 3), None, 3.5, None]
+    assert "a value on other samples is left out" in llmos("log", "--metric", "loss").out
+    measured(second, loss=8.0, samples="new")
+    assert llmos("log", "--metric", "loss", "--json").json["line"] == "▁█▂▃"
 
 
 def test_the_change_is_from_an_ancestor_even_if_it_is_not_listed(commit, measured, llmos):

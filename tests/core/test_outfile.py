@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmos_cli.core import outfile
+from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import LlmosError, UsageError
 
 
@@ -27,6 +28,15 @@ def test_it_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
         file.write("other")
         raise RuntimeError
     assert path.read_text() == "half" and [each.name for each in path.parent.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize("place", [".llmos/refs/heads/evil", "checkpoints/zz", "configs/train.yaml", "llmos.yaml"])
+def test_no_place_is_a_workspaces_own(ws: Workspace, tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(ws.root)
+    for root in (ws.root, tmp_path / "link"):
+        with pytest.raises(UsageError, match="is no place for an output"):
+            outfile.require(root / place)
+    outfile.require(ws.root / "reports" / place)
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:

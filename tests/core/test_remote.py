@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from llmos_cli.core.remote.remote import Remote
 from llmos_cli.core.remote.store import Content
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.errors import Conflict, Corrupt, LlmosError, NotFound, UsageError
-from llmos_cli.events import Event, Progress
+from llmos_cli.events import Event, Note, Progress
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.branch import branch
 from llmos_cli.operations.cargo import MovedRef
@@ -168,6 +170,43 @@ def test_how_far_it_is_is_told_in_bytes(ws: Workspace, commit: Commit, far: Path
         "push": (5, 5, "MB"), "fetch": (5, 5, "MB"),
     }  # fmt: skip
     assert all(event.rate and event.eta == 0 for event in last.values())
+
+
+@pytest.mark.parametrize("late", ["fetched", "_configs", "_check_out"])
+def test_a_clone_that_ends_a_disk_says_where_it_goes_on(
+    ws: Workspace, commit: Commit, far: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    first = commit(a="1")
+    push(ws)
+    module = sys.modules[clone.__module__]
+    work = getattr(module, late)
+
+    def full(*args: Any, dry_run: bool = False, **kwargs: Any) -> Any:
+        if dry_run:
+            return work(*args, dry_run=True, **kwargs)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, late, full)
+        with pytest.raises(OSError, match="No space"):
+            clone(str(far), far.parent / "copy", emit=told.append)
+    assert any(isinstance(event, Note) and "the same `llmos clone` goes on there" in event.message for event in told)
+    assert clone(str(far), far.parent / "copy").checkpoint == first.id
+
+
+def test_what_undo_cannot_bring_back_comes_as_its_hint_says(
+    ws: Workspace, commit: Commit, far: Path, llmos: Llmos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, _ = commit(a="1"), commit(a="2"), commit(a="3")
+    push(ws)
+    rm(ws, [first.id], force=True)
+    gc(ws, window="now")
+    monkeypatch.chdir(ws.root)
+    hint = llmos("undo").err.splitlines()[1]
+    assert f"`llmos fetch --weights {first.id[:12]}`" in hint
+    assert llmos(*hint.split("`")[1].split()[1:]).code == 0
+    assert first.id not in ws.dropped and first.path.joinpath("a").read_text() == "1"
 
 
 def test_a_clone_is_an_operation(ws: Workspace, commit: Commit, far: Path) -> None:

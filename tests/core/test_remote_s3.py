@@ -6,9 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,39 @@ def test_what_goes_wrong_is_a_sentence(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UsageError, match="no credentials for s3://models/team/demo"):
         push(ws, remote="origin")
+
+
+def test_an_endpoint_is_a_whole_url(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio.example:9000")
+    with pytest.raises(UsageError, match=r"cannot be asked: Invalid endpoint: minio\.example:9000"):
+        s3.open_store(bucket, tmp_path, "me")
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Answers 301 to everything."""
+
+    def answer(self) -> None:
+        self.send_response(301)
+        self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_service_that_only_redirects_cannot_be_reached(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as service:
+        threading.Thread(target=service.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{service.server_port}")
+        store = s3.open_store(bucket, tmp_path, "me")
+        try:
+            for ask in (lambda: store.read("x", 10), lambda: store.size("x"), lambda: store.names("")):
+                with pytest.raises(LlmosError, match="cannot reach s3://models/team/demo"):
+                    ask()
+        finally:
+            service.shutdown()

@@ -57,6 +57,8 @@ def test_prune_and_quantize_a_language_model(base: Base, llmos: Any) -> None:
     assert kept["checkpoint"] == pruned.json["checkpoint"]
     assert kept["told"] == {key: value for key, value in pruned.json.items() if key != "schema"}
     assert {"token_latency", "token_throughput", "latency_p50", "throughput", "peak_memory"} <= known
+    proven = ws.metrics(ws.resolve())["bits_per_byte", pruned.json["proof"]["split"]]
+    assert proven.samples == pruned.json["proof"]["rows"] != ""
     parent = ws.metrics(ws.resolve("HEAD~1"))
     speed = pruned.json["proof"]["speed"]
     assert speed["before"]["token_latency"] == parent["token_latency", pruned.json["proof"]["split"]].value

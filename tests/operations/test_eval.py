@@ -190,6 +190,8 @@ def test_an_evaluation_is_a_run_keyed_by_its_checkpoint(line: Workspace, llmos):
     told = evaluation["metrics"]["bits_per_byte"]
     assert (known.value, known.low, known.high) == (told["value"], told["low"], told["high"])
     assert told["low"] < told["value"] < told["high"]
+    made = line.manifest(evaluation["checkpoint"]).made
+    assert known.samples == made.data["splits"]["test"]["sha256"], "as it was trained on"
 
 
 @pytest.mark.parametrize(

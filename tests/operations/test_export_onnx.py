@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.errors import LlmosError
+from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.models.fp8 import Float8Linear
+from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.load import load
 from llmos_cli.models.save import save
+from llmos_cli.operations.exporting import onnx
 from llmos_cli.operations.exporting.onnx import export_graph, run
 from tests.models.conftest import make
 
@@ -93,3 +96,9 @@ def in_a_process(out: Path, kind: str) -> dict[str, Any]:
     assert ran.returncode == 0, ran.stderr
     told: dict[str, Any] = json.loads(ran.stdout)
     return told
+
+
+@pytest.mark.parametrize("layer, kind", [(QuantizedLinear, "w8a8"), (Float8Linear, "fp8")])
+def test_what_rounds_its_inputs_is_called_by_its_name(layer: type[QuantizedLinear], kind: str) -> None:
+    with pytest.raises(UsageError, match=rf"rounds its inputs \({kind}\)"):
+        onnx._check(torch.nn.Sequential(layer(4, 4)))

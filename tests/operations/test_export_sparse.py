@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.models import blocks
+from llmos_cli.models import blocks, sparse_files
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.save import save
@@ -124,3 +125,14 @@ def test_what_was_damaged_or_is_newer_is_not_imported(workspace: Workspace, llmo
     told["tensors"][first]["shape"] = [1 << 40, 1 << 20]
     (directory / "sparse.json").write_text(json.dumps(told))
     assert llmos("import", directory).code == 5
+
+
+def test_a_full_disk_is_no_damage(workspace: Workspace, llmos: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(sparse_files, "write_streamed", full)
+    assert llmos("import", pruned(tmp_path / "m", half)).code == 0
+    told = llmos("export", "-o", tmp_path / "out", "--format", "sparse")
+    assert (told.code, list(tmp_path.glob("*out*"))) == (1, [])
+    assert told.err.startswith(f"error: cannot write {tmp_path / 'out'}: the disk is full\n")

@@ -111,6 +111,21 @@ def test_an_export_is_no_url(workspace: Workspace, imported: Any, llmos: Any) ->
     assert set(workspace.root.iterdir()) == before
 
 
+@pytest.mark.parametrize("place", [".llmos/refs/heads/evil", "checkpoints/zz"])
+def test_an_export_is_none_of_the_workspaces_own(workspace: Workspace, imported: Any, llmos: Any, place: str) -> None:
+    ran = llmos("export", "-o", place)
+    assert (ran.code, ran.err.splitlines()[0].endswith(f"{place} is no place for an output")) == (2, True)
+    assert not (workspace.root / place).exists()
+
+
+def test_an_export_to_where_no_folder_can_be_is_refused(workspace: Workspace, imported: Any, llmos: Any) -> None:
+    ran = llmos("export", "-o", "/proc/nowhere/model")
+    assert (ran.code, ran.err) == (
+        1,
+        "error: cannot write /proc/nowhere/model: no such file or directory\nhint: name another place\n",
+    )
+
+
 def test_export_hashes_before_it_writes(workspace: Workspace, imported: Any, llmos: Any, tmp_path: Path) -> None:
     shard = next(workspace.checkpoint("HEAD").path.glob("*.safetensors"))
     shard.chmod(0o644)

@@ -126,6 +126,23 @@ def test_a_new_cache_gets_what_was_made_before(shell: Workspace, llmos, tmp_path
     ) == []
 
 
+def test_a_cache_that_is_damaged_heals(shell: Workspace, new_workspace, llmos, tmp_path, monkeypatch):
+    cached = ("run", "clean", "--json", "--cache-dir", tmp_path / "cache")
+    llmos(*cached)
+    sha256 = hashlib.sha256(b"ONE\nTWO\n").hexdigest()
+    kept = tmp_path / "cache" / "objects" / sha256[:2] / sha256[2:]
+    kept.chmod(0o644)
+    kept.write_bytes(b"ONE\nTWA\n")
+    for name, status in (("second", "made"), ("third", "restored")):
+        other = new_workspace(tmp_path / name)
+        monkeypatch.chdir(other.root)
+        shutil.copy(shell.root / "raw.txt", other.root), shutil.copy(shell.root / "llmos.yaml", other.root)
+        llmos("trust", "--pipeline")
+        told = llmos(*cached)
+        assert (statuses(told), (other.root / "clean.txt").read_text()) == ({"clean": status}, "ONE\nTWO\n")
+        assert why(told)["clean"].startswith("made again: " if status == "made" else "from the cache")
+
+
 def test_gc_forgets_what_is_no_stages_last(shell: Workspace, llmos):
     """After its time; what the stages made last stays, contents too."""
     llmos("run", "-q")
@@ -433,6 +450,27 @@ def test_failures_compose(empty: Workspace, llmos, tmp_path):
     assert why(llmos("run", "--dry-run", "--json"))["bad"] == "it failed"
 
 
+LOUD = r"""printf '\033[31mFAILED\033[0m \033]8;;x\033\\<b>a|b</b>\001 & *c*\n' >&2; exit 1"""
+
+
+def test_reports_are_well_formed_whatever_a_command_said(empty: Workspace, llmos, tmp_path):
+    (empty.root / "llmos.yaml").write_text(json.dumps({"format": 1, "pipeline": {"loud": {"sh": LOUD}}}))
+    llmos("trust", "--pipeline")
+    assert llmos("run", "-q", "--junit", tmp_path / "j.xml", "--summary", tmp_path / "s.md").code == 1
+    (error,) = ElementTree.parse(tmp_path / "j.xml").getroot().iter("error")
+    assert error.get("message") == "FAILED <b>a|b</b> & *c*"
+    *_, row = (tmp_path / "s.md").read_text().splitlines()
+    assert row.endswith(r"| FAILED \<b\>a\|b\</b\> \& \*c\* |") and row.isprintable()
+
+
+def test_what_failed_before_would_run_whatever_comes_before_it(shell: Workspace, llmos):
+    (shell.root / "llmos.yaml").write_text(SHELL.replace("wc -l < clean.txt > count.txt", "exit 1"))
+    llmos("trust", "--pipeline"), llmos("run", "-q")
+    (shell.root / "raw.txt").write_text("three\n")
+    planned = llmos("run", "--dry-run", "--json")
+    assert (statuses(planned)["count"], why(planned)["count"]) == ("would run", "it failed; after clean")
+
+
 def test_independent_stages_run_at_once(empty: Workspace, llmos):
     """Each waits until the other has begun."""
     wait = "touch {0}; for i in $(seq 200); do [ -e {1} ] && exit 0; sleep 0.05; done; exit 1"
@@ -502,6 +540,9 @@ def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):
     assert statuses(llmos("run", "--dry-run", "--json"))["go"] == "would run"
 
 
+AXES = ", ".join(f"{variable}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]" for variable in "abcdefg")
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
@@ -519,7 +560,12 @@ def test_what_changed_while_it_ran_is_not_remembered(empty: Workspace, llmos):
         ("a: {sh: x, outputs: ['${v}']}", "no variable 'v'"),
         ("a: {sh: x, foreach: {v: [1, 1]}}", "two stages would be called a/1"),
         ("a: {sh: x, foreach: {w: [1], v: []}}", "foreach gives v no value"),
+        (f"a: {{sh: x, foreach: {{{AXES}}}}}", "a would be 10,000,000 stages, and a pipeline has 10,000 at most"),
         ("a/b: {sh: x}", "no name for a stage"),
+        ('a: {sh: "echo \\0"}', "cannot have a NUL character"),
+        ('a: {sh: x, foreach: {v: ["a\\0b"]}}', "cannot have a NUL character"),
+        ('a: {sh: x, outputs: ["a\\0b"]}', "cannot have a NUL character"),
+        ("a: {sh: x, foreach: {A=B: [1]}}", "'A=B' is no name for a variable"),
         ("stages: {up: {sh: x}}", "stages stand directly under `pipeline:`"),
         ("stages: {sh: x, foreach: {v: [1, 1]}}", "two stages would be called stages/1"),
         ("a: {verb: train, require: ['loss < 1']}", "only eval has gates"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -211,6 +212,7 @@ def test_a_damaged_cache_holds_less(verbs: Workspace, clone: Workspace, llmos, t
     told = llmos("run", "base", "--cache-dir", tmp_path / "cache", "--json", "-q")
     assert statuses(told) == {"prepare": "restored", "base": "made"}
     assert "base cannot be had from the cache" in told.err
+    assert hashlib.sha256(damaged.read_bytes()).hexdigest() == weights.sha256, "the next one need not make it again"
 
 
 @pytest.mark.parametrize("name", ["../../stolen", "/tmp/stolen", "llmos.yaml", "other.csv", "data.csv/../x"])

@@ -93,6 +93,7 @@ def test_the_numbers_are_of_the_file_read_back_not_of_the_weights_in_memory(work
     told = workspace.metrics(checkpoint.id)
     assert told["bits_per_byte", "test"].value == again["bits_per_byte"]
     assert told["bits_per_byte", "test"].checkpoint == checkpoint.id
+    assert told["bits_per_byte", "test"].samples == checkpoint.manifest.made.data["splits"]["test"]["sha256"]
 
 
 def test_the_same_config_and_seed_give_the_same_files(workspace: Workspace) -> None:

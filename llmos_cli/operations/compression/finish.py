@@ -117,7 +117,8 @@ def _tell(ws: Workspace, run: Run, subject: Subject, proof: Proof, checkpoint: s
     for name, found in proof.before.items():
         known = ws.metrics(subject.checkpoint.id)
         if (name, split) not in known:
-            run.emit(Metric(name, found.value, split, checkpoint=subject.checkpoint.id, low=found.low, high=found.high))
+            of, rows = subject.checkpoint.id, proof.rows
+            run.emit(Metric(name, found.value, split, checkpoint=of, low=found.low, high=found.high, samples=rows))
 
 
 def _made(resolved: Resolved, subject: Subject, record: Mapping[str, Any], used: Mapping[str, Any]) -> Made:

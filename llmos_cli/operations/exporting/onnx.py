@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from llmos_cli.core.workspace import Checkpoint
 from llmos_cli.errors import LlmosError, UsageError
+from llmos_cli.models.fp8 import Float8Linear
 from llmos_cli.models.int8 import QuantizedLinear
 from llmos_cli.models.load import load
 from llmos_cli.operations.exporting.common import ExportOptions, Outcome, copy, difference, example, logits, others
@@ -73,9 +74,11 @@ def write(checkpoint: Checkpoint, target: Path, options: ExportOptions) -> Outco
 
 
 def _check(model: PreTrainedModel) -> None:
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    rounding = next((module for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+    if rounding is not None:
+        kind = "fp8" if isinstance(rounding, Float8Linear) else "w8a8"
         raise UsageError(
-            "this checkpoint rounds its inputs (w8a8), which the graph would not do as it does",
+            f"this checkpoint rounds its inputs ({kind}), which the graph would not do as it does",
             hint="export its parent with --format onnx --type int8",
         )
 

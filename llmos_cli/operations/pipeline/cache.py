@@ -1,7 +1,8 @@
 """A cache of stages' results outside the workspace (`run --cache-dir`): what one CI job made, the next one need not make again.
 
 It is a remote with one more kind of file, `results/<key>.json`. So it may lie wherever a remote may, everything is hashed on its
-way in and looked at before it is believed, and what names something is written after that. A cache that is damaged holds less.
+way in and looked at before it is believed, and what names something is written after that. A cache that is damaged holds less, until the stage is made again: what that made is
+put in the place of what was damaged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from llmos_cli.operations.pipeline.stages import Stage, overlap, writable
 from llmos_cli.operations.remote import RemoteSettings
 
 if TYPE_CHECKING:
-    from llmos_cli.core.workspace import Workspace
+    from llmos_cli.core.workspace import Checkpoint, Workspace
 
 NAME = "cache"
 
@@ -40,15 +41,21 @@ class Cache:
     def __init__(self, ws: Workspace, where: str, stages: Sequence[Stage]) -> None:
         self._ws, self._stages = ws, stages
         self._place = remotes.settings(ws).get(where) or RemoteSettings(NAME, _url(where))
+        self._damaged: set[str] = set()
+        """Keys of results of which something there is missing or damaged."""
 
     def save(self, result: Result, emit: Emit) -> None:
         """The checkpoint with its line, whatever was measured of those that it read, the outputs; and only then the result."""
+        again = result.key in self._damaged  # else what is there has its size, and stays
         with remotes.turn(self._ws, self._place), self._opened() as remote:
             read = [str(each) for each in result.facts["revisions"].values()]
             sending.send(remote, sending.lacking(self._ws, remote, [*filter(None, [result.checkpoint]), *read]), emit)
+            if again and result.checkpoint:
+                _send_weights_again(remote, self._ws.checkpoint(result.checkpoint))
             for name, sha256 in result.outputs.items():
-                _send_output(remote, self._ws.root / name, sha256)
+                _send_output(remote, self._ws.root / name, sha256, again=again)
             remote.store.put(layout.result_name(result.key), whole(text_of(result)), lambda _: None)
+        self._damaged.discard(result.key)
 
     def has(self, key: str) -> bool:
         """Whether something is remembered there, whatever it is worth."""
@@ -74,6 +81,7 @@ class Cache:
                 ):
                     raise Untrusted(f"{untrusted} may be code and was not made here", hint="it is made anew")
             except (Corrupt, NotFound, Untrusted) as error:
+                self._damaged |= set() if isinstance(error, Untrusted) else {key}
                 emit(Note(f"{stage.name} cannot be had from the cache: {error.message}", level="warning"))
                 return None
         memory.keep(result)
@@ -143,11 +151,17 @@ def _within(name: str, outputs: Sequence[str]) -> bool:
     return any(overlap(name, output) and len(name) >= len(output.rstrip("/")) for output in outputs)
 
 
-def _send_output(remote: Remote, path: Path, sha256: str) -> None:
+def _send_weights_again(remote: Remote, checkpoint: Checkpoint) -> None:
+    for name, entry in checkpoint.manifest.tree.items():
+        content = sending.content(checkpoint.path / name, entry)
+        remote.store.put(layout.object_name(entry.sha256), content, lambda _: None)
+
+
+def _send_output(remote: Remote, path: Path, sha256: str, *, again: bool) -> None:
     entry = hash_file(path)
     if entry.sha256 != sha256.removesuffix("+x"):
         raise Corrupt(f"{path.name} changed while it was put into the cache", hint="`llmos run` makes it anew")
-    if remote.store.size(layout.object_name(entry.sha256)) != entry.size:
+    if again or remote.store.size(layout.object_name(entry.sha256)) != entry.size:
         remote.store.put(layout.object_name(entry.sha256), sending.content(path, entry), lambda _: None)
 
 

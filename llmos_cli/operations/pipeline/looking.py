@@ -128,7 +128,14 @@ def _reason(last: Last | None, key: str, found: Facts) -> str:
         return "it never ran here"
     if last.key != key:
         return why(last.facts, hidden(found))
-    return {"failed": "it failed", "done": "what it made is not remembered"}.get(last.status, "it was interrupted")
+    return unfinished(last) or "what it made is not remembered"
+
+
+def unfinished(last: Last) -> str:
+    """How it ended before it was done, "" where it was done or still runs."""
+    if last.status == "done" or last.alive:
+        return ""
+    return "it failed" if last.status == "failed" else "it was interrupted"
 
 
 def _missing(work: Work, stage: Stage, result: Result) -> str:

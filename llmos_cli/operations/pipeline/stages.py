@@ -15,7 +15,7 @@ from typing import Any
 
 from llmos_cli.catalog import did_you_mean
 from llmos_cli.core import config as configs
-from llmos_cli.core import settings, yaml12
+from llmos_cli.core import own, settings, yaml12
 from llmos_cli.core.config import Resolved
 from llmos_cli.core.refs import HEADS, TAGS
 from llmos_cli.core.workspace import Workspace
@@ -23,15 +23,13 @@ from llmos_cli.core.yaml12 import Node
 from llmos_cli.errors import ConfigError, LlmosError, NotFound
 from llmos_cli.operations import gate
 from llmos_cli.operations.config import resolve
+from llmos_cli.operations.pipeline import foreach
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.pipeline import StageOptions
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-VARIABLE = re.compile(r"\$\{(\w+)\}")
 PREFIX = "stages/"
 EXPORT = ("export.format", "export.type", "export.dequantize", "export.standalone")
-OURS = (".llmos", "checkpoints", "runs", "configs", "llmos.yaml")
-"""What no stage may write: the workspace's own."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,11 @@ def read(ws: Workspace) -> list[Stage]:
         raise NotFound(
             "llmos.yaml has no `pipeline:`", hint="docs/guide.md shows one; `llmos train` and its like need none"
         )
-    written = [stage for name, child in node.mapping.items() for stage in _multiplied(name, child)]
+    _check_text(node)
+    for name, child in node.mapping.items():
+        _check_name(name, child)
+    axes = foreach.read(node)
+    written = [stage for name, child in node.mapping.items() for stage in _multiplied(name, child, axes[name])]
     _check_outputs(written, node)
     return _ordered([_connected(ws, stage, written, node) for stage in written], node)
 
@@ -107,33 +109,36 @@ def chosen(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
-def _multiplied(name: str, node: Node) -> Iterator[Stage]:
+def _multiplied(name: str, node: Node, axes: foreach.Axes) -> Iterator[Stage]:
     """One stage, or one for each combination of what `foreach` lists."""
+    seen: set[str] = set()
+    for full, variables in foreach.combinations(name, axes):
+        options = _checked(foreach.substituted(node, variables), name)
+        if full in seen:
+            raise ConfigError(
+                f"two stages would be called {full}", hint="let their values differ", place=node.key_place
+            )
+        seen.add(full)
+        told = {variable: foreach.text(value) for variable, value in variables.items()}
+        yield Stage(full, name, options.verb or "sh", options, told)
+
+
+def _check_text(node: Node) -> None:
+    """All of it may become a file, a variable or an argument of a command, and the system ends each of those at a NUL."""
+    children = node.value if isinstance(node.value, list) else node.mapping.values()
+    for child in children:
+        _check_text(child)
+    if isinstance(node.value, str) and "\0" in node.value:
+        raise ConfigError("a pipeline cannot have a NUL character in it", hint="leave it out", place=node.place)
+
+
+def _check_name(name: str, node: Node) -> None:
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no name for a stage", hint="letters, digits, `-`, `_` and `.`", place=node.key_place
         )
     if name == "stages" and _holds_stages(node):
         raise ConfigError("stages stand directly under `pipeline:`", hint="leave `stages:` out", place=node.key_place)
-    axes = configs.check(_only(node, "foreach"), StageOptions).foreach if "foreach" in node.mapping else {}  # type: ignore[attr-defined]
-    if empty := [variable for variable, values in axes.items() if not values]:
-        place = node.mapping["foreach"].mapping[empty[0]].place
-        hint = f"list values of {empty[0]}, or leave the stage out"
-        raise ConfigError(
-            f"foreach gives {empty[0]} no value, so that {name} would be no stage", hint=hint, place=place
-        )
-    seen: set[str] = set()
-    for values in itertools.product(*axes.values()):
-        variables = dict(zip(axes, values, strict=True))
-        options = _checked(_substituted(node, variables), name)
-        full = "/".join([name, "-".join(map(_word, values))]) if axes else name
-        if full in seen:
-            raise ConfigError(
-                f"two stages would be called {full}", hint="let their values differ", place=node.key_place
-            )
-        seen.add(full)
-        told = {variable: _text(value) for variable, value in variables.items()}
-        yield Stage(full, name, options.verb or "sh", options, told)
 
 
 def _holds_stages(node: Node) -> bool:
@@ -144,38 +149,6 @@ def _holds_stages(node: Node) -> bool:
         and all(isinstance(each.value, dict) for each in children.values())
         and not (children.keys() & StageOptions.model_fields.keys())
     )
-
-
-def _only(node: Node, key: str) -> Node:
-    return replace(node, value={key: node.mapping[key]})
-
-
-def _word(value: Any) -> str:
-    """A value as part of a name."""
-    return re.sub(r"[^A-Za-z0-9_.+]+", "-", _text(value)).strip("-.") or "-"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else yaml12.dump(value)
-
-
-def _substituted(node: Node, variables: Mapping[str, Any]) -> Node:
-    """With the values of `foreach` in the place of `${VARIABLE}`; not within a command, which has them in its environment."""
-    if isinstance(node.value, dict):
-        kept = {k: n if k == "sh" else _substituted(n, variables) for k, n in node.value.items() if k != "foreach"}
-        return replace(node, value=kept)
-    if isinstance(node.value, list):
-        return replace(node, value=[_substituted(child, variables) for child in node.value])
-    if not isinstance(node.value, str):
-        return node
-    found = VARIABLE.findall(node.value)
-    for name in found:
-        if name not in variables:
-            hint = did_you_mean(name, variables) if variables else "`foreach:` gives variables their values"
-            raise ConfigError(f"there is no variable {name!r} here", hint=hint, place=node.place)
-    if len(found) == 1 and node.value == f"${{{found[0]}}}":
-        return replace(node, value=variables[found[0]])
-    return replace(node, value=VARIABLE.sub(lambda match: _text(variables[match[1]]), node.value))
 
 
 def _checked(node: Node, name: str) -> StageOptions:
@@ -213,11 +186,12 @@ def _misfit(options: StageOptions) -> tuple[str, str] | None:
 
 def writable(path: str) -> bool:
     pure = PurePosixPath(path)
-    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.parts[0] not in OURS
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.parts[0] not in own.NAMES
 
 
 def _check_outputs(stages: Sequence[Stage], node: Node) -> None:
-    for one, other in itertools.combinations(stages, 2):
+    writing = [stage for stage in stages if stage.options.outputs]
+    for one, other in itertools.combinations(writing, 2):
         for path in one.options.outputs:
             if any(overlap(path, theirs) for theirs in other.options.outputs):
                 place = node.mapping[other.family].key_place
@@ -236,11 +210,11 @@ def _connected(ws: Workspace, stage: Stage, stages: Sequence[Stage], node: Node)
     """With what it depends on filled in."""
     place = node.mapping[stage.family].key_place
     named = {word: found for word in _revisions(ws, stage) if (found := _stage_of(ws, word, stages, place))}
-    files = [*stage.options.inputs, *stage.options.config, *data_of(ws, stage)]
+    files = [_below(ws, file) for file in (*stage.options.inputs, *stage.options.config, *data_of(ws, stage))]
     writers = [
         other.name for other in stages
-        if other.name != stage.name and any(overlap(_below(ws, f), out) for f in files for out in other.options.outputs)
-    ]  # fmt: skip
+        if other.name != stage.name and any(overlap(file, out) for file in files for out in other.options.outputs)
+    ] if files else []  # fmt: skip
     needed = [name for word in stage.options.needs for name in _needed(word, stages, place)]
     needs = {*named.values(), *writers, *needed}
     if stage.name in needs:

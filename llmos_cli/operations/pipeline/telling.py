@@ -20,6 +20,7 @@ from llmos_cli.errors import (
     Terminated,
     UsageError,
 )
+from llmos_cli.operations import ci
 from llmos_cli.operations.pipeline.commands import by_name
 from llmos_cli.operations.pipeline.memory import Result
 from llmos_cli.operations.pipeline.stages import Stage
@@ -176,10 +177,10 @@ def _seconds(told: Told) -> str:
 
 
 def write_junit(result: RunResult, path: Path) -> None:
-    outfile.write(path, junit(result))
+    outfile.write(path, ci.junit(_suite(result)))
 
 
-def junit(result: RunResult) -> str:
+def _suite(result: RunResult) -> ElementTree.Element:
     """One test case a stage, and one a gate."""
     suite = ElementTree.Element("testsuite", name="llmos run")
     for told in result.stages:
@@ -195,10 +196,7 @@ def junit(result: RunResult) -> str:
                 ElementTree.SubElement(gate, "failure", message=verdict["reason"])
     for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(name, str(sum(1 for _ in suite.iter(tag))))
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return suite
 
 
 def _case(suite: ElementTree.Element, kind: str, name: str, seconds: float) -> ElementTree.Element:
@@ -215,10 +213,10 @@ def markdown(result: RunResult) -> str:
     rows = [["stage", "result", "made", "took", "why"], ["---"] * 5]
     for told in result.stages:
         word = "**gate failed**" if told.word == "gate failed" else marks.get(told.status, told.word)
-        rows.append([f"`{told.stage}`", word, _made(told), _seconds(told), told.message or told.why])
-    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+        rows.append([f"`{told.stage}`", word, *map(ci.text, (_made(told), _seconds(told), told.message or told.why))])
+    lines = [ci.row(row) for row in rows]
     gates = [
-        f"- {'passed' if verdict['passed'] else '**FAILED**'} `{told.stage}`: `{verdict['requirement']}` ({verdict['reason']})"
+        f"- {'passed' if verdict['passed'] else '**FAILED**'} `{told.stage}`: `{verdict['requirement']}` ({ci.text(verdict['reason'])})"
         for told in result.stages
         for verdict in told.verdicts
     ]
