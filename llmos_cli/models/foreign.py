@@ -1,6 +1,6 @@
 """Models that others made, as we store them: Hugging Face directories, hub ids, GGUF files, pickled state dicts.
 
-`find` brings the upstream files into reach, `convert` writes a checkpoint directory: one shard per block, the tokenizer, the
+`upstream.find` brings their files into reach, `convert` writes a checkpoint directory: one shard per block, the tokenizer, the
 card and the licence. No code from upstream runs: safetensors and GGUF hold none, pickles meet `unpickle`, and a model whose
 architecture comes as Python files is refused.
 """
@@ -15,59 +15,22 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from llmos_cli.core import urls
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 from llmos_cli.models import blocks, dequantize, described, gguf_file, headers, sparse_files, unpickle
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
-
-PICKLES = (".bin", ".pt", ".pth")
-KEPT = [
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer*.json", "tokenizer*.model", "*.bpe.model", "spiece.model", "vocab.*", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
-]
-"""What is taken from upstream beside weights."""
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """Upstream files on this disk. `weights`: the files that hold them; `origin`: what the checkpoint remembers of the place."""
-
-    directory: Path
-    weights: tuple[Path, ...]
-    origin: Mapping[str, str]
-
-    @property
-    def gguf(self) -> str | None:
-        return next((file.name for file in self.weights if file.suffix == ".gguf"), None)
-
-    def others(self) -> list[Path]:
-        """Configuration, tokenizer, card, licence: no code, no weights, and nothing that merely lies in the same folder."""
-        if self.gguf:  # says all of that itself
-            return []
-        files = sorted(file for file in self.directory.iterdir() if file.is_file())
-        return [file for file in files if any(fnmatch(file.name, pattern) for pattern in KEPT)]
+from llmos_cli.models.upstream import PICKLES, Foreign
 
 
 @dataclass(frozen=True)
@@ -80,26 +43,6 @@ class Converted:
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     licence: str = ""
-
-
-def find(source: str, *, file: str | None = None, revision: str | None = None) -> Foreign:
-    """The upstream files of a directory, a weights file, or a hub id (downloaded into the hub's own cache).
-
-    `file`: which weights file, where a place has several; `revision`: branch, tag or commit on the hub.
-    """
-    path = urls.path(source)
-    if path.is_dir():
-        _check_entries(path)
-        return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})
-    if path.is_file():
-        if path.suffix not in (".safetensors", ".gguf", *PICKLES):
-            raise UsageError(
-                f"{path} is not a model", hint="a directory, .safetensors, .gguf, .bin or .pt can be imported"
-            )
-        return Foreign(path.parent, (path,), {"kind": path.suffix.removeprefix("."), "source": path.name})
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise NotFound(f"there is no {source}", hint="give a directory, a weights file, or a hub id like org/name")
-    return _download(source, file, revision)
 
 
 def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dtype | None, seed: int) -> Converted:
@@ -139,76 +82,6 @@ def _convert_sparse(
         _copy(foreign.others(), dense)
         whole = replace(foreign, directory=dense, weights=tuple(headers.files(dense)))
         return convert(whole, target, task=task, dtype=dtype, seed=seed)
-
-
-def _check_entries(directory: Path) -> None:
-    """Untrusted where a link leads out of the folder: in an unpacked archive it may lead to a key of the user's, which would be
-    imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those. Corrupt where one would wait
-    for ever for what is no file."""
-    for each in directory.iterdir():
-        if each.exists() and not (each.is_file() or each.is_dir()):
-            raise Corrupt(f"{each} is a pipe, a socket or a device, and no file", hint="models have none: remove it")
-    inside = directory.resolve()
-    blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
-    for link in (file for file in directory.iterdir() if file.is_symlink() and file.is_file()):
-        target = Path(os.path.realpath(link))
-        if not (target.is_relative_to(inside) or target.is_relative_to(blobs)):
-            raise Untrusted(
-                f"{link.name} in {directory} is a link that leads out of it, to {target}",
-                hint="copy what it points to in its place, if that is what you mean",
-            )
-
-
-def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
-    """The weights of a directory: the named file, else safetensors, else the only GGUF file, else pickles."""
-    if file is not None:
-        if not (directory / file).is_file():
-            there = (
-                ", ".join(
-                    sorted(
-                        path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf", *PICKLES)
-                    )
-                )
-                or "none"
-            )
-            raise NotFound(f"{directory.resolve()} has no file {file}", hint=f"its files of weights: {there}")
-        return (directory / file,)
-    if any(directory.glob("*.safetensors")):
-        return tuple(headers.files(directory))
-    ggufs = sorted(directory.glob("*.gguf"))
-    if len(ggufs) > 1:
-        raise UsageError(f"{directory.name} has {len(ggufs)} GGUF files", hint=f"choose with --file {ggufs[0].name}")
-    if found := ggufs or sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.pt")):
-        return tuple(found)
-    raise NotFound(
-        f"{directory.resolve()} holds no weights", hint="safetensors, GGUF, .bin and .pt files can be imported"
-    )
-
-
-def _download(name: str, file: str | None, revision: str | None) -> Foreign:
-    wanted = [file] if file else ["*.safetensors"]
-    directory = _snapshot(name, revision, [*KEPT, "*.index.json", *wanted])
-    if not file and not any(directory.glob("*.safetensors")):
-        directory = _snapshot(name, revision, [*KEPT, "pytorch_model*.bin"])
-    origin = {"kind": "hub", "source": name, "revision": directory.name}
-    return Foreign(directory, _choose(directory, file), origin)
-
-
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError as problem:
-        raise NotFound(f"{name} is neither a file nor a hub id", hint="a hub id looks like org/name") from problem
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) as problem:
-        raise LlmosError(
-            f"{name} is not on this machine and the hub cannot be reached",
-            hint="download it where there is a network, and import the directory",
-        ) from problem
-    except HfHubHTTPError as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise NotFound(
-            f"the hub does not give out {name}: {reason}", hint="check the id, or log in with `hf auth login`"
-        ) from problem
 
 
 def _config(directory: Path) -> dict[str, Any]:

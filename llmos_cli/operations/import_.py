@@ -16,7 +16,7 @@ from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import tokenizer_config
 from llmos_cli.events import Emit, Note
-from llmos_cli.models import foreign, headers
+from llmos_cli.models import foreign, headers, upstream
 from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 
@@ -87,8 +87,8 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
 
 def _converted(
     source: str, options: ImportOptions, staged: Path, emit: Emit
-) -> tuple[foreign.Foreign, foreign.Converted]:
-    found = foreign.find(source, file=options.file, revision=options.revision)
+) -> tuple[upstream.Foreign, foreign.Converted]:
+    found = upstream.find(source, file=options.file, revision=options.revision)
     dtype = getattr(torch, options.dtype) if options.dtype else None
     converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
     for note in converted.notes:
@@ -126,12 +126,12 @@ def licence(directory: Path) -> str:
     return " ".join(words[:4])
 
 
-def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
+def _made(found: upstream.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
     """What is remembered of upstream: where it was and the hash of every file that was read."""
-    upstream = hash_files([*found.weights, *found.others()])
+    read = hash_files([*found.weights, *found.others()])
     named = converted.licence
     facts = environment()
-    files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(upstream.items())}
+    files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(read.items())}
     return Made(
         operation="import",
         parents=(),

@@ -17,8 +17,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
 from llmos_cli.models import headers, unpickle
-from llmos_cli.models.foreign import Converted, convert, find
+from llmos_cli.models.foreign import Converted, convert
 from llmos_cli.models.load import load
+from llmos_cli.models.upstream import find
 from llmos_cli.operations.training import state
 from tests.models.conftest import logits, make
 
@@ -109,6 +110,19 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path
     (upstream / name).symlink_to(secret)
     with pytest.raises(Untrusted, match=rf"{name} in .* is a link that leads out of it"):
         find(str(upstream))
+
+
+@pytest.mark.parametrize("name", ["README.md", "NOTICE", "tokenizer_config.json"])
+def test_a_link_beside_a_file_of_weights_is_refused_too(upstream: Path, tmp_path: Path, name: str) -> None:
+    """Only where it would be brought along: what else lies there is nobody's business."""
+    (tmp_path / "id_rsa").write_text("a key")
+    (upstream / "diary.txt").unlink()
+    (upstream / "diary.txt").symlink_to(tmp_path / "id_rsa")
+    assert find(str(upstream / "model.safetensors")).weights == (upstream / "model.safetensors",)
+    (upstream / name).unlink(missing_ok=True)
+    (upstream / name).symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(Untrusted, match=rf"{name} in .* is a link that leads out of it"):
+        find(str(upstream / "model.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer"])
