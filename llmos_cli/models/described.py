@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from llmos_cli.errors import UNREADABLE, Corrupt
 
@@ -29,6 +34,32 @@ _SIDES = re.compile(r"(size|sizes|dim|dims|heads|channels|width|widths|embd|inne
 _SPARE = 100_000_000
 """Weights that a model may have beyond those of its files: a new head, embeddings that it shares with another."""
 
+_TRIPS = (
+    *(*UNREADABLE, LookupError, ArithmeticError, OSError, RuntimeError, AssertionError, MemoryError, ImportError),
+    *(struct.error, StrictDataclassError, SafetensorError),
+)
+"""What libraries raise over what they believed."""
+
+
+@contextmanager
+def believed(trouble: str, *, hint: str = _AGAIN) -> Iterator[None]:
+    """Around transformers' and torch's reading of a stranger's files: Corrupt, with `trouble` and their reason, where they trip over
+    what stands there. They check little themselves, so which of the many things that nobody would write is met is theirs to find."""
+    try:
+        yield
+    except _TRIPS as problem:
+        raise Corrupt(f"{trouble}: {told(problem)}", hint=hint) from problem
+
+
+def told(problem: BaseException) -> str:
+    """Its first words, as a part of a sentence."""
+    if isinstance(problem, RecursionError):
+        return "brackets within brackets"
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    words = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    words = f"{type(problem).__name__} {words}" if isinstance(problem, LookupError) else words
+    return "".join(each if each.isprintable() else " " for each in words[:160]) or type(problem).__name__
+
 
 def read(file: Path) -> Any:
     """The value of a JSON file; Corrupt where it is none, or larger or nested deeper than any is."""
@@ -37,7 +68,7 @@ def read(file: Path) -> Any:
             raise Corrupt(f"{file} has {file.stat().st_size:,} bytes, more than such a file needs", hint=_AGAIN)
         value = json.loads(file.read_bytes())
     except UNREADABLE as problem:
-        raise Corrupt(f"{file} is not JSON: {_told(problem)}", hint=_AGAIN) from problem
+        raise Corrupt(f"{file} is not JSON: {told(problem)}", hint=_AGAIN) from problem
     if _is_deeper(value, _DEEPEST):
         raise Corrupt(f"{file} is nested more than {_DEEPEST} deep", hint=_AGAIN)
     return value
@@ -52,12 +83,15 @@ def sizes(file: Path, config: Mapping[str, Any]) -> None:
             raise Corrupt(f"{file} says {name} is {value}, which no model has", hint=_AGAIN)
 
 
-def fits(directory: Path, described: int, stored: int) -> None:
-    """Corrupt where the config describes a model of many more weights than the files hold."""
-    if described > 2 * stored + _SPARE:
-        raise Corrupt(
-            f"{directory / 'config.json'} describes {described:,} weights, and the files hold {stored:,}", hint=_AGAIN
-        )
+def fits(file: Path, model: Any, stored: int) -> None:
+    """Corrupt where `model` (a PreTrainedModel without memory), as `file` describes it, has no layers, or many more weights than the
+    `stored` ones."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise Corrupt(f"{file} describes a model of {layers} layers", hint=_AGAIN)
+    weights = sum(weight.numel() for weight in model.parameters())
+    if weights > 2 * stored + _SPARE:
+        raise Corrupt(f"{file} describes {weights:,} weights, and the files hold {stored:,}", hint=_AGAIN)
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
@@ -82,7 +116,3 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
             yield from _numbers(item, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, value
-
-
-def _told(problem: Exception) -> str:
-    return "brackets within brackets" if isinstance(problem, RecursionError) else str(problem)[:80]

@@ -213,14 +213,10 @@ def _unpickled(file: Path, target: Path) -> Path:
 
 def _must_fit(directory: Path, entries: Mapping[str, headers.Entry]) -> None:
     """Before anything of the sizes that the config tells is made."""
-    try:
-        weights = sum(weight.numel() for weight in skeleton(directory).parameters())
-    except (RuntimeError, OverflowError) as problem:
-        raise Corrupt(
-            f"{directory / 'config.json'} describes a model that cannot be: {str(problem).splitlines()[0][:80]}",
-            hint="copy or download the folder again",
-        ) from problem
-    described.fits(directory, weights, sum(math.prod(shape) for shape in headers.dense_shapes(entries).values()))
+    file = directory / "config.json"
+    with described.believed(f"{file} describes a model that cannot be"):
+        bare = skeleton(directory)
+    described.fits(file, bare, sum(math.prod(shape) for shape in headers.dense_shapes(entries).values()))
 
 
 def _rewrite(entries: Mapping[str, headers.Entry], source: Path, target: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -286,6 +287,32 @@ def test_what_no_model_says_of_itself_is_refused_at_once(upstream: Path, tmp_pat
     with pytest.raises(Corrupt, match=message):
         bring(upstream, tmp_path / "ours")
     assert time.process_time() - began < 10
+
+
+def gguf(file: Path, **numbers: int) -> Path:
+    """The smallest there is: a Llama of those numbers, and not one tensor."""
+    writer = GGUFWriter(file, "llama")
+    for name, value in numbers.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({}, "m.gguf describes 6,[0-9,]+ weights, and the files hold 0"),
+        ({"block_count": 0}, "m.gguf describes a model of 0 layers"),
+    ],
+)
+def test_a_gguf_whose_model_it_does_not_hold_is_refused_before_that_is_made(
+    tmp_path: Path, numbers: dict[str, int], message: str
+) -> None:
+    with pytest.raises(Corrupt, match=message):
+        bring(gguf(tmp_path / "m.gguf", **numbers), tmp_path / "ours")
 
 
 def test_pointers_to_code_that_is_not_needed_are_left_behind(upstream: Path, tmp_path: Path) -> None:
