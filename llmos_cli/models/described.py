@@ -74,6 +74,14 @@ def read(file: Path) -> Any:
     return value
 
 
+def table(file: Path) -> dict[str, Any]:
+    """The same, of a file that names its values: all do that stand beside weights."""
+    value = read(file)
+    if not isinstance(value, dict):
+        raise Corrupt(f"{file} is no table of names and values", hint=_AGAIN)
+    return value
+
+
 def sizes(file: Path, config: Mapping[str, Any]) -> None:
     """Corrupt where a number in it is larger than that of any model."""
     for name, value in _numbers(config):

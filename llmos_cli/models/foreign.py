@@ -59,7 +59,7 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     chosen = _chosen(task, own, config)
     for file in foreign.others():
         if file.suffix == ".json":
-            described.read(file)
+            described.table(file)
     _copy(foreign.others(), target)
     _forget_pointers(target)
     _tokenizer(foreign, target)
@@ -91,7 +91,7 @@ def _config(directory: Path) -> dict[str, Any]:
             f"{directory.resolve()} holds no config.json", hint="it must stand beside the weights, as on the hub"
         )
     try:
-        config = dict(described.read(file))
+        config = described.table(file)
         described.sizes(file, config)
         if not config.get("architectures"):
             raise UsageError(
@@ -140,9 +140,7 @@ def _forget_pointers(target: Path) -> None:
     """None to Python files that were left behind: transformers would ask whether to run them. And none to files of this machine: a
     tokenizer would be made of what they hold, a key of the user's perhaps, and pushed one day."""
     for file in target.glob("*config.json"):
-        settings = described.read(file)
-        if not isinstance(settings, dict):
-            continue
+        settings = described.table(file)
         tokenizer = file.name == "tokenizer_config.json"
         kept = {k: v for k, v in settings.items() if k != "auto_map" and not (tokenizer and _points(k, v))}
         if kept != settings:

@@ -75,9 +75,10 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
         run.listen(emit)
         with ws.stage() as staged:
             found, converted = _converted(source, options, staged, run.emit)
+            result = _result(source, converted, staged)
             checkpoint = run.commit(staged, _made(found, converted, options))
         return replace(
-            _result(source, converted, checkpoint.path),
+            result,
             checkpoint=checkpoint.id,
             run=run.id,
             branch=run.base,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,17 @@ def test_an_import_that_cannot_be_leaves_no_checkpoint(
     ran = llmos("import", *arguments)
     assert ran.code == code
     assert message in ran.err
+    assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json", "generation_config.json", "config.json"])
+def test_settings_that_are_no_table_are_corrupt_before_anything_is_committed(
+    workspace: Workspace, upstream: Path, llmos: Any, tmp_path: Path, name: str
+) -> None:
+    source = shutil.copytree(upstream, tmp_path / "source")
+    (source / name).write_text("[1]")
+    ran = llmos("import", source)
+    assert (ran.code, f"{source / name} is no table of names and values" in ran.err) == (5, True), ran.err
     assert workspace.head().checkpoint is None
 
 
