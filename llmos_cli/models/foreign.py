@@ -11,8 +11,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +24,27 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import blocks, dequantize, described, gguf_file, headers, sparse_files, unpickle
+from llmos_cli.models import (
+    blocks,
+    bounded,
+    dequantize,
+    described,
+    gguf_file,
+    headers,
+    sparse_files,
+    try_tokenizer,
+    unpickle,
+)
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
 from llmos_cli.models.upstream import PICKLES, Foreign
+
+_MEMORY, _SECONDS = 2 << 30, 60
+"""Of a process that reads what a stranger made: bytes and seconds of computing, many times those that its libraries begin with."""
+_TOKENIZER = "put a tokenizer.json beside the weights"
+_PER_SECOND = 20 << 20
+"""Bytes of a pickle that are read in a second at least."""
 
 
 @dataclass(frozen=True)
@@ -163,22 +177,37 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _tokenizer(foreign: Foreign, target: Path) -> None:
-    """tokenizer.json, made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table)."""
+    """tokenizer.json as it is, or made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table); tried."""
     names = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-    if (target / "tokenizer.json").exists() or not (foreign.gguf or any((target / name).exists() for name in names)):
-        return None
+    if not (target / "tokenizer.json").exists() and (foreign.gguf or any((target / name).exists() for name in names)):
+        _make_tokenizer(foreign, target)
+    if (target / "tokenizer.json").exists():
+        _try_tokenizer(foreign, target / "tokenizer.json")
+
+
+def _make_tokenizer(foreign: Foreign, target: Path) -> None:
+    trouble = f"the tokenizer of {foreign.origin['source']} does not load"
     try:
         if not foreign.gguf:
             return _resave(target, target)
         with TemporaryDirectory(dir=target.parent) as alone:  # from settings that lie beside it
             (Path(alone) / foreign.gguf).symlink_to((foreign.directory / foreign.gguf).resolve())
             _resave(Path(alone), target, gguf_file=foreign.gguf)
-    except (OSError, ValueError, ImportError, KeyError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise LlmosError(
-            f"the tokenizer of {foreign.origin['source']} does not load: {reason}",
-            hint="put a tokenizer.json beside the weights",
-        ) from problem
+    except ImportError as problem:
+        raise LlmosError(f"{trouble}: {described.told(problem)}", hint=_TOKENIZER) from problem
+    except Exception as problem:  # the tokenizers library raises nothing narrower
+        raise Corrupt(f"{trouble}: {described.told(problem)}", hint=_TOKENIZER) from problem
+
+
+def _try_tokenizer(foreign: Foreign, file: Path) -> None:
+    """Before anything is encoded with it here: it may be made to take all memory, or all time."""
+    allowed = _MEMORY + 20 * file.stat().st_size
+    ended = bounded.run(Path(try_tokenizer.__file__), file, memory=allowed, seconds=_SECONDS)
+    if ended.code:
+        raise Corrupt(
+            f"tokenizer.json of {foreign.origin['source']} makes no tokens of a text: {ended.said}",
+            hint="copy or download it again",
+        )
 
 
 def _resave(source: Path, target: Path, **options: str) -> None:
@@ -196,15 +225,19 @@ def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:
 
 
 def _unpickled(file: Path, target: Path) -> Path:
-    made = target / f"{file.name}.safetensors"
-    program = [sys.executable, "-I", str(Path(unpickle.__file__)), str(file), str(made)]
-    ended = subprocess.run(program, capture_output=True, text=True, check=False)
-    reason = ended.stdout.strip() or f"the reader ended with {ended.returncode}"
-    if ended.returncode == unpickle.REFUSED:
-        raise Untrusted(f"{file.name} holds more than weights: {reason}", hint="ask its author for safetensors")
-    if ended.returncode:
+    made, size = target / f"{file.name}.safetensors", file.stat().st_size
+    ended = bounded.run(
+        Path(unpickle.__file__),
+        file,
+        made,
+        memory=_MEMORY + 3 * unpickle.MOST * size,  # as read, made contiguous, and on its way to the file
+        seconds=_SECONDS + size // _PER_SECOND,
+    )
+    if ended.code == unpickle.REFUSED:
+        raise Untrusted(f"{file.name} holds more than weights: {ended.said}", hint="ask its author for safetensors")
+    if ended.code:
         raise Corrupt(
-            f"{file.name} is no state dict: {reason}", hint="only a pickled table of named tensors can be imported"
+            f"{file.name} is no state dict: {ended.said}", hint="only a pickled table of named tensors can be imported"
         )
     return made
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+from llmos_cli.data.tokenize import bpe
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import headers, unpickle
+from llmos_cli.models import foreign, headers, unpickle
 from llmos_cli.models.foreign import Converted, convert
 from llmos_cli.models.load import load
 from llmos_cli.models.upstream import find
@@ -172,6 +174,69 @@ def test_links_of_the_hubs_cache_are_its_files(upstream: Path, tmp_path: Path) -
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
     assert find(str(snapshot)).weights
+
+
+def test_records_that_take_more_than_their_file_are_not_unpacked(tmp_path: Path, capsys: Any) -> None:
+    torch.save({"weight": torch.zeros(1 << 20)}, tmp_path / "stored.bin")
+    with ZipFile(tmp_path / "stored.bin") as stored, ZipFile(tmp_path / "small.bin", "w", ZIP_DEFLATED) as small:
+        for each in stored.namelist():
+            small.writestr(each, stored.read(each))
+    assert unpickle.main(tmp_path / "small.bin", tmp_path / "out.safetensors") == unpickle.UNREADABLE
+    assert "compressed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "message"),
+    [("_MEMORY", 1 << 20, "no state dict: "), ("_SECONDS", 1, "takes more than 1 seconds")],
+)
+def test_a_pickle_has_the_memory_and_time_that_its_size_needs(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, least: int, message: str
+) -> None:
+    (upstream / "model.safetensors").unlink()
+    (upstream / "pytorch_model.bin").write_bytes(b"\x80\x02" + b"(" * 15_000_000 + b".")
+    monkeypatch.setattr(foreign, limit, least)
+    monkeypatch.setattr(foreign, "_PER_SECOND", 1 << 40)
+    with pytest.raises(Corrupt, match=message):
+        bring(upstream, tmp_path / "ours")
+
+
+BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a regular expression": (
+        lambda t: t.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}),
+        "end pattern with unmatched parenthesis",
+    ),
+    "nothing": (lambda t: t.clear(), "Model missing"),
+    "an id below all": (lambda t: t["added_tokens"][0].update(id=-1), "integer `-1`"),
+    "an id beyond all": (lambda t: t["model"]["vocab"].update(a=4_000_000_000), "has the id 4000000000"),
+    "a text that grows": (
+        lambda t: t.update(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12,
+            }
+        ),
+        "takes more than 200 MiB of memory",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_tokenizer_that_makes_no_tokens_is_refused(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """One that does is brought along as it is."""
+    change, message = BROKEN[kind]
+    file = upstream / "tokenizer.json"
+    bpe(["a text"], vocab_size=300, key="t", cache=tmp_path / "cache").backend_tokenizer.save(str(file))
+    bring(upstream, tmp_path / "before")
+    assert (tmp_path / "before" / file.name).read_bytes() == file.read_bytes()
+
+    said = json.loads(file.read_bytes())
+    change(said)
+    file.write_text(json.dumps(said))
+    monkeypatch.setattr(foreign, "_MEMORY", 200 << 20)
+    with pytest.raises(Corrupt, match=f"tokenizer.json of upstream makes no tokens of a text: .*{message}"):
+        bring(upstream, tmp_path / "ours")
 
 
 def test_other_pickles_are_refused_in_their_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
