@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -68,8 +67,9 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     if foreign.gguf:
         return _convert_gguf(foreign, target, dtype)
     config = _config(foreign.directory)
-    dequantize.check(config)
-    own = _task(config)
+    with described.believed(f"{foreign.directory / 'config.json'} describes a model that cannot be"):
+        dequantize.check(config)
+        own = _task(config)
     chosen = _chosen(task, own, config)
     for file in foreign.others():
         if file.suffix == ".json":
@@ -104,22 +104,23 @@ def _config(directory: Path) -> dict[str, Any]:
         raise NotFound(
             f"{directory.resolve()} holds no config.json", hint="it must stand beside the weights, as on the hub"
         )
+    config = described.table(file)
+    described.sizes(file, config)
+    names = config.get("architectures")
+    if not names:
+        raise UsageError(f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like')
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise Corrupt(f"{file} names no architecture in a list", hint='it should be ["LlamaForCausalLM"] or the like')
     try:
-        config = described.table(file)
-        described.sizes(file, config)
-        if not config.get("architectures"):
-            raise UsageError(
-                f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like'
-            )
-        AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        if "auto_map" in file.read_text(encoding="utf-8", errors="replace"):
-            raise Untrusted(
-                f"{directory.name} needs Python code of its own, which llmos does not run",
-                hint="convert it with its own code to an architecture that transformers has, and import that",
-            ) from problem
-        raise Corrupt(f"{file} does not load: {reason}", hint="copy or download the folder again") from problem
+        with described.believed(f"{file} does not load"):
+            AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Corrupt as problem:
+        if "auto_map" not in config:
+            raise
+        raise Untrusted(
+            f"{directory.name} needs Python code of its own, which llmos does not run",
+            hint="convert it with its own code to an architecture that transformers has, and import that",
+        ) from problem
     return config
 
 
@@ -275,7 +276,7 @@ def _read(names: Iterable[str], entries: Mapping[str, headers.Entry]) -> dict[st
     for name in names:
         by_file.setdefault(entries[name].file, []).append(name)
     for file, held in by_file.items():
-        with safe_open(file, "pt") as opened:
+        with described.believed(f"{file} cannot be read"), safe_open(file, "pt") as opened:
             found |= {name: opened.get_tensor(name) for name in held}
     return found
 
@@ -296,7 +297,7 @@ def _through_model(
     auto = AUTO[SUFFIXES[task]]
     if type(config) not in auto._model_mapping:
         raise UsageError(f"{config.model_type} has no model for {task}", hint=f"--task {' or '.join(SUFFIXES)}")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), described.believed(f"{source / 'config.json'} describes a model that cannot be"):
         torch.manual_seed(seed)
         model, info = _filled(auto._model_mapping[type(config)], config, state)
     _must_have_fit(model, info, source)

@@ -70,7 +70,7 @@ def of_file(file: Path) -> dict[str, Entry]:
     """Every tensor of one safetensors file, checked against the file's size."""
     size = file.stat().st_size if file.is_file() else 0
     header, offset = _read_header(file, size)
-    entries = {name: _entry(file, name, value, offset) for name, value in header.items() if name != "__metadata__"}
+    entries = {name: _entry(file, name, value, offset) for name, value in header.items()}
     end = offset
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != end:
@@ -153,6 +153,9 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
             raise _corrupt(file, "its header is not JSON") from problem
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a table")
+    told = header.pop("__metadata__", {})
+    if not (isinstance(told, dict) and all(isinstance(value, str) for value in told.values())):
+        raise _corrupt(file, "what it says of itself are not names and texts")
     return header, 8 + length
 
 
@@ -160,7 +163,8 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
     try:
         start, end = value["data_offsets"]
         entry = Entry(file, value["dtype"], tuple(value["shape"]), offset + start, offset + end)
-        fits = entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype] and start >= 0
+        sides = all(type(side) is int and side >= 0 for side in entry.shape)
+        fits = sides and start >= 0 and entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype]
     except UNREADABLE as problem:
         raise _corrupt(file, f"the header's entry for {name!r} makes no sense") from problem
     if not fits:

@@ -339,6 +339,22 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         says("config.json", hidden_size=2**31, intermediate_size=2**31, vocab_size=2**31),
         "cannot be|describes .* weights",
     ),
+    "heads": (says("config.json", num_attention_heads=0), "does not load: "),
+    "a number of architectures": (says("config.json", architectures=7), "names no architecture in a list"),
+    "one architecture": (says("config.json", architectures="LlamaForCausalLM"), "names no architecture in a list"),
+    "formats": (says("config.json", quantization_config=[1, 2]), "does not load: "),
+    "positions": (
+        says("config.json", rope_parameters={"rope_type": "yarn", "factor": "x", "rope_theta": 1e4}),
+        "describes a model that cannot be: ",
+    ),
+    "an activation": (says("config.json", hidden_act="evil"), "describes a model that cannot be: KeyError 'evil'"),
+    "a type": (says("config.json", dtype="evil", torch_dtype="evil"), "does not load: "),
+    "no words": (says("config.json", vocab_size=0), "describes a model that cannot be: "),
+    "another's package": (
+        says("config.json", model_type="timm_wrapper", architectures=["TimmWrapperForImageClassification"]),
+        "does not load: ",
+    ),
+    "nothing": (lambda d: (d / "config.json").write_text("null"), "is no table"),
     "labels": (says("config.json", num_labels=10**9), "num_labels is 1000000000, which no model has"),
     "layers": (says("config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
 }
@@ -371,6 +387,8 @@ def gguf(file: Path, **numbers: int) -> Path:
     [
         ({}, "m.gguf describes 6,[0-9,]+ weights, and the files hold 0"),
         ({"block_count": 0}, "m.gguf describes a model of 0 layers"),
+        ({"embedding_length": 7}, r"m.gguf cannot be read: .* hidden size \(7\)"),
+        ({"attention.head_count": 2**32 - 1}, r"m.gguf cannot be read: .* attention heads \(4294967295\)"),
     ],
 )
 def test_a_gguf_whose_model_it_does_not_hold_is_refused_before_that_is_made(

@@ -47,13 +47,29 @@ def test_nonsense_is_corrupt(tmp_path: Path, content: bytes) -> None:
         {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
         {"dtype": "F32", "shape": [1]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
         7,
     ],
 )
 def test_an_entry_that_does_not_fit_is_corrupt(tmp_path: Path, entry: object) -> None:
-    header = json.dumps({"a": entry}).encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    written(tmp_path / "x.safetensors", json.dumps({"a": entry}))
     with pytest.raises(Corrupt):
+        headers.of_directory(tmp_path)
+
+
+ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+
+
+def written(file: Path, header: str) -> None:
+    """With four bytes of weights."""
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
+
+
+@pytest.mark.parametrize("told", ['{"format": ["pt"]}', "[]", "null"])
+def test_a_file_says_texts_of_itself(tmp_path: Path, told: str) -> None:
+    written(tmp_path / "x.safetensors", f'{{"__metadata__": {told}, "a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match="not names and texts"):
         headers.of_directory(tmp_path)
 
 
