@@ -219,10 +219,10 @@ def _resave(source: Path, target: Path, **options: str) -> None:
 
 def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:
     """Where every tensor is; pickles are made safetensors first, in `target` (removed by `_rewrite` or `_through_model`)."""
-    entries: dict[str, headers.Entry] = {}
-    for file in foreign.weights:
-        entries |= headers.of_file(_unpickled(file, target) if file.suffix in PICKLES else file)
-    return entries
+    if any(file.suffix in PICKLES for file in foreign.weights):
+        return headers.of_files([_unpickled(file, target) for file in foreign.weights])
+    whole = foreign.weights == tuple(headers.files(foreign.directory))  # else one that was named alone
+    return headers.of_directory(foreign.directory) if whole else headers.of_files(foreign.weights)
 
 
 def _unpickled(file: Path, target: Path) -> Path:
@@ -312,7 +312,7 @@ def _through_model(
 
 
 def _must_have_fit(model: PreTrainedModel, info: Mapping[str, Any], source: Path) -> None:
-    """A head may be new; where the model below it has other sizes than its tensors, or none of them a place, it is another model."""
+    """A head may be new; where the model below it has other sizes than its tensors, or most of it none, it is another model."""
     body = f"{model.base_model_prefix}."
     if odd := sorted(each for each in info["mismatched_keys"] if each[0].startswith(body)):
         name, stored, wanted = odd[0]
@@ -321,10 +321,18 @@ def _must_have_fit(model: PreTrainedModel, info: Mapping[str, Any], source: Path
             hint="the weights are of another model than the config: copy or download the folder again",
         )
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if lacking.issuperset(name for name, _ in model.named_parameters()):
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    if lacking.issuperset(sizes):
         raise Corrupt(
             f"none of the tensors has a place in the {type(model).__name__} that {source / 'config.json'} describes",
             hint="are they weights of that model? Their names are those of another",
+        )
+    below = {name: size for name, size in sizes.items() if name.startswith(body)} or sizes
+    if 2 * sum(size for name, size in below.items() if name in lacking) > sum(below.values()):
+        raise Corrupt(
+            f"the files lack {len(lacking)} tensors of the {type(model).__name__} that {source / 'config.json'} describes, "
+            "most of its weights",
+            hint="are files missing, or is it the config of another model? Copy or download the folder again",
         )
 
 

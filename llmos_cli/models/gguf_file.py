@@ -14,7 +14,6 @@ import importlib.util
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +174,27 @@ def _checked(file: Path) -> PreTrainedConfig:
     """Its configuration. Corrupt where it describes what no model is: read as it is, that would take hours or all memory, or be other
     weights than were written."""
     reader = _package().GGUFReader(file)
-    spans = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
-    for (start, taken, name), (following, _, other) in pairwise(spans):
-        if start + taken > following:
-            raise Corrupt(
-                f"{file.name} cannot be read: its tensors {name} and {other} lie over one another", hint=_AGAIN
-            )
+    _must_fill(file, reader)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     described.sizes(file, config.to_dict())
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(config)
     described.fits(file, bare, sum(int(tensor.n_elements) for tensor in reader.tensors))
     return config  # type: ignore[no-any-return]
+
+
+def _must_fill(file: Path, reader: Any) -> None:
+    """Corrupt where its tensors are not laid one behind the other, as all writers do: one of another type than was written is."""
+    end = reader.data_offset
+    for tensor in sorted(reader.tensors, key=lambda each: (int(each.data_offset), int(each.n_bytes))):
+        if int(tensor.data_offset) != end:
+            raise Corrupt(
+                f"{file.name} cannot be read: its tensors lie over one another, or have room between them, at {tensor.name}",
+                hint=_AGAIN,
+            )
+        end += -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
+    if file.stat().st_size - end >= reader.alignment:
+        raise Corrupt(f"{file.name} cannot be read: its tensors do not fill it", hint=_AGAIN)
 
 
 def licence(file: Path) -> str:

@@ -20,6 +20,7 @@ from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
+_AGAIN = "of a checkpoint, `llmos fsck` lists what is damaged; anything else: copy or download it again"
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
@@ -48,13 +49,22 @@ def of_directory(directory: Path) -> dict[str, Entry]:
     Raises:
         NotFound: no safetensors file. Corrupt: a file is missing, truncated or does not hold what the index says.
     """
-    entries = {name: entry for file in files(directory) for name, entry in of_file(file).items()}
-    if missing := sorted(set(_weight_map(directory)) - set(entries)):
-        raise Corrupt(
-            f"{INDEX} of {directory} names {missing[0]!r}, which no file holds",
-            hint="`llmos fsck` lists what is damaged",
-        )
+    entries = of_files(files(directory))
+    for name, file in _weight_map(directory).items():
+        if name not in entries or entries[name].file.name != file:
+            raise _corrupt(directory / INDEX, f"it says {name!r} is in {file!r}, which holds no such tensor")
     return dict(sorted(entries.items()))
+
+
+def of_files(files: Iterable[Path]) -> dict[str, Entry]:
+    """Every tensor of several safetensors files. Corrupt where two hold one: nobody could say which is meant."""
+    entries: dict[str, Entry] = {}
+    for file in files:
+        found = of_file(file)
+        if twice := next(iter(entries.keys() & found.keys()), None):
+            raise _corrupt(file, f"{twice!r} is in {entries[twice].file.name} too")
+        entries |= found
+    return entries
 
 
 def files(directory: Path) -> list[Path]:
@@ -148,7 +158,7 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
         if length > min(LARGEST_HEADER, size - 8):
             raise _corrupt(file, f"its header claims {length} bytes")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
         except UNREADABLE as problem:
             raise _corrupt(file, "its header is not JSON") from problem
     if not isinstance(header, dict):
@@ -157,6 +167,14 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
     if not (isinstance(told, dict) and all(isinstance(value, str) for value in told.values())):
         raise _corrupt(file, "what it says of itself are not names and texts")
     return header, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError where a name is said twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
@@ -173,4 +191,4 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
 
 
 def _corrupt(file: Path, reason: str) -> Corrupt:
-    return Corrupt(f"{file} is corrupt: {reason}", hint="`llmos fsck` lists what is damaged; import or train it again")
+    return Corrupt(f"{file} is corrupt: {reason}", hint=_AGAIN)

@@ -355,6 +355,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "does not load: ",
     ),
     "nothing": (lambda d: (d / "config.json").write_text("null"), "is no table"),
+    "layers below none": (says("config.json", num_hidden_layers=-1), "describes a model of -1 layers"),
+    "layers that nobody has": (says("config.json", num_hidden_layers=40), "the files lack .* most of its weights"),
+    "another's shard": (
+        says("model.safetensors.index.json", weight_map={"model.embed_tokens.bias": "model.safetensors"}),
+        "'model.embed_tokens.bias' is in 'model.safetensors', which holds no such tensor",
+    ),
     "labels": (says("config.json", num_labels=10**9), "num_labels is 1000000000, which no model has"),
     "layers": (says("config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
 }

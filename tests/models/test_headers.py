@@ -66,6 +66,30 @@ def written(file: Path, header: str) -> None:
     file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
 
 
+def test_a_name_said_twice_is_corrupt(tmp_path: Path) -> None:
+    written(tmp_path / "x.safetensors", f'{{"a": {ENTRY}, "a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match="its header is not JSON"):
+        headers.of_directory(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_corrupt(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        written(tmp_path / f"{name}.safetensors", f'{{"a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match=r"'a' is in x\.safetensors too"):
+        headers.of_directory(tmp_path)
+
+
+def test_a_tensor_is_where_the_index_says(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        written(tmp_path / f"{name}.safetensors", f'{{"{name}": {ENTRY}}}')
+    said = {"x": "x.safetensors", "y": "y.safetensors"}
+    (tmp_path / headers.INDEX).write_text(json.dumps({"weight_map": said}))
+    assert set(headers.of_directory(tmp_path)) == {"x", "y"}
+    (tmp_path / headers.INDEX).write_text(json.dumps({"weight_map": {**said, "x": "y.safetensors"}}))
+    with pytest.raises(Corrupt, match=r"it says 'x' is in 'y\.safetensors', which holds no such tensor"):
+        headers.of_directory(tmp_path)
+
+
 @pytest.mark.parametrize("told", ['{"format": ["pt"]}', "[]", "null"])
 def test_a_file_says_texts_of_itself(tmp_path: Path, told: str) -> None:
     written(tmp_path / "x.safetensors", f'{{"__metadata__": {told}, "a": {ENTRY}}}')

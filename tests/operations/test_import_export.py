@@ -229,6 +229,7 @@ def test_a_gguf_that_describes_no_model_is_corrupt(
         ("llama.block_count", four, 4, "which no model has"),
         ("llama.attention.head_count", bytes(4), 4, "cannot be read"),
         ("blk.0.attn_q.weight", bytes(8), 4 + 16 + 4, "lie over one another"),
+        ("blk.0.attn_q.weight", (8).to_bytes(4, "little"), 4 + 16, "or have room between them"),  # Q8_0 where bf16 is
     ):
         told = patched(key, value, skip)
         assert (told.code, said in told.err) == (5, True), told.err
