@@ -44,6 +44,11 @@ class Foreign:
         """Configuration, tokenizer, card, licence: no code, no weights, and nothing that merely lies in the same folder."""
         return [file for file in self.beside() if file.is_file()]
 
+    def stamps(self) -> Mapping[Path, tuple[int, ...]]:
+        """What changes of a file whenever its bytes do: compared with those of another moment, whether they did between."""
+        told = {file: file.stat() for file in (*self.weights, *self.others()) if file.is_file()}
+        return {file: (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for file, at in told.items()}
+
     def beside(self) -> list[Path]:
         """What bears the name of such a file, whatever it is."""
         if self.gguf:  # says all of that itself

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import tokenizer_config
+from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note
 from llmos_cli.models import foreign, headers, upstream
 from llmos_cli.operations.determinism import determinism
@@ -69,14 +69,14 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
     but the commit, and keeps nothing: what would go wrong goes wrong now."""
     if dry_run:
         with ws.stage() as staged:
-            _, converted = _converted(source, options, staged, emit)
+            converted, _ = _converted(source, options, staged, emit)
             return _result(source, converted, staged)
     with ws.begin("import", config={"import": {"source": source, **asdict(options)}}) as run:
         run.listen(emit)
         with ws.stage() as staged:
-            found, converted = _converted(source, options, staged, run.emit)
+            converted, read = _converted(source, options, staged, run.emit)
             result = _result(source, converted, staged)
-            checkpoint = run.commit(staged, _made(found, converted, options))
+            checkpoint = run.commit(staged, _made(read, converted, options))
         return replace(
             result,
             checkpoint=checkpoint.id,
@@ -86,15 +86,26 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
         )
 
 
-def _converted(
-    source: str, options: ImportOptions, staged: Path, emit: Emit
-) -> tuple[upstream.Foreign, foreign.Converted]:
+@dataclass(frozen=True)
+class Read:
+    """`files`: the SHA-256 of each that was read, by its name."""
+
+    origin: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def _converted(source: str, options: ImportOptions, staged: Path, emit: Emit) -> tuple[foreign.Converted, Read]:
+    """Conflict where the source was written to meanwhile: its hashes would be of other bytes than were read."""
     found = upstream.find(source, file=options.file, revision=options.revision)
+    before = found.stamps()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
     for note in converted.notes:
         emit(Note(note, level="warning"))
-    return found, converted
+    hashes = hash_files(filter(Path.is_file, before))
+    if found.stamps() != before:
+        raise Conflict(f"{source} was changed while it was read", hint="import it again once nobody writes to it")
+    return converted, Read(found.origin, {file.name: entry.sha256 for file, entry in sorted(hashes.items())})
 
 
 def _result(source: str, converted: foreign.Converted, directory: Path) -> ImportResult:
@@ -127,17 +138,15 @@ def licence(directory: Path) -> str:
     return " ".join(words[:4])
 
 
-def _made(found: upstream.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
+def _made(read: Read, converted: foreign.Converted, options: ImportOptions) -> Made:
     """What is remembered of upstream: where it was and the hash of every file that was read."""
-    read = hash_files([*found.weights, *found.others()])
     named = converted.licence
     facts = environment()
-    files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(read.items())}
     return Made(
         operation="import",
         parents=(),
-        config={"import": {**found.origin, **asdict(options)}, "data": {"task": converted.task}},
-        data={"upstream": {**found.origin, "files": files, **({"licence": named} if named else {})}},
+        config={"import": {**read.origin, **asdict(options)}, "data": {"task": converted.task}},
+        data={"upstream": {**read.origin, "files": read.files, **({"licence": named} if named else {})}},
         environment={**facts, "determinism": determinism("import", {}, facts)},
         seed=options.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.models import gguf_file, headers
+from llmos_cli.models import foreign, gguf_file, headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.rewrite import rewrite
@@ -94,6 +96,31 @@ def test_settings_that_are_no_table_are_corrupt_before_anything_is_committed(
     (source / name).write_text("[1]")
     ran = llmos("import", source)
     assert (ran.code, f"{source / name} is no table of names and values" in ran.err) == (5, True), ran.err
+    assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+@pytest.mark.parametrize("change", [os.truncate, lambda file, size: file.unlink(), lambda file, size: os.utime(file)])
+def test_a_source_that_changes_while_it_is_read_is_not_imported(
+    workspace: Workspace,
+    upstream: Path,
+    llmos: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, int], object],
+    name: str,
+) -> None:
+    """The hashes that a checkpoint remembers are those of what it was made from."""
+    source, convert = shutil.copytree(upstream, tmp_path / "source"), foreign.convert
+
+    def converted(*arguments: Any, **options: Any) -> foreign.Converted:
+        done = convert(*arguments, **options)
+        change(source / name, 3)
+        return done
+
+    monkeypatch.setattr(foreign, "convert", converted)
+    ran = llmos("import", source)
+    assert (ran.code, "was changed while it was read" in ran.err) == (6, True), ran.err
     assert workspace.head().checkpoint is None
 
 
