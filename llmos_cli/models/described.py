@@ -63,15 +63,20 @@ def told(problem: BaseException) -> str:
 
 def read(file: Path) -> Any:
     """The value of a JSON file; Corrupt where it is none, or larger or nested deeper than any is."""
+    bounded(file)
     try:
-        if file.stat().st_size > _LARGEST:
-            raise Corrupt(f"{file} has {file.stat().st_size:,} bytes, more than such a file needs", hint=_AGAIN)
         value = json.loads(file.read_bytes())
     except UNREADABLE as problem:
         raise Corrupt(f"{file} is not JSON: {told(problem)}", hint=_AGAIN) from problem
     if _is_deeper(value, _DEEPEST):
         raise Corrupt(f"{file} is nested more than {_DEEPEST} deep", hint=_AGAIN)
     return value
+
+
+def bounded(file: Path) -> None:
+    """Corrupt where a file beside the weights is larger than any such file is: it would be copied, and read as a whole."""
+    if (size := file.stat().st_size) > _LARGEST:
+        raise Corrupt(f"{file} has {size:,} bytes, more than such a file needs", hint=_AGAIN)
 
 
 def table(file: Path) -> dict[str, Any]:

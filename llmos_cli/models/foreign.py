@@ -148,6 +148,7 @@ def _chosen(task: str | None, own: str | None, config: Mapping[str, Any]) -> str
 
 def _copy(files: Iterable[Path], target: Path) -> None:
     for file in files:
+        described.bounded(file)
         shutil.copyfile(file, target / file.name)
 
 

@@ -20,6 +20,8 @@ from llmos_cli.models import foreign, headers, upstream
 from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 
+_BEGINNING = 1 << 20
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -128,14 +130,20 @@ def _result(source: str, converted: foreign.Converted, directory: Path) -> Impor
 def licence(directory: Path) -> str:
     """As the model card's front matter names it, else the first words of a licence file."""
     card = directory / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = _beginning(card) if card.is_file() else ""
     front = text.split("\n---", 1)[0].splitlines() if text.startswith("---") else []
     for line in front:
         if line.startswith("license:"):
             return line.removeprefix("license:").strip()
     files = sorted([*directory.glob("LICEN[SC]E*")])
-    words = files[0].read_text(encoding="utf-8", errors="replace").split() if files else []
+    words = _beginning(files[0]).split() if files else []
     return " ".join(words[:4])
+
+
+def _beginning(file: Path) -> str:
+    """What names a licence stands in it, however long it is."""
+    with file.open("rb") as stream:
+        return stream.read(_BEGINNING).decode(errors="replace")
 
 
 def _made(read: Read, converted: foreign.Converted, options: ImportOptions) -> Made:

@@ -333,6 +333,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "preprocessor_config.json is not",
     ),
     "deep enough": (lambda d: (d / "tokenizer.json").write_text("[" * 150 + "]" * 150), "nested more than 100 deep"),
+    "large": (lambda d: os.truncate(d / "README.md", 3 << 30), "README.md has 3,221,225,472 bytes, more than"),
     "a side": (says("config.json", hidden_size=10**12), "hidden_size is 1000000000000, which no model has"),
     "sides": (says("config.json", hidden_size=2**24), "config.json describes .* weights, and the files hold"),
     "product": (
