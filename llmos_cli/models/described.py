@@ -58,7 +58,12 @@ def told(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     words = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     words = f"{type(problem).__name__} {words}" if isinstance(problem, LookupError) else words
-    return "".join(each if each.isprintable() else " " for each in words[:160]) or type(problem).__name__
+    return plain(words) or type(problem).__name__
+
+
+def plain(text: str) -> str:
+    """What a stranger wrote, as a part of a sentence: a terminal obeys some characters."""
+    return "".join(each if each.isprintable() else " " for each in text[:160]).strip()
 
 
 def read(file: Path) -> Any:
@@ -93,7 +98,7 @@ def sizes(file: Path, config: Mapping[str, Any]) -> None:
         limits = [most for ends, most in _COUNTS.items() if ends.search(name)]
         limits += [_SIDE] if _SIDES.search(name) else []
         if limits and not abs(value) <= min(limits):
-            raise Corrupt(f"{file} says {name} is {value}, which no model has", hint=_AGAIN)
+            raise Corrupt(f"{file} says {plain(name)} is {plain(str(value))}, which no model has", hint=_AGAIN)
 
 
 def fits(file: Path, model: Any, stored: int) -> None:

@@ -109,7 +109,7 @@ def _config(directory: Path) -> dict[str, Any]:
     names = config.get("architectures")
     if not names:
         raise UsageError(f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like')
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    if not (isinstance(names, list) and all(isinstance(name, str) and name.isidentifier() for name in names)):
         raise Corrupt(f"{file} names no architecture in a list", hint='it should be ["LlamaForCausalLM"] or the like')
     try:
         with described.believed(f"{file} does not load"):
@@ -207,7 +207,7 @@ def _try_tokenizer(foreign: Foreign, file: Path) -> None:
     ended = bounded.run(Path(try_tokenizer.__file__), file, memory=allowed, seconds=_SECONDS)
     if ended.code:
         raise Corrupt(
-            f"tokenizer.json of {foreign.origin['source']} makes no tokens of a text: {ended.said}",
+            f"tokenizer.json of {foreign.origin['source']} makes no tokens of a text: {described.plain(ended.said)}",
             hint="copy or download it again",
         )
 
@@ -236,10 +236,10 @@ def _unpickled(file: Path, target: Path) -> Path:
         seconds=_SECONDS + size // _PER_SECOND,
     )
     if ended.code == unpickle.REFUSED:
-        raise Untrusted(f"{file.name} holds more than weights: {ended.said}", hint="ask its author for safetensors")
+        raise Untrusted(f"{file.name} holds more than weights: {described.plain(ended.said)}", hint="ask its author for safetensors")
     if ended.code:
         raise Corrupt(
-            f"{file.name} is no state dict: {ended.said}", hint="only a pickled table of named tensors can be imported"
+            f"{file.name} is no state dict: {described.plain(ended.said)}", hint="only a pickled table of named tensors can be imported"
         )
     return made
 

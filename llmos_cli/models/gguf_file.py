@@ -189,7 +189,7 @@ def _must_fill(file: Path, reader: Any) -> None:
     for tensor in sorted(reader.tensors, key=lambda each: (int(each.data_offset), int(each.n_bytes))):
         if int(tensor.data_offset) != end:
             raise Corrupt(
-                f"{file.name} cannot be read: its tensors lie over one another, or have room between them, at {tensor.name}",
+                f"{file.name} cannot be read: its tensors lie over one another, or have room between them, at {described.plain(tensor.name)}",
                 hint=_AGAIN,
             )
         end += -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
@@ -200,7 +200,7 @@ def _must_fill(file: Path, reader: Any) -> None:
 def licence(file: Path) -> str:
     """The licence that the file's own metadata names, "" where none."""
     field = _package().GGUFReader(file).get_field("general.license")
-    return str(field.contents()) if field is not None else ""
+    return described.plain(str(field.contents())) if field is not None else ""
 
 
 def _package() -> Any:

@@ -20,6 +20,9 @@ from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
+_LONGEST_NAME = 255
+_MOST_SIDES = 64
+"""Of one tensor; torch's own limit."""
 _AGAIN = "of a checkpoint, `llmos fsck` lists what is damaged; anything else: copy or download it again"
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 BITS = {
@@ -80,6 +83,8 @@ def of_file(file: Path) -> dict[str, Entry]:
     """Every tensor of one safetensors file, checked against the file's size."""
     size = file.stat().st_size if file.is_file() else 0
     header, offset = _read_header(file, size)
+    if odd := next((name for name in header if not _is_name(name)), None):
+        raise _corrupt(file, f"{odd[:50]!r} is no tensor's name")
     entries = {name: _entry(file, name, value, offset) for name, value in header.items()}
     end = offset
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
@@ -135,13 +140,18 @@ def stored_shape(entry: Entry) -> tuple[int, ...]:
 def _weight_map(directory: Path) -> dict[str, str]:
     try:
         files = dict(json.loads(read_bytes(directory / INDEX, linked=True))["weight_map"])
-        for name in files.values():
-            name.encode()  # a text, and one that a file can be called
+        if not all(map(_is_name, [*files, *files.values()])):
+            raise ValueError("these are no names")
         return files
     except FileNotFoundError:
         return {}
     except UNREADABLE as problem:
         raise _corrupt(directory / INDEX, "it is not an index of tensors") from problem
+
+
+def _is_name(name: str) -> bool:
+    """Of a tensor or a file: it stands in sentences on a terminal, which other characters would command. (No text: TypeError and the like.)"""
+    return len(name) <= _LONGEST_NAME and name.isprintable()
 
 
 def _inside(directory: Path, name: str) -> Path:
@@ -181,7 +191,7 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
     try:
         start, end = value["data_offsets"]
         entry = Entry(file, value["dtype"], tuple(value["shape"]), offset + start, offset + end)
-        sides = all(type(side) is int and side >= 0 for side in entry.shape)
+        sides = len(entry.shape) <= _MOST_SIDES and all(type(side) is int and side >= 0 for side in entry.shape)
         fits = sides and start >= 0 and entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype]
     except UNREADABLE as problem:
         raise _corrupt(file, f"the header's entry for {name!r} makes no sense") from problem

@@ -16,7 +16,7 @@ from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import tokenizer_config
 from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note
-from llmos_cli.models import foreign, headers, upstream
+from llmos_cli.models import described, foreign, headers, upstream
 from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
 
@@ -134,10 +134,10 @@ def licence(directory: Path) -> str:
     front = text.split("\n---", 1)[0].splitlines() if text.startswith("---") else []
     for line in front:
         if line.startswith("license:"):
-            return line.removeprefix("license:").strip()
+            return described.plain(line.removeprefix("license:"))
     files = sorted([*directory.glob("LICEN[SC]E*")])
     words = _beginning(files[0]).split() if files else []
-    return " ".join(words[:4])
+    return described.plain(" ".join(words[:4]))
 
 
 def _beginning(file: Path) -> str:

@@ -48,14 +48,16 @@ def test_nonsense_is_corrupt(tmp_path: Path, content: bytes) -> None:
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
         {"dtype": "F32", "shape": [1]},
         {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1] * 100_000, "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
         7,
     ],
 )
 def test_an_entry_that_does_not_fit_is_corrupt(tmp_path: Path, entry: object) -> None:
     written(tmp_path / "x.safetensors", json.dumps({"a": entry}))
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt) as raised:
         headers.of_directory(tmp_path)
+    assert len(raised.value.message) < 500
 
 
 ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
@@ -64,6 +66,18 @@ ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
 def written(file: Path, header: str) -> None:
     """With four bytes of weights."""
     file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
+
+
+@pytest.mark.parametrize("name", ["a\\nerror: fake\\u001b[31m", "a" * 5000])
+@pytest.mark.parametrize("place", ["tensor", "indexed", "file"])
+def test_a_name_that_no_line_could_hold_is_corrupt(tmp_path: Path, name: str, place: str) -> None:
+    """What a stranger calls his tensors and files stands in sentences on a terminal."""
+    said = {"tensor": "a", "indexed": "a", "file": "x.safetensors", place: name}
+    written(tmp_path / "x.safetensors", f'{{"{said["tensor"]}": {ENTRY}}}')
+    (tmp_path / headers.INDEX).write_text(f'{{"weight_map": {{"{said["indexed"]}": "{said["file"]}"}}}}')
+    with pytest.raises(Corrupt) as raised:
+        headers.of_directory(tmp_path)
+    assert raised.value.message.isprintable() and len(raised.value.message) < 500
 
 
 def test_a_name_said_twice_is_corrupt(tmp_path: Path) -> None:

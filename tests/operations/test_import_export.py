@@ -21,6 +21,7 @@ from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.rewrite import rewrite
 from llmos_cli.models.save import save
 from llmos_cli.operations.export import _publish_file
+from llmos_cli.operations.import_ import licence
 from tests.models.conftest import batch, logits, make, nearest, quantize_all
 
 TEXT = "the for statement is used to iterate over the elements of a sequence 0123456789 " * 20
@@ -122,6 +123,12 @@ def test_a_source_that_changes_while_it_is_read_is_not_imported(
     ran = llmos("import", source)
     assert (ran.code, "was changed while it was read" in ran.err) == (6, True), ran.err
     assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE"])
+def test_a_licence_commands_no_terminal(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("---\nlicense: \x1b[31mmine\n---\n" if name == "README.md" else "\x1b[31mmine")
+    assert licence(tmp_path) == "[31mmine"
 
 
 def test_a_bare_state_dict_is_told_where_its_config_should_be(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
