@@ -30,6 +30,8 @@ _COUNTS = {
     re.compile(r"experts$"): 10_000,
 }
 """What is made one by one, by the ends of the names that configs give it; a hundred times as many as models have."""
+_PARTS = re.compile(r"^(num|n)_|depths?$")
+"""Of these a list counts the parts of one whole (stages of a network); others number things, as those layers that are alike."""
 _SIDES = re.compile(r"(size|sizes|dim|dims|heads|channels|width|widths|embd|inner|hidden|model)$")
 _SPARE = 100_000_000
 """Weights that a model may have beyond those of its files: a new head, embeddings that it shares with another."""
@@ -130,6 +132,8 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
         for key, item in value.items():
             yield from _numbers(item, str(key))
     elif isinstance(value, list):
+        if _PARTS.search(name) and all(isinstance(item, int) for item in value):
+            yield name, sum(value)
         for item in value:
             yield from _numbers(item, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):

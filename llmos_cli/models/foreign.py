@@ -236,10 +236,13 @@ def _unpickled(file: Path, target: Path) -> Path:
         seconds=_SECONDS + size // _PER_SECOND,
     )
     if ended.code == unpickle.REFUSED:
-        raise Untrusted(f"{file.name} holds more than weights: {described.plain(ended.said)}", hint="ask its author for safetensors")
+        raise Untrusted(
+            f"{file.name} holds more than weights: {described.plain(ended.said)}", hint="ask its author for safetensors"
+        )
     if ended.code:
         raise Corrupt(
-            f"{file.name} is no state dict: {described.plain(ended.said)}", hint="only a pickled table of named tensors can be imported"
+            f"{file.name} is no state dict: {described.plain(ended.said)}",
+            hint="only a pickled table of named tensors can be imported",
         )
     return made
 

@@ -362,6 +362,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         says("model.safetensors.index.json", weight_map={"model.embed_tokens.bias": "model.safetensors"}),
         "'model.embed_tokens.bias' is in 'model.safetensors', which holds no such tensor",
     ),
+    "layers in parts": (says("config.json", depths=[600, 600]), "depths is 1200, which no model has"),
     "labels": (says("config.json", num_labels=10**9), "num_labels is 1000000000, which no model has"),
     "layers": (says("config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
 }
