@@ -157,6 +157,8 @@ def _is_name(name: str) -> bool:
 def _inside(directory: Path, name: str) -> Path:
     if Path(name).name != name:
         raise _corrupt(directory / INDEX, f"it names {name!r}, a path outside the directory")
+    if not name.endswith(".safetensors"):
+        raise _corrupt(directory / INDEX, f"it names {name!r}, which is no safetensors file")
     return directory / name
 
 

@@ -93,6 +93,12 @@ def test_a_tensor_in_two_files_is_corrupt(tmp_path: Path) -> None:
         headers.of_directory(tmp_path)
 
 
+def test_an_index_names_no_pickle(tmp_path: Path) -> None:
+    (tmp_path / headers.INDEX).write_text('{"weight_map": {"x": "evil.bin"}}')
+    with pytest.raises(Corrupt, match=r"it names 'evil\.bin', which is no safetensors file"):
+        headers.of_directory(tmp_path)
+
+
 def test_a_tensor_is_where_the_index_says(tmp_path: Path) -> None:
     for name in ("x", "y"):
         written(tmp_path / f"{name}.safetensors", f'{{"{name}": {ENTRY}}}')
