@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llmos_cli.core.sealed import TOKENIZERS
 from llmos_cli.data.cache import entry
 from llmos_cli.data.tokenizer_config import LOADING
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import Corrupt, NotFound, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -100,13 +100,22 @@ def existing(place: str | Path) -> PreTrainedTokenizerFast:
 
 def load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
     """What transformers finds in a directory, or on the hub under an id; never with code that lies beside it. Saved, it is what it was:
-    how it was loaded is no setting of its own."""
+    how it was loaded is no setting of its own. Corrupt where a directory has one that does not load."""
     from transformers import AutoTokenizer
 
     here = Path(place).is_dir()
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(place), local_files_only=here, trust_remote_code=False
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(place), local_files_only=here, trust_remote_code=False
+        )
+    except Exception as problem:  # the tokenizers library raises nothing narrower
+        if not (Path(place) / "tokenizer.json").is_file():
+            raise
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise Corrupt(
+            f"the tokenizer at {place} does not load: {reason[:200]}",
+            hint="of a checkpoint, `llmos fsck` tells whether it is as it was stored; data.tokenizer.path names another",
+        ) from problem
     for name in LOADING:
         tokenizer.init_kwargs.pop(name, None)
     return tokenizer
@@ -166,8 +175,9 @@ class ByteCounter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.backend = backend_of(tokenizer)
-        self.lengths = np.zeros(self.backend.get_vocab_size(with_added_tokens=True), np.int64)
-        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        self.lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)  # ids may be left out
+        for token, index in vocabulary.items():
             self.lengths[index] = len(token)
 
     def __call__(self, text: str, ids: Sequence[int]) -> NDArray[np.int64]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from llmos_cli.errors import UNREADABLE, Corrupt
 
 FILE = "tokenizer_config.json"
 LOADING = ("is_local", "local_files_only")
@@ -15,4 +18,14 @@ def has_chat_template(directory: Path) -> bool:
     if (directory / "chat_template.jinja").is_file():
         return True
     settings = directory / FILE
-    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    return settings.is_file() and bool(_settings(settings).get("chat_template"))
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Corrupt where it is no table."""
+    try:
+        return {**json.loads(file.read_bytes())}
+    except UNREADABLE as problem:
+        raise Corrupt(
+            f"{file} is no table of settings", hint="`llmos fsck` tells whether the checkpoint is as it was stored"
+        ) from problem

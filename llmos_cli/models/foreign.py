@@ -1,6 +1,6 @@
 """Models that others made, as we store them: Hugging Face directories, hub ids, GGUF files, pickled state dicts.
 
-`find` brings the upstream files into reach, `convert` writes a checkpoint directory: one shard per block, the tokenizer, the
+`upstream.find` brings their files into reach, `convert` writes a checkpoint directory: one shard per block, the tokenizer, the
 card and the licence. No code from upstream runs: safetensors and GGUF hold none, pickles meet `unpickle`, and a model whose
 architecture comes as Python files is refused.
 """
@@ -11,63 +11,39 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from llmos_cli.core import urls
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import blocks, dequantize, described, gguf_file, headers, sparse_files, unpickle
+from llmos_cli.models import (
+    blocks,
+    bounded,
+    dequantize,
+    described,
+    gguf_file,
+    headers,
+    sparse_files,
+    try_tokenizer,
+    unpickle,
+)
 from llmos_cli.models.build import SUFFIXES
 from llmos_cli.models.load import AUTO, skeleton
 from llmos_cli.models.save import save, tensors, write_streamed
+from llmos_cli.models.upstream import PICKLES, Foreign
 
-PICKLES = (".bin", ".pt", ".pth")
-KEPT = [
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer*.json", "tokenizer*.model", "*.bpe.model", "spiece.model", "vocab.*", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
-]
-"""What is taken from upstream beside weights."""
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """Upstream files on this disk. `weights`: the files that hold them; `origin`: what the checkpoint remembers of the place."""
-
-    directory: Path
-    weights: tuple[Path, ...]
-    origin: Mapping[str, str]
-
-    @property
-    def gguf(self) -> str | None:
-        return next((file.name for file in self.weights if file.suffix == ".gguf"), None)
-
-    def others(self) -> list[Path]:
-        """Configuration, tokenizer, card, licence: no code, no weights, and nothing that merely lies in the same folder."""
-        if self.gguf:  # says all of that itself
-            return []
-        files = sorted(file for file in self.directory.iterdir() if file.is_file())
-        return [file for file in files if any(fnmatch(file.name, pattern) for pattern in KEPT)]
+_MEMORY, _SECONDS = 2 << 30, 60
+"""Of a process that reads what a stranger made: bytes and seconds of computing, many times those that its libraries begin with."""
+_TOKENIZER = "put a tokenizer.json beside the weights"
+_PER_SECOND = 20 << 20
+"""Bytes of a pickle that are read in a second at least."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +58,6 @@ class Converted:
     licence: str = ""
 
 
-def find(source: str, *, file: str | None = None, revision: str | None = None) -> Foreign:
-    """The upstream files of a directory, a weights file, or a hub id (downloaded into the hub's own cache).
-
-    `file`: which weights file, where a place has several; `revision`: branch, tag or commit on the hub.
-    """
-    path = urls.path(source)
-    if path.is_dir():
-        _check_entries(path)
-        return Foreign(path, _choose(path, file), {"kind": "directory", "source": path.name})
-    if path.is_file():
-        if path.suffix not in (".safetensors", ".gguf", *PICKLES):
-            raise UsageError(
-                f"{path} is not a model", hint="a directory, .safetensors, .gguf, .bin or .pt can be imported"
-            )
-        return Foreign(path.parent, (path,), {"kind": path.suffix.removeprefix("."), "source": path.name})
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise NotFound(f"there is no {source}", hint="give a directory, a weights file, or a hub id like org/name")
-    return _download(source, file, revision)
-
-
 def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dtype | None, seed: int) -> Converted:
     """Write `foreign` as a checkpoint directory. `task`: needed where the architecture does not tell; `dtype`: of the weights,
     as upstream has them when None; `seed`: of a head that upstream lacks."""
@@ -111,12 +67,13 @@ def convert(foreign: Foreign, target: Path, *, task: str | None, dtype: torch.dt
     if foreign.gguf:
         return _convert_gguf(foreign, target, dtype)
     config = _config(foreign.directory)
-    dequantize.check(config)
-    own = _task(config)
+    with described.believed(f"{foreign.directory / 'config.json'} describes a model that cannot be"):
+        dequantize.check(config)
+        own = _task(config)
     chosen = _chosen(task, own, config)
     for file in foreign.others():
         if file.suffix == ".json":
-            described.read(file)
+            described.table(file)
     _copy(foreign.others(), target)
     _forget_pointers(target)
     _tokenizer(foreign, target)
@@ -141,98 +98,29 @@ def _convert_sparse(
         return convert(whole, target, task=task, dtype=dtype, seed=seed)
 
 
-def _check_entries(directory: Path) -> None:
-    """Untrusted where a link leads out of the folder: in an unpacked archive it may lead to a key of the user's, which would be
-    imported, and pushed one day. The hub's cache has its files beside its snapshots, and links to those. Corrupt where one would wait
-    for ever for what is no file."""
-    for each in directory.iterdir():
-        if each.exists() and not (each.is_file() or each.is_dir()):
-            raise Corrupt(f"{each} is a pipe, a socket or a device, and no file", hint="models have none: remove it")
-    inside = directory.resolve()
-    blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
-    for link in (file for file in directory.iterdir() if file.is_symlink() and file.is_file()):
-        target = Path(os.path.realpath(link))
-        if not (target.is_relative_to(inside) or target.is_relative_to(blobs)):
-            raise Untrusted(
-                f"{link.name} in {directory} is a link that leads out of it, to {target}",
-                hint="copy what it points to in its place, if that is what you mean",
-            )
-
-
-def _choose(directory: Path, file: str | None) -> tuple[Path, ...]:
-    """The weights of a directory: the named file, else safetensors, else the only GGUF file, else pickles."""
-    if file is not None:
-        if not (directory / file).is_file():
-            there = (
-                ", ".join(
-                    sorted(
-                        path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf", *PICKLES)
-                    )
-                )
-                or "none"
-            )
-            raise NotFound(f"{directory.resolve()} has no file {file}", hint=f"its files of weights: {there}")
-        return (directory / file,)
-    if any(directory.glob("*.safetensors")):
-        return tuple(headers.files(directory))
-    ggufs = sorted(directory.glob("*.gguf"))
-    if len(ggufs) > 1:
-        raise UsageError(f"{directory.name} has {len(ggufs)} GGUF files", hint=f"choose with --file {ggufs[0].name}")
-    if found := ggufs or sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.pt")):
-        return tuple(found)
-    raise NotFound(
-        f"{directory.resolve()} holds no weights", hint="safetensors, GGUF, .bin and .pt files can be imported"
-    )
-
-
-def _download(name: str, file: str | None, revision: str | None) -> Foreign:
-    wanted = [file] if file else ["*.safetensors"]
-    directory = _snapshot(name, revision, [*KEPT, "*.index.json", *wanted])
-    if not file and not any(directory.glob("*.safetensors")):
-        directory = _snapshot(name, revision, [*KEPT, "pytorch_model*.bin"])
-    origin = {"kind": "hub", "source": name, "revision": directory.name}
-    return Foreign(directory, _choose(directory, file), origin)
-
-
-def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError as problem:
-        raise NotFound(f"{name} is neither a file nor a hub id", hint="a hub id looks like org/name") from problem
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) as problem:
-        raise LlmosError(
-            f"{name} is not on this machine and the hub cannot be reached",
-            hint="download it where there is a network, and import the directory",
-        ) from problem
-    except HfHubHTTPError as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise NotFound(
-            f"the hub does not give out {name}: {reason}", hint="check the id, or log in with `hf auth login`"
-        ) from problem
-
-
 def _config(directory: Path) -> dict[str, Any]:
     file = directory / "config.json"
     if not file.is_file():
         raise NotFound(
             f"{directory.resolve()} holds no config.json", hint="it must stand beside the weights, as on the hub"
         )
+    config = described.table(file)
+    described.sizes(file, config)
+    names = config.get("architectures")
+    if not names:
+        raise UsageError(f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like')
+    if not (isinstance(names, list) and all(isinstance(name, str) and name.isidentifier() for name in names)):
+        raise Corrupt(f"{file} names no architecture in a list", hint='it should be ["LlamaForCausalLM"] or the like')
     try:
-        config = dict(described.read(file))
-        described.sizes(file, config)
-        if not config.get("architectures"):
-            raise UsageError(
-                f"{file} names no architecture", hint='add "architectures": ["LlamaForCausalLM"] or the like'
-            )
-        AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError, KeyError, OSError, StrictDataclassError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        if "auto_map" in file.read_text(encoding="utf-8", errors="replace"):
-            raise Untrusted(
-                f"{directory.name} needs Python code of its own, which llmos does not run",
-                hint="convert it with its own code to an architecture that transformers has, and import that",
-            ) from problem
-        raise Corrupt(f"{file} does not load: {reason}", hint="copy or download the folder again") from problem
+        with described.believed(f"{file} does not load"):
+            AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Corrupt as problem:
+        if "auto_map" not in config:
+            raise
+        raise Untrusted(
+            f"{directory.name} needs Python code of its own, which llmos does not run",
+            hint="convert it with its own code to an architecture that transformers has, and import that",
+        ) from problem
     return config
 
 
@@ -260,6 +148,7 @@ def _chosen(task: str | None, own: str | None, config: Mapping[str, Any]) -> str
 
 def _copy(files: Iterable[Path], target: Path) -> None:
     for file in files:
+        described.bounded(file)
         shutil.copyfile(file, target / file.name)
 
 
@@ -267,9 +156,7 @@ def _forget_pointers(target: Path) -> None:
     """None to Python files that were left behind: transformers would ask whether to run them. And none to files of this machine: a
     tokenizer would be made of what they hold, a key of the user's perhaps, and pushed one day."""
     for file in target.glob("*config.json"):
-        settings = described.read(file)
-        if not isinstance(settings, dict):
-            continue
+        settings = described.table(file)
         tokenizer = file.name == "tokenizer_config.json"
         kept = {k: v for k, v in settings.items() if k != "auto_map" and not (tokenizer and _points(k, v))}
         if kept != settings:
@@ -292,22 +179,37 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _tokenizer(foreign: Foreign, target: Path) -> None:
-    """tokenizer.json, made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table)."""
+    """tokenizer.json as it is, or made from whatever upstream has instead (merges, a sentencepiece model, GGUF's own table); tried."""
     names = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-    if (target / "tokenizer.json").exists() or not (foreign.gguf or any((target / name).exists() for name in names)):
-        return None
+    if not (target / "tokenizer.json").exists() and (foreign.gguf or any((target / name).exists() for name in names)):
+        _make_tokenizer(foreign, target)
+    if (target / "tokenizer.json").exists():
+        _try_tokenizer(foreign, target / "tokenizer.json")
+
+
+def _make_tokenizer(foreign: Foreign, target: Path) -> None:
+    trouble = f"the tokenizer of {foreign.origin['source']} does not load"
     try:
         if not foreign.gguf:
             return _resave(target, target)
         with TemporaryDirectory(dir=target.parent) as alone:  # from settings that lie beside it
             (Path(alone) / foreign.gguf).symlink_to((foreign.directory / foreign.gguf).resolve())
             _resave(Path(alone), target, gguf_file=foreign.gguf)
-    except (OSError, ValueError, ImportError, KeyError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise LlmosError(
-            f"the tokenizer of {foreign.origin['source']} does not load: {reason}",
-            hint="put a tokenizer.json beside the weights",
-        ) from problem
+    except ImportError as problem:
+        raise LlmosError(f"{trouble}: {described.told(problem)}", hint=_TOKENIZER) from problem
+    except Exception as problem:  # the tokenizers library raises nothing narrower
+        raise Corrupt(f"{trouble}: {described.told(problem)}", hint=_TOKENIZER) from problem
+
+
+def _try_tokenizer(foreign: Foreign, file: Path) -> None:
+    """Before anything is encoded with it here: it may be made to take all memory, or all time."""
+    allowed = _MEMORY + 20 * file.stat().st_size
+    ended = bounded.run(Path(try_tokenizer.__file__), file, memory=allowed, seconds=_SECONDS)
+    if ended.code:
+        raise Corrupt(
+            f"tokenizer.json of {foreign.origin['source']} makes no tokens of a text: {described.plain(ended.said)}",
+            hint="copy or download it again",
+        )
 
 
 def _resave(source: Path, target: Path, **options: str) -> None:
@@ -318,36 +220,39 @@ def _resave(source: Path, target: Path, **options: str) -> None:
 
 def _safetensors(foreign: Foreign, target: Path) -> dict[str, headers.Entry]:
     """Where every tensor is; pickles are made safetensors first, in `target` (removed by `_rewrite` or `_through_model`)."""
-    entries: dict[str, headers.Entry] = {}
-    for file in foreign.weights:
-        entries |= headers.of_file(_unpickled(file, target) if file.suffix in PICKLES else file)
-    return entries
+    if any(file.suffix in PICKLES for file in foreign.weights):
+        return headers.of_files([_unpickled(file, target) for file in foreign.weights])
+    whole = foreign.weights == tuple(headers.files(foreign.directory))  # else one that was named alone
+    return headers.of_directory(foreign.directory) if whole else headers.of_files(foreign.weights)
 
 
 def _unpickled(file: Path, target: Path) -> Path:
-    made = target / f"{file.name}.safetensors"
-    program = [sys.executable, "-I", str(Path(unpickle.__file__)), str(file), str(made)]
-    ended = subprocess.run(program, capture_output=True, text=True, check=False)
-    reason = ended.stdout.strip() or f"the reader ended with {ended.returncode}"
-    if ended.returncode == unpickle.REFUSED:
-        raise Untrusted(f"{file.name} holds more than weights: {reason}", hint="ask its author for safetensors")
-    if ended.returncode:
+    made, size = target / f"{file.name}.safetensors", file.stat().st_size
+    ended = bounded.run(
+        Path(unpickle.__file__),
+        file,
+        made,
+        memory=_MEMORY + 3 * unpickle.MOST * size,  # as read, made contiguous, and on its way to the file
+        seconds=_SECONDS + size // _PER_SECOND,
+    )
+    if ended.code == unpickle.REFUSED:
+        raise Untrusted(
+            f"{file.name} holds more than weights: {described.plain(ended.said)}", hint="ask its author for safetensors"
+        )
+    if ended.code:
         raise Corrupt(
-            f"{file.name} is no state dict: {reason}", hint="only a pickled table of named tensors can be imported"
+            f"{file.name} is no state dict: {described.plain(ended.said)}",
+            hint="only a pickled table of named tensors can be imported",
         )
     return made
 
 
 def _must_fit(directory: Path, entries: Mapping[str, headers.Entry]) -> None:
     """Before anything of the sizes that the config tells is made."""
-    try:
-        weights = sum(weight.numel() for weight in skeleton(directory).parameters())
-    except (RuntimeError, OverflowError) as problem:
-        raise Corrupt(
-            f"{directory / 'config.json'} describes a model that cannot be: {str(problem).splitlines()[0][:80]}",
-            hint="copy or download the folder again",
-        ) from problem
-    described.fits(directory, weights, sum(math.prod(shape) for shape in headers.dense_shapes(entries).values()))
+    file = directory / "config.json"
+    with described.believed(f"{file} describes a model that cannot be"):
+        bare = skeleton(directory)
+    described.fits(file, bare, sum(math.prod(shape) for shape in headers.dense_shapes(entries).values()))
 
 
 def _rewrite(entries: Mapping[str, headers.Entry], source: Path, target: Path) -> bool:
@@ -375,7 +280,7 @@ def _read(names: Iterable[str], entries: Mapping[str, headers.Entry]) -> dict[st
     for name in names:
         by_file.setdefault(entries[name].file, []).append(name)
     for file, held in by_file.items():
-        with safe_open(file, "pt") as opened:
+        with described.believed(f"{file} cannot be read"), safe_open(file, "pt") as opened:
             found |= {name: opened.get_tensor(name) for name in held}
     return found
 
@@ -396,7 +301,7 @@ def _through_model(
     auto = AUTO[SUFFIXES[task]]
     if type(config) not in auto._model_mapping:
         raise UsageError(f"{config.model_type} has no model for {task}", hint=f"--task {' or '.join(SUFFIXES)}")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), described.believed(f"{source / 'config.json'} describes a model that cannot be"):
         torch.manual_seed(seed)
         model, info = _filled(auto._model_mapping[type(config)], config, state)
     _must_have_fit(model, info, source)
@@ -411,7 +316,7 @@ def _through_model(
 
 
 def _must_have_fit(model: PreTrainedModel, info: Mapping[str, Any], source: Path) -> None:
-    """A head may be new; where the model below it has other sizes than its tensors, or none of them a place, it is another model."""
+    """A head may be new; where the model below it has other sizes than its tensors, or most of it none, it is another model."""
     body = f"{model.base_model_prefix}."
     if odd := sorted(each for each in info["mismatched_keys"] if each[0].startswith(body)):
         name, stored, wanted = odd[0]
@@ -420,10 +325,18 @@ def _must_have_fit(model: PreTrainedModel, info: Mapping[str, Any], source: Path
             hint="the weights are of another model than the config: copy or download the folder again",
         )
     lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if lacking.issuperset(name for name, _ in model.named_parameters()):
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    if lacking.issuperset(sizes):
         raise Corrupt(
             f"none of the tensors has a place in the {type(model).__name__} that {source / 'config.json'} describes",
             hint="are they weights of that model? Their names are those of another",
+        )
+    below = {name: size for name, size in sizes.items() if name.startswith(body)} or sizes
+    if 2 * sum(size for name, size in below.items() if name in lacking) > sum(below.values()):
+        raise Corrupt(
+            f"the files lack {len(lacking)} tensors of the {type(model).__name__} that {source / 'config.json'} describes, "
+            "most of its weights",
+            hint="are files missing, or is it the config of another model? Copy or download the folder again",
         )
 
 

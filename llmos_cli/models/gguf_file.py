@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from llmos_cli.errors import Corrupt, UsageError
 from llmos_cli.models import described, gguf_architectures, gguf_blocks, headers
@@ -43,11 +41,7 @@ FEW_BITS = ("Q4_0", "Q4_1", "Q4_K")
 OUTSIDE = ("token_embd", "output")
 """The embedding and the head: of 8 bits where the rest has 4."""
 ROPE_FACTORS = "rope_freqs.weight"
-UNREADABLE = (
-    *(ValueError, KeyError, IndexError, TypeError, ArithmeticError, OSError, RuntimeError, AssertionError, MemoryError),
-    struct.error,
-)
-"""What transformers' reader raises on bytes that are no GGUF, or one it does not know: it checks nothing itself."""
+_AGAIN = "copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -149,49 +143,64 @@ def _plain(model: PreTrainedModel) -> bool:
 
 def read(file: Path) -> PreTrainedModel:
     """The model of a GGUF file, dequantized to fp32. Corrupt where it cannot be read."""
-    try:
-        _check(file)
+    with described.believed(f"{file.name} cannot be read", hint=_AGAIN):
+        config = _checked(file)
         with contextlib.redirect_stderr(io.StringIO()):  # the reader's own progress bar knows no switch
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
+                config=config,
                 gguf_file=file.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype="float32",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
-    except UNREADABLE as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise Corrupt(f"{file.name} cannot be read: {reason}", hint="copy or download it again") from problem
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
+    if odd := sorted(info["mismatched_keys"]):
+        name, stored, wanted = odd[0]
         raise Corrupt(
-            f"{file.name} lacks {len(missing)} of the model's tensors, {missing[0]} first",
-            hint="copy or download it again",
+            f"{file.name} has {name} in the sizes {list(stored)}, and says of the model that they are {list(wanted)}",
+            hint=_AGAIN,
         )
+    if missing := sorted(info["missing_keys"]):
+        raise Corrupt(f"{file.name} lacks {len(missing)} of the model's tensors, {missing[0]} first", hint=_AGAIN)
     found: PreTrainedModel = model.eval()
     if hasattr(found.config, "quantization_config"):
         del found.config.quantization_config
     return found
 
 
-def _check(file: Path) -> None:
-    """Corrupt where it describes what no model is: read as it is, that would take hours, or be other weights than were written."""
+def _checked(file: Path) -> PreTrainedConfig:
+    """Its configuration. Corrupt where it describes what no model is: read as it is, that would take hours or all memory, or be other
+    weights than were written."""
     reader = _package().GGUFReader(file)
-    for name in (name for name in reader.fields if name.endswith(".block_count")):
-        described.sizes(file, {"num_hidden_layers": reader.fields[name].contents()})
-    spans = sorted((int(tensor.data_offset), int(tensor.n_bytes), tensor.name) for tensor in reader.tensors)
-    for (start, taken, name), (following, _, other) in pairwise(spans):
-        if start + taken > following:
+    _must_fill(file, reader)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    described.sizes(file, config.to_dict())
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config)
+    described.fits(file, bare, sum(int(tensor.n_elements) for tensor in reader.tensors))
+    return config  # type: ignore[no-any-return]
+
+
+def _must_fill(file: Path, reader: Any) -> None:
+    """Corrupt where its tensors are not laid one behind the other, as all writers do: one of another type than was written is."""
+    end = reader.data_offset
+    for tensor in sorted(reader.tensors, key=lambda each: (int(each.data_offset), int(each.n_bytes))):
+        if int(tensor.data_offset) != end:
             raise Corrupt(
-                f"{file.name} cannot be read: its tensors {name} and {other} lie over one another",
-                hint="copy or download it again",
+                f"{file.name} cannot be read: its tensors lie over one another, or have room between them, at {described.plain(tensor.name)}",
+                hint=_AGAIN,
             )
+        end += -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
+    if file.stat().st_size - end >= reader.alignment:
+        raise Corrupt(f"{file.name} cannot be read: its tensors do not fill it", hint=_AGAIN)
 
 
 def licence(file: Path) -> str:
     """The licence that the file's own metadata names, "" where none."""
     field = _package().GGUFReader(file).get_field("general.license")
-    return str(field.contents()) if field is not None else ""
+    return described.plain(str(field.contents())) if field is not None else ""
 
 
 def _package() -> Any:

@@ -20,6 +20,10 @@ from llmos_cli.errors import UNREADABLE, Corrupt, NotFound
 INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
+_LONGEST_NAME = 255
+_MOST_SIDES = 64
+"""Of one tensor; torch's own limit."""
+_AGAIN = "of a checkpoint, `llmos fsck` lists what is damaged; anything else: copy or download it again"
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
@@ -48,13 +52,22 @@ def of_directory(directory: Path) -> dict[str, Entry]:
     Raises:
         NotFound: no safetensors file. Corrupt: a file is missing, truncated or does not hold what the index says.
     """
-    entries = {name: entry for file in files(directory) for name, entry in of_file(file).items()}
-    if missing := sorted(set(_weight_map(directory)) - set(entries)):
-        raise Corrupt(
-            f"{INDEX} of {directory} names {missing[0]!r}, which no file holds",
-            hint="`llmos fsck` lists what is damaged",
-        )
+    entries = of_files(files(directory))
+    for name, file in _weight_map(directory).items():
+        if name not in entries or entries[name].file.name != file:
+            raise _corrupt(directory / INDEX, f"it says {name!r} is in {file!r}, which holds no such tensor")
     return dict(sorted(entries.items()))
+
+
+def of_files(files: Iterable[Path]) -> dict[str, Entry]:
+    """Every tensor of several safetensors files. Corrupt where two hold one: nobody could say which is meant."""
+    entries: dict[str, Entry] = {}
+    for file in files:
+        found = of_file(file)
+        if twice := next(iter(entries.keys() & found.keys()), None):
+            raise _corrupt(file, f"{twice!r} is in {entries[twice].file.name} too")
+        entries |= found
+    return entries
 
 
 def files(directory: Path) -> list[Path]:
@@ -70,7 +83,9 @@ def of_file(file: Path) -> dict[str, Entry]:
     """Every tensor of one safetensors file, checked against the file's size."""
     size = file.stat().st_size if file.is_file() else 0
     header, offset = _read_header(file, size)
-    entries = {name: _entry(file, name, value, offset) for name, value in header.items() if name != "__metadata__"}
+    if odd := next((name for name in header if not _is_name(name)), None):
+        raise _corrupt(file, f"{odd[:50]!r} is no tensor's name")
+    entries = {name: _entry(file, name, value, offset) for name, value in header.items()}
     end = offset
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != end:
@@ -125,8 +140,8 @@ def stored_shape(entry: Entry) -> tuple[int, ...]:
 def _weight_map(directory: Path) -> dict[str, str]:
     try:
         files = dict(json.loads(read_bytes(directory / INDEX, linked=True))["weight_map"])
-        for name in files.values():
-            name.encode()  # a text, and one that a file can be called
+        if not all(map(_is_name, [*files, *files.values()])):
+            raise ValueError("these are no names")
         return files
     except FileNotFoundError:
         return {}
@@ -134,9 +149,16 @@ def _weight_map(directory: Path) -> dict[str, str]:
         raise _corrupt(directory / INDEX, "it is not an index of tensors") from problem
 
 
+def _is_name(name: str) -> bool:
+    """Of a tensor or a file: it stands in sentences on a terminal, which other characters would command. (No text: TypeError and the like.)"""
+    return len(name) <= _LONGEST_NAME and name.isprintable()
+
+
 def _inside(directory: Path, name: str) -> Path:
     if Path(name).name != name:
         raise _corrupt(directory / INDEX, f"it names {name!r}, a path outside the directory")
+    if not name.endswith(".safetensors"):
+        raise _corrupt(directory / INDEX, f"it names {name!r}, which is no safetensors file")
     return directory / name
 
 
@@ -148,19 +170,31 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
         if length > min(LARGEST_HEADER, size - 8):
             raise _corrupt(file, f"its header claims {length} bytes")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
         except UNREADABLE as problem:
             raise _corrupt(file, "its header is not JSON") from problem
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a table")
+    told = header.pop("__metadata__", {})
+    if not (isinstance(told, dict) and all(isinstance(value, str) for value in told.values())):
+        raise _corrupt(file, "what it says of itself are not names and texts")
     return header, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError where a name is said twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
     try:
         start, end = value["data_offsets"]
         entry = Entry(file, value["dtype"], tuple(value["shape"]), offset + start, offset + end)
-        fits = entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype] and start >= 0
+        sides = len(entry.shape) <= _MOST_SIDES and all(type(side) is int and side >= 0 for side in entry.shape)
+        fits = sides and start >= 0 and entry.bytes * 8 == math.prod(entry.shape) * BITS[entry.dtype]
     except UNREADABLE as problem:
         raise _corrupt(file, f"the header's entry for {name!r} makes no sense") from problem
     if not fits:
@@ -169,4 +203,4 @@ def _entry(file: Path, name: str, value: Any, offset: int) -> Entry:
 
 
 def _corrupt(file: Path, reason: str) -> Corrupt:
-    return Corrupt(f"{file} is corrupt: {reason}", hint="`llmos fsck` lists what is damaged; import or train it again")
+    return Corrupt(f"{file} is corrupt: {reason}", hint=_AGAIN)

@@ -1,6 +1,6 @@
 """A pickled state dict made safetensors: run as a program of its own, so that a hostile file meets a process that holds nothing.
 
-    python -I unpickle.py WEIGHTS.bin OUTPUT.safetensors
+    python -I unpickle.py WEIGHTS.bin OUTPUT.safetensors        (by `bounded`, which bounds its memory and time)
 
 Only torch's weights-only unpickler is used: a file that names anything but tensors and plain containers is refused. Exit
 status 0; 3 when the file is refused, 4 when it holds no tensors or cannot be read, with one line of reason on stdout.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 def main(source: Path, target: Path) -> int:
     try:
+        _must_be_stored(source)
         loaded = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         return _said(REFUSED, problem)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as problem:
+    except (RuntimeError, OSError, EOFError, MemoryError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         return _said(UNREADABLE, problem)
     try:
         views = _named(loaded)
@@ -43,6 +45,20 @@ def main(source: Path, target: Path) -> int:
     except (RuntimeError, NotImplementedError, RecursionError, MemoryError, ValueError, TypeError, KeyError) as problem:
         return _said(UNREADABLE, problem)  # tensors without bytes, or of a kind that safetensors has not
     return 0
+
+
+def _must_be_stored(source: Path) -> None:
+    """ValueError where an archive's records are larger than the archive: torch stores them as they are, so that compressed ones are
+    there to take memory."""
+    with source.open("rb") as stream:
+        if stream.read(2) != b"PK":
+            return  # a plain pickle, as torch once wrote
+    with zipfile.ZipFile(source) as archive:
+        records = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in records):
+        raise ValueError("its records are compressed, which torch never does")
+    if sum(each.file_size for each in records) > source.stat().st_size:
+        raise ValueError("its records are larger than the file")
 
 
 def _named(loaded: Any) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,10 +14,13 @@ from llmos_cli.core.objects import files_below, hash_files
 from llmos_cli.core.view import Line, Lines, Span, View, short, size
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data import tokenizer_config
+from llmos_cli.errors import Conflict
 from llmos_cli.events import Emit, Note
-from llmos_cli.models import foreign, headers
+from llmos_cli.models import described, foreign, headers, upstream
 from llmos_cli.operations.determinism import determinism
 from llmos_cli.operations.environment import environment
+
+_BEGINNING = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,16 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
     but the commit, and keeps nothing: what would go wrong goes wrong now."""
     if dry_run:
         with ws.stage() as staged:
-            _, converted = _converted(source, options, staged, emit)
+            converted, _ = _converted(source, options, staged, emit)
             return _result(source, converted, staged)
     with ws.begin("import", config={"import": {"source": source, **asdict(options)}}) as run:
         run.listen(emit)
         with ws.stage() as staged:
-            found, converted = _converted(source, options, staged, run.emit)
-            checkpoint = run.commit(staged, _made(found, converted, options))
+            converted, read = _converted(source, options, staged, run.emit)
+            result = _result(source, converted, staged)
+            checkpoint = run.commit(staged, _made(read, converted, options))
         return replace(
-            _result(source, converted, checkpoint.path),
+            result,
             checkpoint=checkpoint.id,
             run=run.id,
             branch=run.base,
@@ -85,15 +88,26 @@ def import_(ws: Workspace, source: str, options: ImportOptions, *, dry_run: bool
         )
 
 
-def _converted(
-    source: str, options: ImportOptions, staged: Path, emit: Emit
-) -> tuple[foreign.Foreign, foreign.Converted]:
-    found = foreign.find(source, file=options.file, revision=options.revision)
+@dataclass(frozen=True)
+class Read:
+    """`files`: the SHA-256 of each that was read, by its name."""
+
+    origin: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def _converted(source: str, options: ImportOptions, staged: Path, emit: Emit) -> tuple[foreign.Converted, Read]:
+    """Conflict where the source was written to meanwhile: its hashes would be of other bytes than were read."""
+    found = upstream.find(source, file=options.file, revision=options.revision)
+    before = found.stamps()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     converted = foreign.convert(found, staged, task=options.task, dtype=dtype, seed=options.seed)
     for note in converted.notes:
         emit(Note(note, level="warning"))
-    return found, converted
+    hashes = hash_files(filter(Path.is_file, before))
+    if found.stamps() != before:
+        raise Conflict(f"{source} was changed while it was read", hint="import it again once nobody writes to it")
+    return converted, Read(found.origin, {file.name: entry.sha256 for file, entry in sorted(hashes.items())})
 
 
 def _result(source: str, converted: foreign.Converted, directory: Path) -> ImportResult:
@@ -116,27 +130,31 @@ def _result(source: str, converted: foreign.Converted, directory: Path) -> Impor
 def licence(directory: Path) -> str:
     """As the model card's front matter names it, else the first words of a licence file."""
     card = directory / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = _beginning(card) if card.is_file() else ""
     front = text.split("\n---", 1)[0].splitlines() if text.startswith("---") else []
     for line in front:
         if line.startswith("license:"):
-            return line.removeprefix("license:").strip()
+            return described.plain(line.removeprefix("license:"))
     files = sorted([*directory.glob("LICEN[SC]E*")])
-    words = files[0].read_text(encoding="utf-8", errors="replace").split() if files else []
-    return " ".join(words[:4])
+    words = _beginning(files[0]).split() if files else []
+    return described.plain(" ".join(words[:4]))
 
 
-def _made(found: foreign.Foreign, converted: foreign.Converted, options: ImportOptions) -> Made:
+def _beginning(file: Path) -> str:
+    """What names a licence stands in it, however long it is."""
+    with file.open("rb") as stream:
+        return stream.read(_BEGINNING).decode(errors="replace")
+
+
+def _made(read: Read, converted: foreign.Converted, options: ImportOptions) -> Made:
     """What is remembered of upstream: where it was and the hash of every file that was read."""
-    upstream = hash_files([*found.weights, *found.others()])
     named = converted.licence
     facts = environment()
-    files: Mapping[str, Any] = {file.name: entry.sha256 for file, entry in sorted(upstream.items())}
     return Made(
         operation="import",
         parents=(),
-        config={"import": {**found.origin, **asdict(options)}, "data": {"task": converted.task}},
-        data={"upstream": {**found.origin, "files": files, **({"licence": named} if named else {})}},
+        config={"import": {**read.origin, **asdict(options)}, "data": {"task": converted.task}},
+        data={"upstream": {**read.origin, "files": read.files, **({"licence": named} if named else {})}},
         environment={**facts, "determinism": determinism("import", {}, facts)},
         seed=options.seed,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

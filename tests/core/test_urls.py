@@ -10,7 +10,7 @@ from llmos_cli.core import urls
 from llmos_cli.core.workspace import Workspace
 from llmos_cli.data.places import filesystem, locate
 from llmos_cli.errors import UsageError
-from llmos_cli.models import foreign
+from llmos_cli.models import upstream
 from llmos_cli.operations import remote as remotes
 from llmos_cli.operations.backup import backup
 from llmos_cli.operations.clone import clone
@@ -61,7 +61,7 @@ def test_nor_a_cache_nor_data_nor_a_key(ws: Workspace, url: str) -> None:
     with pytest.raises(UsageError, match=SAYS[NO_USER[0]]):
         locate(NO_USER[0], format=None, root=ws.root)
     with pytest.raises(UsageError, match=SAYS[NO_USER[0]]):
-        foreign.find(NO_USER[0])
+        upstream.find(NO_USER[0])
 
 
 def test_of_data_the_url_is_told_and_no_package(ws: Workspace) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmos_cli.data.pack import Packed, Separate, packed
 from llmos_cli.data.tokenize import END, ByteCounter, backend_of, bpe, end_of_text, existing, identity
-from llmos_cli.errors import NotFound, UsageError
+from llmos_cli.errors import Corrupt, NotFound, UsageError
 from llmos_cli.options.data import DataOptions
 from llmos_cli.options.data import Tokenizer as TokenizerOptions
 from llmos_cli.tasks.text import tokenizer_for
@@ -52,6 +52,20 @@ def test_every_token_is_predicted_once_and_every_byte_counted_once(kind, length,
     assert batch["labels"][batch["labels"] >= 0].tolist() == expected
     assert split.bytes(range(len(split))) == sum(len(text.encode()) for text in TEXTS)
     assert sum(split.bytes([row]) for row in range(len(split))) == split.bytes(range(len(split)))
+
+
+def test_bytes_are_counted_where_ids_are_left_out():
+    backend = Tokenizer(models.WordLevel({"a": 0, "bc": 70}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    counter = ByteCounter(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert counter("a bc", [0, 70]).sum() == 4
+
+
+def test_a_tokenizer_that_does_not_load_is_told_in_a_sentence(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Corrupt, match="does not load: "):
+        existing(tmp_path)
 
 
 def test_inputs_are_the_tokens_before_the_labels(tokenizer, tmp_path):
@@ -115,7 +129,7 @@ def test_a_tokenizer_never_brings_its_own_code(tokenizer, tmp_path, monkeypatch)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **own}))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # whatever transformers would ask
-    with contextlib.suppress(NotFound):
+    with contextlib.suppress(NotFound, Corrupt):
         existing(tmp_path)
     assert not (tmp_path / "ran").exists()
 

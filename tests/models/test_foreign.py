@@ -9,16 +9,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+from llmos_cli.data.tokenize import bpe
 from llmos_cli.errors import Corrupt, LlmosError, NotFound, Untrusted, UsageError
-from llmos_cli.models import headers, unpickle
-from llmos_cli.models.foreign import Converted, convert, find
+from llmos_cli.models import foreign, headers, unpickle
+from llmos_cli.models.foreign import Converted, convert
 from llmos_cli.models.load import load
+from llmos_cli.models.upstream import find
 from llmos_cli.operations.training import state
 from tests.models.conftest import logits, make
 
@@ -111,6 +115,19 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(upstream: Path, tmp_path
         find(str(upstream))
 
 
+@pytest.mark.parametrize("name", ["README.md", "NOTICE", "tokenizer_config.json"])
+def test_a_link_beside_a_file_of_weights_is_refused_too(upstream: Path, tmp_path: Path, name: str) -> None:
+    """Only where it would be brought along: what else lies there is nobody's business."""
+    (tmp_path / "id_rsa").write_text("a key")
+    (upstream / "diary.txt").unlink()
+    (upstream / "diary.txt").symlink_to(tmp_path / "id_rsa")
+    assert find(str(upstream / "model.safetensors")).weights == (upstream / "model.safetensors",)
+    (upstream / name).unlink(missing_ok=True)
+    (upstream / name).symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(Untrusted, match=rf"{name} in .* is a link that leads out of it"):
+        find(str(upstream / "model.safetensors"))
+
+
 @pytest.mark.parametrize("kind", ["BertTokenizer", "GPT2Tokenizer"])
 def test_a_tokenizer_is_made_of_files_of_its_folder_alone(
     upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -157,6 +174,69 @@ def test_links_of_the_hubs_cache_are_its_files(upstream: Path, tmp_path: Path) -
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
     assert find(str(snapshot)).weights
+
+
+def test_records_that_take_more_than_their_file_are_not_unpacked(tmp_path: Path, capsys: Any) -> None:
+    torch.save({"weight": torch.zeros(1 << 20)}, tmp_path / "stored.bin")
+    with ZipFile(tmp_path / "stored.bin") as stored, ZipFile(tmp_path / "small.bin", "w", ZIP_DEFLATED) as small:
+        for each in stored.namelist():
+            small.writestr(each, stored.read(each))
+    assert unpickle.main(tmp_path / "small.bin", tmp_path / "out.safetensors") == unpickle.UNREADABLE
+    assert "compressed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "message"),
+    [("_MEMORY", 1 << 20, "no state dict: "), ("_SECONDS", 1, "takes more than 1 seconds")],
+)
+def test_a_pickle_has_the_memory_and_time_that_its_size_needs(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, least: int, message: str
+) -> None:
+    (upstream / "model.safetensors").unlink()
+    (upstream / "pytorch_model.bin").write_bytes(b"\x80\x02" + b"(" * 15_000_000 + b".")
+    monkeypatch.setattr(foreign, limit, least)
+    monkeypatch.setattr(foreign, "_PER_SECOND", 1 << 40)
+    with pytest.raises(Corrupt, match=message):
+        bring(upstream, tmp_path / "ours")
+
+
+BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a regular expression": (
+        lambda t: t.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}),
+        "end pattern with unmatched parenthesis",
+    ),
+    "nothing": (lambda t: t.clear(), "Model missing"),
+    "an id below all": (lambda t: t["added_tokens"][0].update(id=-1), "integer `-1`"),
+    "an id beyond all": (lambda t: t["model"]["vocab"].update(a=4_000_000_000), "has the id 4000000000"),
+    "a text that grows": (
+        lambda t: t.update(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12,
+            }
+        ),
+        "takes more than 200 MiB of memory",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_tokenizer_that_makes_no_tokens_is_refused(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """One that does is brought along as it is."""
+    change, message = BROKEN[kind]
+    file = upstream / "tokenizer.json"
+    bpe(["a text"], vocab_size=300, key="t", cache=tmp_path / "cache").backend_tokenizer.save(str(file))
+    bring(upstream, tmp_path / "before")
+    assert (tmp_path / "before" / file.name).read_bytes() == file.read_bytes()
+
+    said = json.loads(file.read_bytes())
+    change(said)
+    file.write_text(json.dumps(said))
+    monkeypatch.setattr(foreign, "_MEMORY", 200 << 20)
+    with pytest.raises(Corrupt, match=f"tokenizer.json of upstream makes no tokens of a text: .*{message}"):
+        bring(upstream, tmp_path / "ours")
 
 
 def test_other_pickles_are_refused_in_their_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,12 +333,36 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "preprocessor_config.json is not",
     ),
     "deep enough": (lambda d: (d / "tokenizer.json").write_text("[" * 150 + "]" * 150), "nested more than 100 deep"),
+    "large": (lambda d: os.truncate(d / "README.md", 3 << 30), "README.md has 3,221,225,472 bytes, more than"),
     "a side": (says("config.json", hidden_size=10**12), "hidden_size is 1000000000000, which no model has"),
     "sides": (says("config.json", hidden_size=2**24), "config.json describes .* weights, and the files hold"),
     "product": (
         says("config.json", hidden_size=2**31, intermediate_size=2**31, vocab_size=2**31),
         "cannot be|describes .* weights",
     ),
+    "heads": (says("config.json", num_attention_heads=0), "does not load: "),
+    "a number of architectures": (says("config.json", architectures=7), "names no architecture in a list"),
+    "one architecture": (says("config.json", architectures="LlamaForCausalLM"), "names no architecture in a list"),
+    "formats": (says("config.json", quantization_config=[1, 2]), "does not load: "),
+    "positions": (
+        says("config.json", rope_parameters={"rope_type": "yarn", "factor": "x", "rope_theta": 1e4}),
+        "describes a model that cannot be: ",
+    ),
+    "an activation": (says("config.json", hidden_act="evil"), "describes a model that cannot be: KeyError 'evil'"),
+    "a type": (says("config.json", dtype="evil", torch_dtype="evil"), "does not load: "),
+    "no words": (says("config.json", vocab_size=0), "describes a model that cannot be: "),
+    "another's package": (
+        says("config.json", model_type="timm_wrapper", architectures=["TimmWrapperForImageClassification"]),
+        "does not load: ",
+    ),
+    "nothing": (lambda d: (d / "config.json").write_text("null"), "is no table"),
+    "layers below none": (says("config.json", num_hidden_layers=-1), "describes a model of -1 layers"),
+    "layers that nobody has": (says("config.json", num_hidden_layers=40), "the files lack .* most of its weights"),
+    "another's shard": (
+        says("model.safetensors.index.json", weight_map={"model.embed_tokens.bias": "model.safetensors"}),
+        "'model.embed_tokens.bias' is in 'model.safetensors', which holds no such tensor",
+    ),
+    "layers in parts": (says("config.json", depths=[600, 600]), "depths is 1200, which no model has"),
     "labels": (says("config.json", num_labels=10**9), "num_labels is 1000000000, which no model has"),
     "layers": (says("config.json", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
 }
@@ -272,6 +376,34 @@ def test_what_no_model_says_of_itself_is_refused_at_once(upstream: Path, tmp_pat
     with pytest.raises(Corrupt, match=message):
         bring(upstream, tmp_path / "ours")
     assert time.process_time() - began < 10
+
+
+def gguf(file: Path, **numbers: int) -> Path:
+    """The smallest there is: a Llama of those numbers, and not one tensor."""
+    writer = GGUFWriter(file, "llama")
+    for name, value in numbers.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({}, "m.gguf describes 6,[0-9,]+ weights, and the files hold 0"),
+        ({"block_count": 0}, "m.gguf describes a model of 0 layers"),
+        ({"embedding_length": 7}, r"m.gguf cannot be read: .* hidden size \(7\)"),
+        ({"attention.head_count": 2**32 - 1}, r"m.gguf cannot be read: .* attention heads \(4294967295\)"),
+    ],
+)
+def test_a_gguf_whose_model_it_does_not_hold_is_refused_before_that_is_made(
+    tmp_path: Path, numbers: dict[str, int], message: str
+) -> None:
+    with pytest.raises(Corrupt, match=message):
+        bring(gguf(tmp_path / "m.gguf", **numbers), tmp_path / "ours")
 
 
 def test_pointers_to_code_that_is_not_needed_are_left_behind(upstream: Path, tmp_path: Path) -> None:

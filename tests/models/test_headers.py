@@ -47,13 +47,73 @@ def test_nonsense_is_corrupt(tmp_path: Path, content: bytes) -> None:
         {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
         {"dtype": "F32", "shape": [1]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1] * 100_000, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
         7,
     ],
 )
 def test_an_entry_that_does_not_fit_is_corrupt(tmp_path: Path, entry: object) -> None:
-    header = json.dumps({"a": entry}).encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(Corrupt):
+    written(tmp_path / "x.safetensors", json.dumps({"a": entry}))
+    with pytest.raises(Corrupt) as raised:
+        headers.of_directory(tmp_path)
+    assert len(raised.value.message) < 500
+
+
+ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+
+
+def written(file: Path, header: str) -> None:
+    """With four bytes of weights."""
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(4))
+
+
+@pytest.mark.parametrize("name", ["a\\nerror: fake\\u001b[31m", "a" * 5000])
+@pytest.mark.parametrize("place", ["tensor", "indexed", "file"])
+def test_a_name_that_no_line_could_hold_is_corrupt(tmp_path: Path, name: str, place: str) -> None:
+    """What a stranger calls his tensors and files stands in sentences on a terminal."""
+    said = {"tensor": "a", "indexed": "a", "file": "x.safetensors", place: name}
+    written(tmp_path / "x.safetensors", f'{{"{said["tensor"]}": {ENTRY}}}')
+    (tmp_path / headers.INDEX).write_text(f'{{"weight_map": {{"{said["indexed"]}": "{said["file"]}"}}}}')
+    with pytest.raises(Corrupt) as raised:
+        headers.of_directory(tmp_path)
+    assert raised.value.message.isprintable() and len(raised.value.message) < 500
+
+
+def test_a_name_said_twice_is_corrupt(tmp_path: Path) -> None:
+    written(tmp_path / "x.safetensors", f'{{"a": {ENTRY}, "a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match="its header is not JSON"):
+        headers.of_directory(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_corrupt(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        written(tmp_path / f"{name}.safetensors", f'{{"a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match=r"'a' is in x\.safetensors too"):
+        headers.of_directory(tmp_path)
+
+
+def test_an_index_names_no_pickle(tmp_path: Path) -> None:
+    (tmp_path / headers.INDEX).write_text('{"weight_map": {"x": "evil.bin"}}')
+    with pytest.raises(Corrupt, match=r"it names 'evil\.bin', which is no safetensors file"):
+        headers.of_directory(tmp_path)
+
+
+def test_a_tensor_is_where_the_index_says(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        written(tmp_path / f"{name}.safetensors", f'{{"{name}": {ENTRY}}}')
+    said = {"x": "x.safetensors", "y": "y.safetensors"}
+    (tmp_path / headers.INDEX).write_text(json.dumps({"weight_map": said}))
+    assert set(headers.of_directory(tmp_path)) == {"x", "y"}
+    (tmp_path / headers.INDEX).write_text(json.dumps({"weight_map": {**said, "x": "y.safetensors"}}))
+    with pytest.raises(Corrupt, match=r"it says 'x' is in 'y\.safetensors', which holds no such tensor"):
+        headers.of_directory(tmp_path)
+
+
+@pytest.mark.parametrize("told", ['{"format": ["pt"]}', "[]", "null"])
+def test_a_file_says_texts_of_itself(tmp_path: Path, told: str) -> None:
+    written(tmp_path / "x.safetensors", f'{{"__metadata__": {told}, "a": {ENTRY}}}')
+    with pytest.raises(Corrupt, match="not names and texts"):
         headers.of_directory(tmp_path)
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmos_cli.core.workspace import Workspace
-from llmos_cli.models import gguf_file, headers
+from llmos_cli.models import foreign, gguf_file, headers
 from llmos_cli.models.load import load
 from llmos_cli.models.quantized import write_quantized
 from llmos_cli.models.rewrite import rewrite
 from llmos_cli.models.save import save
 from llmos_cli.operations.export import _publish_file
+from llmos_cli.operations.import_ import licence
 from tests.models.conftest import batch, logits, make, nearest, quantize_all
 
 TEXT = "the for statement is used to iterate over the elements of a sequence 0123456789 " * 20
@@ -83,6 +87,48 @@ def test_an_import_that_cannot_be_leaves_no_checkpoint(
     assert ran.code == code
     assert message in ran.err
     assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json", "generation_config.json", "config.json"])
+def test_settings_that_are_no_table_are_corrupt_before_anything_is_committed(
+    workspace: Workspace, upstream: Path, llmos: Any, tmp_path: Path, name: str
+) -> None:
+    source = shutil.copytree(upstream, tmp_path / "source")
+    (source / name).write_text("[1]")
+    ran = llmos("import", source)
+    assert (ran.code, f"{source / name} is no table of names and values" in ran.err) == (5, True), ran.err
+    assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+@pytest.mark.parametrize("change", [os.truncate, lambda file, size: file.unlink(), lambda file, size: os.utime(file)])
+def test_a_source_that_changes_while_it_is_read_is_not_imported(
+    workspace: Workspace,
+    upstream: Path,
+    llmos: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, int], object],
+    name: str,
+) -> None:
+    """The hashes that a checkpoint remembers are those of what it was made from."""
+    source, convert = shutil.copytree(upstream, tmp_path / "source"), foreign.convert
+
+    def converted(*arguments: Any, **options: Any) -> foreign.Converted:
+        done = convert(*arguments, **options)
+        change(source / name, 3)
+        return done
+
+    monkeypatch.setattr(foreign, "convert", converted)
+    ran = llmos("import", source)
+    assert (ran.code, "was changed while it was read" in ran.err) == (6, True), ran.err
+    assert workspace.head().checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE"])
+def test_a_licence_commands_no_terminal(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("---\nlicense: \x1b[31mmine\n---\n" if name == "README.md" else "\x1b[31mmine")
+    assert licence(tmp_path) == "[31mmine"
 
 
 def test_a_bare_state_dict_is_told_where_its_config_should_be(workspace: Workspace, llmos: Any, tmp_path: Path) -> None:
@@ -232,6 +278,7 @@ def test_a_gguf_that_describes_no_model_is_corrupt(
         ("llama.block_count", four, 4, "which no model has"),
         ("llama.attention.head_count", bytes(4), 4, "cannot be read"),
         ("blk.0.attn_q.weight", bytes(8), 4 + 16 + 4, "lie over one another"),
+        ("blk.0.attn_q.weight", (8).to_bytes(4, "little"), 4 + 16, "or have room between them"),  # Q8_0 where bf16 is
     ):
         told = patched(key, value, skip)
         assert (told.code, said in told.err) == (5, True), told.err
