@@ -63,7 +63,7 @@ CASES: dict[str, list[tuple[str, ...]]] = {
     "init": [("init", "../new"), ("init", "../in/there", "-t", "image-classification")],
     "prune": [("prune", "-q")],
     "pull": [("pull",)],
-    "push": [("push", "--remote", "empty"), ("push", "--all", "--remote", "empty"), ("push", "--delete", "main")],
+    "push": [("push", "--remote", "empty"), ("push", "--all", "--remote", "empty"), ("push", "--delete", "--force", "main")],
     "quantize": [("quantize", "-q")],
     "redo": [("redo",)],
     "remote": [("remote", "add", "another", "../there"), ("remote", "rm", "empty")],

@@ -292,7 +292,9 @@ def answer(url: str, body: Any) -> int:
     raise AssertionError(f"{url} is not ready")
 
 
-@pytest.mark.parametrize("template", sorted(TINY))
+@pytest.mark.parametrize(  # those of language models are the demo's
+    "template", [pytest.param(each, marks=pytest.mark.slow) if each == "causal-lm" else each for each in sorted(TINY)]
+)
 def test_the_shipped_configs_are_ready_to_use(template: str, tmp_path: Path, llmos: Llmos, monkeypatch: Any) -> None:
     """As `init` writes them: every file is right, and training could begin."""
     assert llmos("init", tmp_path / "model", "--template", template).code == 0
