@@ -22,7 +22,7 @@ from llmos_cli.operations.integrity.strangers import not_plain
 def of_runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
     """A line that a crash cut short at the end is no damage; one that makes no sense in the middle is."""
     ledger = ws.ledger.all()
-    for run in lost_runs(ws):
+    for run in _without_folder(ws, ledger):
         if readable(ws, RUNS + run) == (None, False):  # else it is told with its ref
             yield Problem(f"runs/{run}", "is missing, and the ledger says how it ended")
     for name in folders(ws.root / "runs"):
@@ -39,8 +39,11 @@ def of_runs(ws: Workspace) -> Iterator[Problem | GivenUpFile]:
 
 def lost_runs(ws: Workspace) -> list[str]:
     """Runs that ended here, or came from a remote, and whose folders are gone."""
-    gone = ws.ledger.all().keys() - set(folders(ws.root / "runs"))
-    return [run for run in sorted(gone) if is_gone(ws, run)]
+    return _without_folder(ws, ws.ledger.all())
+
+
+def _without_folder(ws: Workspace, ledger: Mapping[str, Entry]) -> list[str]:
+    return [run for run in sorted(ledger.keys() - set(folders(ws.root / "runs"))) if is_gone(ws, run)]
 
 
 def _of(ws: Workspace, folder: Path, said: Entry | None) -> Iterator[Problem | GivenUpFile]:
